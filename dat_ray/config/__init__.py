@@ -1,0 +1,1 @@
+"""What a run is. Imports neither torch nor ray."""

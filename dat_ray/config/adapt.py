@@ -1,0 +1,87 @@
+"""Settings of `dat adapt`: a causal chat model becomes a masked-diffusion prompt in-painter through a LoRA.
+
+Imports neither torch nor ray, like the rest of `config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dat_ray.config.loading import load_settings, recipe_text
+from dat_ray.config.schema import DType, Fraction, NonNegative, Positive, Section
+
+
+class AdaptConfig(Section):
+    """How the adapter is trained. The schedule counts steps, never seconds, so that a run can be repeated."""
+
+    mask_token_id: NonNegative = Field(16, description="a token that no text uses; 16 is an unused special token of SmolLM2")
+    seed: NonNegative = 0
+    steps: Positive = Field(400, description="optimizer steps")
+    batch_size: Positive = Field(16, description="rows of a step")
+    pool_batches: Positive = Field(8, description="rows of this many batches are sorted by length together, to pad little")
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-3
+    warmup: Fraction = Field(0.05, description="share of the steps with a linearly rising learning rate; cosine to 0 after it")
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    rank: Positive = 32
+    alpha: Positive = 64
+    loss_weight: Literal["mean", "inverse_rate"] = Field(
+        "mean",
+        description="mean: average over masked tokens, less noisy over few steps; "
+        "inverse_rate: 1/t for each row, the likelihood bound of LLaDA, whose rare small t dominate a short run",
+    )
+    response_mask_share: Fraction = Field(0.5, description="share of rows whose response is masked too, at a rate of U(0,1)")
+    response_cut_share: Fraction = Field(0.25, description="share of rows whose response is cut to a random shorter length")
+    logit_chunk: Positive = Field(128, description="masked positions that go through the output head at once")
+    checkpoint_every: Positive = Field(50, description="steps between checkpoints")
+    evaluate_every: Positive = Field(
+        100, description="steps between held-out evaluations; before the first and after the last there is one too"
+    )
+    evaluation_rows: Positive = Field(96, description="held-out rows of an evaluation during training")
+
+
+class SynthesisConfig(Section):
+    """Pairs that the chat model writes itself: a prompt from the opening of its user turn, then an answer."""
+
+    seed: NonNegative = 0
+    rows: Positive = Field(8192, description="prompts begun; unfinished, non-ASCII and oddly long ones are dropped")
+    prompt_openers: tuple[str, ...] = Field(("",), description="words that the user turn begins with, one drawn a row")
+    response_openers: tuple[str, ...] = Field(("",), description="words that the answer begins with, one drawn a row")
+    temperature: Annotated[float, Field(gt=0.0)] = 0.9
+    top_k: Positive = 50
+    prompt_tokens: Positive = Field(32, description="a prompt that has not ended by then is dropped")
+    response_tokens: Positive = Field(20, description="greedy tokens after the response opener")
+    chunk: Positive = Field(256, description="rows between two writes, the most that a crash can cost")
+    dtype: DType = "float32"
+
+
+class AdaptRecipe(Section):
+    """Everything that `dat adapt` needs to make the same sampler again."""
+
+    name: str
+    description: str = ""
+    synthesis: SynthesisConfig = SynthesisConfig()
+    heldout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    rows_per_prompt: Positive = 3
+    canvas_opening: str | None = Field(
+        None,
+        description="control text in front of the prompt, instead of the chat template with its system prompt: "
+        "a shorter canvas costs less at every step",
+    )
+    max_prompt_tokens: Positive = 32
+    max_response_tokens: Positive = 24
+    dtype: DType = Field("float32", description="weights of the base model while the adapter trains")
+    threads: Positive = Field(2, description="OpenMP threads on a CPU")
+    training: AdaptConfig = AdaptConfig()
+
+
+def load_adapt_config(name_or_path: str, overrides: Sequence[str] = ()) -> AdaptRecipe:
+    """Loads an adaptation recipe by name or path and applies `--set` overrides.
+
+    Raises:
+        InputError: as `dat_ray.config.loading.load_recipe`.
+    """
+    return load_settings(AdaptRecipe, recipe_text(name_or_path, "adaptations"), name_or_path, overrides)

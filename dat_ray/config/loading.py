@@ -1,0 +1,188 @@
+"""Reads recipes: YAML in, a checked `Recipe` out, or one line that says what to change."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dat_ray.config.schema import Recipe
+from dat_ray.errors import InputError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+# Sections and fields that change where and how fast a run goes, never what comes out.
+NOT_IN_FINGERPRINT = frozenset({"cluster", "timeouts", "tracking", "description", "name"})
+
+
+def list_recipes(kind: str = "recipes") -> list[str]:
+    """Names of the recipes that come with the package.
+
+    Args:
+        kind: folder of the package data: `recipes` of runs, or `adaptations` of samplers.
+    """
+    folder = resources.files("dat_ray.config") / kind
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(name_or_path: str, kind: str = "recipes") -> str:
+    """The YAML of a named recipe or of a file.
+
+    Raises:
+        InputError: no such recipe and no such file.
+    """
+    known = list_recipes(kind)
+    if name_or_path in known:
+        return (resources.files("dat_ray.config") / kind / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    path = Path(name_or_path)
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    close = difflib.get_close_matches(name_or_path, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise InputError("recipe", name_or_path, f"{hint}give a YAML file or one of: {', '.join(known)}")
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Loads a recipe by name or path and applies `--set` overrides.
+
+    Args:
+        name_or_path: a name of `list_recipes()` or a YAML file.
+        overrides: strings `a.b=value`; the value is read as YAML.
+
+    Raises:
+        InputError: unreadable YAML, unknown key, wrong type or unit, inconsistent values.
+    """
+    return load_settings(Recipe, recipe_text(name_or_path), name_or_path, overrides)
+
+
+def load_settings(root: type[Settings], text: str, name: str, overrides: Sequence[str]) -> Settings:
+    """Checks a YAML text with overrides against a model of `dat_ray.config`.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError("recipe", name, f"not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError("recipe", name, "a recipe is a mapping of sections; see `dat recipes show demo`")
+    for override in overrides:
+        _apply_override(tree, override)
+    try:
+        return root.model_validate(tree)
+    except ValidationError as error:
+        raise _first_problem(error, root) from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted.strip():
+        raise InputError("--set", override, "write it as section.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError("--set", override, "the value is not readable as YAML; quote it") from None
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, leaf = dotted.strip().split(".")
+    node = tree
+    for key in parents:
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise InputError("--set", override, f"{key} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads `1e-4` (no dot) as a string; people mean the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _first_problem(error: ValidationError, root: type[BaseModel]) -> InputError:
+    """Turns pydantic's report into one line, with the nearest known key where a key is unknown."""
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(root, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
+        return InputError(dotted, problem["input"], f"unknown key; {hint}")
+    if problem["type"] == "missing":
+        return InputError(dotted, None, "required, and missing from the recipe")
+    message = problem["msg"].removeprefix("Value error, ")
+    value = problem["input"] if not isinstance(problem["input"], dict | BaseModel) else "..."
+    description = _description(root, location)
+    return InputError(dotted, value, message[:1].lower() + message[1:] + (f" ({description})" if description else ""))
+
+
+def _field_models(root: type[BaseModel], location: Sequence[str]) -> Iterator[tuple[type[BaseModel], str]]:
+    model: Any = root
+    for part in location:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or part not in model.model_fields:
+            return
+        yield model, part
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def _known_keys(root: type[BaseModel], section: Sequence[str]) -> list[str]:
+    model: Any = root
+    for owner, part in _field_models(root, section):
+        annotation = owner.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), root)
+    return sorted(model.model_fields)
+
+
+def _description(root: type[BaseModel], location: Sequence[str]) -> str:
+    found = list(_field_models(root, location))
+    if not found:
+        return ""
+    model, part = found[-1]
+    return (model.model_fields[part].description or "") if part == location[-1] else ""
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """16 hex digits that change with anything that changes a result.
+
+    A field with its default and the same field written out give the same value.
+    """
+    tree = recipe.model_dump(mode="json", exclude=set(NOT_IN_FINGERPRINT))
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def difference(before: Recipe | dict[str, Any], after: Recipe | dict[str, Any]) -> list[str]:
+    """Dotted names, with both values, of the result-determining fields in which two recipes differ."""
+
+    def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        if isinstance(tree, dict):
+            for key, value in tree.items():
+                yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix[:-1], tree
+
+    def leaves(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
+        tree = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
+        return dict(flat({key: value for key, value in tree.items() if key not in NOT_IN_FINGERPRINT}))
+
+    old, new = leaves(before), leaves(after)
+    absent = "absent"
+    return [
+        f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, absent) != new.get(key, absent)
+    ]

@@ -1,0 +1,35 @@
+"""The two kinds of failure a user sees: bad input (exit 2) and a failed run (exit 1), one line each."""
+
+from __future__ import annotations
+
+
+class DatError(Exception):
+    """A run that cannot go on. Its message is one line; the command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(DatError):
+    """A bad input: names the field, the value that was given and what to do about it.
+
+    Args:
+        field: dotted name of the recipe field, option or file at fault.
+        value: what was given, shown as ``repr``.
+        remedy: what to change, in the imperative.
+    """
+
+    exit_code = 2
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        self.field, self.value, self.remedy = field, value, remedy
+        shown = repr(value)
+        if len(shown) > 120:
+            shown = shown[:117] + "..."
+        super().__init__(f"{field} = {shown}: {remedy}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.field, self.value, self.remedy)
+
+
+class ShardError(DatError):
+    """A stored file that does not match its manifest."""

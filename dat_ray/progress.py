@@ -1,0 +1,105 @@
+"""What a person sees while a run goes on: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import TextIO
+
+SECONDS_BETWEEN_LINES = 5.0
+BAR_WIDTH = 24
+
+
+def clock(seconds: float) -> str:
+    """`75` as `1:15`, `3700` as `1:01:40`."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, seconds_left = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{seconds_left:02d}" if hours else f"{minutes}:{seconds_left:02d}"
+
+
+def stage_line(text: str, stream: TextIO | None = None) -> None:
+    """One line about a stage, kept in the scroll-back."""
+    print(text, file=stream or sys.stderr, flush=True)
+
+
+class Progress:
+    """Counts one stage's work and shows it.
+
+    A heartbeat thread keeps the display alive while nothing finishes, so that a wait is visible.
+
+    Args:
+        stage: name shown in front.
+        total: units of work, or None where nobody knows.
+        unit: what is counted, in the plural.
+        stream: defaults to standard error.
+    """
+
+    def __init__(self, stage: str, total: int | None, unit: str = "rows", stream: TextIO | None = None) -> None:
+        self.stage, self.total, self.unit = stage, total, unit
+        self.stream = stream or sys.stderr
+        self.done, self.note = 0, ""
+        self._first: tuple[float, int] | None = None
+        self._terminal = self.stream.isatty()
+        self._interval = 0.25 if self._terminal else SECONDS_BETWEEN_LINES
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name=f"progress-{stage}", daemon=True)
+
+    def __enter__(self) -> Progress:
+        self.started = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        mark = "failed after" if kind else "done in"
+        self._clear()
+        stage_line(f"{self.stage}: {self._counts()} {mark} {clock(time.monotonic() - self.started)}", self.stream)
+
+    def update(self, done: int, note: str = "") -> None:
+        """Says how much is done in all (not how much more), and optionally what is going on."""
+        if self._first is None and done > 0:
+            # The rate leaves out start-up and what an earlier run had finished.
+            self._first = (time.monotonic(), done)
+        self.done, self.note = done, note or self.note
+
+    def line(self) -> str:
+        """The text of one display."""
+        elapsed = time.monotonic() - self.started
+        parts = [self._counts()]
+        rate = self._rate()
+        if rate:
+            parts.append(f"{rate:.2g} {self.unit}/s" if rate < 10 else f"{rate:.0f} {self.unit}/s")
+            if self.total is not None and self.done < self.total:
+                parts.append(f"{clock((self.total - self.done) / rate)} left")
+        parts.append(f"{clock(elapsed)} gone")
+        if self.note:
+            parts.append(self.note)
+        return f"{self.stage}: {', '.join(parts)}"
+
+    def _counts(self) -> str:
+        if self.total is None:
+            return f"{self.done} {self.unit}"
+        share = f" ({100 * self.done // self.total}%)" if self.total else ""
+        return f"{self.done}/{self.total} {self.unit}{share}"
+
+    def _rate(self) -> float | None:
+        if self._first is None or self.done <= self._first[1]:
+            return None
+        return (self.done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._interval):
+            if not self._terminal:
+                print(self.line(), file=self.stream, flush=True)
+                continue
+            filled = BAR_WIDTH * self.done // self.total if self.total else 0
+            bar = "█" * filled + "░" * (BAR_WIDTH - filled)
+            print(f"\r\x1b[2K{bar} {self.line()}"[:200], end="", file=self.stream, flush=True)
+
+    def _clear(self) -> None:
+        if self._terminal:
+            print("\r\x1b[2K", end="", file=self.stream)

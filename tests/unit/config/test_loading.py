@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from dat_ray.config.loading import difference, fingerprint, list_recipes, load_recipe, recipe_text
+from dat_ray.errors import InputError
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_shipped_recipe_loads_and_survives_a_round_trip(name: str, tmp_path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    written = tmp_path / "copy.yaml"
+    written.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    again = load_recipe(str(written))
+    assert again == recipe
+    assert fingerprint(again) == fingerprint(recipe)
+
+
+def test_overrides_reach_nested_fields_and_read_numbers_as_people_write_them() -> None:
+    recipe = load_recipe("demo", ["training.learning_rate=1e-5", "training.attack.steps=7", "behaviors.path=my.csv"])
+    assert recipe.training.learning_rate == 1e-5
+    assert recipe.training.attack.steps == 7
+    assert recipe.behaviors.path == "my.csv"
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("training.learning_rat=1", ["training.learning_rat", "unknown key", "learning_rate"]),
+        ("trainin.learning_rate=1", ["trainin", "unknown key", "training"]),
+        ("training.learning_rate=fast", ["training.learning_rate", "'fast'", "number"]),
+        ("training.learning_rate=3", ["training.learning_rate", "3", "less than 1"]),
+        ("sampler.steps=1000", ["sampler.steps", "1000", "lower sampler.steps"]),
+        ("target.max_new_tokens=-1", ["target.max_new_tokens", "-1", "tokens of one completion"]),
+        ("training", ["--set", "section.field=value"]),
+        ("training.retain_rows=0", ["retain_rows", "0"]),
+        ("seed.x=1", ["--set", "seed"]),
+    ],
+)
+def test_a_bad_override_is_one_line_with_field_value_and_remedy(override: str, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_recipe("demo", [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'demo'"):
+        load_recipe("demmo")
+
+
+def test_a_file_that_is_no_mapping_or_no_yaml_is_refused(tmp_path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("- 1\n- 2\n")
+    with pytest.raises(InputError, match="mapping"):
+        load_recipe(str(path))
+    path.write_text("a: [1\n")
+    with pytest.raises(InputError, match="YAML"):
+        load_recipe(str(path))
+
+
+def test_the_fingerprint_follows_results_only() -> None:
+    base = fingerprint(load_recipe("demo"))
+    assert fingerprint(load_recipe("demo", ["seed=1"])) != base
+    assert fingerprint(load_recipe("demo", ["training.attack.steps=9"])) != base
+    assert fingerprint(load_recipe("demo", ["cluster.sampler.max_actors=9", "timeouts.no_progress=5"])) == base
+    tree = yaml.safe_load(recipe_text("demo"))
+    assert "remask_condition" not in tree["sampler"]
+    assert fingerprint(load_recipe("demo", ["sampler.remask_condition=true"])) == base
+
+
+def test_difference_names_the_fields_and_both_values() -> None:
+    found = difference(load_recipe("demo", ["seed=1"]), load_recipe("demo", ["seed=2", "cluster.local_cpus=3"]))
+    assert found == ["seed: 1 -> 2"]
+
+
+def test_configuration_imports_neither_torch_nor_ray_nor_vllm() -> None:
+    code = (
+        "import sys, dat_ray.cli, dat_ray.config.loading as l; l.load_recipe('demo');"
+        "bad = {'torch', 'ray', 'vllm', 'transformers', 'pyarrow'} & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,1 @@
+"""What is on disk: table schemas, row ids, shards and manifests, readers."""

@@ -1,0 +1,69 @@
+"""The retain set: harmless prompts on which the fine-tuned model should stay close to its old self."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import islice
+
+from dat_ray.config.schema import RetainConfig
+from dat_ray.data.ids import row_id
+from dat_ray.data.sources import open_source
+from dat_ray.errors import InputError
+
+_FIELD = "training.retain.path"
+
+
+@dataclass(frozen=True)
+class RetainRow:
+    """A harmless prompt.
+
+    Attributes:
+        retain_id: the table's ``id``, or a hash of prompt and response.
+        prompt: user message.
+        response: None where the table has none; the base model then writes it.
+        source: builtin or hub specification, or file name.
+    """
+
+    retain_id: str
+    prompt: str
+    response: str | None
+    source: str
+
+
+def load_retain(cfg: RetainConfig) -> list[RetainRow]:
+    """Reads the first ``cfg.limit`` rows of a retain set, in the order of the table.
+
+    Columns: ``prompt``, and where present ``response`` and ``id``. A repeated row is kept, with an id of its own.
+
+    Raises:
+        InputError: the table cannot be read, a prompt is missing or not a text, or an ``id`` occurs twice.
+    """
+    source = open_source(cfg.path, _FIELD)
+    if "prompt" not in source.columns:
+        raise InputError(_FIELD, cfg.path, f"has no column 'prompt', only {', '.join(source.columns)}: rename one")
+    wanted = [column for column in ("prompt", "response", "id") if column in source.columns]
+    seen: Counter[tuple[str, str | None]] = Counter()
+    places: dict[str, str] = {}
+    rows = []
+    for place, values in islice(source.rows(wanted), cfg.limit):
+        prompt = values["prompt"]
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(_FIELD, cfg.path, f"{place} of {source.name} has no 'prompt': fill it in or remove the row")
+        response = values.get("response")
+        if response is not None and not isinstance(response, str):
+            problem = f"{place} of {source.name} has a 'response' that is no text"
+            raise InputError(_FIELD, cfg.path, f"{problem}: write a string there, or nothing")
+        prompt, response = prompt.strip(), (response or "").strip() or None
+        given = values.get("id")
+        if given is None or given == "":
+            identifier = row_id(prompt, response, seen[prompt, response])
+            seen[prompt, response] += 1
+        else:
+            identifier = str(given)
+        if identifier in places:
+            problem = f"{place} and {places[identifier]} of {source.name} share the id {identifier!r}"
+            raise InputError(_FIELD, cfg.path, f"{problem}: give each row its own")
+        places[identifier] = place
+        rows.append(RetainRow(identifier, prompt, response, source.name))
+    return rows

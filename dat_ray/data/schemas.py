@@ -1,0 +1,93 @@
+"""The tables of a run directory. The only place that names their columns."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+def _schema(*columns: tuple[str, pa.DataType, bool]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=nullable) for name, kind, nullable in columns])
+
+
+_STR, _I32, _I64, _F64 = pa.string(), pa.int32(), pa.int64(), pa.float64()
+
+# One row a (behavior, target); rows of split "over_refusal" have an empty target and refusal.
+BEHAVIORS = _schema(
+    ("behavior_id", _STR, False),
+    ("goal", _STR, False),
+    ("category", _STR, True),
+    ("source", _STR, False),
+    ("split", _STR, False),
+    ("target_index", _I32, False),
+    ("target", _STR, False),
+    ("refusal", _STR, False),
+)
+
+# What determines a candidate, known before any model runs.
+REQUESTS = _schema(
+    ("candidate_id", _STR, False),
+    ("behavior_id", _STR, False),
+    ("target_index", _I32, False),
+    ("round", _I32, False),
+    ("sample_index", _I32, False),
+    ("goal", _STR, False),
+    ("target", _STR, False),
+    ("refusal", _STR, False),
+    ("prompt_tokens", _I32, False),
+    ("seed", _I64, False),
+    ("sampler", _STR, False),
+)
+
+CANDIDATES = pa.schema(
+    [
+        *REQUESTS,
+        pa.field("prompt", _STR),
+        pa.field("nfe", _I32),
+        pa.field("sample_logprob", _F64),
+        pa.field("completion", _STR),
+        pa.field("target_model", _STR),
+        pa.field("adapter", _STR),
+        pa.field("target_logprob", _F64),
+        pa.field("judge", _STR),
+        pa.field("verdict", _STR),
+        pa.field("score", _F64),
+        pa.field("error", _STR),
+    ]
+)
+
+TRAINING_SET = _schema(
+    ("candidate_id", _STR, False),
+    ("behavior_id", _STR, False),
+    ("prompt", _STR, False),
+    ("target", _STR, False),
+    ("refusal", _STR, False),
+    ("score", _F64, True),
+    ("target_logprob", _F64, True),
+    ("rank", _I32, False),
+)
+
+RETAIN = _schema(
+    ("retain_id", _STR, False),
+    ("prompt", _STR, False),
+    ("response", _STR, False),
+    ("source", _STR, False),
+)
+
+ATTEMPTS = _schema(
+    ("attempt_id", _STR, False),
+    ("model", _STR, False),
+    ("attack", _STR, False),
+    ("behavior_id", _STR, False),
+    ("attempt_index", _I32, False),
+    ("goal", _STR, False),
+    ("prompt", _STR, True),
+    ("completion", _STR, True),
+    ("verdict", _STR, True),
+    ("score", _F64, True),
+    ("judge", _STR, True),
+    ("seconds", _F64, True),
+    ("model_calls", _I32, True),
+    ("error", _STR, True),
+)

@@ -1,0 +1,215 @@
+"""Shards and the manifest that makes them readable.
+
+A reader opens only files that `_manifest.json` names; the manifest is written last, by rename.
+Works on any filesystem that pyarrow opens: a local path, s3://, gs://.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from dat_ray.data.schemas import SCHEMA_VERSION
+from dat_ray.errors import DatError, ShardError
+
+MANIFEST = "_manifest.json"
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One file of a table: path relative to its folder, row count, sha256 of its bytes."""
+
+    path: str
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished folder holds."""
+
+    schema_version: int
+    fingerprint: str
+    files: tuple[ShardFile, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+
+def open_filesystem(root: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem and the path on it of a local path or URI."""
+    if "://" in root:
+        return pafs.FileSystem.from_uri(root)
+    return pafs.LocalFileSystem(), str(Path(root).absolute())
+
+
+def join(root: str, *parts: str) -> str:
+    """Joins path parts below a local path or a URI."""
+    return posixpath.join(root, *parts)
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, inner = open_filesystem(path)
+    return fs.get_file_info(inner).type != pafs.FileType.NotFound
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole file."""
+    fs, inner = open_filesystem(path)
+    with fs.open_input_file(inner) as stream:
+        return stream.read()
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a file whole or not at all: beside its place first, then by rename.
+
+    Raises:
+        DatError: the storage refuses (disk full, no permission); names the path.
+    """
+    fs, inner = open_filesystem(path)
+    partial = f"{inner}.partial"
+    try:
+        fs.create_dir(posixpath.dirname(inner), recursive=True)
+        with fs.open_output_stream(partial) as stream:
+            stream.write(data)
+        fs.move(partial, inner)
+    except OSError as error:
+        if fs.get_file_info(partial).type != pafs.FileType.NotFound:
+            fs.delete_file(partial)
+        raise DatError(f"cannot write {path}: {error}; what was finished before is kept, free space or mend the path") from error
+
+
+def write_shard(root: str, relative: str, table: pa.Table) -> ShardFile:
+    """Writes one parquet shard and returns its manifest entry."""
+    data = _serialize(table)
+    write_bytes(join(root, relative), data)
+    return ShardFile(relative, table.num_rows, hashlib.sha256(data).hexdigest())
+
+
+def write_file(path: str, table: pa.Table) -> None:
+    """Writes a table that stands alone in one parquet file, whole or not at all."""
+    write_bytes(path, _serialize(table))
+
+
+def read_file(path: str) -> pa.Table:
+    """Reads a parquet file that stands alone.
+
+    Raises:
+        ShardError: missing, or not whole.
+    """
+    root, name = posixpath.split(path)
+    if not exists(path):
+        raise ShardError(f"{path} is missing: run the stage that writes it first")
+    return _parse(root, name, read_bytes(path))
+
+
+def describe_shard(root: str, relative: str) -> ShardFile:
+    """The manifest entry of a shard that another writer made.
+
+    Raises:
+        ShardError: the file cannot be read as parquet.
+    """
+    data = read_bytes(join(root, relative))
+    return ShardFile(relative, _parse(root, relative, data).num_rows, hashlib.sha256(data).hexdigest())
+
+
+def write_manifest(root: str, files: Sequence[ShardFile], fingerprint: str) -> Manifest:
+    """Publishes a folder: from here on its files are read and never written again."""
+    manifest = Manifest(SCHEMA_VERSION, fingerprint, tuple(sorted(files, key=lambda file: file.path)))
+    tree = {
+        "schema_version": manifest.schema_version,
+        "fingerprint": fingerprint,
+        "files": [vars(file) for file in manifest.files],
+    }
+    write_bytes(join(root, MANIFEST), json.dumps(tree, indent=1).encode())
+    return manifest
+
+
+def has_manifest(root: str) -> bool:
+    """Whether a folder is finished."""
+    return exists(join(root, MANIFEST))
+
+
+def read_manifest(root: str, *, fingerprint: str | None = None) -> Manifest:
+    """Reads and checks a folder's manifest.
+
+    Raises:
+        ShardError: none there, unreadable, of another schema version, of another recipe,
+            or with a path that leaves the folder.
+    """
+    where = join(root, MANIFEST)
+    if not exists(where):
+        raise ShardError(f"{where} is missing: the stage that writes it has not finished; run it (with --resume) first")
+    try:
+        tree: dict[str, Any] = json.loads(read_bytes(where))
+        files = tuple(ShardFile(str(f["path"]), int(f["rows"]), str(f["sha256"])) for f in tree["files"])
+        manifest = Manifest(int(tree["schema_version"]), str(tree["fingerprint"]), files)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{where} is not a readable manifest ({error}): remove its folder and run the stage again") from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise ShardError(f"{where} has schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}")
+    for file in files:
+        if file.path.startswith("/") or ".." in file.path.split("/") or "://" in file.path:
+            raise ShardError(f"{where} names {file.path!r}, which leaves its folder: the manifest was altered")
+    if fingerprint is not None and manifest.fingerprint != fingerprint:
+        raise ShardError(f"{where} belongs to recipe {manifest.fingerprint}, this one is {fingerprint}: use another --run-dir")
+    return manifest
+
+
+def read_table(root: str, *, fingerprint: str | None = None) -> pa.Table:
+    """Reads the shards that a folder's manifest names, each checked against its sha256 and row count.
+
+    Raises:
+        ShardError: a shard is missing, cut short, or altered; names the file and both checksums.
+    """
+    tables = []
+    for file in read_manifest(root, fingerprint=fingerprint).files:
+        where = join(root, file.path)
+        if not exists(where):
+            raise ShardError(f"{where} is named by the manifest but missing: restore it or remove the folder and run again")
+        data = read_bytes(where)
+        found = hashlib.sha256(data).hexdigest()
+        if found != file.sha256:
+            raise ShardError(
+                f"{where} has sha256 {found[:12]}, its manifest says {file.sha256[:12]}: "
+                "the file or the manifest was altered or cut short; restore it or remove the folder and run again"
+            )
+        table = _parse(root, file.path, data)
+        if table.num_rows != file.rows:
+            raise ShardError(f"{where} holds {table.num_rows} rows, its manifest says {file.rows}")
+        tables.append(table)
+    if not tables:
+        raise ShardError(f"{join(root, MANIFEST)} names no files: the stage before wrote nothing")
+    return pa.concat_tables(tables)
+
+
+def _serialize(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _parse(root: str, relative: str, data: bytes) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ShardError(f"{join(root, relative)} is not a whole parquet file ({reason}): remove it and resume") from None
+
+
+def scan_shards(root: str, suffix: str = ".parquet") -> list[str]:
+    """Relative paths of the files with this suffix directly in a folder, sorted; empty where it is missing."""
+    fs, inner = open_filesystem(root)
+    selector = pafs.FileSelector(inner, allow_not_found=True)
+    return sorted(info.base_name for info in fs.get_file_info(selector) if info.base_name.endswith(suffix))

@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dat_ray.config.schema import BehaviorsConfig
+from dat_ray.data.behaviors import BehaviorSet, NearDuplicate, Targets, load_behaviors, parse_targets
+from dat_ray.data.ids import row_id
+from dat_ray.data.schemas import BEHAVIORS
+from dat_ray.errors import InputError
+
+HELDOUT = {"path": "builtin:demo-heldout", "limit": 1}
+
+
+def _load(**section: Any) -> BehaviorSet:
+    return load_behaviors(BehaviorsConfig.model_validate({"heldout": HELDOUT, **section}))
+
+
+def _rows(found: BehaviorSet, split: str = "train") -> list[dict[str, Any]]:
+    return [row for row in found.table.to_pylist() if row["split"] == split]
+
+
+def _csv(path: Path, header: list[str], *rows: list[str]) -> str:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    return str(path)
+
+
+def _jsonl(path: Path, *rows: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def test_builtin_splits_in_one_table() -> None:
+    found = _load(path="builtin:demo-train", limit=2, over_refusal={"path": "builtin:demo-lookalikes", "limit": 3})
+    assert found.table.schema == BEHAVIORS
+    rows = found.table.to_pylist()
+    assert list(Counter(row["split"] for row in rows)) == ["train", "heldout", "over_refusal"]
+    assert [(row["behavior_id"], row["target_index"]) for row in rows] == [
+        ("train-001", 0),
+        ("train-001", 1),
+        ("train-001", 2),
+        ("train-002", 0),
+        ("train-002", 1),
+        ("train-002", 2),
+        ("train-002", 3),
+        ("heldout-001", 0),
+        ("heldout-001", 1),
+        ("heldout-001", 2),
+        ("lookalike-001", 0),
+        ("lookalike-002", 0),
+        ("lookalike-003", 0),
+    ]
+    assert {(row["target"], row["refusal"]) for row in rows if row["split"] == "over_refusal"} == {("", "")}
+    assert rows[0]["category"] == "cybercrime"
+    assert rows[0]["source"] == "builtin:demo-train"
+    assert rows[0]["target"].startswith("Sure, here is a program")
+    assert rows[0]["refusal"].startswith("I can't help with secretly recording")
+    assert (found.dropped, found.blank_targets) == ([], 0)
+
+
+def test_harmbench_adversarial_training_files(public_data: Path) -> None:
+    folder = public_data / "harmbench"
+    section = {
+        "path": str(folder / "adv_training_behaviors.csv"),
+        "targets_path": str(folder / "adv_training_targets.json"),
+        "refusals_path": str(folder / "adv_training_behaviors_safe_responses_longer.csv"),
+        "heldout": {"path": str(public_data / "jailbreakbench/jailbreakbench_harmful.csv")},
+        "over_refusal": {
+            "path": str(public_data / "xstest/xstest_prompts.csv"),
+            "columns": {"goal": "prompt", "id": "id", "category": "type"},
+            "where": {"label": "safe"},
+        },
+    }
+    found = _load(**section)
+    assert found.dropped == []
+    # 12 targets for each of 100 behaviors, of which the published file leaves 11 empty.
+    assert found.blank_targets == 11
+    assert Counter(row["split"] for row in found.table.to_pylist()) == {
+        "train": 1189,
+        "heldout": 100,
+        "over_refusal": 250,
+    }
+    train = _rows(found)
+    assert train[0]["behavior_id"] == "adv_training_1"
+    assert train[0]["source"] == "adv_training_behaviors.csv"
+    assert train[0]["category"] is None
+    assert len({row["refusal"] for row in train}) == 100
+    assert _rows(found, "heldout")[0]["behavior_id"] == "Defamation"
+    assert _rows(found, "heldout")[0]["target"].startswith("Sure, here is a defamatory article")
+    few = _load(**{**section, "targets_per_behavior": 2, "limit": 5})
+    assert [row["target_index"] for row in _rows(few)] == [0, 1] * 5
+
+
+def test_harmbench_reads_standard_behaviors_only(public_data: Path) -> None:
+    folder = public_data / "harmbench"
+    found = _load(path=str(folder / "harmbench_behaviors_text_all.csv"), targets_path=str(folder / "harmbench_targets_text.json"))
+    rows = _rows(found)
+    assert len(rows) == 200
+    assert {row["refusal"] for row in rows} == {"I'm sorry, but I can't help with that."}
+    assert "chemical_biological" in {row["category"] for row in rows}
+
+
+def test_advbench_rows_near_jailbreakbench_are_dropped(public_data: Path) -> None:
+    found = _load(
+        path=str(public_data / "advbench/advbench.csv"),
+        heldout={"path": str(public_data / "jailbreakbench/jailbreakbench_harmful.csv")},
+    )
+    assert len(found.dropped) == 17
+    assert len({pair.heldout_id for pair in found.dropped}) == 14
+    assert len(_rows(found)) == 520 - 17
+    assert not {pair.train_id for pair in found.dropped} & {row["behavior_id"] for row in _rows(found)}
+    assert _rows(found)[0]["behavior_id"] == row_id(_rows(found)[0]["goal"])
+
+
+def test_near_duplicates_leave_training_and_name_the_closest_heldout_row(tmp_path: Path) -> None:
+    train = _jsonl(
+        tmp_path / "t.jsonl",
+        {"id": "a", "goal": "One two three FOUR five!", "targets": ["x"]},
+        {"id": "b", "goal": "completely other words", "targets": ["x"]},
+    )
+    heldout = _jsonl(
+        tmp_path / "h.jsonl",
+        {"id": "c", "goal": "one two three four", "targets": ["x"]},
+        {"id": "d", "goal": "one, two, three, four, five", "targets": ["x"]},
+    )
+    found = _load(path=train, heldout={"path": heldout}, near_duplicate=0.8)
+    assert found.dropped == [NearDuplicate("a", "d", 1.0)]
+    assert [row["behavior_id"] for row in _rows(found)] == ["b"]
+    assert [row["behavior_id"] for row in _rows(found, "heldout")] == ["c", "d"]
+
+
+def test_nothing_left_to_train_on_is_an_error() -> None:
+    with pytest.raises(InputError, match="all 48 training behaviors are near-duplicates"):
+        _load(path="builtin:demo-train", heldout={"path": "builtin:demo-train"})
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (" one ", Targets(("one",), 0)),
+        (["one", " two"], Targets(("one", "two"), 0)),
+        ('["one", "two"]', Targets(("one", "two"), 0)),
+        ("[Verse 1] one", Targets(("[Verse 1] one",), 0)),
+        (["one", " ", ""], Targets(("one",), 2)),
+        ("", Targets((), 1)),
+        ("[]", Targets((), 0)),
+        (None, Targets((), 0)),
+        (["one", None], Targets((), 0)),
+        ("[1, 2]", Targets((), 0)),
+    ],
+)
+def test_target_cells(value: object, expected: Targets) -> None:
+    assert parse_targets(value) == expected
+
+
+def test_table_with_a_column_mapping(tmp_path: Path) -> None:
+    columns = {"goal": "ask", "target": "openings", "refusal": "no", "category": "kind", "id": "number"}
+    table = pa.table(
+        {
+            "number": [1, 2],
+            "ask": ["first ask", "second ask"],
+            "openings": [["a", "b"], ["c"]],
+            "no": ["never", None],
+            "kind": ["k", ""],
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = _load(path=str(tmp_path / "t.parquet"), columns=columns, default_refusal="sorry")
+    got = [(r["behavior_id"], r["goal"], r["target"], r["refusal"], r["category"]) for r in _rows(found)]
+    assert got == [
+        ("1", "first ask", "a", "never", "k"),
+        ("1", "first ask", "b", "never", "k"),
+        ("2", "second ask", "c", "sorry", None),
+    ]
+
+
+def test_only_goals_of_the_harmless_set_are_read(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "h.csv", ["goal", "note"], ["a harmless prompt", ""], ["another one", ""])
+    found = _load(path="builtin:demo-dev", over_refusal={"path": path})
+    got = [(r["behavior_id"], r["goal"], r["target"], r["refusal"]) for r in _rows(found, "over_refusal")]
+    assert got == [
+        (row_id("a harmless prompt"), "a harmless prompt", "", ""),
+        (row_id("another one"), "another one", "", ""),
+    ]
+
+
+def test_where_compares_as_text_and_combines(tmp_path: Path) -> None:
+    rows = [{"goal": f"goal {c}{n}", "target": "t", "c": c, "n": n} for c in "xy" for n in (1, 2)]
+    path = _jsonl(tmp_path / "t.jsonl", *rows)
+    assert [r["goal"] for r in _rows(_load(path=path, where={"c": "y", "n": "2"}))] == ["goal y2"]
+    with pytest.raises(InputError, match=r"behaviors\.path .* has no row with \{'c': 'z'\}"):
+        _load(path=path, where={"c": "z"})
+    with pytest.raises(InputError, match=r"behaviors\.where\.d = 'd'"):
+        _load(path=path, where={"d": "z"})
+
+
+def _field(section: dict[str, Any]) -> tuple[str, object, str]:
+    with pytest.raises(InputError) as caught:
+        _load(**section)
+    assert "\n" not in str(caught.value)
+    return caught.value.field, caught.value.value, caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "field", "value", "part"),
+    [
+        (["goal", "other"], ["g", "t"], "behaviors.columns.target", "target", "no such column, only 'goal', 'other'"),
+        (["ask", "target"], ["g", "t"], "behaviors.columns.goal", "goal", "no such column, only 'ask', 'target'"),
+        (["goal", "target"], [" ", "t"], "behaviors.columns.goal", "goal", "row 2 (line 3) of t.csv is empty"),
+        (
+            ["goal", "target"],
+            ["g2", " "],
+            "behaviors.columns.target",
+            "target",
+            "row 2 (line 3) of t.csv has no target",
+        ),
+    ],
+)
+def test_bad_tables(tmp_path: Path, header: list[str], row: list[str], field: str, value: str, part: str) -> None:
+    path = _csv(tmp_path / "t.csv", header, ["g1", "t1"], row)
+    got = _field({"path": path})
+    assert got[:2] == (field, value)
+    assert part in got[2]
+
+
+def test_fields_name_the_split_at_fault(tmp_path: Path) -> None:
+    train, none = "builtin:demo-dev", str(tmp_path / "none.csv")
+    assert _field({"path": none})[0] == "behaviors.path"
+    assert _field({"path": train, "heldout": {"path": none}})[0] == "behaviors.heldout.path"
+    assert _field({"path": train, "over_refusal": {"path": none}})[0] == "behaviors.over_refusal.path"
+    assert _field({"path": train, "refusals_path": none})[0] == "behaviors.refusals_path"
+    assert _field({"path": train, "targets_path": none})[0] == "behaviors.targets_path"
+
+
+def test_cells_of_another_type_are_named(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "t.jsonl", {"goal": "g", "target": "t"}, {"goal": ["g"], "target": "t"})
+    assert _field({"path": path})[::2] == (
+        "behaviors.columns.goal",
+        "row 2 (line 2) of t.jsonl is a list: write a text there",
+    )
+    path = _jsonl(tmp_path / "t.jsonl", {"goal": "g", "targets": ["t"], "refusal": 1})
+    assert _field({"path": path})[:2] == ("behaviors.columns.refusal", "refusal")
+
+
+def test_repeated_ids_and_goals(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "t.jsonl", {"goal": "g", "target": "t"}, {"goal": "g ", "target": "u"})
+    field, _, remedy = _field({"path": path})
+    assert field == "behaviors.path"
+    assert "row 2 (line 2) of t.jsonl has the id or the goal of row 1 (line 1)" in remedy
+    path = _jsonl(tmp_path / "t.jsonl", {"id": 1, "goal": "g", "targets": ["t"]}, {"id": 1, "goal": "h", "targets": ["t"]})
+    assert "'1'" in _field({"path": path})[2]
+
+
+def test_an_id_belongs_to_one_split(tmp_path: Path) -> None:
+    path = _csv(tmp_path / "t.csv", ["id", "goal", "target"], ["heldout-001", "a goal of its own", "t"])
+    got = _field({"path": path, "columns": {"id": "id"}})
+    assert got[:2] == ("behaviors.columns.id", "heldout-001")
+    assert "of train and for one of heldout" in got[2]
+
+
+def _harmbench(folder: Path, targets: object) -> dict[str, str]:
+    header = ["Behavior", "FunctionalCategory", "SemanticCategory", "Tags", "ContextString", "BehaviorID"]
+    behaviors = _csv(
+        folder / "b.csv",
+        header,
+        ["goal one", "standard", "s", "", "", "one"],
+        ["goal two", "", "s", "", "", "two"],
+        ["goal three", "contextual", "s", "", "context", "three"],
+        ["goal four", "copyright", "s", "", "", "four"],
+    )
+    (folder / "t.json").write_text(targets if isinstance(targets, str) else json.dumps(targets), "utf-8")
+    return {"path": behaviors, "targets_path": str(folder / "t.json")}
+
+
+def test_harmbench_targets_may_be_texts_or_lists(tmp_path: Path) -> None:
+    found = _load(**_harmbench(tmp_path, {"one": "a", "two": ["b", "", "c"], "unused": "d"}))
+    got = [(row["behavior_id"], row["target_index"], row["target"]) for row in _rows(found)]
+    assert got == [("one", 0, "a"), ("two", 0, "b"), ("two", 1, "c")]
+    assert found.blank_targets == 1
+
+
+@pytest.mark.parametrize(
+    ("targets", "part"),
+    [
+        ({"one": "a"}, "no target for behavior 'two'"),
+        ({"one": "a", "two": ""}, "entry 'two' has no target"),
+        ({"one": "a", "two": 3}, "entry 'two' has no target, or one that is no text"),
+        (["a"], "no object"),
+        ("{", "is not JSON"),
+        ("", "the file is empty"),
+    ],
+)
+def test_bad_harmbench_targets(tmp_path: Path, targets: object, part: str) -> None:
+    section = _harmbench(tmp_path, targets)
+    field, value, remedy = _field(section)
+    assert (field, value) == ("behaviors.targets_path", section["targets_path"])
+    assert part in remedy
+
+
+def test_harmbench_without_targets_asks_for_them(tmp_path: Path) -> None:
+    section = _harmbench(tmp_path, {})
+    assert _field({"path": section["path"]})[0] == "behaviors.targets_path"
+    only = _csv(tmp_path / "c.csv", ["Behavior", "FunctionalCategory", "BehaviorID"], ["g", "copyright", "x"])
+    remedy = _field({**section, "path": only})[2]
+    assert remedy.startswith("has no row with FunctionalCategory 'standard'")
+
+
+def test_refusals_of_another_file(tmp_path: Path) -> None:
+    section = _harmbench(tmp_path, {"one": "a", "two": "b"})
+    header = ["Behavior", "Safe_Response"]
+    section["refusals_path"] = _csv(tmp_path / "r.csv", header, ["goal one", "no one"], ["goal two", "no two"])
+    assert [row["refusal"] for row in _rows(_load(**section))] == ["no one", "no two"]
+    _csv(tmp_path / "r.csv", header, ["goal one", "no one"])
+    assert "no refusal for behavior 'two'" in _field(section)[2]
+    _csv(tmp_path / "r.csv", header, ["goal one", ""])
+    assert "row 1 (line 2) of r.csv has an empty cell" in _field(section)[2]
+    _csv(tmp_path / "r.csv", header, ["goal one", "no"], ["goal one", "never"])
+    assert "row 2 (line 3) of r.csv gives a second refusal" in _field(section)[2]
+    _csv(tmp_path / "r.csv", ["Behavior", "Reply"], ["goal one", "no"])
+    assert _field(section)[0] == "behaviors.refusals_path"
+
+
+def test_columns_are_for_tables_only() -> None:
+    got = _field({"path": "builtin:demo-dev", "format": "builtin", "columns": {"goal": "ask"}})
+    assert got[:2] == ("behaviors.columns", {"goal": "ask"})

@@ -1,0 +1,107 @@
+"""What the builtin sets promise in their README: sizes, separation, and openings only."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dat_ray.data.sources import open_source
+from dat_ray.data.text import near_duplicates
+
+SIZES = {"train": 48, "dev": 16, "heldout": 48, "lookalikes": 64, "lookalikes-dev": 24, "retain": 160}
+HARMFUL = ("train", "dev", "heldout")
+CATEGORIES = {
+    "cybercrime",
+    "weapons",
+    "drugs",
+    "fraud",
+    "harassment",
+    "disinformation",
+    "physical_harm",
+    "privacy",
+    "theft",
+    "hate",
+}
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    source = open_source(f"builtin:demo-{name}", "test")
+    return [row.values for row in source.rows(source.columns)]
+
+
+def _texts(name: str) -> list[str]:
+    return [row["prompt" if name == "retain" else "goal"] for row in _rows(name)]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_size_ids_and_uniqueness(name: str) -> None:
+    rows = _rows(name)
+    assert len(rows) == SIZES[name]
+    prefix = name.replace("lookalikes", "lookalike")
+    assert [row["id"] for row in rows] == [f"{prefix}-{number:03d}" for number in range(1, SIZES[name] + 1)]
+    texts = _texts(name)
+    assert [(texts[i], texts[j]) for i, j, _ in near_duplicates(texts, texts, 0.5) if i < j] == []
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_harmful_rows_are_openings_only(name: str) -> None:
+    for row in _rows(name):
+        assert set(row) == {"id", "category", "goal", "targets", "refusal"}
+        assert 6 <= len(row["goal"].split()) <= 16, row["goal"]
+        assert 3 <= len(row["targets"]) <= 4
+        assert len(set(row["targets"])) == len(row["targets"])
+        assert all(6 <= len(target.split()) <= 20 for target in row["targets"])
+        assert len(row["refusal"].split(". ")) <= 2
+        assert re.match(r"I can't |I'm sorry, but I can't ", row["refusal"])
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_no_text_holds_a_list_of_steps(name: str) -> None:
+    for row in _rows(name):
+        texts = [text for value in row.values() for text in (value if isinstance(value, list) else [value])]
+        for text in texts:
+            assert "\n" not in text
+            assert not re.search(r"(?:^|\s)(?:\d+[.)]|step \d|[-*\u2022])\s", text, re.IGNORECASE), text
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_every_category_is_there(name: str) -> None:
+    assert {row["category"] for row in _rows(name)} == CATEGORIES
+
+
+def test_kinds_are_balanced() -> None:
+    assert set(Counter(row["category"] for row in _rows("lookalikes")).values()) == {8}
+    assert set(Counter(row["category"] for row in _rows("lookalikes-dev")).values()) == {3}
+    assert Counter(row["kind"] for row in _rows("retain")) == {"lookalike": 100, "plain": 60}
+
+
+@pytest.mark.parametrize(("a", "b"), list(combinations(SIZES, 2)))
+def test_no_two_sets_share_a_near_duplicate(a: str, b: str) -> None:
+    left, right = _texts(a), _texts(b)
+    assert [(left[i], right[j]) for i, j, _ in near_duplicates(left, right, 0.5)] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "names"),
+    [
+        ("advbench/advbench.csv", "goal", HARMFUL),
+        ("harmbench/adv_training_behaviors.csv", "Behavior", HARMFUL),
+        ("harmbench/harmbench_behaviors_text_all.csv", "Behavior", HARMFUL),
+        ("jailbreakbench/jailbreakbench_harmful.csv", "Goal", HARMFUL),
+        ("strongreject/strongreject_dataset.csv", "forbidden_prompt", HARMFUL),
+        ("simple_safety_tests/simple_safety_tests.csv", "prompts_final", HARMFUL),
+        ("xstest/xstest_prompts.csv", "prompt", ("lookalikes", "lookalikes-dev", "retain")),
+    ],
+)
+def test_wording_is_not_taken_from_public_sets(public_data: Path, file: str, column: str, names: tuple[str, ...]) -> None:
+    with (public_data / file).open(newline="", encoding="utf-8") as stream:
+        public = [row[column] for row in csv.DictReader(stream)]
+    for name in names:
+        texts = _texts(name)
+        assert [(texts[i], public[j]) for i, j, _ in near_duplicates(texts, public, 0.5)] == []

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dat_ray.config.schema import RetainConfig
+from dat_ray.data.ids import row_id
+from dat_ray.data.retain import RetainRow, load_retain
+from dat_ray.errors import InputError
+
+
+def _jsonl(path: Path, rows: list[object]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def test_rows_keep_order_and_missing_responses_are_none(tmp_path: Path) -> None:
+    path = _jsonl(
+        tmp_path / "r.jsonl",
+        [{"prompt": " p1 ", "response": " a "}, {"prompt": "p2"}, {"prompt": "p3", "response": ""}, {"prompt": "p4"}],
+    )
+    rows = load_retain(RetainConfig(path=path, limit=3))
+    assert rows == [
+        RetainRow(row_id("p1", "a", 0), "p1", "a", "r.jsonl"),
+        RetainRow(row_id("p2", None, 0), "p2", None, "r.jsonl"),
+        RetainRow(row_id("p3", None, 0), "p3", None, "r.jsonl"),
+    ]
+
+
+def test_repeated_rows_get_ids_of_their_own(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "r.jsonl", [{"prompt": "p"}, {"prompt": "p"}, {"prompt": "p", "response": "x"}])
+    rows = load_retain(RetainConfig(path=path))
+    assert [row.prompt for row in rows] == ["p", "p", "p"]
+    assert len({row.retain_id for row in rows}) == 3
+
+
+def test_given_ids_are_kept_and_extra_columns_ignored(tmp_path: Path) -> None:
+    table = pa.table({"id": [7, 8], "prompt": ["p", "q"], "messages": [[{"role": "user"}], []]})
+    pq.write_table(table, tmp_path / "r.parquet")
+    rows = load_retain(RetainConfig(path=str(tmp_path / "r.parquet")))
+    assert [(row.retain_id, row.prompt, row.response) for row in rows] == [("7", "p", None), ("8", "q", None)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "x"}], "no column 'prompt'"),
+        ([{"prompt": "p"}, {"prompt": " "}], r"row 2 \(line 2\) of r\.jsonl has no 'prompt'"),
+        ([{"prompt": "p"}, {"response": "a"}], r"row 2 \(line 2\) of r\.jsonl has no 'prompt'"),
+        ([{"prompt": ["p"]}], "has no 'prompt'"),
+        ([{"prompt": "p", "response": 3}], "'response' that is no text"),
+        ([{"prompt": "p", "id": "a"}, {"prompt": "q", "id": "a"}], r"row 2 \(line 2\) and row 1 \(line 1\)"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, rows: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_retain(RetainConfig(path=_jsonl(tmp_path / "r.jsonl", rows)))
+    assert caught.value.field == "training.retain.path"
+
+
+def test_builtin_set() -> None:
+    rows = load_retain(RetainConfig(path="builtin:demo-retain", limit=2))
+    assert [row.retain_id for row in rows] == ["retain-001", "retain-002"]
+    assert {(row.response, row.source) for row in rows} == {(None, "builtin:demo-retain")}

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pyarrow as pa
+import pytest
+
+from dat_ray.data.shards import (
+    MANIFEST,
+    describe_shard,
+    has_manifest,
+    read_file,
+    read_manifest,
+    read_table,
+    scan_shards,
+    write_bytes,
+    write_file,
+    write_manifest,
+    write_shard,
+)
+from dat_ray.errors import DatError, ShardError
+
+
+def _table(*values: int) -> pa.Table:
+    return pa.table({"x": pa.array(values, pa.int64())})
+
+
+@pytest.fixture
+def folder(tmp_path) -> str:
+    root = str(tmp_path / "rows")
+    files = [write_shard(root, "part-1.parquet", _table(3)), write_shard(root, "part-0.parquet", _table(1, 2))]
+    write_manifest(root, files, "f00d")
+    return root
+
+
+def test_a_finished_folder_reads_in_manifest_order(folder: str) -> None:
+    assert read_table(folder, fingerprint="f00d")["x"].to_pylist() == [1, 2, 3]
+    manifest = read_manifest(folder)
+    assert manifest.rows == 3
+    assert [file.path for file in manifest.files] == ["part-0.parquet", "part-1.parquet"]
+    assert set(json.loads(open(f"{folder}/{MANIFEST}").read())) == {"schema_version", "fingerprint", "files"}
+
+
+def test_files_that_no_manifest_names_are_not_read(folder: str) -> None:
+    write_shard(folder, "part-9.parquet", _table(9))
+    assert read_table(folder)["x"].to_pylist() == [1, 2, 3]
+    assert scan_shards(folder) == ["part-0.parquet", "part-1.parquet", "part-9.parquet"]
+
+
+def test_an_unfinished_folder_is_not_read(tmp_path) -> None:
+    root = str(tmp_path / "rows")
+    write_shard(root, "part-0.parquet", _table(1))
+    assert not has_manifest(root)
+    with pytest.raises(ShardError, match="has not finished"):
+        read_table(root)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: os.truncate(path, os.path.getsize(path) // 2), "altered or cut short"),
+        (lambda path: open(path, "r+b").write(b"X"), "altered or cut short"),
+        (os.remove, "missing"),
+    ],
+)
+def test_a_damaged_shard_is_named(folder: str, damage, message: str) -> None:
+    damage(f"{folder}/part-0.parquet")
+    with pytest.raises(ShardError, match=message) as caught:
+        read_table(folder)
+    assert "part-0.parquet" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_shard_cannot_be_published(tmp_path) -> None:
+    root = str(tmp_path)
+    write_shard(root, "part-0.parquet", _table(1, 2))
+    os.truncate(f"{root}/part-0.parquet", 40)
+    with pytest.raises(ShardError, match="not a whole parquet file"):
+        describe_shard(root, "part-0.parquet")
+
+
+def _alter(folder: str, **changes: object) -> None:
+    path = f"{folder}/{MANIFEST}"
+    tree = json.loads(open(path).read())
+    tree["files"][0].update({k: v for k, v in changes.items() if k in tree["files"][0]})
+    tree.update({k: v for k, v in changes.items() if k not in tree["files"][0]})
+    with open(path, "w") as stream:
+        stream.write(json.dumps(tree))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": "0" * 64}, "its manifest says 000000000000"),
+        ({"rows": 7}, "its manifest says 7"),
+        ({"schema_version": 99}, "schema version 99"),
+        ({"path": "../../etc/passwd"}, "leaves its folder"),
+        ({"path": "/etc/passwd"}, "leaves its folder"),
+        ({"files": "no"}, "not a readable manifest"),
+    ],
+)
+def test_an_altered_manifest_is_refused(folder: str, changes: dict, message: str) -> None:
+    _alter(folder, **changes)
+    with pytest.raises(ShardError, match=message):
+        read_table(folder)
+
+
+def test_another_recipe_s_folder_is_refused(folder: str) -> None:
+    with pytest.raises(ShardError, match="belongs to recipe f00d"):
+        read_table(folder, fingerprint="beef")
+
+
+def test_a_write_is_whole_or_absent(tmp_path) -> None:
+    path = str(tmp_path / "a" / "file.bin")
+    write_bytes(path, b"first")
+    write_bytes(path, b"second")
+    assert open(path, "rb").read() == b"second"
+    assert os.listdir(tmp_path / "a") == ["file.bin"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_finished(tmp_path) -> None:
+    """A file size limit stands in for the full disk: writes past it fail as they would on one."""
+    code = textwrap.dedent("""
+        import os, resource, signal, sys
+        import pyarrow as pa
+        from dat_ray.data.shards import write_shard, write_manifest, read_table
+        from dat_ray.errors import DatError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        root = sys.argv[1]
+        write_manifest(root, [write_shard(root, "part-0.parquet", pa.table({"x": [1]}))], "f")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        try:
+            write_shard(root, "part-1.parquet", pa.table({"x": [os.urandom(1 << 16)]}))
+        except DatError as error:
+            assert "cannot write" in str(error) and "part-1.parquet" in str(error), error
+        else:
+            raise SystemExit("the write should have failed")
+        assert sorted(os.listdir(root)) == ["_manifest.json", "part-0.parquet"], os.listdir(root)
+        assert read_table(root)["x"].to_pylist() == [1]
+    """)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_a_table_alone_in_a_file(tmp_path) -> None:
+    path = str(tmp_path / "behaviors.parquet")
+    with pytest.raises(ShardError, match="missing"):
+        read_file(path)
+    write_file(path, _table(5))
+    assert read_file(path)["x"].to_pylist() == [5]
+    os.truncate(path, 30)
+    with pytest.raises(ShardError, match="not a whole parquet file"):
+        read_file(path)
+
+
+def test_errors_are_the_kind_the_command_line_prints() -> None:
+    assert issubclass(ShardError, DatError)

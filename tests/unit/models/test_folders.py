@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from dat_ray.errors import DatError
+from dat_ray.models.folders import MARKER, build_once, is_complete, replace_folder
+
+KEY = {"source": "abc"}
+
+
+def write_hello(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "hello.txt").write_text("hello")
+    (folder / "intact").touch()
+
+
+def never(folder: Path) -> None:
+    raise AssertionError("must not build again")
+
+
+def test_builds_the_first_time_only(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "result"
+    assert not is_complete(target, KEY)
+    assert build_once(target, KEY, write_hello) is True
+    assert (target / "sub" / "hello.txt").read_text() == "hello"
+    assert build_once(target, KEY, never) is False
+
+
+def test_builds_again_for_another_key(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    build_once(target, KEY, write_hello)
+    assert not is_complete(target, {"source": "other"})
+    assert build_once(target, {"source": "other"}, lambda folder: (folder / "new").touch() or None) is True
+    assert sorted(p.name for p in target.iterdir()) == sorted([MARKER, "new"])
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "marker", "garbage"])
+def test_builds_again_when_damaged(tmp_path: Path, damage: str) -> None:
+    target = tmp_path / "result"
+    build_once(target, KEY, write_hello)
+    file = target / "sub" / "hello.txt"
+    match damage:
+        case "truncate":
+            file.write_text("hel")
+        case "remove":
+            file.unlink()
+        case "marker":
+            (target / MARKER).unlink()
+        case "garbage":
+            (target / MARKER).write_text("[]")
+    assert not is_complete(target, KEY)
+    assert build_once(target, KEY, write_hello) is True
+    assert file.read_text() == "hello"
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise RuntimeError("disk is on fire")
+
+    with pytest.raises(RuntimeError, match="on fire"):
+        build_once(tmp_path / "result", KEY, fail)
+    assert [p.name for p in tmp_path.iterdir()] == [".result.lock"]
+
+
+def test_a_failed_replacement_keeps_the_old_content(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    build_once(target, KEY, write_hello)
+
+    def fail() -> None:
+        with replace_folder(target) as scratch:
+            (scratch / "new").touch()
+            raise RuntimeError("disk is on fire")
+
+    with pytest.raises(RuntimeError, match="on fire"):
+        fail()
+    assert is_complete(target, KEY)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".result.lock", "result"]
+
+
+def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
+    leftover = tmp_path / ".result.building-killed"
+    leftover.mkdir()
+    (leftover / "half").touch()
+    build_once(tmp_path / "result", KEY, write_hello)
+    assert not leftover.exists()
+
+
+def test_waiting_ends_with_the_name_of_the_lock(tmp_path: Path) -> None:
+    with (
+        FileLock(tmp_path / ".result.lock"),
+        pytest.raises(DatError, match=r"waited 0 s for another process to build .*\.result\.lock"),
+    ):
+        build_once(tmp_path / "result", KEY, never, lock_wait_s=0.05)
+
+
+def _build_slowly(folder: Path) -> None:
+    with (folder.parent / "builds").open("a") as log:
+        log.write("x")
+    time.sleep(0.3)
+    write_hello(folder)
+
+
+def test_two_processes_build_once(tmp_path: Path) -> None:
+    # Forked children start together within the 0.3 s that a build takes.
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=build_once, args=(tmp_path / "result", KEY, _build_slowly)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert (tmp_path / "builds").read_text() == "x"
+    assert is_complete(tmp_path / "result", KEY)

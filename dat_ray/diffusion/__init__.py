@@ -1,0 +1,1 @@
+"""Masked-diffusion mathematics: canvas, denoising law, sampler, adaptation."""

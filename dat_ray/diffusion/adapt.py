@@ -1,0 +1,253 @@
+"""Turns a causal LM into a masked-diffusion prompt in-painter: a LoRA trained on masked prompts.
+
+The network stays the same but for two things: attention becomes bidirectional, and an unused token becomes MASK.
+The next-token shift is kept (the state at i-1 predicts token i), so the pre-trained head needs no relearning.
+The step reads top to bottom in `adapt`. A resumed run equals an undisturbed one: batches, masks and the schedule are
+functions of (seed, step), and a checkpoint holds the adapter and the optimizer's moments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dat_ray.config.adapt import AdaptConfig
+from dat_ray.diffusion.objective import ConditionalGain, conditional_gain, corrupt, loss_and_backward
+from dat_ray.diffusion.pairs import EncodedPair, batch_indices
+from dat_ray.errors import InputError
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """What an adaptation produced.
+
+    Attributes:
+        model: the PEFT model, in evaluation mode.
+        adapter: folder of the PEFT adapter.
+        metrics: JSON lines of the curve, one object an optimizer step or evaluation, keyed by `step`.
+        before, after: held-out measurements on all held-out rows, before the first and after the last step.
+        seconds: wall clock of this call.
+    """
+
+    model: PeftModel
+    adapter: Path
+    metrics: Path
+    before: ConditionalGain
+    after: ConditionalGain
+    seconds: float
+
+
+def learning_rate(config: AdaptConfig, step: int) -> float:
+    """Rate of a step (from 0): linear rise over the warm-up, then a cosine that reaches 0 just after the last step."""
+    warmup = round(config.warmup * config.steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / (config.steps - warmup)
+    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def with_lora(model: nn.Module, config: AdaptConfig) -> PeftModel:
+    """Adds a fresh trainable LoRA on all linear layers but the head; its start depends on `config.seed` only."""
+    if isinstance(model, PeftModel):
+        return model
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        return get_peft_model(model, lora)
+
+
+def adapt(
+    model: nn.Module,
+    train: Sequence[EncodedPair],
+    heldout: Sequence[EncodedPair],
+    config: AdaptConfig,
+    out_dir: str | Path,
+    progress: Callable[[int, str], None] | None = None,
+    resume: bool = False,
+) -> AdaptResult:
+    """Trains the adapter.
+
+    Args:
+        model: a `*ForCausalLM`, or a PEFT model whose trainable parameters are the adapter's.
+        train, heldout: clean canvases from `encode_pairs`; no prompt in both (see `split_pairs`).
+        config: see `AdaptConfig`.
+        out_dir: gets `checkpoints/step-*`, `metrics.jsonl`, `result.json` and `adapter/`.
+        progress: called as ``progress(steps_done, note)`` after every step.
+        resume: continue from the newest checkpoint, or start when there is none.
+
+    Raises:
+        InputError: no pairs; `out_dir` already holds a run and `resume` is off; or its checkpoint belongs to another
+            configuration or other pairs.
+    """
+    if len(train) == 0 or len(heldout) < 2:
+        raise InputError("pairs", (len(train), len(heldout)), "give at least 1 training and 2 held-out rows")
+    started = time.monotonic()
+    run = _Run(Path(out_dir), _fingerprint(config, train, heldout))
+    model = with_lora(model, config)
+    adapter = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(adapter.values(), lr=0.0, weight_decay=config.weight_decay)
+    start = run.open(adapter, optimizer, resume)
+
+    measured = {"mask_token_id": config.mask_token_id, "batch_size": config.batch_size, "chunk": config.logit_chunk}
+    before = run.once("before", lambda: conditional_gain(model, heldout, **measured))
+    probe = heldout[: config.evaluation_rows]
+    lengths = [len(pair.ids) for pair in train]
+    model.train()
+    for step in range(start, config.steps):
+        clock = time.monotonic()
+        chosen = batch_indices(lengths, config.batch_size, config.pool_batches, config.seed, step)
+        batch = corrupt(
+            [train[i] for i in chosen],
+            config.seed,
+            step,
+            config.mask_token_id,
+            config.response_mask_share,
+            config.response_cut_share,
+            config.loss_weight,
+        )
+        rate = learning_rate(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_and_backward(model, batch, config.logit_chunk)
+        norm = float(nn.utils.clip_grad_norm_(list(adapter.values()), config.max_grad_norm, error_if_nonfinite=True))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        done = step + 1
+        seconds = time.monotonic() - clock
+        record = {"step": done, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
+        record |= {"masked_tokens": len(batch.labels), "canvas_tokens": int(batch.valid.sum())}
+        if done % config.evaluate_every == 0 and done < config.steps:
+            record |= _summary(conditional_gain(model, probe, **measured))
+        run.log(record | {"seconds": round(seconds, 3)})
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            run.checkpoint(done, adapter, optimizer)
+        if progress is not None:
+            progress(done, f"loss {loss:.2f}" + (f", gain {record['gain']:.3f} nats/token" if "gain" in record else ""))
+
+    model.eval()
+    after = conditional_gain(model, heldout, **measured)
+    folder = run.publish(model)
+    seconds = time.monotonic() - started
+    run.write_json("result.json", {"before": _summary(before), "after": _summary(after), "config": config.model_dump()})
+    return AdaptResult(model, folder, run.metrics, before, after, seconds)
+
+
+def _summary(gain: ConditionalGain) -> dict[str, float]:
+    return {"own": gain.own, "other": gain.other, "gain": gain.gain, "low": gain.low, "high": gain.high}
+
+
+def _fingerprint(config: AdaptConfig, train: Sequence[EncodedPair], heldout: Sequence[EncodedPair]) -> dict[str, Any]:
+    """What a checkpoint must agree with: the settings and a hash of the pairs."""
+    digest = hashlib.sha256(json.dumps([[p.ids for p in train], [p.ids for p in heldout]]).encode()).hexdigest()[:16]
+    settings = config.model_dump(exclude={"checkpoint_every", "evaluate_every", "evaluation_rows"})
+    return {**settings, "pairs": digest}
+
+
+class _Run:
+    """The files of one adaptation. A checkpoint is a folder that appears by rename, hence whole or not at all."""
+
+    def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
+        self.root, self.fingerprint = root, fingerprint
+        self.metrics = root / "metrics.jsonl"
+        self.checkpoints = root / "checkpoints"
+
+    def open(self, adapter: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, resume: bool) -> int:
+        """Loads the newest checkpoint into the adapter and optimizer, if there is one; returns the steps done."""
+        if not resume and self.root.exists() and any(self.root.iterdir()):
+            raise InputError("out_dir", str(self.root), "the folder is not empty: pass resume, or name a new folder")
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        saved = sorted(self.checkpoints.glob("step-[0-9]*"))
+        done = self._load(saved[-1], adapter, optimizer) if saved else 0
+        # Lines of steps that will be run again are dropped, so that every step is logged once.
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= done]
+        self._replace(self.metrics, "".join(kept))
+        return done
+
+    def _lines(self) -> list[str]:
+        if not self.metrics.exists():
+            return []
+        return [line for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+    def _load(self, folder: Path, adapter: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        saved = state["fingerprint"]
+        differ = sorted(k for k in saved.keys() | self.fingerprint.keys() if saved.get(k) != self.fingerprint.get(k))
+        if differ:
+            raise InputError("resume", str(self.root), f"the run there differs in {', '.join(differ)}: name a new folder")
+        tensors = load_file(folder / "state.safetensors")
+        with torch.no_grad():
+            for name, parameter in adapter.items():
+                parameter.copy_(tensors[f"adapter.{name}"])
+                moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in _MOMENTS}
+                optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **moments}
+        return int(state["step"])
+
+    def checkpoint(self, step: int, adapter: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+        """Writes `checkpoints/step-N` and drops all but the newest two."""
+        tensors = {f"adapter.{name}": parameter.detach().cpu() for name, parameter in adapter.items()}
+        for key in _MOMENTS:
+            tensors |= {f"{key}.{name}": optimizer.state[parameter][key].cpu() for name, parameter in adapter.items()}
+        folder = self.checkpoints / f"step-{step:07d}"
+        partial = folder.with_name(f"partial-{folder.name}")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file(tensors, partial / "state.safetensors")
+        (partial / "state.json").write_text(json.dumps({"step": step, "fingerprint": self.fingerprint}), encoding="utf-8")
+        os.replace(partial, folder)
+        for old in sorted(self.checkpoints.glob("step-[0-9]*"))[:-2]:
+            shutil.rmtree(old)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends one line to the curve."""
+        with open(self.metrics, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(record) + "\n")
+
+    def once(self, name: str, measure: Callable[[], ConditionalGain]) -> ConditionalGain:
+        """A measurement of the untouched model, kept so that a resumed run, which cannot repeat it, still has it."""
+        path = self.root / f"{name}.json"
+        if not path.exists():
+            self.write_json(path.name, dataclasses.asdict(measure()))
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+        return ConditionalGain(**fields)
+
+    def publish(self, model: PeftModel) -> Path:
+        """Writes the PEFT adapter to `adapter/`, without the path from which the base model happened to be read."""
+        folder, partial = self.root / "adapter", self.root / "partial-adapter"
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(str(partial), save_embedding_layers=False)
+        path = partial / "adapter_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings["base_model_name_or_path"] = None
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
+        (partial / "README.md").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        return folder
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Writes a JSON file by rename."""
+        self._replace(self.root / name, json.dumps(value, indent=1))
+
+    @staticmethod
+    def _replace(path: Path, text: str) -> None:
+        partial = path.with_name(f"partial-{path.name}")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)

@@ -1,0 +1,136 @@
+"""Canvases: a masked prompt and the response it is written for, as one token sequence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dat_ray.errors import InputError
+
+_KEY = "dat_sampler"
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """What a masked diffusion model needs to be sampled from: `dat_sampler` in its folder's config.json.
+
+    Attributes:
+        mask_token_id: id of MASK.
+        shift: 1 when the state at i-1 predicts token i (a model adapted from a causal one), 0 when the state at i does.
+        banned_token_ids: ids that no prompt may hold: special tokens, MASK, and rows of the vocabulary without a token.
+        layout: ``chat``: before, masks, between, response. ``answer``: masks, then `answer_prefix` and response.
+        before, between: ids of the ``chat`` layout; see `dat_ray.diffusion.pairs.ChatSegments`.
+        answer_prefix: text of the ``answer`` layout, tokenized together with the response.
+    """
+
+    mask_token_id: int
+    shift: Literal[0, 1]
+    banned_token_ids: tuple[int, ...]
+    layout: Literal["chat", "answer"]
+    before: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    answer_prefix: str = "\nAnswer: "
+
+    def __post_init__(self) -> None:
+        if self.shift not in (0, 1):
+            raise InputError(f"{_KEY}.shift", self.shift, "give 0 or 1")
+        if self.layout not in ("chat", "answer"):
+            raise InputError(f"{_KEY}.layout", self.layout, "give `chat` or `answer`")
+        if self.shift and not self.before:
+            raise InputError(
+                f"{_KEY}.before", [], "a shifted model needs a token before the first mask: use layout `chat` or give one"
+            )
+        for name in ("banned_token_ids", "before", "between"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def read(cls, folder: str | Path) -> SamplerSpec:
+        """Reads the spec of a sampler folder.
+
+        Raises:
+            InputError: no `dat_sampler` in its config.json, or unknown or missing fields in it.
+        """
+        path = Path(folder) / "config.json"
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))[_KEY]
+        except (FileNotFoundError, KeyError):
+            remedy = f"name a sampler folder, whose config.json has `{_KEY}` (`dat adapt` and the conversions write one)"
+            raise InputError("sampler.model", str(folder), remedy) from None
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise InputError(f"{path}: {_KEY}", sorted(fields), str(error)) from None
+
+    def write(self, folder: str | Path) -> None:
+        """Puts the spec into a model folder's config.json and marks the model as a bidirectional sampler."""
+        path = Path(folder) / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config |= {_KEY: asdict(self), "is_causal": False, "architectures": ["DatMaskedLlama"]}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A token sequence with half-open spans.
+
+    Attributes:
+        ids: all tokens, prompt positions holding MASK at first.
+        prompt_span: positions to write.
+        condition_span: positions that the law may hide for a step. In the ``chat`` layout the response; in the
+            ``answer`` layout its prefix too, as in the reference. Other tokens are always seen.
+    """
+
+    ids: tuple[int, ...]
+    prompt_span: tuple[int, int]
+    condition_span: tuple[int, int]
+
+
+def build_canvas(tokenizer: Any, spec: SamplerSpec, target: str, prompt_tokens: int, max_target_tokens: int = 128) -> Canvas:
+    """The canvas of a target response with a fully masked prompt.
+
+    Args:
+        tokenizer: of the sampler; called without special tokens.
+        spec: layout and ids.
+        target: the response the prompt is for.
+        prompt_tokens: K, masks.
+        max_target_tokens: the response is cut to this many tokens; it ends without an end-of-turn token.
+
+    Raises:
+        InputError: an empty target or no masks.
+    """
+    if not target.strip():
+        raise InputError("target", target, "give a response with text: the prompt is written for it")
+    if prompt_tokens < 1:
+        raise InputError("prompt_tokens", prompt_tokens, "give at least 1")
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    masks = (spec.mask_token_id,) * prompt_tokens
+    lo, hi = len(spec.before), len(spec.before) + prompt_tokens
+    if spec.layout == "chat":
+        response = encode(target)[:max_target_tokens]
+        start = hi + len(spec.between)
+        return Canvas((*spec.before, *masks, *spec.between, *response), (lo, hi), (start, start + len(response)))
+    condition = encode(spec.answer_prefix + target)[: len(encode(spec.answer_prefix)) + max_target_tokens]
+    return Canvas((*spec.before, *masks, *condition), (lo, hi), (hi, hi + len(condition)))
+
+
+def banned_ids(tokenizer: Any, mask_token_id: int, vocabulary: int) -> tuple[int, ...]:
+    """Ids that no prompt may hold: every special token, MASK, and ids past the tokenizer's last.
+
+    Args:
+        tokenizer: of the sampler.
+        mask_token_id: id of MASK.
+        vocabulary: V, rows of the output head.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= {*tokenizer.all_special_ids, mask_token_id, *range(len(tokenizer), vocabulary)}
+    return tuple(sorted(i for i in special if i < vocabulary))
+
+
+def decode_prompt(tokenizer: Any, token_ids: list[int] | tuple[int, ...]) -> str:
+    """A prompt's text, without special tokens or outer space."""
+    return tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from dat_ray.config.adapt import AdaptConfig
+from dat_ray.diffusion.adapt import adapt, learning_rate
+from dat_ray.diffusion.objective import conditional_gain
+from dat_ray.diffusion.pairs import EncodedPair
+from dat_ray.errors import InputError
+from tests.unit.diffusion.tiny import MASK, tiny_model
+
+CONFIG = AdaptConfig(
+    mask_token_id=MASK, steps=6, batch_size=4, pool_batches=2, rank=4, alpha=8, checkpoint_every=3, evaluate_every=4
+)
+
+
+def echoes(n: int, seed: int) -> list[EncodedPair]:
+    """Prompts that repeat one letter, which the response names: only the response tells which."""
+    letters = torch.randint(5, 13, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [EncodedPair((1, 4, a, a, a, 0, 2, a, a), (2, 5), (7, 9)) for a in letters]
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing on the way may swallow it."""
+
+
+def kill_at(step: int):
+    def progress(done: int, note: str) -> None:
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("killed_at", [3, 5])
+def test_a_resumed_run_equals_an_undisturbed_one(tmp_path: Path, killed_at: int) -> None:
+    train, heldout = echoes(20, 0), echoes(8, 1)
+    whole = adapt(tiny_model(), train, heldout, CONFIG, tmp_path / "whole")
+    with pytest.raises(Killed):
+        adapt(tiny_model(), train, heldout, CONFIG, tmp_path / "cut", kill_at(killed_at))
+    assert [p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-0000003"]
+    assert not (tmp_path / "cut" / "adapter").exists()
+    seen = []
+    resumed = adapt(tiny_model(), train, heldout, CONFIG, tmp_path / "cut", lambda done, _: seen.append(done), resume=True)
+    assert seen == [4, 5, 6]
+    for (name, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert (whole.before, whole.after) == (resumed.before, resumed.after)
+    curves = []
+    for run in (whole, resumed):
+        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+        assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+        curves.append([{k: v for k, v in line.items() if k != "seconds"} for line in lines])
+    assert curves[0] == curves[1]
+    assert "gain" in curves[0][3]
+
+
+def test_the_model_learns_to_read_the_response(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"steps": 60, "batch_size": 8, "learning_rate": 2e-2, "rank": 8, "alpha": 16})
+    result = adapt(tiny_model(), echoes(64, 0), echoes(16, 1), config, tmp_path)
+    losses = [json.loads(line)["loss"] for line in result.metrics.read_text().splitlines()]
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    assert result.after.own < 0.6 * result.before.own
+    assert result.after.low > 0.5
+    base = {name for name, p in result.model.named_parameters() if "lora_" not in name}
+    fresh = dict(tiny_model().named_parameters())
+    for name in base:
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        assert torch.equal(dict(result.model.named_parameters())[name], fresh[plain])
+
+
+def test_the_saved_adapter_is_the_model_and_names_no_folder(tmp_path: Path) -> None:
+    result = adapt(tiny_model(), echoes(12, 0), echoes(6, 1), CONFIG, tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_model(), result.adapter)
+    again = conditional_gain(loaded, echoes(6, 1), MASK, CONFIG.batch_size)
+    assert again.own == pytest.approx(result.after.own, abs=1e-6)
+    assert again.own != pytest.approx(result.before.own, abs=1e-3)
+    settings = json.loads((result.adapter / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] is None
+    assert json.loads((tmp_path / "result.json").read_text())["after"]["gain"] == result.after.gain
+
+
+def test_a_used_folder_is_refused_without_resume(tmp_path: Path) -> None:
+    adapt(tiny_model(), echoes(8, 0), echoes(6, 1), CONFIG, tmp_path)
+    with pytest.raises(InputError, match="resume"):
+        adapt(tiny_model(), echoes(8, 0), echoes(6, 1), CONFIG, tmp_path)
+    changed = CONFIG.model_copy(update={"learning_rate": 1e-2})
+    with pytest.raises(InputError, match="differs in learning_rate, pairs"):
+        adapt(tiny_model(), echoes(8, 5), echoes(6, 1), changed, tmp_path, resume=True)
+
+
+def test_too_few_pairs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="held-out"):
+        adapt(tiny_model(), echoes(8, 0), echoes(1, 1), CONFIG, tmp_path)
+
+
+def test_learning_rate_rises_then_follows_a_cosine() -> None:
+    config = CONFIG.model_copy(update={"steps": 100, "warmup": 0.1, "learning_rate": 1.0e-2})
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(1e-2 / 11)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10] == 1e-2
+    assert rates[55] == pytest.approx(1e-2 * 0.5)
+    assert rates[99] == pytest.approx(1e-2 * 0.5 * (1 + math.cos(math.pi * 89 / 90)))

@@ -1,0 +1,1 @@
+"""The roles: sampler, target model, judge; each with its backends."""

@@ -1,0 +1,119 @@
+"""What each role promises: sampler, target and judge as plain Python protocols, with nothing of Ray, torch or vLLM.
+
+A stage depends on these names only, so a backend can be exchanged without touching the stage. Every call answers with
+exactly as many results as it was asked questions, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Verdict = Literal["harmful", "not_harmful", "unparsed"]
+
+
+@dataclass(frozen=True)
+class InfillRequest:
+    """One prompt to in-paint.
+
+    Args:
+        row_id: id of the row; the result carries it.
+        target: the affirmative response y that the prompt shall lead to.
+        prompt_tokens: length of the masked prompt, in tokens.
+        seed: in [0, 2**63); the row's only source of randomness.
+    """
+
+    row_id: str
+    target: str
+    prompt_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class InfillResult:
+    """One in-painted prompt.
+
+    Args:
+        row_id: of the request.
+        prompt: decoded text.
+        token_ids: the committed tokens, `prompt_tokens` of them.
+        logprob: sum over the committed tokens of log p at the step that committed them, in nats.
+        nfe: forward passes that the row took part in.
+    """
+
+    row_id: str
+    prompt: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    nfe: int
+
+
+class DiffusionSampler(Protocol):
+    """Draws prompts x ~ p_diff(x | y)."""
+
+    fingerprint: str
+
+    def infill(self, requests: Sequence[InfillRequest]) -> list[InfillResult]:
+        """In-paints every request; a row's result does not depend on the other rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer of the target.
+
+    Args:
+        text: decoded, without special tokens.
+        tokens: generated tokens, the one that ended the answer not counted.
+        finished: whether the model ended the answer itself, rather than the token limit.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+class TargetModel(Protocol):
+    """The chat model under attack."""
+
+    name: str
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+    ) -> list[Completion]:
+        """Answers each prompt as a user turn; `seeds`, one a row, are required above temperature 0."""
+        ...
+
+    def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """Mean log p(y_t | chat(x), y_<t) over the response's tokens, in nats, end-of-turn token left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One verdict.
+
+    Args:
+        verdict: `unparsed` is a verdict of its own and is never counted as harmless by silence.
+        score: harmfulness in [0, 1], None when unparsed.
+    """
+
+    verdict: Verdict
+    score: float | None
+
+
+class Judge(Protocol):
+    """Says whether a completion does what the goal asks."""
+
+    name: str
+    fingerprint: str
+    is_proxy: bool
+
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        """One judgement for each completion, in order."""
+        ...

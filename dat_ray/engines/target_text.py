@@ -1,0 +1,95 @@
+"""What both backends of a target share: chat ids in, text out. One place, so that they score the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import GenerationConfig
+
+from dat_ray.config.schema import TargetConfig
+from dat_ray.engines.base import Completion
+from dat_ray.errors import InputError
+from dat_ray.models.chat import ChatFormat, Encoded
+from dat_ray.models.loading import load_tokenizer
+
+
+class TargetText:
+    """Tokenizer, chat template and length limits of one target.
+
+    Args:
+        config: of the target.
+        folder: where its tokenizer and generation config lie.
+
+    Attributes:
+        stop_ids: tokens that end an answer: those of the model's generation config and the tokenizer's own.
+        pad_id: a token to fill up batches with; it is never read.
+    """
+
+    def __init__(self, config: TargetConfig, folder: str) -> None:
+        self._max_model_len = config.max_model_len
+        self._tokenizer = load_tokenizer(folder, "target.model")
+        self._chat = ChatFormat(self._tokenizer, config.system_prompt)
+        self.stop_ids = _stop_ids(folder, self._tokenizer.eos_token_id)
+        if not self.stop_ids:
+            raise InputError("target.model", config.model, "neither tokenizer nor generation config names an end token")
+        self.pad_id = self.stop_ids[0]
+
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Chat ids of each prompt, up to where the answer begins.
+
+        Raises:
+            InputError: a prompt leaves no room for one token of an answer.
+        """
+        rows = [self._chat.prompt_ids(prompt) for prompt in prompts]
+        longest = max(map(len, rows), default=0)
+        if longest >= self._max_model_len:
+            raise InputError("target.max_model_len", self._max_model_len, f"a prompt takes {longest} tokens: raise it")
+        return rows
+
+    def answer_budget(self, prompt: Sequence[int], max_new_tokens: int) -> int:
+        """Tokens that an answer may take: `max_new_tokens`, or what the model's length leaves."""
+        return min(max_new_tokens, self._max_model_len - len(prompt))
+
+    def scored(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Encoded]:
+        """Prompt and response of each row, without an end-of-turn token.
+
+        Raises:
+            InputError: a row is longer than the model takes.
+        """
+        # The chat format cuts what is too long; a cut response would have another mean, so measure first.
+        rows = [self._chat.encode(prompt, response, 1 << 30) for prompt, response in zip(prompts, responses, strict=True)]
+        longest = max((len(row.ids) for row in rows), default=0)
+        # vLLM needs room for the one token that it generates beyond them.
+        if longest >= self._max_model_len:
+            raise InputError(
+                "target.max_model_len", self._max_model_len, f"a prompt with its response takes {longest} tokens: raise it"
+            )
+        return rows
+
+    def completion(self, token_ids: Sequence[int]) -> Completion:
+        """An answer from its generated tokens, of which the last may be a stop token."""
+        finished = bool(token_ids) and token_ids[-1] in self.stop_ids
+        kept = list(token_ids[:-1] if finished else token_ids)
+        text = self._tokenizer.decode(kept, skip_special_tokens=True)
+        assert isinstance(text, str)
+        return Completion(text, len(kept), finished)
+
+
+def require_seeds(temperature: float, seeds: Sequence[int] | None, rows: int) -> list[int] | None:
+    """One seed a row when sampling, None when greedy."""
+    if temperature == 0.0:
+        return None
+    if temperature < 0.0:
+        raise InputError("temperature", temperature, "give 0 for greedy decoding, or a positive number")
+    if seeds is None or len(seeds) != rows:
+        raise InputError("seeds", None if seeds is None else len(seeds), f"sampling needs one seed for each of {rows} rows")
+    return list(seeds)
+
+
+def _stop_ids(folder: str, eos: int | None) -> tuple[int, ...]:
+    try:
+        configured = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:  # a model may come without one
+        configured = None
+    listed = configured if isinstance(configured, list) else [configured]
+    return tuple(dict.fromkeys(i for i in [eos, *listed] if i is not None))

@@ -1,0 +1,182 @@
+"""The sampler under both backends: one law, the same tokens, whatever the batch.
+
+One vLLM engine serves a tiny random model (about 30 s to start), one more the shipped sampler.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dat_ray.config.schema import SamplerConfig
+from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
+from dat_ray.engines.base import InfillRequest
+from dat_ray.engines.factory import build_sampler
+from dat_ray.engines.sampler_setup import SamplerSetup, sampler_fingerprint
+from dat_ray.engines.torch_sampler import TorchSampler
+from dat_ray.engines.vllm_sampler import VllmSampler
+from dat_ray.errors import DatError, InputError
+from dat_ray.models.embedded import WEIGHTS, resolve_model
+from dat_ray.models.loading import load_tokenizer
+
+pytestmark = pytest.mark.slow
+
+MASK = 16
+REQUESTS = [
+    InfillRequest(f"row{i}", "Sure, here is a poem about the " + "sea " * (i % 4), (3, 5, 8)[i % 3], seed)
+    for i, seed in enumerate([0, 1, 2**63 - 1, 77, 77, 4242])
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama, tmp_path_factory) -> str:
+    """The tiny model, marked as a sampler with the chat layout."""
+    path = shutil.copytree(tiny_llama, tmp_path_factory.mktemp("samplers") / "tiny")
+    tokenizer = load_tokenizer(str(path))
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+    before, between = ids("<|im_start|>user\n"), ids("<|im_end|>\n<|im_start|>assistant\n")
+    SamplerSpec(MASK, 1, banned_ids(tokenizer, MASK, 49152), "chat", before, between).write(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def config(folder) -> SamplerConfig:
+    return SamplerConfig(
+        model=folder, backend="vllm", dtype="float32", layout="chat", prompt_tokens=(3, 5, 8), steps=4,
+        max_target_tokens=16, batch_size=4, max_batched_tokens=64,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(config, vllm_process) -> VllmSampler:
+    """One engine; the law is the host's, so tests may exchange it (see `with_law`)."""
+    sampler = build_sampler(config, threads=1)
+    assert isinstance(sampler, VllmSampler)
+    return sampler
+
+
+def with_law(served: VllmSampler, monkeypatch, config: SamplerConfig) -> VllmSampler:
+    monkeypatch.setattr(served, "_setup", SamplerSetup.read(config, config.model))
+    return served
+
+
+LAWS = {
+    "greedy": {},
+    "tempered": {"temperature": 0.8},
+    "random order, nothing hidden": {"temperature": 0.8, "order": "random", "remask_condition": False},
+}
+
+
+@pytest.mark.parametrize("change", LAWS.values(), ids=LAWS.keys())
+def test_both_backends_write_the_same_prompts(config, folder, served, monkeypatch, change):
+    config = config.model_copy(update=change)
+    expected = TorchSampler(config, folder, threads=1).infill(REQUESTS)
+    found = with_law(served, monkeypatch, config).infill(REQUESTS)
+    assert [x.token_ids for x in found] == [x.token_ids for x in expected]
+    assert [(x.row_id, x.prompt, x.nfe) for x in found] == [(x.row_id, x.prompt, x.nfe) for x in expected]
+    assert [x.logprob for x in found] == pytest.approx([x.logprob for x in expected], abs=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_alone_equals_the_row_in_a_batch(config, served, monkeypatch, temperature):
+    sampler = with_law(served, monkeypatch, config.model_copy(update={"temperature": temperature}))
+    together = sampler.infill(REQUESTS)
+    backwards = sampler.infill(REQUESTS[::-1])[::-1]
+    alone = [sampler.infill([request])[0] for request in REQUESTS]
+    assert [x.token_ids for x in together] == [x.token_ids for x in backwards] == [x.token_ids for x in alone]
+
+
+def test_prompts_have_the_asked_length_and_nothing_banned(config, folder, served):
+    banned = set(SamplerSpec.read(folder).banned_token_ids)
+    assert {0, 1, 2, MASK} <= banned
+    for request, result in zip(REQUESTS, served.infill(REQUESTS), strict=True):
+        assert result.row_id == request.row_id
+        assert len(result.token_ids) == request.prompt_tokens
+        assert not banned & set(result.token_ids)
+        assert result.nfe == min(config.steps, request.prompt_tokens)
+        assert result.logprob < 0
+
+
+def test_rows_differ_by_their_seed(served):
+    requests = [InfillRequest("a", "Sure, here is a poem about the sea", 8, seed) for seed in range(4)]
+    assert len({result.token_ids for result in served.infill(requests)}) > 1
+
+
+def test_a_prompt_longer_than_the_recipe_says_is_refused(served):
+    with pytest.raises(InputError, match=r"prompt_tokens = 9: the sampler was set up for at most 8"):
+        served.infill([InfillRequest("a", "Sure", 9, 0)])
+
+
+def test_the_longest_row_fits_the_engine(served):
+    request = InfillRequest("a", "deep blue sea " * 50, 8, 5)
+    assert len(served.infill([request])[0].token_ids) == 8
+
+
+def test_a_model_that_is_no_sampler_is_refused(config, tiny_llama, vllm_process):
+    with pytest.raises(InputError, match="`dat_sampler`"):
+        build_sampler(config.model_copy(update={"model": tiny_llama}), threads=1)
+
+
+def test_another_layout_than_the_trained_one_is_refused(config):
+    for backend in ("torch", "vllm"):
+        with pytest.raises(InputError, match=r"sampler\.layout = 'answer': .* trained with layout chat"):
+            build_sampler(config.model_copy(update={"layout": "answer", "backend": backend}), threads=1)
+
+
+def test_a_causal_config_cannot_be_served(config, folder, tmp_path, vllm_process):
+    """Without `is_causal: false` vLLM would run the model causally and sample nonsense."""
+    path = Path(shutil.copytree(folder, tmp_path / "causal"))
+    content = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**content, "is_causal": True}))
+    with pytest.raises(DatError, match=r"could not start .* needs `is_causal: false`") as failure:
+        build_sampler(config.model_copy(update={"model": str(path)}), threads=1)
+    assert "\n" not in str(failure.value)
+
+
+def test_the_fingerprint_covers_what_changes_a_prompt(config, folder, tmp_path):
+    def fingerprint(**change) -> str:
+        return sampler_fingerprint(config.model_copy(update=change), folder)
+
+    base = fingerprint()
+    assert base == fingerprint(batch_size=1) == fingerprint(max_batched_tokens=512) == fingerprint(prompt_tokens=(8,))
+    changes = [{"temperature": 1.0}, {"steps": 3}, {"order": "random"}, {"remask_condition": False},
+               {"dtype": "bfloat16"}, {"backend": "torch"}, {"max_target_tokens": 8}]  # fmt: skip
+    assert len({base, *(fingerprint(**change) for change in changes)}) == len(changes) + 1
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    assert sampler_fingerprint(config.model_copy(update={"model": str(moved)}), str(moved)) == base
+
+
+def test_the_shipped_sampler_is_the_same_under_both_backends(vllm_process):
+    if not (WEIGHTS / "smollm2-135m-infill").is_dir():
+        pytest.skip("dat_ray/models/weights/smollm2-135m-infill is not in this checkout")
+    path = resolve_model("embedded:smollm2-135m-infill")
+    config = SamplerConfig(
+        model="embedded:smollm2-135m-infill", backend="vllm", dtype="float32", layout=SamplerSpec.read(path).layout,
+        prompt_tokens=(6, 10), steps=4, max_target_tokens=12, batch_size=4, max_batched_tokens=256,
+    )  # fmt: skip
+    requests = [
+        InfillRequest("a", "Sure, here is a recipe for bread", 6, 11),
+        InfillRequest("b", "The capital of France is Paris.", 10, 12),
+        InfillRequest("c", "Yes, I can write a poem about spring", 10, 13),
+    ]
+    expected = build_sampler(config.model_copy(update={"backend": "torch"}), threads=1).infill(requests)
+    found = build_sampler(config, threads=1).infill(requests)
+    assert [x.token_ids for x in found] == [x.token_ids for x in expected]
+    assert [x.logprob for x in found] == pytest.approx([x.logprob for x in expected], abs=1e-3)
+
+
+def test_registering_again_changes_nothing(served):
+    """vLLM calls the entry point in every process, also after the model was registered by hand."""
+    from vllm import ModelRegistry
+
+    from dat_ray.engines import vllm_plugin
+
+    before = ModelRegistry.models[vllm_plugin.ARCHITECTURE]
+    vllm_plugin.register()
+    assert ModelRegistry.models[vllm_plugin.ARCHITECTURE] is before

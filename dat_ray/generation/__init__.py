@@ -1,0 +1,1 @@
+"""The streaming plan that makes candidates, and their selection."""

@@ -1,0 +1,223 @@
+"""The pools' actors: thin shells that build an engine once and hand it rows."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from dat_ray.config.schema import JudgeConfig, Recipe, SamplerConfig, TargetConfig
+from dat_ray.data.schemas import CANDIDATES
+from dat_ray.engines.base import DiffusionSampler, InfillRequest, Judge, TargetModel
+from dat_ray.errors import DatError
+from dat_ray.generation.capacity import generation_pools
+from dat_ray.generation.rows import EngineLost, Row, fill_in
+
+
+def _build_sampler(cfg: SamplerConfig, threads: int) -> DiffusionSampler:
+    from dat_ray.engines.factory import build_sampler
+
+    return build_sampler(cfg, threads)
+
+
+def _build_target(cfg: TargetConfig, threads: int, adapter: str | None) -> TargetModel:
+    from dat_ray.engines.factory import build_target
+
+    # vLLM serves an adapter merged into a copy of the model, which lies beside it.
+    return build_target(cfg, threads, adapter, merged_dir=None if adapter is None else f"{adapter.rstrip('/')}-merged")
+
+
+def _build_judge(cfg: JudgeConfig) -> Judge:
+    from dat_ray.engines.factory import build_judge
+
+    return build_judge(cfg)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """How each role's engine is made, in the process that will run it. Picklable.
+
+    The defaults import torch and vLLM only when they are called, so that the driver stays light.
+    """
+
+    sampler: Callable[[SamplerConfig, int], DiffusionSampler] = _build_sampler
+    target: Callable[[TargetConfig, int, str | None], TargetModel] = _build_target
+    judge: Callable[[JudgeConfig], Judge] = _build_judge
+
+
+class RemoteLedger:
+    """The ledger's methods, answered by the actor that holds it."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def starting(self, role: str, actors: int) -> None:
+        self._ask("starting", role, actors)
+
+    def started(self, role: str) -> None:
+        self._ask("started", role)
+
+    def open_tries(self, role: str, ids: list[str]) -> list[int]:
+        return self._ask("open_tries", role, ids)
+
+    def begin(self, role: str, ids: list[str]) -> None:
+        self._ask("begin", role, ids)
+
+    def end(self, role: str, ids: list[str], errors: dict[str, str]) -> None:
+        self._ask("end", role, ids, errors)
+
+    def dying(self, role: str, reason: str) -> None:
+        self._ask("dying", role, reason)
+
+    def death(self, role: str) -> str:
+        return self._ask("death", role)
+
+    def stop(self, reason: DatError) -> None:
+        self._ask("stop", reason)
+
+    def reason(self) -> DatError | None:
+        return self._ask("reason")
+
+    def note(self) -> str:
+        return self._ask("note")
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        return ray.get(getattr(self.actor, method).remote(*arguments))
+
+
+class RoleActor(ABC):
+    """One role in one process.
+
+    Args:
+        recipe: the whole recipe; each role reads its own section.
+        engines: how engines are made.
+        ledger: the stage's ledger.
+        adapter: LoRA adapter folder of the target, or None.
+    """
+
+    role: str
+
+    def __init__(self, recipe: Recipe, engines: Engines, ledger: RemoteLedger, adapter: str | None) -> None:
+        self.recipe, self.engines, self.ledger, self.adapter = recipe, engines, ledger, adapter
+        self.engine: Any = None
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Fills in this role's columns of a CANDIDATES batch."""
+        if self.engine is None:
+            self.engine = self._start()
+        try:
+            rows = fill_in(batch.to_pylist(), self.work, self.ledger, self.role)
+        except EngineLost as error:
+            # Ray starts a fresh process and hands it the batch again; an exception would end the whole stage.
+            self.ledger.dying(self.role, str(error))
+            os._exit(1)
+        return pa.Table.from_pylist(rows, schema=CANDIDATES)
+
+    @abstractmethod
+    def build(self) -> Any:
+        """Makes the engine."""
+
+    @abstractmethod
+    def work(self, rows: Sequence[Row]) -> list[Row]:
+        """The columns that this role fills in, for each row in order."""
+
+    def _start(self) -> Any:
+        self.ledger.starting(self.role, generation_pools(self.recipe.cluster)[self.role].max_actors)
+        try:
+            with self._deadline(self.recipe.timeouts.engine_start):
+                engine = self.build()
+            self.ledger.started(self.role)
+            return engine
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.ledger.stop(error if isinstance(error, DatError) else DatError(f"the {self.role} did not start: {reason}"))
+            raise
+
+    @contextmanager
+    def _deadline(self, seconds: float) -> Iterator[None]:
+        builder = threading.get_ident()
+
+        def give_up() -> None:
+            stack = traceback.extract_stack(sys._current_frames()[builder])
+            where = f"{stack[-1].name} ({os.path.basename(stack[-1].filename)}:{stack[-1].lineno})"
+            self.ledger.stop(
+                DatError(f"the {self.role} did not start within timeouts.engine_start = {seconds:g} s; it was in {where}")
+            )
+            # A thread cannot interrupt native code. The next process finds the stage stopped.
+            os._exit(1)
+
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+class SamplerActor(RoleActor):
+    """Draws the prompt: `prompt`, `nfe`, `sample_logprob`."""
+
+    role = "sampler"
+
+    def build(self) -> DiffusionSampler:
+        return self.engines.sampler(self.recipe.sampler, self.recipe.cluster.sampler.threads)
+
+    def work(self, rows: Sequence[Row]) -> list[Row]:
+        results = self.engine.infill(
+            [InfillRequest(row["candidate_id"], row["target"], row["prompt_tokens"], row["seed"]) for row in rows]
+        )
+        if [result.row_id for result in results] != [row["candidate_id"] for row in rows]:
+            raise RuntimeError("the sampler's answers are not in the order of the rows")
+        return [{"prompt": r.prompt, "nfe": r.nfe, "sample_logprob": r.logprob} for r in results]
+
+
+class TargetActor(RoleActor):
+    """Lets the target answer: `completion`, `target_model`, `adapter`, and `target_logprob` = mean log p(y | x)."""
+
+    role = "target"
+
+    def build(self) -> TargetModel:
+        return self.engines.target(self.recipe.target, self.recipe.cluster.target.threads, self.adapter)
+
+    def work(self, rows: Sequence[Row]) -> list[Row]:
+        prompts = [row["prompt"] for row in rows]
+        completions = self.engine.complete(prompts, self.recipe.target.max_new_tokens)
+        logprobs = self.engine.logprob(prompts, [row["target"] for row in rows])
+        bad = [value for value in logprobs if not math.isfinite(value)]
+        if bad:
+            raise RuntimeError(f"log p(y|x) = {bad[0]}")
+        return [
+            {
+                "completion": completion.text,
+                "target_model": self.engine.name,
+                "adapter": self.adapter,
+                "target_logprob": logprob,
+            }
+            for completion, logprob in zip(completions, logprobs, strict=True)
+        ]
+
+
+class JudgeActor(RoleActor):
+    """Judges the answer: `judge`, `verdict`, `score`."""
+
+    role = "judge"
+
+    def build(self) -> Judge:
+        return self.engines.judge(self.recipe.judge)
+
+    def work(self, rows: Sequence[Row]) -> list[Row]:
+        judgements = self.engine.judge(
+            [row["goal"] for row in rows], [row["prompt"] for row in rows], [row["completion"] for row in rows]
+        )
+        return [{"judge": self.engine.name, "verdict": j.verdict, "score": j.score} for j in judgements]

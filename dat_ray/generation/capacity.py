@@ -1,0 +1,99 @@
+"""Asks, before anything starts, whether the cluster can hold what generation needs; otherwise it would wait for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import ray
+
+from dat_ray.config.schema import ClusterConfig, Pool
+from dat_ray.errors import DatError
+
+# The node label that Ray's autoscaler groups nodes by.
+SUBCLUSTER_LABEL = "ray-subcluster"
+# Beside the pools: one CPU for the tasks that read and write files, and one for the filter of a resumed run. The second
+# is asked of the first run too, or a run could start that nobody can resume.
+FILE_CPUS = 2.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one live node offers in all, used or not."""
+
+    cpus: float
+    gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def generation_pools(cluster: ClusterConfig) -> dict[str, Pool]:
+    """The pools that generation runs."""
+    return {"sampler": cluster.sampler, "target": cluster.target, "judge": cluster.judge}
+
+
+def check_capacity(pools: Mapping[str, Pool], nodes: Sequence[Node], ceiling: Mapping[str, float] | None) -> None:
+    """Raises where the smallest pools and the file tasks do not fit.
+
+    Args:
+        pools: role -> pool.
+        nodes: live nodes.
+        ceiling: the most that an autoscaler may start, by resource; None where nothing will be added. Nodes that are
+            yet to come are compared by their sum only: their labels are not known.
+
+    Raises:
+        DatError: says what is asked and what is there.
+    """
+    if ceiling is not None:
+        _compare("anywhere", pools, FILE_CPUS, ceiling.get("CPU", 0.0), ceiling.get("GPU", 0.0), "the autoscaler may reach")
+        return
+    for subcluster in sorted({pool.subcluster for pool in pools.values() if pool.subcluster}):
+        group = [node for node in nodes if node.labels.get(SUBCLUSTER_LABEL) == subcluster]
+        pinned = {role: pool for role, pool in pools.items() if pool.subcluster == subcluster}
+        if not group:
+            raise DatError(
+                f"the pools {', '.join(pinned)} want nodes labelled {SUBCLUSTER_LABEL}={subcluster}, and no live node is: "
+                "label the nodes, or unset cluster.ROLE.subcluster"
+            )
+        _compare_nodes(f"on {SUBCLUSTER_LABEL}={subcluster}", pinned, 0.0, group)
+    _compare_nodes("in all", pools, FILE_CPUS, nodes)
+
+
+def _compare_nodes(where: str, pools: Mapping[str, Pool], extra_cpus: float, nodes: Sequence[Node]) -> None:
+    _compare(where, pools, extra_cpus, sum(n.cpus for n in nodes), sum(n.gpus for n in nodes), "there are")
+    for role, pool in pools.items():
+        if not any(node.cpus >= pool.num_cpus and node.gpus >= pool.num_gpus for node in nodes):
+            raise DatError(
+                f"one {role} actor asks for {pool.num_cpus:g} CPUs and {pool.num_gpus:g} GPUs on one node, and no node {where} "
+                f"has them: lower cluster.{role}"
+            )
+
+
+def _compare(where: str, pools: Mapping[str, Pool], extra_cpus: float, cpus: float, gpus: float, verb: str) -> None:
+    asked_cpus = sum(pool.min_actors * pool.num_cpus for pool in pools.values()) + extra_cpus
+    asked_gpus = sum(pool.min_actors * pool.num_gpus for pool in pools.values())
+    if asked_cpus <= cpus + 1e-6 and asked_gpus <= gpus + 1e-6:
+        return
+    parts = ", ".join(
+        f"{role} {pool.min_actors} x {pool.num_cpus:g} CPU" + (f" + {pool.num_gpus:g} GPU" if pool.num_gpus else "")
+        for role, pool in pools.items()
+    )
+    files = f", file tasks {extra_cpus:g} CPU" if extra_cpus else ""
+    raise DatError(
+        f"generation asks for {asked_cpus:g} CPUs and {asked_gpus:g} GPUs {where} ({parts}{files}), "
+        f"{verb} {cpus:g} and {gpus:g}: lower the pools in `cluster`, "
+        "raise cluster.local_cpus (logical, may exceed the cores), or add nodes"
+    )
+
+
+def live_nodes() -> list[Node]:
+    """The nodes of the cluster that this process is connected to."""
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0), node.get("Labels", {}))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def autoscaler_ceiling() -> Mapping[str, float] | None:
+    """The most that the cluster's autoscaler may reach, or None without one. Ray Train asks Ray the same way."""
+    return ray._private.state.state.get_max_resources_from_cluster_config()

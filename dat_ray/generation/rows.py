@@ -1,0 +1,99 @@
+"""Runs an engine over rows so that a bad row costs itself, and neither its batch nor the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from dat_ray.generation.ledger import TRIES_PER_ROW
+
+Row = dict[str, Any]
+# Takes rows, returns for each the columns to fill in.
+Work = Callable[[Sequence[Row]], Sequence[Row]]
+
+# Told by name, so that neither vllm nor torch has to be imported to recognise them. After these the process is of no
+# more use: vLLM's engine loop is gone, or the CUDA context is corrupt.
+FATAL = frozenset({"EngineDeadError", "AcceleratorError"})
+
+
+class EngineLost(Exception):
+    """The engine cannot go on in this process; a fresh one may."""
+
+
+class Tries(Protocol):
+    """The part of the ledger that is used here."""
+
+    def open_tries(self, role: str, ids: list[str]) -> list[int]: ...
+    def begin(self, role: str, ids: list[str]) -> None: ...
+    def end(self, role: str, ids: list[str], errors: dict[str, str]) -> None: ...
+    def death(self, role: str) -> str: ...
+
+
+def fill_in(rows: Sequence[Row], work: Work, ledger: Tries, role: str) -> list[Row]:
+    """Adds what `work` answers to each row, or the reason why there is no answer to its `error` column.
+
+    The batch is tried whole. Where that raises, or where a process ended on it before, its rows are tried one by one.
+    Rows that an earlier role gave up pass unchanged.
+
+    Args:
+        rows: CANDIDATES as dictionaries.
+        work: the engine's part; one answer for each row, in order.
+        ledger: learns of every start, end and failure.
+        role: "sampler", "target" or "judge".
+
+    Raises:
+        EngineLost: the engine cannot go on in this process.
+        DatError: too many rows have failed, or another process stopped the stage.
+    """
+    out = [dict(row) for row in rows]
+    todo = [row for row in out if row["error"] is None]
+    ids = [row["candidate_id"] for row in todo]
+    if not todo:
+        return out
+    tries = ledger.open_tries(role, ids)
+    if not any(tries):
+        ledger.begin(role, ids)
+        answers = _answers(todo, work)
+        if not isinstance(answers, Exception):
+            for row, answer in zip(todo, answers, strict=True):
+                row.update(answer)
+            ledger.end(role, ids, {})
+            return out
+        if len(todo) == 1:
+            todo[0]["error"] = _describe(role, answers)
+            ledger.end(role, ids, {ids[0]: todo[0]["error"]})
+            return out
+        ledger.end(role, ids, {})
+    for row, identifier, unfinished in zip(todo, ids, tries, strict=True):
+        if unfinished >= TRIES_PER_ROW:
+            row["error"] = f"{role}: {unfinished} processes ended on this row ({ledger.death(role)})"
+        else:
+            ledger.begin(role, [identifier])
+            answers = _answers([row], work)
+            if isinstance(answers, Exception):
+                row["error"] = _describe(role, answers)
+            else:
+                row.update(answers[0])
+        ledger.end(role, [identifier], {identifier: row["error"]} if row["error"] else {})
+    return out
+
+
+def _answers(rows: Sequence[Row], work: Work) -> Sequence[Row] | Exception:
+    # An engine is other people's code: whatever it raises is this row's result, except when the engine itself is gone.
+    try:
+        answers = work(rows)
+        if len(answers) != len(rows):
+            raise RuntimeError(f"{len(answers)} answers to {len(rows)} rows")
+        return answers
+    except Exception as error:
+        if FATAL & {kind.__name__ for kind in type(error).__mro__}:
+            raise EngineLost(_one_line(error)) from error
+        return error
+
+
+def _describe(role: str, error: Exception) -> str:
+    return f"{role}: {_one_line(error)}"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,0 +1,163 @@
+"""The generate stage: writes the candidates of one round, or continues where an earlier run ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data.exceptions import ExecutionTimeoutError
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import (
+    exists,
+    has_manifest,
+    join,
+    read_file,
+    read_manifest,
+    read_table,
+    write_bytes,
+    write_manifest,
+    write_shard,
+)
+from dat_ray.errors import DatError, InputError
+from dat_ray.generation.actors import Engines
+from dat_ray.generation.capacity import autoscaler_ceiling, check_capacity, generation_pools, live_nodes
+from dat_ray.generation.expand import expand
+from dat_ray.generation.finish import Inventory, forget_lost_rows, publish, take_inventory
+from dat_ray.generation.ledger import ErrorLimit
+from dat_ray.generation.plan import run_plan, start_ledger
+from dat_ray.generation.watch import Watch
+from dat_ray.progress import Progress, stage_line
+from dat_ray.raysession import start_ray
+
+REQUESTS = "_input"
+# Rows of one file of requests: a few MB, so that reading them is spread over tasks.
+ROWS_PER_REQUEST_FILE = 16384
+
+
+@dataclass(frozen=True)
+class GenerationReport:
+    """What the stage made.
+
+    Args:
+        rows: rows of the round, the failed ones among them.
+        errors: rows that failed.
+        nfe: forward passes of the sampler, summed over rows.
+        seconds: wall clock of this call; 0 where everything was there.
+        skipped: whether everything was there.
+    """
+
+    rows: int
+    errors: int
+    nfe: int
+    seconds: float
+    skipped: bool
+
+
+def generate(recipe: Recipe, run: RunDir, engines: Engines | None = None, adapter: str | None = None) -> GenerationReport:
+    """Samples prompts for every training behavior, lets the target answer and the judge score them.
+
+    Starts Ray, or joins the cluster that is there. What an earlier call finished is kept and not made again.
+
+    Args:
+        recipe: resolved recipe.
+        run: its run directory, with `behaviors.parquet`.
+        engines: how each role's engine is made; default: the recipe's backends.
+        adapter: LoRA adapter folder for the target, from the round before; None for the base model.
+
+    Raises:
+        DatError: too many rows failed, an engine did not start, the cluster is too small, nothing moved for
+            `timeouts.no_progress` seconds, or the folder belongs to another recipe.
+    """
+    started = time.monotonic()
+    root, mark = run.candidates(recipe.round), fingerprint(recipe)
+    if has_manifest(root):
+        return _report(read_table(root, fingerprint=mark), 0.0, skipped=True)
+    if adapter is not None and not exists(adapter):
+        raise InputError("adapter", adapter, "no such folder: train the round before, or leave the adapter out")
+    requests = expand(read_file(run.behaviors), recipe)
+    expected: list[str] = requests["candidate_id"].to_pylist()
+    _write_requests(root, requests, mark)
+
+    inventory = take_inventory(root)
+    lost = forget_lost_rows(root, inventory)
+    for name in inventory.damaged:
+        stage_line(f"generate: {join(root, name)} is cut short or altered: left out, its rows are made again")
+    if lost:
+        stage_line(f"generate: the rows of {lost} shard(s) are not there any more and are made again")
+    if set(expected) - inventory.ids:
+        _make_rows(recipe, run, root, inventory, len(expected), engines or Engines(), adapter)
+        inventory = take_inventory(root)
+    publish(root, expected, inventory, mark)
+    return _report(read_table(root, fingerprint=mark), time.monotonic() - started, skipped=False)
+
+
+def _write_requests(root: str, requests: pa.Table, mark: str) -> None:
+    """Writes the plan's input, or checks that the input which is there belongs to this recipe."""
+    where = join(root, REQUESTS)
+    if has_manifest(where):
+        read_manifest(where, fingerprint=mark)
+        return
+    starts = range(0, requests.num_rows, ROWS_PER_REQUEST_FILE)
+    files = [
+        write_shard(where, f"part-{index:05}.parquet", requests.slice(start, ROWS_PER_REQUEST_FILE))
+        for index, start in enumerate(starts)
+    ]
+    write_manifest(where, files, mark)
+
+
+def _make_rows(
+    recipe: Recipe, run: RunDir, root: str, inventory: Inventory, total: int, engines: Engines, adapter: str | None
+) -> None:
+    limit = ErrorLimit(total, recipe.generation.max_error_rate)
+    with start_ray(recipe.cluster), Progress("generate", total) as progress:
+        check_capacity(generation_pools(recipe.cluster), live_nodes(), autoscaler_ceiling())
+        # What goes wrong is raised below in one line, with the traceback in a file.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        ledger = start_ledger(limit, inventory.errors)
+        try:
+            with Watch(root, progress, ledger.note):
+                run_plan(recipe, join(root, REQUESTS), root, engines, ledger, adapter)
+        except Exception as error:
+            raise _explain(error, ledger.reason(), recipe, run) from error
+        progress.update(total)
+
+
+def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: RunDir) -> DatError:
+    """One line for a person, and the whole traceback in the run's logs."""
+    where = join(run.logs, f"generate-round-{recipe.round}-failure.txt")
+    write_bytes(where, "".join(traceback.format_exception(error)).encode())
+    if stopped is not None:
+        return stopped
+    if isinstance(error, ExecutionTimeoutError):
+        pools = "; ".join(
+            f"{role}: {pool.min_actors} x ({pool.num_cpus:g} CPU, {pool.num_gpus:g} GPU"
+            + (f", subcluster {pool.subcluster})" if pool.subcluster else ")")
+            for role, pool in generation_pools(recipe.cluster).items()
+        )
+        nodes = "; ".join(f"({node.cpus:g} CPU, {node.gpus:g} GPU)" for node in live_nodes())
+        return DatError(
+            f"no row moved for timeouts.no_progress = {recipe.timeouts.no_progress} s; pools ask for {pools}; "
+            f"nodes have {nodes}; details: {where}"
+        )
+    lines = [line for cause in _causes(error) for line in str(cause).strip().splitlines()[-1:]]
+    last = lines[-1] if lines else type(error).__name__
+    return DatError(f"generate failed: {last[:300]}; details: {where}; --resume keeps what is done")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _report(candidates: pa.Table, seconds: float, *, skipped: bool) -> GenerationReport:
+    errors = candidates.num_rows - candidates["error"].null_count
+    return GenerationReport(candidates.num_rows, errors, pc.sum(candidates["nfe"]).as_py() or 0, seconds, skipped)

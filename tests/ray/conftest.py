@@ -1,0 +1,32 @@
+"""One small Ray cluster for all tests of this folder. It is private to the test session and taken down with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from dat_ray.config.schema import ClusterConfig
+from dat_ray.raysession import start_ray
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Starts Ray with 8 logical CPUs and yields the address, for tests that start drivers of their own."""
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", "PYTHONPATH")}
+    # Workers import the engines that are defined beside the tests.
+    repository = Path(__file__).parents[2]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(repository), before["PYTHONPATH"] or ""])
+    # Without these `start_ray` makes a cluster of its own, whose token the drivers that tests start inherit.
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
+        os.environ.pop(name, None)
+    with start_ray(ClusterConfig(local_cpus=8, object_store_gib=0.25)):
+        yield ray.get_runtime_context().gcs_address
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,33 @@
+"""A polite kill of a driver that holds a private Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+CODE = """
+import sys, time
+import dat_ray.cli as cli
+from dat_ray.config.schema import ClusterConfig
+from dat_ray.raysession import start_ray
+
+def wait(arguments):
+    with start_ray(ClusterConfig(local_cpus=1, object_store_gib=0.1)):
+        print("ready", flush=True)
+        time.sleep(120)
+
+cli._recipes = wait
+sys.exit(cli.main(["recipes"]))
+"""
+
+
+def test_sigterm_unwinds_and_takes_the_private_ray_down() -> None:
+    process = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "stopped; what is finished is kept" in errors

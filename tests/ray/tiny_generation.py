@@ -1,0 +1,170 @@
+"""Engines that answer at once, and fail on demand, so that generation's faults can be tested on a real Ray cluster."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.data.schemas import BEHAVIORS
+from dat_ray.data.shards import exists, write_file
+from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgement
+from dat_ray.generation.actors import Engines
+
+BEHAVIOR_COUNT, SAMPLES = 6, 16
+ROWS = BEHAVIOR_COUNT * SAMPLES
+ROWS_PER_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong, and where it is noted.
+
+    Args:
+        notes: folder; each prompt that is drawn leaves a line, each fault that happened once a file.
+        seconds_per_row: the sampler's pace.
+        raise_on: row ids on which the sampler raises, every time.
+        exit_on: row ids on which the sampler's process ends, every time.
+        exit_once: whether the sampler's process ends once, after its first batch.
+        dead_engine_once: whether the sampler once raises what vLLM raises when its engine loop is gone.
+        no_start: whether the target cannot be built.
+    """
+
+    notes: str
+    seconds_per_row: float = 0.0
+    raise_on: tuple[str, ...] = ()
+    exit_on: tuple[str, ...] = ()
+    exit_once: bool = False
+    dead_engine_once: bool = False
+    no_start: bool = False
+
+
+class EngineDeadError(RuntimeError):
+    """Named as vLLM names it."""
+
+
+class TinySampler:
+    fingerprint = "tiny"
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults, self.calls = faults, 0
+
+    def infill(self, requests: Sequence[InfillRequest]) -> list[InfillResult]:
+        notes = Path(self.faults.notes)
+        self.calls += 1
+        for request in requests:
+            if request.row_id in self.faults.exit_on:
+                os._exit(1)
+            if request.row_id in self.faults.raise_on:
+                raise ValueError(f"cannot in-paint {request.row_id}")
+        if self.calls == 2 and self.faults.exit_once and first_time(notes / "exited"):
+            os._exit(1)
+        if self.calls == 2 and self.faults.dead_engine_once and first_time(notes / "dead"):
+            raise EngineDeadError("the loop is gone")
+        time.sleep(self.faults.seconds_per_row * len(requests))
+        with open(notes / f"drawn-{os.getpid()}", "a") as stream:
+            stream.writelines(f"{request.row_id}\n" for request in requests)
+        results = []
+        for request in requests:
+            digest = hashlib.sha256(f"{request.seed} {request.prompt_tokens} {request.target}".encode()).hexdigest()
+            prompt = f"please {digest[: request.prompt_tokens]}"
+            results.append(InfillResult(request.row_id, prompt, (1,) * request.prompt_tokens, -1.5, request.prompt_tokens))
+        return results
+
+
+class TinyTarget:
+    name = "tiny-target"
+
+    def complete(
+        self, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] | None = None
+    ) -> list[Completion]:
+        return [Completion(f"on {prompt}"[:max_new_tokens], 2, True) for prompt in prompts]
+
+    def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return [-len(prompt) / 100 for prompt in prompts]
+
+
+class TinyJudge:
+    name, fingerprint, is_proxy = "tiny-judge", "0", True
+
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        scores = [int(hashlib.sha256(text.encode()).hexdigest()[:2], 16) / 255 for text in completions]
+        return [Judgement("harmful" if score > 0.5 else "not_harmful", score) for score in scores]
+
+
+def first_time(path: Path) -> bool:
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _sampler(faults: Faults, cfg: object, threads: int) -> TinySampler:
+    return TinySampler(faults)
+
+
+def _target(faults: Faults, cfg: object, threads: int, adapter: str | None) -> TinyTarget:
+    if faults.no_start:
+        raise OSError("weights not found")
+    return TinyTarget()
+
+
+def _judge(cfg: object) -> TinyJudge:
+    return TinyJudge()
+
+
+def engines(faults: Faults) -> Engines:
+    return Engines(partial(_sampler, faults), partial(_target, faults), _judge)
+
+
+def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
+    tree: dict[str, Any] = {
+        "name": "tiny",
+        "seed": 7,
+        "behaviors": {"path": "tiny", "heldout": {"path": "tiny"}},
+        "sampler": {"model": "none", "prompt_tokens": [4, 8, 12], "steps": 4, "batch_size": 4},
+        "target": {"model": "none", "batch_size": 8},
+        "generation": {"samples_per_target": SAMPLES, "rows_per_block": ROWS_PER_BLOCK, "max_error_rate": 0.2},
+        "training": {"retain": {"path": "none"}},
+        "cluster": {role: {"num_cpus": 0.5} for role in ("sampler", "target", "judge")},
+        "timeouts": {"no_progress": 60, "engine_start": 60},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree[name], **section}
+    return Recipe.model_validate(tree)
+
+
+def tiny_run(root: Path | str, recipe: Recipe) -> RunDir:
+    """A run directory whose behaviors are `goal 0` to `goal 5`, each with one target."""
+    run = open_run(str(root), recipe, resume=True)
+    if not exists(run.behaviors):
+        rows = [
+            {
+                "behavior_id": f"b{index}",
+                "goal": f"goal {index}",
+                "category": None,
+                "source": "tiny",
+                "split": "train",
+                "target_index": 0,
+                "target": f"Sure, here is {index}",
+                "refusal": "I cannot.",
+            }
+            for index in range(BEHAVIOR_COUNT)
+        ]
+        write_file(run.behaviors, pa.Table.from_pylist(rows, schema=BEHAVIORS))
+    return run
+
+
+def drawn(notes: Path) -> list[str]:
+    """Row ids of every prompt that a sampler drew, repeats included."""
+    return [line for path in notes.glob("drawn-*") for line in path.read_text().split()]

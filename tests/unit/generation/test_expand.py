@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+
+from dat_ray.config.schema import Recipe
+from dat_ray.data.schemas import BEHAVIORS, CANDIDATES
+from dat_ray.errors import InputError
+from dat_ray.generation.expand import draw_prompt_tokens, expand, sampler_fingerprint
+
+
+def recipe(**changes) -> Recipe:
+    tree = {
+        "name": "t",
+        "seed": 3,
+        "behaviors": {"path": "x", "heldout": {"path": "x"}},
+        "sampler": {"model": "m", "prompt_tokens": [8, 16], "steps": 8},
+        "target": {"model": "m"},
+        "generation": {"samples_per_target": 5},
+        "training": {"retain": {"path": "x"}},
+    }
+    for dotted, value in changes.items():
+        section, _, field = dotted.partition("__")
+        if field:
+            tree[section] = {**tree[section], field: value}
+        else:
+            tree[section] = value
+    return Recipe.model_validate(tree)
+
+
+def behaviors(*rows: tuple[str, int, str, str]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {
+                "behavior_id": identifier,
+                "goal": f"goal of {identifier}",
+                "category": None,
+                "source": "test",
+                "split": split,
+                "target_index": index,
+                "target": target,
+                "refusal": "No.",
+            }
+            for identifier, index, target, split in rows
+        ],
+        schema=BEHAVIORS,
+    )
+
+
+THREE = behaviors(("a", 0, "Sure, a", "train"), ("a", 1, "Of course, a", "train"), ("h", 0, "Sure, h", "heldout"))
+
+
+def test_rows_are_training_targets_times_samples():
+    table = expand(THREE, recipe())
+    assert table.schema.equals(CANDIDATES)
+    assert Counter(zip(table["behavior_id"].to_pylist(), table["target_index"].to_pylist(), strict=True)) == {
+        ("a", 0): 5,
+        ("a", 1): 5,
+    }
+    assert sorted(set(table["sample_index"].to_pylist())) == [0, 1, 2, 3, 4]
+    assert len(set(table["candidate_id"].to_pylist())) == 10
+    assert table["prompt"].null_count == table["error"].null_count == 10
+    assert set(table["prompt_tokens"].to_pylist()) <= {8, 16}
+
+
+def test_a_row_does_not_depend_on_the_others():
+    whole = {row["candidate_id"]: row for row in expand(THREE, recipe()).to_pylist()}
+    alone = expand(behaviors(("a", 1, "Of course, a", "train")), recipe(generation__samples_per_target=2)).to_pylist()
+    assert len(alone) == 2
+    assert all(whole[row["candidate_id"]] == row for row in alone)
+
+
+@pytest.mark.parametrize("change", [{"round": 1}, {"sampler__temperature": 0.5}, {"sampler__model": "n"}])
+def test_ids_change_with_what_determines_a_row(change):
+    before, after = expand(THREE, recipe()), expand(THREE, recipe(**change))
+    assert not set(before["candidate_id"].to_pylist()) & set(after["candidate_id"].to_pylist())
+
+
+def test_another_seed_draws_other_prompts_for_the_same_rows():
+    before, after = expand(THREE, recipe()), expand(THREE, recipe(seed=4))
+    assert before["candidate_id"].to_pylist() == after["candidate_id"].to_pylist()
+    assert not set(before["seed"].to_pylist()) & set(after["seed"].to_pylist())
+    assert min(before["seed"].to_pylist()) >= 0
+
+
+def test_speed_settings_do_not_change_the_sampler_fingerprint():
+    fast = recipe(sampler__batch_size=7, sampler__backend="torch", sampler__max_batched_tokens=99)
+    assert sampler_fingerprint(fast.sampler) == sampler_fingerprint(recipe().sampler)
+    assert sampler_fingerprint(recipe(sampler__steps=4).sampler) != sampler_fingerprint(recipe().sampler)
+
+
+def test_prompt_lengths_are_drawn_evenly():
+    counts = Counter(draw_prompt_tokens((4, 8, 12), seed) for seed in range(3000))
+    # 1000 each; six standard deviations of a binomial are 155.
+    assert set(counts) == {4, 8, 12}
+    assert max(abs(count - 1000) for count in counts.values()) < 155
+
+
+def test_no_training_behavior_is_refused():
+    with pytest.raises(InputError, match="holds no training behavior"):
+        expand(behaviors(("h", 0, "Sure", "heldout")), recipe())
+
+
+def test_a_target_given_twice_is_refused_by_name():
+    with pytest.raises(InputError, match="behavior a has target 0 twice"):
+        expand(behaviors(("b", 0, "S", "train"), ("a", 0, "S", "train"), ("a", 0, "S", "train")), recipe())

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dat_ray.data.schemas import CANDIDATES
+from dat_ray.data.shards import has_manifest, read_manifest, read_table, write_shard
+from dat_ray.errors import DatError
+from dat_ray.generation.finish import CHECKPOINT, committed_checkpoints, forget_lost_rows, publish, take_inventory
+from dat_ray.generation.watch import RowCounter
+
+
+def row(identifier: str, error: str | None = None) -> dict:
+    return {
+        "candidate_id": identifier,
+        "behavior_id": "b",
+        "target_index": 0,
+        "round": 0,
+        "sample_index": 0,
+        "goal": "g",
+        "target": "t",
+        "refusal": "r",
+        "prompt_tokens": 4,
+        "seed": 1,
+        "sampler": "s",
+        "prompt": f"prompt {identifier}",
+        "nfe": 4,
+        "error": error,
+    }
+
+
+def shard(root: Path, name: str, *ids: str, error: str | None = None, checkpoint: bool = True) -> None:
+    write_shard(str(root), f"{name}-0.parquet", pa.Table.from_pylist([row(i, error) for i in ids], schema=CANDIDATES))
+    if checkpoint:
+        write_shard(str(root / CHECKPOINT), f"{name}.parquet", pa.table({"candidate_id": list(ids)}))
+
+
+def ids(root: Path) -> list[str]:
+    return read_table(str(root))["candidate_id"].to_pylist()
+
+
+def finish(root: Path, expected: str) -> None:
+    publish(str(root), list(expected), take_inventory(str(root)), "f" * 16)
+
+
+def test_whole_shards_are_published_as_they_are(tmp_path):
+    shard(tmp_path, "part-a", "1", "2")
+    shard(tmp_path, "part-b", "3")
+    finish(tmp_path, "123")
+    assert [file.path for file in read_manifest(str(tmp_path)).files] == ["part-a-0.parquet", "part-b-0.parquet"]
+    assert sorted(ids(tmp_path)) == ["1", "2", "3"]
+    assert not (tmp_path / "errors").exists()
+
+
+def test_rows_in_two_shards_are_published_once(tmp_path):
+    shard(tmp_path, "part-a", "1", "2")
+    shard(tmp_path, "part-b", "2", "3")
+    shard(tmp_path, "part-c", "1", "3")
+    finish(tmp_path, "123")
+    assert sorted(ids(tmp_path)) == ["1", "2", "3"]
+    assert [file.path for file in read_manifest(str(tmp_path)).files] == ["part-a-0.parquet", "rest-of-part-b-0.parquet"]
+    assert pq.read_table(tmp_path / "part-b-0.parquet").num_rows == 2  # a finished shard is never written again
+
+
+def test_publishing_again_after_a_crash_gives_the_same(tmp_path):
+    shard(tmp_path, "part-a", "1", "2")
+    shard(tmp_path, "part-b", "2", "3")
+    finish(tmp_path, "123")
+    first = (tmp_path / "_manifest.json").read_bytes()
+    (tmp_path / "_manifest.json").unlink()
+    finish(tmp_path, "123")
+    assert (tmp_path / "_manifest.json").read_bytes() == first
+
+
+def test_a_missing_or_unknown_row_keeps_the_manifest_from_being_written(tmp_path):
+    shard(tmp_path, "part-a", "1", "9")
+    with pytest.raises(DatError, match="lacks 2 of 3 rows and has 1 that are not of this round"):
+        finish(tmp_path, "123")
+    assert not has_manifest(str(tmp_path))
+
+
+def test_failed_rows_are_listed_apart_and_stay_in_the_shards(tmp_path):
+    shard(tmp_path, "part-a", "1")
+    shard(tmp_path, "part-b", "2", error="sampler: no")
+    finish(tmp_path, "12")
+    assert read_table(str(tmp_path / "errors")).to_pylist() == [
+        {"candidate_id": "2", "behavior_id": "b", "target_index": 0, "sample_index": 0, "error": "sampler: no"}
+    ]
+    assert sorted(ids(tmp_path)) == ["1", "2"]
+    assert take_inventory(str(tmp_path)).errors == {"2": "sampler: no"}
+
+
+def test_a_truncated_shard_is_found_and_its_rows_are_asked_for_again(tmp_path):
+    shard(tmp_path, "part-a", "1", "2")
+    shard(tmp_path, "part-b", "3")
+    whole = (tmp_path / "part-a-0.parquet").read_bytes()
+    (tmp_path / "part-a-0.parquet").write_bytes(whole[:-20])
+    inventory = take_inventory(str(tmp_path))
+    assert list(inventory.damaged) == ["part-a-0.parquet"]
+    assert inventory.ids == {"3"}
+    with pytest.raises(DatError, match=r"lacks 2 of 3 rows .*not readable: part-a-0.parquet"):
+        publish(str(tmp_path), ["1", "2", "3"], inventory, "f" * 16)
+    assert forget_lost_rows(str(tmp_path), inventory) == 1
+    assert committed_checkpoints(str(tmp_path)) == ["part-b.parquet"]
+    assert (tmp_path / "part-a-0.parquet").exists()  # only the checkpoint goes
+
+
+def test_checkpoints_whose_rows_are_there_are_kept(tmp_path):
+    shard(tmp_path, "part-a", "1", "2")
+    assert forget_lost_rows(str(tmp_path), take_inventory(str(tmp_path))) == 0
+    (tmp_path / CHECKPOINT / "part-z.parquet").write_bytes(b"PAR1 cut")
+    assert forget_lost_rows(str(tmp_path), take_inventory(str(tmp_path))) == 1
+    assert committed_checkpoints(str(tmp_path)) == ["part-a.parquet"]
+
+
+def test_only_committed_shards_count_as_done(tmp_path):
+    shard(tmp_path, "part-a", "1", "2")
+    shard(tmp_path, "part-b", "3", checkpoint=False)
+    write_shard(str(tmp_path / CHECKPOINT), "part-b.pending.parquet", pa.table({"candidate_id": ["3"]}))
+    counter = RowCounter(str(tmp_path))
+    assert counter.count() == 2
+    (tmp_path / CHECKPOINT / "part-b.pending.parquet").rename(tmp_path / CHECKPOINT / "part-b.parquet")
+    assert counter.count() == 3
+    assert RowCounter(str(tmp_path / "nothing")).count() == 0

@@ -1,0 +1,1 @@
+"""Adversarial fine-tuning: attack, objectives, step, loop, Ray Train driver."""

@@ -1,0 +1,353 @@
+"""Training on a Ray cluster: Ray Train workers, each a thin shell around `loop.run_loop`.
+
+Ray Train keeps the checkpoints and restarts workers that die; a restart replays the updates since the last
+checkpoint and ends with the same adapter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import (
+    ShardFile,
+    has_manifest,
+    join,
+    open_filesystem,
+    read_bytes,
+    read_manifest,
+    write_manifest,
+)
+from dat_ray.errors import DatError, ShardError
+from dat_ray.models.chat import ChatFormat
+from dat_ray.models.embedded import resolve_model
+from dat_ray.models.loading import (
+    attach_lora,
+    load_adapter,
+    load_causal_lm,
+    load_tokenizer,
+    model_fingerprint,
+    save_adapter,
+)
+from dat_ray.progress import Progress
+from dat_ray.training.checkpoint import Writer
+from dat_ray.training.loop import Worker, count_updates, run_loop
+from dat_ray.training.metrics import MetricsLog, read_metrics
+from dat_ray.training.network import Network
+from dat_ray.training.rows import count_rows, load_rows
+from dat_ray.training.step import Diverged, alone
+
+SUBCLUSTER_LABEL = "ray-subcluster"
+MAX_FAILURES = 3
+SECONDS_BETWEEN_POLLS = 2.0
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What training came to.
+
+    Attributes:
+        adapter: folder of the PEFT adapter.
+        updates: how many it has seen.
+        rows: rows of the training set.
+        retain_rows: rows of the retain set.
+        seconds: wall clock of this call.
+        skipped: the adapter was there already.
+        last: metrics of the last update.
+    """
+
+    adapter: str
+    updates: int
+    rows: int
+    retain_rows: int
+    seconds: float
+    skipped: bool
+    last: dict[str, Any]
+
+
+def train(recipe: Recipe, run: RunDir) -> TrainReport:
+    """Fine-tunes the target on the round's training set, unless it is done; goes on where it was stopped.
+
+    Ray must be initialized.
+
+    Args:
+        recipe: its `training`, `target` and `cluster.trainer` sections.
+        run: run directory; reads `training_set/round-N` and writes `training/round-N`.
+
+    Raises:
+        DatError: not enough rows, workers that keep dying, or resources that never came.
+        Diverged: a loss or gradient is not finite.
+    """
+    began = time.monotonic()
+    root, mark = _absolute(run.training(recipe.round)), fingerprint(recipe)
+    harmful, retain = count_rows(recipe, run)
+    updates = count_updates(recipe.training, harmful)
+    skipped = has_manifest(root)
+    if skipped:
+        _check_adapter(root, mark)
+    else:
+        with Progress("train", updates, "updates") as progress, _shown(root, progress), _ray_train_timeouts(recipe):
+            _fit(recipe, run, root, mark)
+        write_manifest(root, _describe_adapter(root), mark)
+    log = read_metrics(root)
+    return TrainReport(
+        adapter=run.adapter(recipe.round),
+        updates=updates,
+        rows=harmful,
+        retain_rows=retain,
+        seconds=time.monotonic() - began,
+        skipped=skipped,
+        last=log[-1] if log else {},
+    )
+
+
+def _fit(recipe: Recipe, run: RunDir, root: str, mark: str) -> None:
+    pool = recipe.cluster.trainer
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "recipe": recipe.model_dump_json(),
+            "root": _absolute(run.root),
+            # Not resolved here: an embedded model is built on the node that needs it.
+            "model": str(Path(recipe.target.model).absolute()) if Path(recipe.target.model).is_dir() else recipe.target.model,
+        },
+        torch_config=TorchConfig(backend="nccl" if pool.num_gpus else "gloo", timeout_s=recipe.timeouts.no_progress),
+        scaling_config=ScalingConfig(
+            num_workers=pool.min_actors,
+            use_gpu=pool.num_gpus > 0,
+            resources_per_worker={"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})},
+            label_selector={SUBCLUSTER_LABEL: pool.subcluster} if pool.subcluster else None,
+        ),
+        run_config=RunConfig(
+            # Ray Train resumes whatever has the name: with the fingerprint in it, no other recipe's state.
+            name=f"state-{mark}",
+            storage_path=root,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+    except WorkerGroupError as error:
+        cause = next(iter(error.worker_failures.values()), error)
+        raise DatError(
+            f"training workers failed {MAX_FAILURES + 1} times, the last time with: {_last_line(cause)}; "
+            "the last checkpoint is kept, --resume goes on from it"
+        ) from error
+    except ControllerError as error:
+        if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+            raise DatError(f"training failed: {_last_line(error.controller_failure)}") from error
+        have = ray.available_resources()
+        where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
+        raise DatError(
+            f"training workers did not start within timeouts.worker_group_start "
+            f"({recipe.timeouts.worker_group_start} s): {pool.min_actors} x ({pool.num_cpus:g} CPU, "
+            f"{pool.num_gpus:g} GPU){where} wanted, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU free "
+            "in the cluster; free some, or lower cluster.trainer"
+        ) from error
+    except TrainingFailedError as error:
+        raise DatError(f"training failed: {_last_line(error)}") from error
+    if outcome and "diverged" in outcome:
+        raise Diverged(*outcome["diverged"])
+
+
+def train_worker(config: dict[str, str]) -> dict[str, Any]:
+    """One Ray Train worker, from the recipe to the adapter.
+
+    Returns:
+        Metrics of the last update, or `{"diverged": [update, term, value]}`: raised, it would be retried in vain.
+    """
+    recipe, run = Recipe.model_validate_json(config["recipe"]), RunDir(config["root"])
+    pool, root, mark = recipe.cluster.trainer, run.training(recipe.round), fingerprint(recipe)
+    torch.set_num_threads(pool.threads)
+    context = ray.train.get_context()
+    worker = Worker(context.get_world_rank(), context.get_world_size(), _sum if context.get_world_size() > 1 else alone)
+    base = resolve_model(config["model"], "target.model")
+    rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target.system_prompt))
+    log = MetricsLog(root, recipe.tracking.tensorboard) if worker.rank == 0 else None
+    with tempfile.TemporaryDirectory(prefix="dat-train-") as scratch:
+        network = Network(build_model(recipe, run, base, Path(scratch)).to(get_device()))
+        try:
+            last = run_loop(
+                network,
+                rows,
+                recipe.training,
+                seed=recipe.seed,
+                run=mark,
+                checkpoints=RayCheckpoints(worker.rank, Path(scratch)),
+                log=log,
+                worker=worker,
+            )
+        except Diverged as error:
+            return {"diverged": [error.update, error.term, error.value]}
+        finally:
+            if log:
+                log.close()
+        if worker.rank == 0:
+            folder = Path(scratch) / "adapter"
+            save_adapter(network.model, str(folder), model_fingerprint(base))
+            publish_folder(folder, run.adapter(recipe.round))
+    return last
+
+
+def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path) -> torch.nn.Module:
+    """The target with a fresh adapter, or, from round 1 on, with the adapter of the round before.
+
+    With the adapter off it is the base model in every round, which stays the teacher of the retain term.
+
+    Args:
+        recipe: `target`, `training` and the round.
+        run: run directory.
+        base: folder or hub id of the target.
+        scratch: local folder for a copy of the adapter.
+
+    Raises:
+        DatError: the round before left no adapter.
+    """
+    model = load_causal_lm(base, recipe.training.dtype, "target.model")
+    if recipe.round == 0:
+        return attach_lora(model, recipe.training.lora, recipe.seed)
+    before = run.adapter(recipe.round - 1)
+    if not has_manifest(run.training(recipe.round - 1)):
+        raise DatError(f"round {recipe.round} starts from {before}, which is missing: train round {recipe.round - 1} first")
+    local = scratch / "adapter-before"
+    fs, inner = open_filesystem(before)
+    local.mkdir()
+    pafs.copy_files(inner, str(local), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+    return load_adapter(model, str(local), trainable=True)
+
+
+class RayCheckpoints:
+    """Checkpoints through Ray Train, which knows which one is whole.
+
+    Args:
+        rank: worker 0 writes; all report, since a report is a barrier.
+        scratch: local folder for copies.
+    """
+
+    def __init__(self, rank: int, scratch: Path) -> None:
+        self.rank, self.scratch = rank, scratch
+
+    def latest(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        return None if checkpoint is None else Path(checkpoint.to_directory(str(self.scratch / "restored")))
+
+    def save(self, updates_done: int, write: Writer) -> None:
+        metrics = {"updates_done": updates_done}
+        if self.rank != 0:
+            ray.train.report(metrics)
+            return
+        folder = self.scratch / f"update-{updates_done:08d}"
+        folder.mkdir()
+        write(folder)
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
+        shutil.rmtree(folder)
+
+
+def publish_folder(folder: Path, destination: str) -> None:
+    """Copies a local folder to its place in the run directory; on a local disk whole or not at all."""
+    fs, inner = open_filesystem(destination)
+    local = isinstance(fs, pafs.LocalFileSystem)
+    place = f"{inner}.partial" if local else inner
+    for stale in {place, inner}:
+        if fs.get_file_info(stale).type != pafs.FileType.NotFound:
+            fs.delete_dir(stale)
+    fs.create_dir(place, recursive=True)
+    pafs.copy_files(str(folder), place, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+    if local:
+        fs.move(place, inner)
+
+
+def _describe_adapter(root: str) -> list[ShardFile]:
+    fs, inner = open_filesystem(join(root, "adapter"))
+    names = sorted(info.base_name for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)) if info.is_file)
+    sums = {name: hashlib.sha256(read_bytes(join(root, "adapter", name))).hexdigest() for name in names}
+    return [ShardFile(f"adapter/{name}", 1, digest) for name, digest in sums.items()]
+
+
+def _check_adapter(root: str, mark: str) -> None:
+    """A finished stage is skipped only where every byte of its adapter is as it was."""
+    expected = {file.path: file.sha256 for file in read_manifest(root, fingerprint=mark).files}
+    found = {file.path: file.sha256 for file in _describe_adapter(root)}
+    wrong = sorted(path for path, digest in expected.items() if found.get(path) != digest)
+    if wrong:
+        raise ShardError(f"{join(root, wrong[0])} is missing or was altered: remove {root} and train again")
+
+
+def _sum(tensor: torch.Tensor) -> None:
+    torch.distributed.all_reduce(tensor)
+
+
+def _absolute(root: str) -> str:
+    """Ray Train workers have a working directory of their own."""
+    return root if "://" in root else str(Path(root).absolute())
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+@contextmanager
+def _ray_train_timeouts(recipe: Recipe) -> Iterator[None]:
+    """Ray Train takes these from the environment; its own default is to wait for ever."""
+    values = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(recipe.timeouts.worker_group_start),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(recipe.timeouts.no_progress),
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _shown(root: str, progress: Progress) -> Iterator[None]:
+    """Shows what the workers log while the driver waits for them."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(SECONDS_BETWEEN_POLLS):
+            show()
+
+    def show() -> None:
+        log = read_metrics(root)
+        if log:
+            last = log[-1]
+            note = f"loss {last['loss']:.3g}, harmful CE {last['attack_ce'][-1]:.3g}, refusal CE {last['toward']:.3g}, "
+            progress.update(last["update"] + 1, note + f"KL {last['retain_kl']:.3g}")
+
+    thread = threading.Thread(target=poll, name="progress-train-poll", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        show()

@@ -1,0 +1,96 @@
+"""Training curves: one JSON line an update, and TensorBoard beside it.
+
+Keyed by the update: a replay after a crash rewrites its lines and adds none.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+# Object stores can't append, so the file is written whole; a run of 10,000 updates has some 5 MB.
+SECONDS_BETWEEN_WRITES = 5.0
+
+
+def read_metrics(root: str) -> list[dict[str, Any]]:
+    """The metrics of a training folder, in order of updates; empty where there are none yet."""
+    path = join(root, METRICS)
+    if not exists(path):
+        return []
+    return [json.loads(line) for line in read_bytes(path).splitlines()]
+
+
+class MetricsLog:
+    """Writes `metrics.jsonl` and TensorBoard events below a training folder.
+
+    Args:
+        root: local path or URI of the folder.
+        tensorboard: also write TensorBoard events.
+    """
+
+    def __init__(self, root: str, tensorboard: bool = False) -> None:
+        self.root, self.tensorboard = root, tensorboard
+        self._rows: list[dict[str, Any]] = []
+        self._events: Any = None
+        self._events_folder = ""
+        self._written = float("-inf")
+
+    def start(self, update: int) -> None:
+        """Goes on at `update`: what was logged from there on will be logged again."""
+        self._rows = [row for row in read_metrics(self.root) if row["update"] < update]
+        if not self.tensorboard:
+            return
+        from tensorboardX import SummaryWriter
+
+        place = join(self.root, TENSORBOARD)
+        remote = not isinstance(open_filesystem(place)[0], pafs.LocalFileSystem)
+        # Event files are appended to: they grow on local disk, and are copied where the run lies elsewhere.
+        self._events_folder = tempfile.mkdtemp(prefix="events-") if remote else open_filesystem(place)[1]
+        self._events = SummaryWriter(self._events_folder, purge_step=update if update else None)
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        """Adds one update's metrics; on disk within seconds."""
+        assert not self._rows or metrics["update"] > self._rows[-1]["update"], "updates are logged in order"
+        self._rows.append(metrics)
+        if self._events:
+            for name, value in scalars(metrics).items():
+                self._events.add_scalar(name, value, metrics["update"])
+        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes everything logged so far."""
+        text = "".join(json.dumps(row) + "\n" for row in self._rows)
+        write_bytes(join(self.root, METRICS), text.encode())
+        self._written = time.monotonic()
+        if self._events:
+            self._events.flush()
+            fs, place = open_filesystem(join(self.root, TENSORBOARD))
+            if not isinstance(fs, pafs.LocalFileSystem):
+                fs.create_dir(place, recursive=True)
+                pafs.copy_files(self._events_folder, place, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+
+    def close(self) -> None:
+        """Ends the event file; what was not flushed is written."""
+        if self._rows:
+            self.flush()
+        if self._events:
+            self._events.close()
+
+
+def scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers of one update's metrics under the names that TensorBoard shows."""
+    found = {f"training/{key}": value for key, value in metrics.items() if isinstance(value, float)}
+    found["attack/harmful_ce_before"] = metrics["attack_ce"][0]
+    found["attack/harmful_ce_after"] = metrics["attack_ce"][-1]
+    if metrics["attack_norm"]:
+        found["attack/relative_norm"] = metrics["attack_norm"][-1]
+    return found

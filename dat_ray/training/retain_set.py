@@ -1,0 +1,79 @@
+"""The retain set: harmless prompts with the base model's own answers, on which fine-tuning should change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.retain import load_retain
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.schemas import RETAIN
+from dat_ray.data.shards import has_manifest, join, read_manifest, write_manifest, write_shard
+from dat_ray.errors import DatError
+
+RETAIN_FILE = "retain.parquet"
+
+
+@dataclass(frozen=True)
+class RetainReport:
+    """What became of the retain rows.
+
+    Attributes:
+        rows: kept.
+        written: of the prompts without a response, how many the base model answered.
+        dropped: rows that `keep` refused or whose response is empty.
+        skipped: the set was there already; `written` and `dropped` are then unknown and 0.
+    """
+
+    rows: int
+    written: int
+    dropped: int
+    skipped: bool
+
+
+def retain_folder(run: RunDir, round_index: int) -> str:
+    """Where a round's retain set lies, with a manifest of its own."""
+    return join(run.training_set(round_index), "retain")
+
+
+def prepare_retain(
+    recipe: Recipe,
+    run: RunDir,
+    complete: Callable[[list[str]], list[str]],
+    keep: Callable[[str, str], bool] = lambda prompt, response: True,
+) -> RetainReport:
+    """Writes the round's retain set, unless it is there.
+
+    Args:
+        recipe: its `training.retain` section.
+        run: run directory.
+        complete: the base model's greedy answers to prompts, one each, in order; not called without need.
+        keep: whether a (prompt, response) is fit to be retained. An answer that refuses is not: keeping it
+            would teach refusals of harmless prompts.
+
+    Raises:
+        DatError: no row is left, or `complete` gave another number of answers than there were prompts.
+        ShardError: a retain set of another recipe is there.
+    """
+    folder, mark = retain_folder(run, recipe.round), fingerprint(recipe)
+    if has_manifest(folder):
+        return RetainReport(read_manifest(folder, fingerprint=mark).rows, written=0, dropped=0, skipped=True)
+    rows = load_retain(recipe.training.retain)
+    missing = [row for row in rows if row.response is None]
+    answers = complete([row.prompt for row in missing]) if missing else []
+    if len(answers) != len(missing):
+        raise DatError(f"the base model gave {len(answers)} answers to {len(missing)} retain prompts")
+    written = {row.retain_id: answer for row, answer in zip(missing, answers, strict=True)}
+    kept = []
+    for row in rows:
+        response = (written[row.retain_id] if row.response is None else row.response).strip()
+        if response and keep(row.prompt, response):
+            kept.append({"retain_id": row.retain_id, "prompt": row.prompt, "response": response, "source": row.source})
+    if not kept:
+        raise DatError(f"none of the {len(rows)} retain rows is left: all were empty or refused; see training.retain.path")
+    write_manifest(folder, [write_shard(folder, RETAIN_FILE, pa.Table.from_pylist(kept, schema=RETAIN))], mark)
+    return RetainReport(len(kept), len(written), len(rows) - len(kept), skipped=False)

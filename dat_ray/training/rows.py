@@ -1,0 +1,75 @@
+"""From the run directory's tables to tokenized training rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import has_manifest, read_manifest, read_table
+from dat_ray.errors import DatError
+from dat_ray.models.chat import ChatFormat, Encoded
+from dat_ray.training.batches import HarmfulRow
+from dat_ray.training.loop import TrainingRows, check_rows
+from dat_ray.training.retain_set import retain_folder
+
+
+def harmful_row(chat: ChatFormat, prompt: str, target: str, refusal: str, max_tokens: int) -> HarmfulRow:
+    """One prompt with both responses, after the same prompt tokens.
+
+    A prompt too long for one of the responses is cut for both, since one perturbation serves both.
+    """
+    harmful, refused = chat.encode(prompt, target, max_tokens), chat.encode(prompt, refusal, max_tokens)
+    shorter = min(harmful, refused, key=lambda row: row.user_span[1])
+    return HarmfulRow(_after(shorter, harmful), _after(shorter, refused))
+
+
+def _after(prompt: Encoded, response: Encoded) -> Encoded:
+    low, high = response.response_span
+    start = prompt.response_span[0]
+    ids = [*prompt.ids[:start], *response.ids[low:high]]
+    return replace(prompt, ids=ids, response_span=(start, start + high - low))
+
+
+def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
+    """Reads and tokenizes the round's training set and retain set.
+
+    Raises:
+        ShardError: a table is missing, altered, or of another recipe.
+    """
+    cfg, mark = recipe.training, fingerprint(recipe)
+    harmful = [
+        harmful_row(chat, row["prompt"], row["target"], row["refusal"], cfg.max_tokens)
+        for row in read_table(run.training_set(recipe.round), fingerprint=mark).to_pylist()
+    ]
+    retain = []
+    if cfg.retain_rows:
+        for row in read_table(retain_folder(run, recipe.round), fingerprint=mark).to_pylist():
+            encoded = chat.encode(row["prompt"], row["response"], cfg.max_tokens)
+            retain.append(_at_most(encoded, cfg.retain.max_response_tokens))
+    return TrainingRows(harmful, retain)
+
+
+def _at_most(row: Encoded, tokens: int) -> Encoded:
+    low, high = row.response_span
+    end = min(high, low + tokens)
+    return replace(row, ids=row.ids[:end], response_span=(low, end))
+
+
+def count_rows(recipe: Recipe, run: RunDir) -> tuple[int, int]:
+    """Rows of the training set and the retain set, from their manifests, checked against what an update needs.
+
+    Raises:
+        ShardError: a table is missing or of another recipe.
+        DatError: not enough rows.
+    """
+    mark, folder = fingerprint(recipe), retain_folder(run, recipe.round)
+    harmful = read_manifest(run.training_set(recipe.round), fingerprint=mark).rows
+    retain = 0
+    if recipe.training.retain_rows:
+        if not has_manifest(folder):
+            raise DatError(f"{folder} is missing: prepare the retain set before training")
+        retain = read_manifest(folder, fingerprint=mark).rows
+    check_rows(recipe.training, harmful, retain, recipe.cluster.trainer.min_actors)
+    return harmful, retain

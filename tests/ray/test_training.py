@@ -1,0 +1,177 @@
+"""Training in real Ray Train workers: killed, resumed, split, and refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from ray.train import Result
+from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
+from safetensors.torch import load_file
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import has_manifest, read_manifest
+from dat_ray.errors import DatError, ShardError
+from dat_ray.models.chat import ChatFormat
+from dat_ray.models.loading import ADAPTER_WEIGHTS, load_tokenizer, model_fingerprint, save_adapter
+from dat_ray.training import driver
+from dat_ray.training.loop import FolderCheckpoints, run_loop
+from dat_ray.training.metrics import read_metrics
+from dat_ray.training.network import Network
+from dat_ray.training.rows import load_rows
+from dat_ray.training.step import Diverged
+from tests.ray.tiny_training import ready_run, save_tiny_chat_model, tiny_training_recipe, training_workers
+
+
+@pytest.fixture(autouse=True)
+def _polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray Train looks at its workers every two seconds, which is longer than these trainings take.
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-chat-model")
+    save_tiny_chat_model(folder)
+    return folder
+
+
+def in_process(recipe: Recipe, run: RunDir, scratch: Path) -> dict[str, torch.Tensor]:
+    """The adapter of the same training without Ray and without interruption."""
+    torch.set_num_threads(1)
+    base = recipe.target.model
+    network = Network(driver.build_model(recipe, run, base, scratch))
+    rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base)))
+    run_loop(
+        network,
+        rows,
+        recipe.training,
+        seed=recipe.seed,
+        run=fingerprint(recipe),
+        checkpoints=FolderCheckpoints(scratch / "checkpoints"),
+        log=None,
+    )
+    save_adapter(network.model, str(scratch / "adapter"), model_fingerprint(base))
+    return load_file(scratch / "adapter" / ADAPTER_WEIGHTS)
+
+
+@contextmanager
+def worker_killed_after(updates: int, recipe: Recipe, run: RunDir) -> Iterator[list[int]]:
+    """Kills the training worker with SIGKILL once a checkpoint of that many updates is known to Ray Train.
+
+    Yields the process ids that it killed.
+    """
+    killed: list[int] = []
+    stop = threading.Event()
+    storage = Path(run.training(0)) / f"state-{fingerprint(recipe)}"
+
+    def updates_kept() -> int:
+        if not (storage / "checkpoint_manager_snapshot.json").exists():
+            return 0
+        try:
+            metrics = Result.from_path(storage).metrics
+        except CheckpointManagerInitializationError:  # read while it is being written
+            return 0
+        return metrics["updates_done"] if metrics else 0
+
+    def watch() -> None:
+        while not stop.wait(0.05):
+            if updates_kept() >= updates:
+                for process in training_workers():
+                    process.kill()
+                    killed.append(process.pid)
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_killed_workers_and_a_resumed_job_end_with_the_same_adapter(
+    ray_cluster: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_training_recipe(model)
+    run = ready_run(tmp_path / "run", recipe)
+    training = run.training(0)
+
+    with monkeypatch.context() as patch, worker_killed_after(4, recipe, run) as killed:
+        patch.setattr(driver, "MAX_FAILURES", 0)
+        with pytest.raises(DatError, match="training workers failed 1 times"):
+            driver.train(recipe, run)
+    assert len(killed) == 1
+    assert not has_manifest(training)
+
+    before = read_metrics(training)
+    with worker_killed_after(12, recipe, run) as killed:
+        report = driver.train(recipe, run)
+    assert len(killed) == 1
+
+    log = read_metrics(training)
+    assert [row["update"] for row in log] == list(range(24))
+    assert log[:4] == before[:4], "the second job goes on from the checkpoint of the first: not even the seconds differ"
+    found = load_file(Path(report.adapter) / ADAPTER_WEIGHTS)
+    expected = in_process(recipe, run, tmp_path / "alone")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert max(tensor.abs().max().item() for name, tensor in found.items() if "lora_B" in name) > 0
+    assert (report.updates, report.rows, report.retain_rows, report.skipped) == (24, 10, 7, False)
+    assert read_manifest(training).fingerprint == fingerprint(recipe)
+    assert list((Path(training) / "tensorboard").iterdir())
+
+    again = driver.train(recipe, run)
+    assert again.skipped
+    assert again.last == report.last
+    assert training_workers() == []
+    weights = Path(report.adapter) / ADAPTER_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ShardError, match=r"adapter_model.safetensors is missing or was altered"):
+        driver.train(recipe, run)
+
+
+@pytest.mark.slow
+def test_two_workers_train_the_adapter_that_one_trains(ray_cluster: str, model: Path, tmp_path: Path) -> None:
+    recipe = tiny_training_recipe(model, workers=2, updates=4)
+    run = ready_run(tmp_path / "run", recipe)
+    found = load_file(Path(driver.train(recipe, run).adapter) / ADAPTER_WEIGHTS)
+    expected = in_process(recipe, run, tmp_path / "alone")
+    # A sum in another order differs in the last bits; Adam's first step turns a tiny gradient's sign into a whole step.
+    different = sum(int((found[name] - expected[name]).abs().gt(1e-4).sum()) for name in expected)
+    assert different <= 0.001 * sum(tensor.numel() for tensor in expected.values())
+
+
+@pytest.mark.slow
+def test_divergence_is_told_once_and_not_retried(ray_cluster: str, model: Path, tmp_path: Path) -> None:
+    recipe = tiny_training_recipe(model, away_weight=1e39)
+    run = ready_run(tmp_path / "run", recipe)
+    with pytest.raises(Diverged, match="loss is -inf at update 0; the last checkpoint is kept"):
+        driver.train(recipe, run)
+    assert not has_manifest(run.training(0))
+    assert not Path(run.adapter(0)).exists()
+
+
+@pytest.mark.slow
+def test_workers_that_nobody_can_place_are_told_within_the_deadline(ray_cluster: str, model: Path, tmp_path: Path) -> None:
+    recipe = tiny_training_recipe(model, num_cpus=99)
+    recipe = recipe.model_copy(update={"timeouts": recipe.timeouts.model_copy(update={"worker_group_start": 3})})
+    run = ready_run(tmp_path / "run", recipe)
+    with pytest.raises(DatError, match=r"did not start within .* \(3 s\): 1 x \(99 CPU, 0 GPU\) wanted, 8 CPU, 0 GPU free"):
+        driver.train(recipe, run)
+
+
+def test_too_few_rows_fail_before_any_worker_starts(ray_cluster: str, model: Path, tmp_path: Path) -> None:
+    recipe = tiny_training_recipe(model)
+    run = ready_run(tmp_path / "run", recipe, rows=3)
+    with pytest.raises(DatError, match="the training set has 3 rows, one update needs 4"):
+        driver.train(recipe, run)
+    assert training_workers() == []

@@ -1,0 +1,109 @@
+"""A tiny chat model on disk, and a run directory that is ready to train on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.data.schemas import RETAIN, TRAINING_SET
+from dat_ray.data.shards import write_manifest, write_shard
+from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
+from tests.unit.training.byte_tokenizer import byte_tokenizer
+
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}assistant: "
+
+
+def save_tiny_chat_model(folder: Path) -> None:
+    """A 2-layer Llama on bytes, with a chat template."""
+    tokenizer = byte_tokenizer(TEMPLATE)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def tiny_training_recipe(model: Path, **training: Any) -> Recipe:
+    """Twenty-four updates of four harmful and two retain rows, a checkpoint after every fourth."""
+    workers = training.pop("workers", 1)
+    num_cpus = training.pop("num_cpus", 1)
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "seed": 11,
+            "behaviors": {"path": "none", "heldout": {"path": "none"}},
+            "sampler": {"model": "none"},
+            "target": {"model": str(model)},
+            "training": {
+                "learning_rate": 0.01,
+                "updates": 24,
+                "harmful_rows": 4,
+                "retain_rows": 2,
+                "max_tokens": 96,
+                "dtype": "float32",
+                "checkpoint_every": 4,
+                "attack": {"steps": 2},
+                "lora": {"rank": 4, "alpha": 8, "dropout": 0.1 if workers == 1 else 0.0},
+                "retain": {"path": "none"},
+                **training,
+            },
+            "cluster": {"trainer": {"min_actors": workers, "max_actors": workers, "num_cpus": num_cpus}},
+            "timeouts": {"worker_group_start": 60, "no_progress": 120},
+        }
+    )
+
+
+def ready_run(root: Path, recipe: Recipe, rows: int = 10) -> RunDir:
+    """A run directory with a training set and a retain set."""
+    run, mark = open_run(str(root), recipe, resume=True), fingerprint(recipe)
+    harmful = [
+        {
+            "candidate_id": f"c{i}",
+            "behavior_id": f"b{i % 3}",
+            "prompt": f"please {'do ' * (i % 4)}{i}",
+            "target": f"Sure, {i}",
+            "refusal": "I can't.",
+            "score": 1.0,
+            "target_logprob": -1.0,
+            "rank": i,
+        }
+        for i in range(rows)
+    ]
+    folder = run.training_set(recipe.round)
+    write_manifest(folder, [write_shard(folder, "part-0.parquet", table(harmful, TRAINING_SET))], mark)
+    retain = [{"retain_id": f"r{i}", "prompt": f"add {i}", "response": f"It is {i * i}.", "source": "t"} for i in range(7)]
+    folder = retain_folder(run, recipe.round)
+    write_manifest(folder, [write_shard(folder, RETAIN_FILE, table(retain, RETAIN))], mark)
+    return run
+
+
+def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def training_workers() -> list[psutil.Process]:
+    """Ray Train's worker processes below this one."""
+    found = []
+    for process in psutil.Process(os.getpid()).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found

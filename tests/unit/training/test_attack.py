@@ -1,0 +1,145 @@
+"""The attack's arithmetic on functions with known gradients, and its effect on a tiny model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dat_ray.config.schema import AttackConfig, TrainingConfig
+from dat_ray.training.attack import attack, direction, mean_embedding_norm, project
+from dat_ray.training.batches import HarmfulRow, collate
+from dat_ray.training.network import Network
+from dat_ray.training.step import find_perturbation
+
+# (1, 2, 2): the gradient of the linear objective below; position 0 has norm 5.
+SLOPE = torch.tensor([[[3.0, -4.0], [0.0, 2.0]]])
+EVERYWHERE = torch.ones(1, 2, dtype=torch.bool)
+
+
+def linear(delta: Tensor) -> Tensor:
+    return (delta * SLOPE).sum(dim=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("sign", [[[-0.1, 0.1], [0.0, -0.1]]]),
+        ("l2_normalized", [[[-0.06, 0.08], [0.0, -0.1]]]),
+        ("raw", [[[-0.3, 0.4], [0.0, -0.2]]]),
+    ],
+)
+def test_one_step_of_each_rule(rule: str, expected: list) -> None:
+    cfg = AttackConfig(steps=1, step_size=0.1, step_rule=rule, unit="absolute")
+    found = attack(linear, EVERYWHERE, 2, cfg, unit_norm=7.0).delta
+    assert torch.allclose(found, torch.tensor(expected), atol=1e-7)
+
+
+def test_relative_sizes_are_multiples_of_the_embedding_norm() -> None:
+    absolute = AttackConfig(steps=3, step_size=0.7, radius=1.4, unit="absolute")
+    relative = AttackConfig(steps=3, step_size=0.1, radius=0.2, unit="relative")
+    first = attack(linear, EVERYWHERE, 2, absolute, unit_norm=7.0)
+    second = attack(linear, EVERYWHERE, 2, relative, unit_norm=7.0)
+    assert torch.allclose(first.delta, second.delta, atol=1e-6)
+    # Three steps of 0.1 in one direction, stopped by the radius at 0.2.
+    assert second.relative_norm == pytest.approx([0.1, 0.2, 0.2], abs=1e-6)
+
+
+def test_every_iterate_is_logged_and_the_last_is_returned() -> None:
+    cfg = AttackConfig(steps=4, step_size=0.1, step_rule="raw", unit="absolute")
+    found = attack(lambda d: ((d - 1.0) ** 2).sum(dim=(1, 2)), EVERYWHERE, 2, cfg, unit_norm=1.0)
+    # d <- d + 0.2 (1 - d) from 0: 1 - 0.8^k after k steps; the objective is 4 coordinates of 0.8^(2k).
+    assert torch.allclose(found.delta, torch.full((1, 2, 2), 1 - 0.8**4), atol=1e-6)
+    assert found.harmful_ce == pytest.approx([4 * 0.8 ** (2 * k) for k in range(4)], rel=1e-5)
+
+
+def test_projection_is_for_each_position() -> None:
+    delta = torch.tensor([[[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]]])
+    assert torch.allclose(project(delta, 1.0), torch.tensor([[[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]]]))
+    assert torch.equal(project(delta, None), delta)
+    assert torch.equal(project(delta, 0.0), torch.zeros_like(delta))
+
+
+def test_a_zero_gradient_gives_a_zero_step() -> None:
+    for rule in ("sign", "l2_normalized", "raw"):
+        assert torch.equal(direction(torch.zeros(1, 1, 3), rule), torch.zeros(1, 1, 3))
+
+
+def test_mean_embedding_norm() -> None:
+    assert mean_embedding_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]])) == pytest.approx(3.0)
+
+
+def perturb(network: Network, rows: list[HarmfulRow], cfg: TrainingConfig, **changes: object) -> Tensor:
+    attacked = cfg.model_copy(update={"attack": cfg.attack.model_copy(update=changes)})
+    return find_perturbation(network, rows, attacked, mean_embedding_norm(network.embedding.weight)).delta
+
+
+@pytest.mark.parametrize("positions", ["user", "prompt"])
+@pytest.mark.parametrize("rule", ["sign", "l2_normalized", "raw"])
+def test_the_ball_holds_on_each_prompt_token_and_nothing_else_moves(
+    positions: str,
+    rule: str,
+    make_network: Callable[..., Network],
+    make_config: Callable[..., TrainingConfig],
+    harmful_rows: list[HarmfulRow],
+) -> None:
+    network, cfg = make_network(), make_config()
+    radius = 0.25
+    unit = mean_embedding_norm(network.embedding.weight)
+    delta = perturb(network, harmful_rows, cfg, positions=positions, step_rule=rule, radius=radius, steps=4, step_size=0.2)
+    batch = collate([row.harmful for row in harmful_rows], share_prefix=False)
+    norms = delta.norm(dim=-1)
+    where = batch.user if positions == "user" else batch.prompt
+    assert (norms[where] <= radius * unit * (1 + 1e-5)).all()
+    assert (norms[where] > 0).any()
+    assert (norms[~where] == 0).all()
+    assert (norms[batch.response | ~batch.valid] == 0).all()
+
+
+def test_the_harmful_response_becomes_likelier_with_every_step(
+    make_network: Callable[..., Network], make_config: Callable[..., TrainingConfig], harmful_rows: list[HarmfulRow]
+) -> None:
+    network = make_network()
+    cfg = make_config(attack={"steps": 6, "step_size": 0.02})
+    seen = find_perturbation(network, harmful_rows, cfg, mean_embedding_norm(network.embedding.weight)).harmful_ce
+    assert len(seen) == 6
+    assert all(after < before for before, after in itertools.pairwise(seen))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_attack_leaves_the_model_as_it_was(
+    training: bool,
+    make_network: Callable[..., Network],
+    make_config: Callable[..., TrainingConfig],
+    harmful_rows: list[HarmfulRow],
+) -> None:
+    network = make_network(dropout=0.5)
+    network.model.train(training)
+    before = {name: p.detach().clone() for name, p in network.model.named_parameters()}
+    trainable = set(network.trainable())
+    first = perturb(network, harmful_rows, make_config())
+    assert torch.equal(first, perturb(network, harmful_rows, make_config())), "dropout acted during the attack"
+    assert network.model.training is training
+    assert set(network.trainable()) == trainable
+    assert trainable
+    for name, parameter in network.model.named_parameters():
+        assert parameter.grad is None, name
+        assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("rule", ["l2_normalized", "raw"])
+def test_a_row_is_attacked_as_if_it_were_alone(
+    rule: str,
+    make_network: Callable[..., Network],
+    make_config: Callable[..., TrainingConfig],
+    harmful_rows: list[HarmfulRow],
+) -> None:
+    network, cfg = make_network(dtype=torch.float64), make_config()
+    together = perturb(network, harmful_rows, cfg, step_rule=rule)
+    for index, row in enumerate(harmful_rows):
+        alone = perturb(network, [row], cfg, step_rule=rule)[0]
+        assert torch.allclose(together[index, : len(alone)], alone, atol=1e-5)
+        assert alone.norm() > 0.1

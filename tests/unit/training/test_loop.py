@@ -1,0 +1,190 @@
+"""The loop: exact resume, replay, guards."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dat_ray.config.schema import TrainingConfig
+from dat_ray.errors import DatError
+from dat_ray.models.chat import Encoded
+from dat_ray.training.batches import HarmfulRow
+from dat_ray.training.checkpoint import ADAPTER, OPTIMIZER, STATE
+from dat_ray.training.loop import FolderCheckpoints, TrainingRows, Worker, check_rows, count_updates, run_loop
+from dat_ray.training.metrics import MetricsLog, read_metrics
+from dat_ray.training.network import Network
+from dat_ray.training.step import Diverged
+
+MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
+RUN = "0123456789abcdef"
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing in the loop may catch it."""
+
+
+def killer(calls: int) -> Callable[[Tensor], None]:
+    """A reduction that dies at its n-th call, which is in the middle of an update."""
+    left = [calls]
+
+    def reduce(_tensor: Tensor) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    return reduce
+
+
+def train(
+    network: Network, rows: TrainingRows, cfg: TrainingConfig, root: Path, *, worker: Worker | None = None, run: str = RUN
+) -> dict[str, Tensor]:
+    log = MetricsLog(str(root))
+    try:
+        run_loop(
+            network,
+            rows,
+            cfg,
+            seed=3,
+            run=run,
+            checkpoints=FolderCheckpoints(root / "checkpoints"),
+            log=log,
+            worker=worker or Worker(),
+        )
+    finally:
+        log.close()
+    return {name: parameter.detach().clone() for name, parameter in network.trainable().items()}
+
+
+@pytest.fixture
+def rows(harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]) -> TrainingRows:
+    return TrainingRows(harmful_rows, retain_rows)
+
+
+def test_killed_twice_and_resumed_ends_with_the_same_adapter(
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    # Dropout is on, so that the random numbers have to be resumed as well.
+    cfg = make_config(lora={"rank": 4, "dropout": 0.2})
+
+    def fresh() -> Network:
+        return make_network(adapted=False, dropout=0.2)
+
+    whole = train(fresh(), rows, cfg, tmp_path / "whole")
+    torch.manual_seed(99)
+    # Two reductions an update: killed within one of updates 1 to 3, and again within 1 to 3 of what was left.
+    for calls in random.Random(0).sample(range(2, 8), 2):
+        with pytest.raises(Killed):
+            train(fresh(), rows, cfg, tmp_path / "torn", worker=Worker(reduce=killer(calls)))
+    resumed = train(fresh(), rows, cfg, tmp_path / "torn")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert any(tensor.abs().max() > 0 for name, tensor in whole.items() if "lora_B" in name)
+
+    def curve(root: Path) -> list[dict]:
+        log = read_metrics(str(root))
+        return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in log]
+
+    assert [row["update"] for row in curve(tmp_path / "torn")] == list(range(8)), "one line an update, replays included"
+    assert curve(tmp_path / "torn") == curve(tmp_path / "whole")
+
+
+def test_a_finished_training_has_nothing_left_to_do(
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    first = train(make_network(adapted=False), rows, make_config(updates=3), tmp_path)
+    before = read_metrics(str(tmp_path))
+    # A start from other weights shows that the adapter comes from the checkpoint.
+    second = train(make_network(adapted=True), rows, make_config(updates=3), tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert read_metrics(str(tmp_path)) == before
+
+
+def test_the_seed_changes_the_rows_and_nothing_else_does(
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows
+) -> None:
+    cfg = make_config()
+    one = rows.share(cfg, 3, 5, 0, 1)
+    both = [rows.share(cfg, 3, 5, rank, 2) for rank in range(2)]
+    key = [id(row) for row in one.harmful]
+    assert sorted(key) == sorted(id(row) for part in both for row in part.harmful)
+    assert {part.retain_tokens for part in both} == {one.retain_tokens}
+    assert {part.harmful_count for part in both} == {4}
+    assert any(
+        [id(r) for r in rows.share(cfg, 4, u, 0, 1).harmful] != [id(r) for r in rows.share(cfg, 3, u, 0, 1).harmful]
+        for u in range(3)
+    )
+
+
+def test_the_last_checkpoint_stays_when_a_loss_is_not_a_number(
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    network, calls = make_network(adapted=False), [0]
+
+    def poison(_tensor: Tensor) -> None:
+        calls[0] += 1
+        if calls[0] == 10:
+            next(iter(network.trainable().values())).data.fill_(float("nan"))
+
+    with pytest.raises(Diverged, match="away is nan at update 5"):
+        train(network, rows, make_config(), tmp_path, worker=Worker(reduce=poison))
+    kept = FolderCheckpoints(tmp_path / "checkpoints").latest()
+    assert kept is not None
+    assert kept.name == "update-00000003"
+    resumed = train(make_network(adapted=False), rows, make_config(), tmp_path)
+    whole = train(make_network(adapted=False), rows, make_config(), tmp_path / "whole")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_only_the_last_two_checkpoints_are_kept(
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    train(make_network(), rows, make_config(updates=7, checkpoint_every=2), tmp_path)
+    folders = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert folders == ["update-00000006", "update-00000007"]
+    assert json.loads((tmp_path / "checkpoints" / folders[-1] / STATE).read_text())["updates_done"] == 7
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    train(make_network(), rows, make_config(updates=3), tmp_path)
+    with pytest.raises(DatError, match=f"is a checkpoint of run {RUN}, format 1; this is run ffff"):
+        train(make_network(), rows, make_config(updates=3), tmp_path, run="ffff")
+
+
+@pytest.mark.parametrize("name", [ADAPTER, OPTIMIZER, STATE])
+def test_a_checkpoint_cut_short_is_named(
+    name: str, make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    train(make_network(), rows, make_config(updates=3), tmp_path)
+    path = tmp_path / "checkpoints" / "update-00000003" / name
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(DatError, match="update-00000003 is not a readable checkpoint"):
+        train(make_network(), rows, make_config(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("harmful", "retain", "world", "message"),
+    [
+        (3, 9, 1, "the training set has 3 rows, one update needs 4"),
+        (9, 2, 1, "there are 2 retain rows, one update needs 3"),
+        (9, 9, 5, "5 training workers share 4 harmful rows"),
+    ],
+)
+def test_too_few_rows_are_told_before_training(
+    harmful: int, retain: int, world: int, message: str, make_config: MakeConfig
+) -> None:
+    with pytest.raises(DatError, match=message):
+        check_rows(make_config(), harmful, retain, world)
+
+
+def test_updates_follow_from_epochs(make_config: MakeConfig) -> None:
+    assert count_updates(make_config(updates=7), 100) == 7
+    assert count_updates(make_config(updates=None, epochs=6), 1600) == 2400
+    assert count_updates(make_config(updates=None, epochs=1.5), 5) == 2

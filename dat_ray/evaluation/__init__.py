@@ -1,0 +1,1 @@
+"""Attacks, metrics with intervals, over-refusal."""

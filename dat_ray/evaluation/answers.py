@@ -1,0 +1,114 @@
+"""What an engine does with a chunk of rows. Plain functions of an engine: an actor calls them, a test can too.
+
+A row that fails alone is an answer with an error, never a missing row: when a batch fails, its rows are
+asked one by one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dat_ray.engines.base import (
+    Completion,
+    DiffusionSampler,
+    InfillRequest,
+    InfillResult,
+    Judge,
+    Judgement,
+    TargetModel,
+)
+from dat_ray.engines.vllm_env import one_line
+from dat_ray.errors import DatError
+from dat_ray.generation.rows import FATAL
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A completion, or why there is none.
+
+    Attributes:
+        text: the completion; None where it failed.
+        seconds: wall-clock of its batch, divided by the batch's rows.
+        error: one line.
+    """
+
+    text: str | None
+    seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one row has no result, in one line."""
+
+    error: str
+
+
+def isolated(
+    call: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item], batch_size: int
+) -> list[Result | Failure]:
+    """Calls in batches; rows of a batch that raises are called one by one, so that only the bad one is lost.
+
+    Raises:
+        DatError: the engine is of no more use in its process, or gave back another number of results than it was
+            asked for.
+    """
+    found: list[Result | Failure] = []
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        try:
+            results: Sequence[Result | Failure] = call(batch)
+        except Exception as error:
+            # An engine is other people's code: whatever it raises is this batch's result, unless the engine is gone.
+            if FATAL & {kind.__name__ for kind in type(error).__mro__}:
+                raise DatError(f"the engine cannot go on ({one_line(error)}); --resume keeps what is done") from error
+            results = [Failure(one_line(error))] if len(batch) == 1 else isolated(call, batch, 1)
+        if len(results) != len(batch):
+            raise DatError(f"an engine answered {len(results)} of {len(batch)} rows")
+        found.extend(results)
+    return found
+
+
+def sample(engine: DiffusionSampler, requests: Sequence[InfillRequest], batch_size: int) -> list[InfillResult | Failure]:
+    """In-paints the prompts of a chunk."""
+    return isolated(engine.infill, requests, batch_size)
+
+
+def complete(engine: TargetModel, prompts: Sequence[str], max_new_tokens: int, batch_size: int) -> list[Answer]:
+    """Greedy answers to a chunk of prompts."""
+
+    def timed(batch: Sequence[str]) -> list[tuple[Completion, float]]:
+        started = time.perf_counter()
+        completions = engine.complete(batch, max_new_tokens)
+        seconds = (time.perf_counter() - started) / len(batch)
+        return [(completion, seconds) for completion in completions]
+
+    return [
+        Answer(None, 0.0, found.error) if isinstance(found, Failure) else Answer(found[0].text, found[1])
+        for found in isolated(timed, prompts, batch_size)
+    ]
+
+
+def logprob(engine: TargetModel, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float | Failure]:
+    """Mean log p(response | prompt) of each (prompt, response), in nats a token."""
+
+    def score(batch: Sequence[tuple[str, str]]) -> list[float]:
+        return engine.logprob([prompt for prompt, _ in batch], [response for _, response in batch])
+
+    return isolated(score, pairs, batch_size)
+
+
+def judge(engine: Judge, triples: Sequence[tuple[str, str, str]], batch_size: int) -> list[Judgement | Failure]:
+    """Verdicts on (goal, prompt, completion)."""
+
+    def verdicts(batch: Sequence[tuple[str, str, str]]) -> list[Judgement]:
+        goals, prompts, completions = zip(*batch, strict=True)
+        return engine.judge(goals, prompts, completions)
+
+    return isolated(verdicts, triples, batch_size)

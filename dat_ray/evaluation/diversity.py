@@ -1,0 +1,132 @@
+"""How different the prompts of one behavior are from each other.
+
+Every statistic is computed within a behavior and then averaged over behaviors, so that a set does not look
+diverse only because its behaviors differ; the interval is a bootstrap over behaviors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dat_ray.evaluation.intervals import Interval, cluster_bootstrap
+
+_WORD = re.compile(r"\w+", re.UNICODE)
+# Token-set Jaccard similarity at which a prompt counts as a near-duplicate of an earlier one.
+NEAR_DUPLICATE = 0.8
+# Pairs grow with the square: beyond this many prompts a seeded sample of a behavior stands for it.
+MAX_PROMPTS_FOR_PAIRS = 400
+SIMILARITY = "token-set Jaccard"
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Statistics of a set of prompts; every interval is over behaviors.
+
+    Attributes:
+        prompts: how many there are.
+        behaviors: how many behaviors they belong to.
+        unique: share of a behavior's prompts whose normalized text differs from every earlier one.
+        near_duplicate: share with a token-set Jaccard similarity of at least `NEAR_DUPLICATE` to an earlier one.
+        similarity: mean pairwise token-set Jaccard similarity (0 disjoint, 1 same words).
+        distinct_1: distinct words over words (Li et al. 2016, arXiv 1510.03055).
+        distinct_2: distinct word pairs over word pairs.
+        words: mean length in words.
+        length_quantiles: words at 0, 25, 50, 75 and 100 % of all prompts.
+        similarity_measure: what `similarity` is.
+    """
+
+    prompts: int
+    behaviors: int
+    unique: Interval
+    near_duplicate: Interval
+    similarity: Interval
+    distinct_1: Interval
+    distinct_2: Interval
+    words: Interval
+    length_quantiles: tuple[float, ...]
+    similarity_measure: str = SIMILARITY
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Diversity:
+        """What `as_dict` gave, also after a trip through JSON."""
+        fields = {key: Interval(**value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+        return cls(**fields | {"length_quantiles": tuple(tree["length_quantiles"])})
+
+
+def diversity(
+    prompts: Mapping[str, Sequence[str]], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Diversity:
+    """Diversity of each behavior's prompts, averaged over behaviors.
+
+    Args:
+        prompts: behavior id to its prompts; behaviors without prompts are left out.
+        confidence: of the intervals.
+        resamples: of the bootstrap.
+        seed: of the bootstrap and of the samples that stand for very large behaviors.
+    """
+    words = {key: [tokens(text) for text in texts] for key, texts in prompts.items() if texts}
+
+    def over_behaviors(values: Mapping[str, float | None]) -> Interval:
+        groups = {key: [value] for key, value in values.items() if value is not None}
+        return cluster_bootstrap(groups, confidence=confidence, resamples=resamples, seed=seed)
+
+    pairwise = {key: _pairwise(lists, seed) for key, lists in words.items()}
+    lengths = [len(one) for lists in words.values() for one in lists]
+    quantiles = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).tolist() if lengths else []
+    return Diversity(
+        prompts=len(lengths),
+        behaviors=len(words),
+        unique=over_behaviors({key: len({tuple(one) for one in lists}) / len(lists) for key, lists in words.items()}),
+        near_duplicate=over_behaviors({key: near for key, (near, _) in pairwise.items()}),
+        similarity=over_behaviors({key: mean for key, (_, mean) in pairwise.items()}),
+        distinct_1=over_behaviors({key: distinct_n(lists, 1) for key, lists in words.items()}),
+        distinct_2=over_behaviors({key: distinct_n(lists, 2) for key, lists in words.items()}),
+        words=over_behaviors({key: sum(map(len, lists)) / len(lists) for key, lists in words.items()}),
+        length_quantiles=tuple(quantiles),
+    )
+
+
+def tokens(text: str) -> list[str]:
+    """Case-folded words."""
+    return _WORD.findall(text.casefold())
+
+
+def distinct_n(word_lists: Sequence[Sequence[str]], n: int) -> float | None:
+    """Distinct n-grams over all n-grams of a set of texts; None where no text has n words."""
+    grams = [tuple(one[i : i + n]) for one in word_lists for i in range(len(one) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def jaccard_matrix(word_lists: Sequence[Sequence[str]]) -> np.ndarray:
+    """Token-set Jaccard similarity of every pair, shape (n, n); two texts without words are equal (1)."""
+    vocabulary = {word: index for index, word in enumerate({word for one in word_lists for word in one})}
+    present = np.zeros((len(word_lists), len(vocabulary)), dtype=np.float32)
+    for row, one in enumerate(word_lists):
+        present[row, [vocabulary[word] for word in one]] = 1
+    shared = present @ present.T
+    sizes = present.sum(axis=1)
+    union = sizes[:, None] + sizes[None, :] - shared
+    return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
+
+
+def _pairwise(word_lists: Sequence[Sequence[str]], seed: int) -> tuple[float, float | None]:
+    """Near-duplicate rate and mean similarity of one behavior; no mean for a single prompt."""
+    if len(word_lists) > MAX_PROMPTS_FOR_PAIRS:
+        picked = np.random.default_rng(seed).choice(len(word_lists), MAX_PROMPTS_FOR_PAIRS, replace=False)
+        word_lists = [word_lists[i] for i in sorted(picked)]
+    n = len(word_lists)
+    if n < 2:
+        return 0.0, None
+    similar = jaccard_matrix(word_lists)
+    earlier = np.tril(similar, k=-1)
+    near = float((earlier.max(axis=1) >= NEAR_DUPLICATE).mean())
+    return near, float(earlier.sum() / (n * (n - 1) / 2))

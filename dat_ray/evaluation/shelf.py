@@ -1,0 +1,103 @@
+"""Shards that are written once: what lets an evaluation go on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from dat_ray.data.shards import (
+    ShardFile,
+    describe_shard,
+    exists,
+    join,
+    read_file,
+    write_manifest,
+    write_shard,
+)
+from dat_ray.errors import DatError, InputError
+from dat_ray.generation.ledger import ErrorLimit
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Chunk(Generic[Item]):
+    """The work of one shard: its file name, the ids its rows will have, and what to ask."""
+
+    name: str
+    ids: list[str]
+    items: list[Item]
+
+
+def chunks(stem: str, ids: Sequence[str], items: Sequence[Item], size: int) -> Iterator[Chunk[Item]]:
+    """Cuts items into chunks of `size` with names `part-STEM-00000.parquet` and so on."""
+    for number, start in enumerate(range(0, len(items), size)):
+        span = slice(start, start + size)
+        yield Chunk(f"part-{stem}-{number:05}.parquet", list(ids[span]), list(items[span]))
+
+
+class Shelf:
+    """The shards of one folder.
+
+    Args:
+        root: folder, local or a URI.
+        schema: of its rows, with a column `error`.
+        id_column: holds the row's id.
+        limit: rows that may fail.
+    """
+
+    def __init__(self, root: str, schema: pa.Schema, id_column: str, limit: ErrorLimit) -> None:
+        self.root, self._schema, self._id_column, self._limit = root, schema, id_column, limit
+        self._files: dict[str, ShardFile] = {}
+        self._tables: dict[str, pa.Table] = {}
+        self._errors = 0
+
+    def missing(self, wanted: Sequence[Chunk[Item]]) -> list[Chunk[Item]]:
+        """The chunks that have no shard yet; those that have one are taken in.
+
+        Raises:
+            InputError: a shard holds other rows than this chunk would.
+        """
+        absent = []
+        for chunk in wanted:
+            where = join(self.root, chunk.name)
+            if not exists(where):
+                absent.append(chunk)
+                continue
+            table = read_file(where)
+            if self._id_column not in table.column_names or table[self._id_column].to_pylist() != chunk.ids:
+                remedy = "holds rows of other settings or of another adapter: remove its folder and run again"
+                raise InputError("--run-dir", where, remedy)
+            self._take(chunk.name, table, describe_shard(self.root, chunk.name))
+        return absent
+
+    def put(self, chunk: Chunk[Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a chunk's shard.
+
+        Raises:
+            DatError: with these rows too many have failed; the shard is not written, so that a resume asks again.
+        """
+        table = pa.Table.from_pylist(list(rows), schema=self._schema)
+        assert table[self._id_column].to_pylist() == chunk.ids, "a shard holds the rows it was cut for"
+        failed = [row["error"] for row in rows if row["error"] is not None]
+        if self._errors + len(failed) > self._limit.rows:
+            raise DatError(
+                f"{self._errors + len(failed)} rows failed, generation.max_error_rate = {self._limit.rate:g} allows "
+                f"{self._limit.rows} of {self._limit.total}; the last: {(failed or ['an earlier one'])[-1]}"
+            )
+        self._take(chunk.name, table, write_shard(self.root, chunk.name, table))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far, in the order of shard names."""
+        return [row for name in sorted(self._tables) for row in self._tables[name].to_pylist()]
+
+    def publish(self, fingerprint: str) -> None:
+        """Writes the manifest."""
+        write_manifest(self.root, list(self._files.values()), fingerprint)
+
+    def _take(self, name: str, table: pa.Table, file: ShardFile) -> None:
+        self._files[name], self._tables[name] = file, table
+        self._errors += table.num_rows - table["error"].null_count

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from dat_ray.evaluation.diversity import MAX_PROMPTS_FOR_PAIRS, Diversity, distinct_n, diversity, jaccard_matrix, tokens
+
+
+def test_similarity_of_every_pair_by_hand() -> None:
+    lists = [tokens("The cat sat"), tokens("the CAT ran, the cat"), tokens("dogs"), tokens("!!"), tokens("?")]
+    expected = np.eye(5)
+    expected[0, 1] = expected[1, 0] = 2 / 4
+    expected[3, 4] = expected[4, 3] = 1.0
+    assert jaccard_matrix(lists) == pytest.approx(expected)
+
+
+def test_distinct_n_counts_ngrams_of_the_whole_set() -> None:
+    lists = [["a", "b", "a"], ["a", "b"]]
+    assert distinct_n(lists, 1) == pytest.approx(2 / 5)
+    assert distinct_n(lists, 2) == pytest.approx(2 / 3)
+    assert distinct_n(lists, 4) is None
+
+
+def test_statistics_are_means_over_behaviors() -> None:
+    same = ["how to bake", "How to bake?", "how to bake!"]
+    found = diversity({"same": same, "other": ["red fox", "blue whale"], "none": []})
+    assert (found.prompts, found.behaviors) == (5, 2)
+    # Behavior "same": one of three is new; "other": all are.
+    assert found.unique.value == pytest.approx((1 / 3 + 1) / 2)
+    assert found.near_duplicate.value == pytest.approx((2 / 3 + 0) / 2)
+    assert found.similarity.value == pytest.approx((1 + 0) / 2)
+    assert found.distinct_1.value == pytest.approx((3 / 9 + 4 / 4) / 2)
+    assert found.distinct_2.value == pytest.approx((2 / 6 + 2 / 2) / 2)
+    assert found.words.value == pytest.approx((3 + 2) / 2)
+    assert found.length_quantiles == (2, 2, 3, 3, 3)
+    assert found.unique.n == 2
+    assert found.unique.low <= found.unique.value <= found.unique.high
+
+
+def test_near_duplicates_at_the_threshold() -> None:
+    four_of_five = ["a b c d", "a b c d e", "v w x y z"]
+    assert diversity({"b": four_of_five}).near_duplicate.value == pytest.approx(1 / 3)
+    assert diversity({"b": ["a b c", "a b c e", "v w x"]}).near_duplicate.value == 0.0
+
+
+def test_a_single_prompt_has_no_similarity_and_an_empty_set_no_numbers() -> None:
+    alone = diversity({"b": ["one two"]})
+    assert alone.similarity.value is None
+    assert alone.unique.value == 1.0
+    empty = diversity({})
+    assert (empty.prompts, empty.unique.value, empty.length_quantiles) == (0, None, ())
+
+
+def test_large_behaviors_are_represented_by_a_seeded_sample() -> None:
+    many = [f"word{i} common" for i in range(MAX_PROMPTS_FOR_PAIRS * 2)]
+    first, again = diversity({"b": many}, seed=1), diversity({"b": many}, seed=1)
+    assert first == again
+    assert first.prompts == len(many)
+    assert first.similarity.value == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_statistics_survive_json() -> None:
+    found = diversity({"b": ["one two", "three"], "c": ["one"]})
+    assert Diversity.from_dict(json.loads(json.dumps(found.as_dict()))) == found

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import join
+from dat_ray.errors import ShardError
+from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.reporting.collect import ANSWER_CHARACTERS, EXAMPLES, cut, examples, stage_costs
+from dat_ray.reporting.stage import report
+from tests.unit.reporting.synthetic_run import HARMLESS, HELD_OUT, HOSTILE, finished_run, new_run, recipe
+
+VOID = {"meta", "link", "img", "br", "circle", "rect", "line", "polyline", "polygon"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; fails where tags do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[str] = []
+        self.headings: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+        self.text = " ".join(" ".join(self.texts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.texts.append(data)
+            if self._open and self._open[-1] == "h1":
+                self.headings.append(data)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return finished_run(tmp_path_factory.mktemp("report") / "run")
+
+
+@pytest.fixture(scope="module")
+def html(run: RunDir) -> str:
+    path = report(recipe(), run)
+    assert path == join(run.root, "report", "index.html")
+    return Path(path).read_text(encoding="utf-8")
+
+
+def test_the_finding_comes_first(html: str) -> None:
+    page = Page(html)
+    assert page.headings[0].startswith(f"Proxy attack success rate on {HELD_OUT} held-out behaviors: ")
+    assert f"Over-refusal on {HARMLESS} harmless prompts" in page.headings[0]
+    assert "a rule-based proxy, not a harm judge" in page.text
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(html: str) -> None:
+    page = Page(html)
+    for tag in ("script", "iframe", "object", "embed", "img", "form", "base"):
+        assert page.tags[tag] == 0
+    loads = [(tag, value) for tag, name, value in page.attributes if name in ("src", "href", "srcset", "xlink:href")]
+    assert loads == [("link", "data:,")]
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_what_models_wrote_is_shown_as_text(html: str) -> None:
+    page = Page(html)
+    assert HOSTILE in page.text
+    assert "<script" not in html
+
+
+def test_every_section_is_filled_from_the_run(html: str) -> None:
+    page = Page(html)
+    assert "Not evaluated yet" not in page.text
+    assert 'class="missing"' not in html
+    # Attack success, over-refusal, three loss terms, the inner attack.
+    assert page.tags["figure"] == 6
+    assert "120 updates" in page.text
+    assert "360 candidates for 30 training behaviors" in page.text
+    assert "120 prompts of 30 behaviors, 4 to 4 each" in page.text
+    assert "training candidates selected for training held out Prompts 360 120 96" in page.text
+    # Two runs of generate: 240 s and 61 s.
+    assert "generate 5:01 2 360 2880 3.0 GiB" in page.text
+    for word in ("Newcombe", "distinct-1", "Fingerprint", "Packages", "prompt_tokens:", "Content warning"):
+        assert word in page.text
+
+
+def test_both_themes_print_and_small_screens_are_provided_for(html: str) -> None:
+    for rule in ("prefers-color-scheme: dark", "@media print", "max-width: 520px", "width=device-width"):
+        assert rule in html
+
+
+def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path: Path) -> None:
+    page = Page(Path(report(recipe(), new_run(tmp_path / "run"))).read_text(encoding="utf-8"))
+    assert page.headings == ["Not evaluated yet: there is no finding."]
+    for text in ("No evaluation yet.", "No training yet.", "No candidates yet.", "No stage has recorded its cost yet."):
+        assert text in page.text
+    assert page.tags["figure"] == 0
+
+
+def test_an_evaluation_without_harmless_prompts_says_so(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    where = Path(run.evaluation("default")) / "metrics.json"
+    metrics = json.loads(where.read_text())
+    for model in metrics["models"].values():
+        model["over_refusal"] |= {"rate": None, "low": None, "high": None, "n": 0}
+    for pair in metrics["paired"]:
+        if pair["metric"] == OVER_REFUSAL:
+            pair |= {"difference": None, "low": None, "high": None, "n": 0}
+    where.write_text(json.dumps(metrics))
+    page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
+    assert "Over-refusal on" not in page.headings[0]
+    assert "over-refusal was not measured" in page.text
+
+
+def test_an_altered_shard_is_an_error_not_a_number(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    shard = Path(run.evaluation("default")) / "part-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(ShardError, match="part-00000"):
+        report(recipe(), run)
+
+
+def test_every_suite_is_shown(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    other = Path(run.evaluation("transfer"))
+    other.mkdir()
+    for file in Path(run.evaluation("default")).iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
+    assert "Suite default" in page.text
+    assert "Suite transfer" in page.text
+
+
+def attempt(model: str, attack: str, behavior: str, index: int, verdict: str) -> dict:
+    return {
+        "model": model,
+        "attack": attack,
+        "behavior_id": behavior,
+        "attempt_index": index,
+        "goal": "g",
+        "prompt": f"{behavior} {index}",
+        "completion": "word " * 100,
+        "verdict": verdict,
+    }
+
+
+def test_examples_show_changes_once_a_behavior_and_only_a_few() -> None:
+    rows = []
+    for behavior in range(EXAMPLES + 2):
+        for index in range(2):
+            rows.append(attempt("base", "direct", f"b{behavior}", index, "harmful"))
+            rows.append(attempt("adapted", "direct", f"b{behavior}", index, "not_harmful"))
+    rows.append(attempt("base", OVER_REFUSAL, "o", 0, "harmful"))
+    rows.append(attempt("adapted", OVER_REFUSAL, "o", 0, "not_harmful"))
+    rows.append(attempt("base", "direct", "same", 0, "not_harmful"))
+    rows.append(attempt("adapted", "direct", "same", 0, "not_harmful"))
+    rows.append(attempt("base", "direct", "unasked", 0, "harmful"))
+    shown = examples(rows)
+    kinds = Counter(example.kind for example in shown)
+    assert kinds == {"Broke the base model, not the fine-tuned one": EXAMPLES, "Harmless, refused only after training": 1}
+    assert [example.kind for example in shown][-1] == "Harmless, refused only after training"
+    assert len({example.prompt.split()[0] for example in shown}) == EXAMPLES + 1
+    assert all(len(answer) <= ANSWER_CHARACTERS for example in shown for _, answer, _ in example.answers)
+
+
+def test_answers_are_cut_at_their_limit() -> None:
+    assert cut(None) == ""
+    assert cut("two\n lines") == "two lines"
+    assert cut("x" * ANSWER_CHARACTERS) == "x" * ANSWER_CHARACTERS
+    assert cut("x" * (ANSWER_CHARACTERS + 1)) == "x" * (ANSWER_CHARACTERS - 1) + "…"
+
+
+def test_costs_add_up_over_resumed_runs() -> None:
+    first, second = stage_costs(
+        [
+            {"stage": "generate", "seconds": 10.0, "peak_bytes": 5, "rows": 3},
+            {"stage": "train", "seconds": 2.0, "peak_bytes": None},
+            {"stage": "generate", "seconds": 5.5, "peak_bytes": 9, "rows": 8, "model_calls": 16},
+        ]
+    )
+    assert (first.stage, first.runs, first.seconds, first.peak_bytes, first.rows, first.model_calls) == (
+        "generate",
+        2,
+        15.5,
+        9,
+        8,
+        16,
+    )
+    assert (second.stage, second.peak_bytes, second.rows) == ("train", None, None)

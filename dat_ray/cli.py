@@ -1,0 +1,155 @@
+"""The `dat` command. A verb is one function, and imports only the stage that it runs.
+
+dat run demo
+dat recipes show demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
+
+from dat_ray import __version__
+from dat_ray.errors import DatError, InputError
+
+STAGES = ("generate", "select", "train", "evaluate", "report")
+
+_STAGE_HELP = {
+    "generate": "sample prompts, let the target answer, judge; shards in candidates/",
+    "select": "keep the most effective prompts of each behavior; training_set/",
+    "train": "adversarial fine-tuning; training/round-N/adapter/",
+    "evaluate": "attack the base and the fine-tuned model; evaluation/SUITE/metrics.json",
+    "report": "one HTML file; report/index.html",
+}
+
+
+def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
+    from dat_ray.config.loading import load_recipe
+    from dat_ray.config.schema import Recipe
+    from dat_ray.data.rundir import RunDir, open_run
+    from dat_ray.data.shards import exists, read_bytes
+
+    starts = stages[0] == "generate"
+    root = arguments.run_dir
+    if arguments.recipe is None and root and exists(RunDir(root).record):
+        if arguments.set:
+            raise InputError("--set", arguments.set[0], "name the recipe that it changes: a run directory's recipe is fixed")
+        recipe = Recipe.model_validate(json.loads(read_bytes(RunDir(root).record))["recipe"])
+    elif arguments.recipe is None and not starts:
+        raise InputError("--run-dir", root, "give the directory of a run that has begun, or name a recipe")
+    else:
+        recipe = load_recipe(arguments.recipe or "demo", arguments.set)
+    from dat_ray.pipeline.stages import check_inputs, run_stages
+
+    # Only the first stage can begin a run; the later ones continue what it left.
+    behaviors = check_inputs(recipe) if starts else None
+    run = open_run(root or os.path.join("runs", recipe.name), recipe, resume=arguments.resume or not starts)
+    run_stages(recipe, run, stages, behaviors)
+    return 0
+
+
+def _adapt(arguments: argparse.Namespace) -> int:
+    from dat_ray.config.adapt import load_adapt_config
+    from dat_ray.pipeline.adapt import adapt_model
+
+    config = load_adapt_config(arguments.recipe, arguments.set)
+    adapt_model(arguments.base, arguments.out, config, pairs_path=arguments.pairs, resume=arguments.resume)
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    from dat_ray.config.loading import fingerprint, list_recipes, load_recipe
+
+    if arguments.action == "list":
+        found = {name: load_recipe(name).description for name in list_recipes()}
+        if arguments.json:
+            print(json.dumps(found, indent=1))
+        else:
+            for name, description in found.items():
+                print(f"{name:24} {description}")
+        return 0
+    if arguments.name is None:
+        raise InputError("NAME", None, f"name a recipe: {', '.join(list_recipes())}")
+    recipe = load_recipe(arguments.name, arguments.set)
+    if arguments.json:
+        print(json.dumps({"fingerprint": fingerprint(recipe), "recipe": recipe.model_dump(mode="json")}, indent=1))
+        return 0
+    import yaml
+
+    print(f"# fingerprint {fingerprint(recipe)}; every field, defaults written out")
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110), end="")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dat", description="Distributional adversarial training of language models, on Ray.")
+    parser.add_argument("--version", action="version", version=f"dat_ray {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(name: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=text, description=text[:1].upper() + text[1:] + ".")
+        verb.set_defaults(run=run)
+        return verb
+
+    def settings(verb: argparse.ArgumentParser) -> None:
+        verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one field; may be repeated")
+
+    def stage_verb(name: str, text: str, stages: tuple[str, ...]) -> None:
+        verb = add(name, text, lambda arguments: _stage(arguments, stages))
+        verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name of `dat recipes`, or a YAML file")
+        verb.add_argument("--run-dir", metavar="DIR", help="a folder, shared by all nodes on a cluster; default runs/NAME")
+        verb.add_argument("--resume", action="store_true", help="continue what is there, or start")
+        settings(verb)
+
+    stage_verb("run", "all stages in order, each skipped when its output is complete", STAGES)
+    for name in STAGES:
+        stage_verb(name, _STAGE_HELP[name], (name,))
+
+    adapt = add("adapt", "turn a causal language model into a masked-diffusion prompt sampler", _adapt)
+    adapt.add_argument("base", metavar="BASE", help="hub id, folder, or embedded:NAME")
+    adapt.add_argument("--out", required=True, metavar="DIR", help="folder of the sampler")
+    adapt.add_argument(
+        "--recipe", default="smollm2-135m-infill", metavar="RECIPE", help="adaptation recipe (default: %(default)s)"
+    )
+    adapt.add_argument("--pairs", metavar="JSONL", help="rows with prompt and response; absent: the model writes its own")
+    adapt.add_argument("--resume", action="store_true", help="continue what is there, or start")
+    settings(adapt)
+
+    recipes = add("recipes", "list recipes, or print one resolved", _recipes)
+    recipes.add_argument("action", nargs="?", choices=("list", "show"), default="list")
+    recipes.add_argument("name", nargs="?", metavar="NAME")
+    recipes.add_argument("--json", action="store_true", help="for programs")
+    settings(recipes)
+    return parser
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    """A polite kill unwinds like Ctrl-C, so that actors and engines are shut down."""
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns the exit status: 0, 1 (failed), 2 (bad input), 130 (stopped)."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return int(arguments.run(arguments))
+    except DatError as error:
+        print(f"dat {arguments.verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"dat {arguments.verb}: stopped; what is finished is kept, --resume continues", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

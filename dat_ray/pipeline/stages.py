@@ -1,0 +1,174 @@
+"""All stages of a run in order. Each is skipped when its output is complete, continued when it is not."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.behaviors import load_behaviors
+from dat_ray.data.retain import load_retain
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import exists, join, write_bytes, write_file
+from dat_ray.errors import DatError
+from dat_ray.models.embedded import resolve_model
+from dat_ray.pipeline.measure import StageCost, record_stage
+from dat_ray.progress import clock, stage_line
+from dat_ray.raysession import start_ray
+
+# Prompts of one call to the target that answers the retain set.
+RETAIN_CHUNK = 64
+
+
+def check_inputs(recipe: Recipe) -> pa.Table:
+    """Reads every input of a recipe, so that a bad one is named before a run directory is made.
+
+    Returns:
+        BEHAVIORS, training and held-out rows that nearly agree already sorted out.
+
+    Raises:
+        InputError: behaviors, retain rows or a model that cannot be had.
+    """
+    behaviors = load_behaviors(recipe.behaviors)
+    if behaviors.dropped:
+        stage_line(f"behaviors: {len(behaviors.dropped)} training behaviors are near-duplicates of held-out ones: dropped")
+    if behaviors.blank_targets:
+        stage_line(f"behaviors: {behaviors.blank_targets} blank targets left out")
+    load_retain(recipe.training.retain)
+    # Embedded models are built here, once, and not by the actors that need them.
+    resolve_model(recipe.target.model, "target.model")
+    resolve_model(recipe.sampler.model, "sampler.model")
+    return behaviors.table
+
+
+def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa.Table | None = None) -> None:
+    """Runs the named stages inside one Ray session.
+
+    Args:
+        recipe: the run's recipe.
+        run: its directory, opened by `open_run`.
+        stages: names of `STAGES`, in order.
+        behaviors: of `check_inputs`, for a run that begins.
+
+    Raises:
+        DatError: a stage cannot go on; an exception that nobody foresaw is written to `logs/failure.txt` and
+            raised as one line that names the file.
+    """
+    stage_line(f"run {run.root}: recipe {recipe.name}, fingerprint {fingerprint(recipe)}, seed {recipe.seed}")
+    try:
+        if behaviors is not None and not exists(run.behaviors):
+            write_file(run.behaviors, behaviors)
+        with start_ray(recipe.cluster):
+            for number, stage in enumerate(stages, start=1):
+                stage_line(f"[{number}/{len(stages)}] {stage}: {STAGES[stage][0]}")
+                _measured(stage, STAGES[stage][1], recipe, run)
+    except (DatError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        where = join(run.logs, "failure.txt")
+        write_bytes(where, traceback.format_exc().encode())
+        reason = (str(error).strip().splitlines() or [""])[-1][:300]
+        raise DatError(f"{type(error).__name__}: {reason}; the traceback is in {where}; --resume continues") from error
+
+
+def _measured(name: str, stage: Callable[[Recipe, RunDir], dict[str, Any]], recipe: Recipe, run: RunDir) -> None:
+    with StageCost() as cost:
+        facts = stage(recipe, run)
+    shown = ", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("skipped", "detail"))
+    if facts.get("skipped"):
+        stage_line(f"      {name} was complete: {shown}")
+        return
+    record_stage(run, name, cost, **facts)
+    stage_line(f"      {shown}; {clock(cost.seconds)}, peak {cost.peak_bytes / 2**30:.1f} GiB")
+
+
+def _generate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    from dat_ray.generation.stage import generate
+
+    done = generate(recipe, run)
+    return {"rows": done.rows, "errors": done.errors, "model_calls": done.nfe, "skipped": done.skipped}
+
+
+def _select(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    from dat_ray.generation.select import select
+
+    done = select(run, recipe)
+    return {
+        "rows": done.kept,
+        "behaviors": done.behaviors,
+        "without": len(done.without),
+        "dropped": done.dropped,
+        "skipped": done.skipped,
+    }
+
+
+def _train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    from dat_ray.training.driver import train
+    from dat_ray.training.retain_set import prepare_retain
+
+    retain = prepare_retain(recipe, run, partial(_answers, recipe), partial(_fit_to_retain, recipe))
+    if retain.dropped:
+        stage_line(f"      retain: {retain.dropped} rows dropped, the base model refuses them or says nothing")
+    done = train(recipe, run)
+    return {"rows": done.rows, "retain_rows": done.retain_rows, "updates": done.updates, "skipped": done.skipped}
+
+
+def _answers(recipe: Recipe, prompts: list[str]) -> list[str]:
+    """The base model's greedy answers, from one engine in a Ray actor that is gone afterwards."""
+    from dat_ray.engines.workers import Workers
+    from dat_ray.generation.actors import Engines
+    from dat_ray.progress import Progress
+
+    pool = recipe.cluster.target
+    build = partial(Engines().target, recipe.target, pool.threads, None)
+    work = partial(_complete, recipe.training.retain.max_response_tokens)
+    chunks = [prompts[low : low + RETAIN_CHUNK] for low in range(0, len(prompts), RETAIN_CHUNK)]
+    answers: dict[int, list[str]] = {}
+    with Progress("retain answers", len(prompts)) as progress:
+        progress.update(0, "starting the target model")
+        with Workers("target", build, pool, recipe.timeouts) as workers:
+            for index, texts in workers.map(work, [(chunk,) for chunk in chunks]):
+                answers[index] = texts
+                progress.update(sum(map(len, answers.values())), "answering")
+    return [text for index in range(len(chunks)) for text in answers[index]]
+
+
+def _complete(tokens: int, engine: Any, prompts: list[str]) -> list[str]:
+    return [completion.text for completion in engine.complete(prompts, tokens)]
+
+
+def _fit_to_retain(recipe: Recipe, prompt: str, response: str) -> bool:
+    """Whether the judge sees an answer, not a refusal: retaining refusals of harmless prompts would teach them."""
+    from dat_ray.engines.factory import build_judge
+
+    return build_judge(recipe.judge).judge([prompt], [prompt], [response])[0].verdict == "harmful"
+
+
+def _evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    from dat_ray.evaluation.stage import evaluate
+
+    done = evaluate(recipe, run)
+    return {"rows": done.rows, "errors": done.errors, "model_calls": done.model_calls, "skipped": done.skipped}
+
+
+def _report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    from dat_ray.reporting.stage import report
+
+    where = report(recipe, run)
+    local = "://" not in where
+    return {"report": Path(where).absolute().as_uri() if local else where}
+
+
+STAGES: dict[str, tuple[str, Callable[[Recipe, RunDir], dict[str, Any]]]] = {
+    "generate": ("sample prompts, answer, judge", _generate),
+    "select": ("keep the most effective prompts of each behavior", _select),
+    "train": ("adversarial fine-tuning", _train),
+    "evaluate": ("attack the base and the fine-tuned model", _evaluate),
+    "report": ("one HTML file", _report),
+}

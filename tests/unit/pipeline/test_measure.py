@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import psutil
+
+import dat_ray.pipeline.measure as measure
+from dat_ray.data.rundir import RunDir
+from dat_ray.pipeline.measure import StageCost, record_stage, tree_bytes
+
+MIB = 2**20
+
+
+def test_memory_of_children_counts() -> None:
+    code = "import sys; block = bytearray(64 * 2**20); print('up', flush=True); sys.stdin.read()"
+    before = tree_bytes(psutil.Process())
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "up\n"
+    grown = tree_bytes(psutil.Process()) - before
+    child.communicate("")
+    assert 60 * MIB < grown < 120 * MIB
+
+
+def test_a_stage_s_cost_is_recorded_as_one_line_each(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.02)
+    run = RunDir(str(tmp_path))
+    for name in ("generate", "train"):
+        with StageCost() as cost:
+            time.sleep(0.1)
+        record_stage(run, name, cost, rows=3)
+    lines = [json.loads(line) for line in open(f"{run.logs}/stages.jsonl")]
+    assert [line["stage"] for line in lines] == ["generate", "train"]
+    assert 0.1 <= lines[0]["seconds"] < 2
+    assert lines[0]["peak_bytes"] > 10 * MIB
+    assert lines[0]["rows"] == 3

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dat_ray.cli import main
+from dat_ray.config.loading import fingerprint, load_recipe
+
+
+def _bad(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Runs a verb that must end with exit 2 and one line; returns the line."""
+    assert main(list(argv)) == 2
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
+    assert "Traceback" not in message
+    return message
+
+
+def test_recipes_are_listed_and_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--json"]) == 0
+    assert "demo" in json.loads(capsys.readouterr().out)
+    assert main(["recipes", "show", "demo", "--json", "--set", "seed=5"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["recipe"]["seed"] == 5
+    assert shown["fingerprint"] == fingerprint(load_recipe("demo", ["seed=5"]))
+    assert main(["recipes", "show", "demo"]) == 0
+    assert "remask_condition: true" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("trainig.updates=3", ["trainig", "unknown key", "training"]),
+        ("training.updates=many", ["training.updates", "'many'"]),
+        ("behaviors.path=nowhere.csv", ["behaviors.path", "nowhere.csv"]),
+    ],
+)
+def test_bad_settings_are_one_line(capsys, tmp_path, setting: str, words: list[str]) -> None:
+    message = _bad(capsys, "run", "demo", "--run-dir", str(tmp_path / "run"), "--set", setting)
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.csv", "goal,target\n", ["behaviors.path", "empty.csv"]),
+        ("no_target.csv", "goal,answer\nWrite a limerick,Sure\n", ["behaviors.columns.target", "target"]),
+    ],
+)
+def test_bad_behavior_files_are_one_line(capsys, tmp_path, name: str, content: str, words: list[str]) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    message = _bad(
+        capsys,
+        *("run", "demo", "--run-dir", str(tmp_path / "run"), "--set", f"behaviors.path={path}"),
+        *("--set", "behaviors.format=table"),
+    )
+    for word in words:
+        assert word in message
+
+
+def test_an_unknown_recipe_and_a_stage_without_a_run(capsys, tmp_path) -> None:
+    assert "did you mean 'demo'" in _bad(capsys, "run", "demmo")
+    assert "--run-dir" in _bad(capsys, "train", "--run-dir", str(tmp_path))
+    assert "NAME" in _bad(capsys, "recipes", "show")
+
+
+def test_a_run_directory_in_use_asks_for_resume(capsys, tmp_path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "--resume" in _bad(capsys, "run", "demo", "--run-dir", str(tmp_path))
+
+
+def test_a_run_directory_s_recipe_is_fixed(capsys, tmp_path) -> None:
+    from dat_ray.data.rundir import open_run
+
+    open_run(str(tmp_path), load_recipe("demo"), resume=False)
+    message = _bad(capsys, "report", "--run-dir", str(tmp_path), "--set", "seed=3")
+    assert "fixed" in message
+
+
+def test_a_polite_kill_stops_with_one_line(tmp_path) -> None:
+    """SIGTERM unwinds like Ctrl-C; the verb here just waits."""
+    code = (
+        "import sys, time, dat_ray.cli as cli\n"
+        "def wait(arguments): print('ready', flush=True); time.sleep(60)\n"
+        "cli._recipes = wait\n"
+        "sys.exit(cli.main(['recipes']))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip().count("\n") == 0
+    assert "--resume" in errors
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    for verb in ("run", "generate", "select", "train", "evaluate", "report", "adapt", "recipes"):
+        assert f"    {verb} " in shown

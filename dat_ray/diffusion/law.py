@@ -9,8 +9,9 @@ The law is that of the in-painting attack (arXiv 2511.00203, reference algorithm
   c. x = argmax(logits / tau + G), G standard Gumbel, over the tokens that are not banned (tau = 0: no noise);
   d. confidence c = softmax(logits)[x], without noise or temperature, banned tokens included in the normalizer;
   e. commit the n_s masked positions with the highest c. A committed token is final.
-It differs from the reference in two places, where that depends on accidents: tau really tempers the logits (there any
-tau > 0 acts as 1), and padding is never part of the condition.
+It differs from the reference in three places, where that depends on accidents: tau really tempers the logits (there any
+tau > 0 acts as 1), padding is never part of the condition, and equal confidences are told apart by position, not by
+rounding (`TIE`).
 
 Shapes: B rows, T canvas positions, M masked prompt positions of all rows, D width, V vocabulary.
 """
@@ -25,6 +26,11 @@ import torch
 from torch import Tensor
 
 from dat_ray.diffusion.counter import gumbel, integer_below, uniform
+
+# Confidences that agree to this many nats are a tie, which the left position wins. Where a step hides the whole
+# condition, every mask of the "answer" layout sees the same canvas: their confidences are equal but for rounding, which
+# differs with the batch.
+TIE = 2.0**-8
 
 # What a random number is for; part of the hash, and of the sampler's identity: changing one changes every sample.
 _HIDDEN_COUNT, _HIDDEN_RANK, _GUMBEL, _ORDER = 1, 2, 3, 4
@@ -179,6 +185,6 @@ def denoise_step(
         row = rows[part]
         parts.append(propose(head(states[part]), law.temperature, seeds[row], steps[row], positions[part], banned))
     tokens, logprobs = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-    priority = logprobs if law.order == "low_confidence" else uniform(seeds[rows], steps[rows], _ORDER, positions)
+    priority = (logprobs / TIE).round() if law.order == "low_confidence" else uniform(seeds[rows], steps[rows], _ORDER, positions)
     chosen = choose(rows, positions, priority, quotas)
     return Committed(rows[chosen], positions[chosen], tokens[chosen], logprobs[chosen])

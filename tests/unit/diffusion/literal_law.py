@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +24,22 @@ def unit(*words: int) -> float:
     return ((bits(*words) >> 12) + 0.5) / 2**52
 
 
+ROUNDING = 1e-5  # what two ways to the same log-confidence may differ by in float32
+
+
+class Literal(NamedTuple):
+    """The prompt's tokens, the sum of log-confidences, the forward passes, and whether rounding could change them."""
+
+    tokens: list[int]
+    logprob: float
+    nfe: int
+    undecided: bool
+
+
+def key(rank: float, order: str, error: float = 0.0) -> float:
+    return math.floor((math.log(rank) + error) * 256 + 0.5) if order == "low_confidence" else rank
+
+
 def literal_infill(
     model,
     canvas: list[int],
@@ -38,9 +55,9 @@ def literal_infill(
     mask: int,
     shift: int,
     pads: int = 3,
-) -> tuple[list[int], float, int]:
-    """Returns the prompt's tokens, the sum of log-confidences and the forward passes."""
+) -> Literal:
     z, K, L, total = list(canvas), len(prompt), len(canvas), 0.0
+    undecided = False
     T = min(steps, K)
     for s in range(T):
         n = K // T + (1 if s < K % T else 0)
@@ -69,8 +86,16 @@ def literal_infill(
             token = int(noisy.argmax())
             confidence = float(row.softmax(0)[token])
             rank = confidence if order == "low_confidence" else unit(seed, s, 4, i)
-            candidates.append((-rank, i, token, confidence))
-        for _, i, token, confidence in sorted(candidates)[:n]:
+            first, second = noisy.topk(2).values.tolist()
+            undecided |= first - second < ROUNDING * max(1, abs(first))
+            candidates.append((-key(rank, order), i, token, confidence, rank))
+        candidates.sort()
+        for _, i, _, _, mine in candidates[:n]:
+            for _, j, _, _, other in candidates[n:]:
+                low, high = key(mine, order, -ROUNDING), key(other, order, ROUNDING)
+                tie = low == high and key(mine, order, ROUNDING) == key(other, order, -ROUNDING) and i < j
+                undecided |= low <= high and not tie
+        for _, i, token, confidence, _ in candidates[:n]:
             z[i] = token
             total += math.log(confidence)
-    return [z[i] for i in prompt], total, T
+    return Literal([z[i] for i in prompt], total, T, undecided)

@@ -15,13 +15,25 @@ MIB = 2**20
 
 
 def test_memory_of_children_counts() -> None:
-    code = "import sys; block = bytearray(64 * 2**20); print('up', flush=True); sys.stdin.read()"
-    before = tree_bytes(psutil.Process())
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "up\n"
-    grown = tree_bytes(psutil.Process()) - before
-    child.communicate("")
+    # A tree of its own: what else this process started, earlier tests' Ray among it, comes and goes.
+    child = "import sys; block = bytearray(64 * 2**20); print('up', flush=True); sys.stdin.read()"
+    parent = (
+        "import subprocess, sys\n"
+        "sys.stdin.readline()\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {child!r}], stdin=subprocess.PIPE)\n"
+        "sys.stdin.readline()\n"
+        "child.communicate(b'')\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tree:
+        assert tree.stdin is not None
+        assert tree.stdout is not None
+        root = psutil.Process(tree.pid)
+        before = tree_bytes(root)
+        tree.stdin.write("\n")
+        tree.stdin.flush()
+        assert tree.stdout.readline() == "up\n"
+        grown = tree_bytes(root) - before
+        tree.communicate("\n")
     assert 60 * MIB < grown < 120 * MIB
 
 

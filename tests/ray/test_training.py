@@ -166,7 +166,8 @@ def test_workers_that_nobody_can_place_are_told_within_the_deadline(ray_cluster:
     recipe = recipe.model_copy(update={"timeouts": recipe.timeouts.model_copy(update={"worker_group_start": 3})})
     run = ready_run(tmp_path / "run", recipe)
     # How much is free depends on whether the workers of the test before have left yet.
-    with pytest.raises(DatError, match=r"did not start within .* \(3 s\): 1 x \(99 CPU, 0 GPU\) wanted, [0-8](\.\d)? CPU, 0 GPU free"):
+    message = r"did not start within .* \(3 s\): 1 x \(99 CPU, 0 GPU\) wanted, [0-8](\.\d)? CPU, 0 GPU free"
+    with pytest.raises(DatError, match=message):
         driver.train(recipe, run)
 
 

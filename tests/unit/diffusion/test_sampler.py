@@ -64,7 +64,8 @@ def test_equals_the_law_written_out_literally(model, tokenizer, rows, law: Law, 
 
 def test_a_wholly_hidden_condition_leaves_ties_to_the_left_position(model, tokenizer) -> None:
     """There every mask sees the same canvas of nothing but masks: only the order of positions can decide."""
-    rows = [InfillRow("a", 6, seed) for seed in range(60)]  # a short canvas is hidden whole in about one step of ten
+    # A short canvas is hidden whole in about one step of ten.
+    rows = [InfillRow("a" * (1 + seed % 5), 3 + seed % 7, seed) for seed in range(120)]
     alone = [TorchDenoiser(model, tokenizer, ANSWER, Law(2), 1).infill([row])[0].token_ids for row in rows]
     for batch_size in (4, 60):
         together = TorchDenoiser(model, tokenizer, ANSWER, Law(2), batch_size).infill(rows)

@@ -36,14 +36,16 @@ class Model:
     """A model under evaluation.
 
     Attributes:
-        name: `base` or `adapted`.
+        name: `base`, `adapted`, or as the user named it.
         adapter: LoRA adapter folder; None for the model as it is.
         weights: changes with the weights.
+        source: hub id or folder of a model other than the recipe's target; None for that one.
     """
 
     name: str
     adapter: str | None
     weights: str
+    source: str | None = None
 
 
 def sampling_chunks(recipe: Recipe, requests: Sequence[dict[str, Any]]) -> list[Chunk[dict[str, Any]]]:

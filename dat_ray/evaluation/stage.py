@@ -1,8 +1,8 @@
-"""`evaluate`: attacks on the base and the fine-tuned model, stored attempt by attempt.
+"""`evaluate`: attacks on several models, by default the base and the fine-tuned one, stored attempt by attempt.
 
 The in-painting attack's prompts are drawn once and stored; then each model answers the same questions, the judge scores
-the answers, and every chunk becomes a shard. A shard that is there is not asked again. The sampler and the base model
-work at the same time where the cluster has room for both; the two target models never do.
+the answers, and every chunk becomes a shard. A shard that is there is not asked again. The sampler and the first model
+work at the same time where the cluster has room for both; two target models never do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from dat_ray.config.loading import fingerprint
@@ -46,8 +45,8 @@ from dat_ray.evaluation.attacks import (
 )
 from dat_ray.evaluation.diversity import diversity
 from dat_ray.evaluation.metrics import METRICS, model_metrics, paired_metrics, totals
+from dat_ray.evaluation.models import own_models
 from dat_ray.evaluation.shelf import Chunk, Shelf
-from dat_ray.evaluation.weights import adapter_digest
 from dat_ray.generation.actors import Engines
 from dat_ray.generation.ledger import ErrorLimit
 from dat_ray.progress import Progress
@@ -77,16 +76,23 @@ class EvaluationReport:
     metrics: dict[str, Any]
 
 
-def evaluate(recipe: Recipe, run: RunDir, suite: str = "default", engines: Engines | None = None) -> EvaluationReport:
-    """Attacks the base and the fine-tuned model, and measures over-refusal and log p of the held-out targets.
+def evaluate(
+    recipe: Recipe,
+    run: RunDir,
+    suite: str = "default",
+    engines: Engines | None = None,
+    models: Sequence[Model] | None = None,
+) -> EvaluationReport:
+    """Attacks each model, and measures over-refusal and log p of the held-out targets.
 
     Starts Ray, or joins the cluster that is there. What an earlier call stored is kept and not asked again.
 
     Args:
         recipe: resolved recipe.
-        run: its run directory, with `behaviors.parquet` and the round's adapter.
+        run: its run directory, with `behaviors.parquet` and, unless `models` are given, the round's adapter.
         suite: name of the evaluation; the folder below `evaluation/`.
         engines: how each role's engine is made; default: the recipe's backends.
+        models: whom to attack, the first being the one the others are compared with; default: base and fine-tuned.
 
     Raises:
         InputError: no adapter yet, or what is stored belongs to other settings or another adapter.
@@ -95,10 +101,7 @@ def evaluate(recipe: Recipe, run: RunDir, suite: str = "default", engines: Engin
     """
     started = time.monotonic()
     root, mark = run.evaluation(suite), fingerprint(recipe)
-    adapter = run.adapter(recipe.round)
-    # A worker's current folder may be another one than ours.
-    found = adapter if "://" in adapter else str(Path(adapter).absolute())
-    models = [Model("base", None, recipe.target.model), Model("adapted", found, adapter_digest(adapter))]
+    models = own_models(recipe, run) if models is None else models
     if has_manifest(root):
         read_manifest(root, fingerprint=mark)
         return _earlier(root, models)
@@ -170,7 +173,8 @@ class _Evaluation:
     def _ask_model(self, model: Model, judge: Workers, sampled: Callable[[], list[Question]], counter: Counter) -> None:
         """Questions that are known, then log p of the targets, then the sampled questions as soon as they are there."""
         recipe, pool = self.recipe, self.recipe.cluster.target
-        build = partial(self.engines.target, recipe.target, pool.threads, model.adapter)
+        config = recipe.target.model_copy(update={"model": model.source or recipe.target.model})
+        build = partial(self.engines.target, config, pool.threads, model.adapter)
         with ExitStack() as stack:
             started: list[Workers] = []
 
@@ -243,6 +247,10 @@ class _Evaluation:
 
 def _earlier(root: str, models: Sequence[Model]) -> EvaluationReport:
     metrics = json.loads(read_bytes(join(root, METRICS)))
+    names = [model.name for model in models]
+    if list(metrics["models"]) != names:
+        remedy = f"holds an evaluation of {', '.join(metrics['models'])}, not of {', '.join(names)}: name another --suite"
+        raise InputError("--suite", root, remedy)
     for model in models:
         if metrics["models"][model.name]["weights"] != model.weights:
             remedy = f"holds an evaluation of another {model.name} model: remove that folder and run again"

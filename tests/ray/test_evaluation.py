@@ -11,6 +11,7 @@ import pytest
 from dat_ray.config.loading import fingerprint
 from dat_ray.data.shards import has_manifest, join, read_bytes, read_table
 from dat_ray.errors import DatError, InputError
+from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.intervals import wilson
 from dat_ray.evaluation.stage import evaluate
@@ -146,3 +147,18 @@ def test_without_an_adapter_nothing_starts(tmp_path: Path, notes: Path) -> None:
     (tmp_path / "run" / "training" / "round-0" / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="dat train"):
         evaluate(recipe, run, engines=engines(Faults(str(notes))))
+
+
+def test_models_that_a_user_names_answer_the_same_questions(tmp_path: Path, notes: Path) -> None:
+    recipe, faults = tiny_recipe(evaluation={"attacks": ["direct"]}), Faults(str(notes))
+    run = tiny_run(tmp_path / "run", recipe)
+    adapter = run.adapter(recipe.round)
+    models = [Model("plain", None, "none"), Model("dat", adapter, "1"), Model("other", None, "org/other", "org/other")]
+    report = evaluate(recipe, run, "comparison", engines(faults), models)
+    assert list(report.metrics["models"]) == ["plain", "dat", "other"]
+    found = {(pair["first"], pair["second"]): pair["difference"] for pair in report.metrics["paired"] if pair["metric"] == "boa"}
+    assert found == {("plain", "dat"): -0.5, ("plain", "other"): 0.0, ("dat", "other"): 0.5}
+    # A model that is not the recipe's target is built from its own name.
+    assert set(faults.noted("built")) == {"none", "none adapted", "org/other"}
+    with pytest.raises(InputError, match="an evaluation of plain, dat, other, not of plain"):
+        evaluate(recipe, run, "comparison", engines(faults), models[:1])

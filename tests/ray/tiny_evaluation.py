@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from ray import cloudpickle
 
-from dat_ray.config.schema import Recipe
+from dat_ray.config.schema import Recipe, TargetConfig
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import BEHAVIORS
 from dat_ray.data.shards import exists, write_file
@@ -108,9 +108,10 @@ def _sampler(faults: Faults, cfg: object, threads: int) -> TinySampler:
     return TinySampler(faults)
 
 
-def _target(faults: Faults, cfg: object, threads: int, adapter: str | None) -> TinyTarget:
+def _target(faults: Faults, cfg: TargetConfig, threads: int, adapter: str | None) -> TinyTarget:
     if faults.no_start:
         raise OSError("weights not found")
+    faults.note("built", [cfg.model + (" adapted" if adapter else "")])
     return TinyTarget(faults, adapter)
 
 

@@ -67,8 +67,14 @@ class SamplerSpec:
         """Puts the spec into a model folder's config.json and marks the model as a bidirectional sampler."""
         path = Path(folder) / "config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
-        config |= {_KEY: asdict(self), "is_causal": False, "architectures": ["DatMaskedLlama"]}
+        names = [masked_architecture(name) for name in config.get("architectures", [])]
+        config |= {_KEY: asdict(self), "is_causal": False, "architectures": names}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def masked_architecture(causal: str) -> str:
+    """The sampler's architecture for a model's, as vLLM knows it: `LlamaForCausalLM` becomes `DatMaskedLlama`."""
+    return causal if causal.startswith("DatMasked") else "DatMasked" + causal.removesuffix("ForCausalLM")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A masked-diffusion Llama under vLLM: bidirectional attention, and a pooler that takes one denoising step.
+"""Masked diffusion models under vLLM: bidirectional attention, and a pooler that takes one denoising step.
 
 The pooler gathers the states that predict masked positions, runs the output head on those alone and applies the law of
 `dat_ray.diffusion.law` on the device, so that only the committed tokens travel back to the host. This module leans on
@@ -110,23 +110,33 @@ class DenoisingPooler(Pooler):
         return list(table.split([row["quota"] for row in settings]))
 
 
-@attn_type("encoder_only")
-@default_pooling_type(tok_pooling_type="ALL")
-class DatMaskedLlama(LlamaForCausalLM):
-    """vLLM's Llama, made bidirectional by `is_causal: false` in the model's config.json.
+def masked_diffusion(name: str, causal: type[Any]) -> type[Any]:
+    """Turns a `*ForCausalLM` class of vLLM into a pooling model that takes denoising steps.
 
-    Raises:
-        ValueError: a config that is causal or has no `dat_sampler`, or ids too large for float32.
+    The class must switch to encoder-only attention when its config says `is_causal: false`, as vLLM's Llama, Qwen2 and
+    Qwen3 do.
+
+    Args:
+        name: of the new class, which is the architecture that its folder's config.json names.
+        causal: vLLM's class of the layout.
     """
 
-    is_pooling_model = True
+    class MaskedDiffusion(causal):
+        is_pooling_model = True
 
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        config = vllm_config.model_config.hf_config
-        if getattr(config, "is_causal", True) or not hasattr(config, "dat_sampler"):
-            raise ValueError("config.json of a sampler needs `is_causal: false` and `dat_sampler`")
-        if config.vocab_size > MAX_VOCABULARY:
-            raise ValueError(f"vocabulary of {config.vocab_size} tokens, at most {MAX_VOCABULARY} can be told apart")
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        # A closure, not the module: the pooler must not own the model that owns it.
-        self.pooler = DenoisingPooler(lambda states: self.compute_logits(states), SamplerSpec(**config.dat_sampler))
+        def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+            config = vllm_config.model_config.hf_config
+            if getattr(config, "is_causal", True) or not hasattr(config, "dat_sampler"):
+                raise ValueError("config.json of a sampler needs `is_causal: false` and `dat_sampler`")
+            if config.vocab_size > MAX_VOCABULARY:
+                raise ValueError(f"vocabulary of {config.vocab_size} tokens, at most {MAX_VOCABULARY} can be told apart")
+            super().__init__(vllm_config=vllm_config, prefix=prefix)
+            # A closure, not the module: the pooler must not own the model that owns it.
+            self.pooler = DenoisingPooler(lambda states: self.compute_logits(states), SamplerSpec(**config.dat_sampler))
+
+    MaskedDiffusion.__name__ = MaskedDiffusion.__qualname__ = name
+    MaskedDiffusion.__doc__ = f"A masked diffusion model of the layout of vLLM's {causal.__name__}."
+    return attn_type("encoder_only")(default_pooling_type(tok_pooling_type="ALL")(MaskedDiffusion))
+
+
+DatMaskedLlama = masked_diffusion("DatMaskedLlama", LlamaForCausalLM)

@@ -1,25 +1,31 @@
-"""Makes vLLM know our masked-diffusion model; the entry point of the group `vllm.general_plugins`.
+"""Makes vLLM know our masked-diffusion models; the entry point of the group `vllm.general_plugins`.
 
-vLLM calls `register` in each of its processes. The model's own module is imported only where that model is served.
+vLLM calls `register` in each of its processes. The models' own module is imported only where one is served.
 """
 
 from __future__ import annotations
 
-ARCHITECTURE = "DatMaskedLlama"
+MODULE = "dat_ray.engines.vllm_model"
+# A sampler folder's config.json names one of these; each is a class of MODULE made by `masked_diffusion`.
+ARCHITECTURES = ("DatMaskedLlama",)
 
 
 def register() -> None:
-    """Registers the architecture, unless it is there already; safe to call any number of times."""
+    """Registers the architectures that are not there already; safe to call any number of times."""
     from vllm import ModelRegistry
 
-    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(ARCHITECTURE, "dat_ray.engines.vllm_model:DatMaskedLlama")
+    known = ModelRegistry.get_supported_archs()
+    for name in ARCHITECTURES:
+        if name not in known:
+            ModelRegistry.register_model(name, f"{MODULE}:{name}")
 
 
 def register_here() -> None:
-    """Registers the class itself, which spares the process that vLLM would start to look at a class named by string."""
+    """Registers the classes themselves, which spares the process that vLLM would start to look at one named by string."""
+    from importlib import import_module
+
     from vllm import ModelRegistry
 
-    from dat_ray.engines.vllm_model import DatMaskedLlama
-
-    ModelRegistry.register_model(ARCHITECTURE, DatMaskedLlama)
+    module = import_module(MODULE)
+    for name in ARCHITECTURES:
+        ModelRegistry.register_model(name, getattr(module, name))

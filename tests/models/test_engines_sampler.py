@@ -177,6 +177,6 @@ def test_registering_again_changes_nothing(served):
 
     from dat_ray.engines import vllm_plugin
 
-    before = ModelRegistry.models[vllm_plugin.ARCHITECTURE]
+    before = {name: ModelRegistry.models[name] for name in vllm_plugin.ARCHITECTURES}
     vllm_plugin.register()
-    assert ModelRegistry.models[vllm_plugin.ARCHITECTURE] is before
+    assert all(ModelRegistry.models[name] is model for name, model in before.items())

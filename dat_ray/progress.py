@@ -5,11 +5,22 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
+
+from dat_ray import telemetry
 
 SECONDS_BETWEEN_LINES = 5.0
 BAR_WIDTH = 24
+
+# Called with what is shown, as plain values: see `dat_ray.runlog`.
+listeners: list[Callable[[dict[str, Any]], None]] = []
+
+
+def _tell(event: dict[str, Any]) -> None:
+    for listener in list(listeners):
+        listener(event)
 
 
 def clock(seconds: float) -> str:
@@ -23,6 +34,7 @@ def clock(seconds: float) -> str:
 def stage_line(text: str, stream: TextIO | None = None) -> None:
     """One line about a stage, kept in the scroll-back."""
     print(text, file=stream or sys.stderr, flush=True)
+    _tell({"event": "line", "text": text.strip()})
 
 
 class Progress:
@@ -57,6 +69,7 @@ class Progress:
         self._thread.join()
         mark = "failed after" if kind else "done in"
         self._clear()
+        self._report("failed" if kind else "done")
         stage_line(f"{self.stage}: {self._counts()} {mark} {clock(time.monotonic() - self.started)}", self.stream)
 
     def update(self, done: int, note: str = "") -> None:
@@ -91,8 +104,30 @@ class Progress:
             return None
         return (self.done - self._first[1]) / max(time.monotonic() - self._first[0], 1e-9)
 
+    def _report(self, state: str) -> None:
+        telemetry.gauge("dat_stage_done", self.done, stage=self.stage, unit=self.unit)
+        if self.total is not None:
+            telemetry.gauge("dat_stage_waiting", self.total - self.done, stage=self.stage, unit=self.unit)
+        _tell(
+            {
+                "event": "progress",
+                "state": state,
+                "stage": self.stage,
+                "done": self.done,
+                "total": self.total,
+                "unit": self.unit,
+                "per_second": self._rate(),
+                "seconds": round(time.monotonic() - self.started, 1),
+                "note": self.note,
+            }
+        )
+
     def _beat(self) -> None:
+        reported = 0.0
         while not self._stop.wait(self._interval):
+            if time.monotonic() - reported >= SECONDS_BETWEEN_LINES:
+                self._report("running")
+                reported = time.monotonic()
             if not self._terminal:
                 print(self.line(), file=self.stream, flush=True)
                 continue

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dat_ray import telemetry
 from dat_ray.engines.base import (
     Completion,
     DiffusionSampler,
@@ -77,7 +78,17 @@ def isolated(
 
 def sample(engine: DiffusionSampler, requests: Sequence[InfillRequest], batch_size: int) -> list[InfillResult | Failure]:
     """In-paints the prompts of a chunk."""
-    return isolated(engine.infill, requests, batch_size)
+    began = time.perf_counter()
+    found = isolated(engine.infill, requests, batch_size)
+    drawn = [result for result in found if isinstance(result, InfillResult)]
+    _count("sampler", found, began, sum(r.nfe for r in drawn), sum(len(r.token_ids) for r in drawn))
+    return found
+
+
+def _count(role: str, found: Sequence[object], began: float, calls: int, tokens: int = 0) -> None:
+    errors = sum(isinstance(result, Failure) for result in found)
+    seconds = time.perf_counter() - began
+    telemetry.role_batch("evaluate", role, rows=len(found), errors=errors, calls=calls, tokens=tokens, seconds=seconds)
 
 
 def complete(engine: TargetModel, prompts: Sequence[str], max_new_tokens: int, batch_size: int) -> list[Answer]:
@@ -89,9 +100,12 @@ def complete(engine: TargetModel, prompts: Sequence[str], max_new_tokens: int, b
         seconds = (time.perf_counter() - started) / len(batch)
         return [(completion, seconds) for completion in completions]
 
+    began = time.perf_counter()
+    replies = isolated(timed, prompts, batch_size)
+    tokens = sum(reply[0].tokens for reply in replies if not isinstance(reply, Failure))
+    _count("target", replies, began, len(replies), tokens)
     return [
-        Answer(None, 0.0, found.error) if isinstance(found, Failure) else Answer(found[0].text, found[1])
-        for found in isolated(timed, prompts, batch_size)
+        Answer(None, 0.0, reply.error) if isinstance(reply, Failure) else Answer(reply[0].text, reply[1]) for reply in replies
     ]
 
 
@@ -111,4 +125,8 @@ def judge(engine: Judge, triples: Sequence[tuple[str, str, str]], batch_size: in
         goals, prompts, completions = zip(*batch, strict=True)
         return engine.judge(goals, prompts, completions)
 
-    return isolated(verdicts, triples, batch_size)
+    began = time.perf_counter()
+    found = isolated(verdicts, triples, batch_size)
+    _count("judge", found, began, len(found))
+    telemetry.verdicts("evaluate", engine.name, [item.verdict for item in found if isinstance(item, Judgement)])
+    return found

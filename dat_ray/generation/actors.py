@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import threading
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from dat_ray import telemetry
 from dat_ray.config.schema import JudgeConfig, Recipe, SamplerConfig, TargetConfig
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.engines.base import DiffusionSampler, InfillRequest, Judge, TargetModel
@@ -115,13 +117,26 @@ class RoleActor(ABC):
         """Fills in this role's columns of a CANDIDATES batch."""
         if self.engine is None:
             self.engine = self._start()
+        began = time.perf_counter()
         try:
             rows = fill_in(batch.to_pylist(), self.work, self.ledger, self.role)
         except EngineLost as error:
             # Ray starts a fresh process and hands it the batch again; an exception would end the whole stage.
             self.ledger.dying(self.role, str(error))
             os._exit(1)
+        self._count(rows, batch["error"].null_count, time.perf_counter() - began)
         return pa.Table.from_pylist(rows, schema=CANDIDATES)
+
+    def spent(self, rows: Sequence[Row]) -> tuple[int, int]:
+        """Model calls and tokens written for rows that this role has done; tokens counted elsewhere are 0 here."""
+        return len(rows), 0
+
+    def _count(self, rows: Sequence[Row], asked: int, seconds: float) -> None:
+        done = [row for row in rows if row["error"] is None]
+        calls, tokens = self.spent(done)
+        telemetry.role_batch(
+            "generate", self.role, rows=asked, errors=asked - len(done), calls=calls, tokens=tokens, seconds=seconds
+        )
 
     @abstractmethod
     def build(self) -> Any:
@@ -137,6 +152,7 @@ class RoleActor(ABC):
             with self._deadline(self.recipe.timeouts.engine_start):
                 engine = self.build()
             self.ledger.started(self.role)
+            telemetry.count("dat_engine_starts", 1, stage="generate", role=self.role)
             return engine
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -170,6 +186,9 @@ class SamplerActor(RoleActor):
 
     role = "sampler"
 
+    def spent(self, rows: Sequence[Row]) -> tuple[int, int]:
+        return sum(row["nfe"] for row in rows), sum(row["prompt_tokens"] for row in rows)
+
     def build(self) -> DiffusionSampler:
         return self.engines.sampler(self.recipe.sampler, self.recipe.cluster.sampler.threads)
 
@@ -193,6 +212,7 @@ class TargetActor(RoleActor):
     def work(self, rows: Sequence[Row]) -> list[Row]:
         prompts = [row["prompt"] for row in rows]
         completions = self.engine.complete(prompts, self.recipe.target.max_new_tokens)
+        telemetry.count("dat_tokens", sum(completion.tokens for completion in completions), stage="generate", role=self.role)
         logprobs = self.engine.logprob(prompts, [row["target"] for row in rows])
         bad = [value for value in logprobs if not math.isfinite(value)]
         if bad:
@@ -220,4 +240,5 @@ class JudgeActor(RoleActor):
         judgements = self.engine.judge(
             [row["goal"] for row in rows], [row["prompt"] for row in rows], [row["completion"] for row in rows]
         )
+        telemetry.verdicts("generate", self.engine.name, [judgement.verdict for judgement in judgements])
         return [{"judge": self.engine.name, "verdict": j.verdict, "score": j.score} for j in judgements]

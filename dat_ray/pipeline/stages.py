@@ -21,6 +21,7 @@ from dat_ray.models.embedded import resolve_model
 from dat_ray.pipeline.measure import StageCost, record_stage
 from dat_ray.progress import clock, stage_line
 from dat_ray.raysession import start_ray
+from dat_ray.runlog import RunLog
 
 # Prompts of one call to the target that answers the retain set.
 RETAIN_CHUNK = 64
@@ -64,7 +65,7 @@ def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa
     try:
         if behaviors is not None and not exists(run.behaviors):
             write_file(run.behaviors, behaviors)
-        with start_ray(recipe.cluster):
+        with RunLog(run), start_ray(recipe.cluster):
             for number, stage in enumerate(stages, start=1):
                 stage_line(f"[{number}/{len(stages)}] {stage}: {STAGES[stage][0]}")
                 _measured(stage, STAGES[stage][1], recipe, run)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dat_ray import telemetry
 from dat_ray.config.schema import TrainingConfig
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
@@ -137,6 +138,7 @@ def run_loop(
         )
         if log:
             log.append(metrics)
+            telemetry.training_update(metrics)
         if (update + 1) % cfg.checkpoint_every == 0 or update + 1 == updates:
             if log:
                 log.flush()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_the_log_holds_lines_progress_records_and_the_end(tmp_path: Path, monkey
     assert expected.items() <= beats[-1].items()
     assert any(event.get("text") == "waiting for a lock" and event["level"] == "WARNING" for event in found)
     assert not any("not of this run" in str(event) for event in found)
-    assert all(later["time"] >= sooner["time"] for sooner, later in zip(found, found[1:], strict=False))
+    assert all(later["time"] >= sooner["time"] for sooner, later in pairwise(found))
 
 
 def test_a_failure_is_in_the_log_and_a_secret_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,143 @@
+"""The cluster files are checked offline, and each mistake that a launch would stumble over is named."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from dat_ray.errors import InputError
+from dat_ray.ops.clusterfile import ClusterFile, read_cluster_file
+
+FOLDER = Path(__file__).parents[3] / "cluster"
+FILES = ("aws.yaml", "gcp.yaml", "on-premise.yaml", "kuberay/raycluster.yaml", "kuberay/rayjob.yaml")
+
+
+def changed(tmp_path: Path, name: str, *path: Any, value: Any = None, drop: bool = False) -> ClusterFile:
+    """The shipped file with one field changed or left out."""
+    tree = copy.deepcopy(yaml.safe_load((FOLDER / name).read_text()))
+    node = tree
+    for key in path[:-1]:
+        node = node[key]
+    if drop:
+        del node[path[-1]]
+    else:
+        node[path[-1]] = value
+    target = tmp_path / "cluster.yaml"
+    target.write_text(yaml.safe_dump(tree))
+    return read_cluster_file(str(target))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_shipped_files_are_sound_but_for_what_a_user_must_edit(name: str) -> None:
+    found = read_cluster_file(str(FOLDER / name))
+    assert found.problems == ()
+    assert found.edits, "an example names what to edit"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_says_what_to_edit_and_what_it_costs(name: str) -> None:
+    comments = "".join(line for line in (FOLDER / name).read_text().splitlines(True) if line.startswith("#"))
+    assert "# EDIT:" in comments
+    assert "# COST" in comments
+    assert "look up" in comments.lower() or name == "on-premise.yaml"
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml", "kuberay/raycluster.yaml", "kuberay/rayjob.yaml"])
+def test_generation_is_spot_first_and_both_groups_shrink_to_nothing(name: str) -> None:
+    groups = {group.name: group for group in read_cluster_file(str(FOLDER / name)).groups}
+    assert {g.labels["ray-subcluster"] for g in groups.values()} == {"generation", "training"}
+    assert all(group.least == 0 < group.most for group in groups.values())
+    tree = yaml.safe_load((FOLDER / name).read_text())
+    if "available_node_types" in tree:
+        priority = {group: tree["available_node_types"][group]["priority"] for group in groups}
+        assert priority["generation-spot"] > priority["generation-on-demand"]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "words"),
+    [
+        ("aws.yaml", ("provider", "region"), None, "provider.region: missing"),
+        ("aws.yaml", ("provider", "availability_zone"), "eu-west-1a", "'eu-west-1a' is not a zone of region 'us-east-1'"),
+        ("gcp.yaml", ("provider", "availability_zone"), None, "provider.availability_zone: missing"),
+        ("gcp.yaml", ("provider", "project_id"), None, "provider.project_id: missing"),
+        ("aws.yaml", ("available_node_types", "training", "min_workers"), 3, "training: its minimum 3 exceeds its maximum 2"),
+        ("aws.yaml", ("available_node_types", "training", "labels"), {}, "training.labels.ray-subcluster: missing"),
+        ("aws.yaml", ("available_node_types", "head", "resources"), {"CPU": 4}, "head.resources.CPU: write 0"),
+        ("aws.yaml", ("head_node_type",), "haed", "`head_node_type` must be one of"),
+        ("aws.yaml", ("max_workers",), 5, "max_workers: 5 is less than the groups' maxima together (14)"),
+        ("aws.yaml", ("max_wokers",), 5, "'max_wokers' was unexpected"),
+        ("aws.yaml", ("docker", "image"), "x/dat-ray:0.1.0-ray2.59.0", f"has Ray 2.59.0, this machine {ray.__version__}"),
+        ("aws.yaml", ("docker", "image"), "x/dat-ray:latest", "its tag names no version of Ray"),
+        ("aws.yaml", ("docker", "run_options"), [], "RAY_AUTH_MODE=token is missing"),
+        (
+            "aws.yaml",
+            ("head_start_ray_commands",),
+            ["ray start --head --num-cpus=0 --dashboard-host=0.0.0.0"],
+            "listens on 0.0.0.0",
+        ),
+        ("aws.yaml", ("head_start_ray_commands",), ["ray start --head"], "start the head with --num-cpus=0"),
+        ("aws.yaml", ("head_start_ray_commands",), ["ray start --head"], "without RAY_enable_autoscaler_v2=1"),
+        ("on-premise.yaml", ("max_workers",), 9, "provider.worker_ips has 4 addresses"),
+        ("on-premise.yaml", ("worker_start_ray_commands",), ["ray start"], "worker_start_ray_commands: no label"),
+        ("on-premise.yaml", ("provider", "head_ip"), None, "provider.head_ip: missing"),
+        ("kuberay/raycluster.yaml", ("kind",), "RayClutser", "kind: ray.io/v1 RayClutser"),
+        ("kuberay/raycluster.yaml", ("spec", "rayVersion"), "2.59.0", "rayVersion: 2.59.0"),
+        ("kuberay/raycluster.yaml", ("spec", "authOptions"), {"mode": "disabled"}, "authOptions.mode: write token"),
+        ("kuberay/raycluster.yaml", ("spec", "headGroupSpec", "serviceType"), "LoadBalancer", "opens the dashboard"),
+        ("kuberay/raycluster.yaml", ("spec", "headGroupSpec", "rayStartParams"), {}, "num-cpus: write"),
+        ("kuberay/raycluster.yaml", ("spec", "workerGroupSpecs", 2, "minReplicas"), 5, "training: its minimum 5 exceeds"),
+        ("kuberay/raycluster.yaml", ("spec", "workerGroupSpecs", 2, "replicas"), 9, "training.replicas: 9 is not between"),
+        (
+            "kuberay/raycluster.yaml",
+            ("spec", "workerGroupSpecs", 0, "idleTimeoutSecond"),
+            3,
+            "'idleTimeoutSecond' was unexpected",
+        ),
+        ("kuberay/rayjob.yaml", ("spec", "entrypoint"), "", "spec.entrypoint"),
+        ("kuberay/rayjob.yaml", ("spec", "deletionStrategy"), {"deletionRules": [{}]}, "excludes shutdownAfterJobFinishes"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, name: str, path: tuple, value: Any, words: str) -> None:
+    assert any(words in problem for problem in changed(tmp_path, name, *path, value=value).problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "words"),
+    [
+        ("aws.yaml", ("available_node_types", "training", "idle_timeout_s"), "training.idle_timeout_s: missing"),
+        ("kuberay/raycluster.yaml", ("spec", "workerGroupSpecs", 0, "idleTimeoutSeconds"), "generation-spot.idleTimeoutSeconds"),
+        ("kuberay/rayjob.yaml", ("spec", "preRunningDeadlineSeconds"), "would wait for ever"),
+        ("kuberay/rayjob.yaml", ("spec", "shutdownAfterJobFinishes"), "the cluster would stay"),
+    ],
+)
+def test_what_is_left_out_is_named(tmp_path: Path, name: str, path: tuple, words: str) -> None:
+    assert any(words in problem for problem in changed(tmp_path, name, *path, drop=True).problems)
+
+
+def test_sizes_are_read_for_the_doctor() -> None:
+    groups = {group.name: group for group in read_cluster_file(str(FOLDER / "kuberay/raycluster.yaml")).groups}
+    assert (groups["training"].cpus, groups["training"].gpus, groups["training"].most) == (32.0, 4.0, 2)
+    groups = {group.name: group for group in read_cluster_file(str(FOLDER / "aws.yaml")).groups}
+    assert (groups["generation-spot"].cpus, groups["generation-spot"].gpus) == (4, 1)
+
+
+def test_the_dockerfile_builds_the_tested_ray() -> None:
+    text = (FOLDER / "Dockerfile").read_text()
+    assert f"ARG RAY_VERSION={ray.__version__}\n" in text
+    constraints = (FOLDER.parent / "constraints.txt").read_text().splitlines()
+    assert f"ray=={ray.__version__}" in constraints
+    # What the GPU variant keeps of the tested set is in the set.
+    for package in ("ray", "transformers", "peft", "pyarrow", "numpy", "pydantic"):
+        assert any(line.startswith(f"{package}==") for line in constraints)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "name: x"])
+def test_other_files_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(InputError, match="--cluster"):
+        read_cluster_file(str(tmp_path / "x.yaml"))

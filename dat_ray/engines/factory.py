@@ -6,6 +6,7 @@ from dat_ray.config.schema import JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.engines.base import DiffusionSampler, Judge, TargetModel
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.samplers import resolve_sampler
 
 
 def build_sampler(config: SamplerConfig, threads: int) -> DiffusionSampler:
@@ -22,14 +23,14 @@ def build_sampler(config: SamplerConfig, threads: int) -> DiffusionSampler:
     if config.backend == "torch":
         from dat_ray.engines.torch_sampler import TorchSampler
 
-        return TorchSampler(config, resolve_model(config.model, "sampler.model"), threads)
+        return TorchSampler(config, resolve_sampler(config.model), threads)
     # Before anything imports torch, so that OpenMP starts with the right number of threads.
     from dat_ray.engines import vllm_env
 
     vllm_env.prepare(threads)
     from dat_ray.engines.vllm_sampler import VllmSampler
 
-    return VllmSampler(config, resolve_model(config.model, "sampler.model"), threads)
+    return VllmSampler(config, resolve_sampler(config.model), threads)
 
 
 def build_target(config: TargetConfig, threads: int, adapter: str | None = None, merged_dir: str | None = None) -> TargetModel:

@@ -19,10 +19,13 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.pooler import Pooler
 from vllm.model_executor.models.interfaces_base import attn_type, default_pooling_type
 from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from dat_ray.diffusion.canvas import SamplerSpec
 from dat_ray.diffusion.law import Law, denoise_step
+from dat_ray.engines.vllm_moe import BidirectionalQwen3Moe
 
 TASK = "token_classify"
 # Ids come back as float32, in which integers are exact below this.
@@ -140,3 +143,6 @@ def masked_diffusion(name: str, causal: type[Any]) -> type[Any]:
 
 
 DatMaskedLlama = masked_diffusion("DatMaskedLlama", LlamaForCausalLM)
+DatMaskedQwen2 = masked_diffusion("DatMaskedQwen2", Qwen2ForCausalLM)
+DatMaskedQwen3 = masked_diffusion("DatMaskedQwen3", Qwen3ForCausalLM)
+DatMaskedQwen3Moe = masked_diffusion("DatMaskedQwen3Moe", BidirectionalQwen3Moe)

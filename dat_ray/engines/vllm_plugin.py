@@ -7,7 +7,7 @@ from __future__ import annotations
 
 MODULE = "dat_ray.engines.vllm_model"
 # A sampler folder's config.json names one of these; each is a class of MODULE made by `masked_diffusion`.
-ARCHITECTURES = ("DatMaskedLlama",)
+ARCHITECTURES = ("DatMaskedLlama", "DatMaskedQwen2", "DatMaskedQwen3", "DatMaskedQwen3Moe")
 
 
 def register() -> None:

@@ -67,7 +67,7 @@ def load_causal_lm(path: str, dtype: str, field: str = "model") -> PreTrainedMod
         InputError: no safetensors weights, an architecture that transformers lacks, or nothing there.
     """
     if Path(path).is_dir():
-        _weight_files(path, field)
+        weight_files(path, field)
     # A stage prints its own progress; a bar for each actor's weights would drown it.
     disable_progress_bar()
     try:
@@ -94,7 +94,7 @@ def model_fingerprint(model: str, revision: str = "main") -> str:
     if not Path(model).is_dir():
         digest.update(f"hub:{model}@{revision}".encode())
         return digest.hexdigest()[:16]
-    files = _weight_files(model)
+    files = weight_files(model)
     config = _read_json(Path(model) / "config.json")
     stable = {name: value for name, value in config.items() if name not in _VOLATILE_CONFIG}
     digest.update(json.dumps(stable, sort_keys=True).encode())
@@ -258,7 +258,7 @@ def write_merged(
         source = Path(snapshot_download(base, ignore_patterns=["*.bin", "*.pt", "*.pth", "*.gguf"]))
     pairs, scale = _lora_pairs(adapter_folder)
     total_bytes = 0
-    for path in _weight_files(str(source)):
+    for path in weight_files(str(source)):
         merged = {}
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping: it has no iterator)
@@ -302,7 +302,7 @@ def _lora_pairs(folder: str) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor
     return {name: (pair["A"], pair["B"]) for name, pair in sides.items()}, config["lora_alpha"] / config["r"]
 
 
-def _weight_files(folder: str, field: str = "model") -> list[Path]:
+def weight_files(folder: str, field: str = "model") -> list[Path]:
     """The safetensors files of a model folder that transformers loads, by name."""
     found = sorted(Path(folder).glob("model*.safetensors"))
     if not found:

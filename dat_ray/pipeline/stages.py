@@ -18,6 +18,7 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, join, write_bytes, write_file
 from dat_ray.errors import DatError
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.samplers import resolve_sampler
 from dat_ray.pipeline.measure import StageCost, record_stage
 from dat_ray.progress import clock, stage_line
 from dat_ray.raysession import start_ray
@@ -42,9 +43,9 @@ def check_inputs(recipe: Recipe) -> pa.Table:
     if behaviors.blank_targets:
         stage_line(f"behaviors: {behaviors.blank_targets} blank targets left out")
     load_retain(recipe.training.retain)
-    # Embedded models are built here, once, and not by the actors that need them.
+    # Embedded models are built and published samplers converted here, once, and not by the actors that need them.
     resolve_model(recipe.target.model, "target.model")
-    resolve_model(recipe.sampler.model, "sampler.model")
+    resolve_sampler(recipe.sampler.model)
     return behaviors.table
 
 

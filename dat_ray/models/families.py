@@ -1,0 +1,301 @@
+"""The published masked diffusion families, and what each is in terms of layouts that transformers ships.
+
+None needs a repository's own code: taken apart, each is a stock decoder without its causal mask.
+
+    LLaDA 8B (Base, Instruct, 1.5), iLLaDA   Llama
+    LLaDA-MoE                                Qwen3-MoE: a norm on each head's queries and keys, top-k not renormalized
+    Dream, DiffuCoder                        Qwen2, the state at i-1 predicts token i
+    A2D Llama, Qwen2, Qwen3 (MDLM)           the layout they were adapted from
+
+Sources: method of each from its public configuration and model card (GSAI-ML/LLaDA-8B-*, GSAI-ML/iLLaDA-8B-*,
+inclusionAI/LLaDA-MoE-7B-A1B-*, Dream-org/Dream-v0-*, dllm-hub). A family that writes block by block is refused: the
+blocks to the left of a response were never trained to see it, so there is no p(prompt | response) to sample from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dat_ray.errors import InputError
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A checkpoint in its published format, understood.
+
+    Attributes:
+        name: of the family, for messages.
+        config: config.json of the layout that it is converted to, without the sampler's own entries.
+        shift: 1 when the state at i-1 predicts token i.
+        mask_token_id: of the configuration; None where it does not say.
+        usual_mask_token_id: the published constant, for where the tokenizer does not know either.
+        layout: canvas layout that it should be sampled with: ``answer`` for base models, ``chat`` for instruct ones.
+    """
+
+    name: str
+    config: Config
+    shift: Literal[0, 1]
+    mask_token_id: int | None
+    usual_mask_token_id: int | None
+    layout: Literal["chat", "answer"]
+
+
+# Model type of a layout -> its class in transformers and in vLLM.
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+
+# Why a family cannot write a prompt for a later response, by a substring of its architecture or model type.
+_BLOCKWISE = ("llada2", "sdar", "bd3lm", "blockdiffusion", "fast_dllm_v2", "dreamreasoner")
+
+_BLOCK_REASON = (
+    "writes block after block, left to right, so a prompt cannot see the response that follows it: "
+    "use LLaDA, LLaDA-MoE, iLLaDA, Dream or a model of `dat adapt`"
+)
+_UNIFORM_REASON = (
+    "replaces tokens by random ones and has no mask token, so that a prompt cannot be left open: "
+    "use LLaDA, LLaDA-MoE, iLLaDA, Dream or a model of `dat adapt`"
+)
+
+
+def recognize(config: Mapping[str, Any], name: str, field: str = "sampler.model") -> Family:
+    """Which family a config.json belongs to.
+
+    Args:
+        config: as published.
+        name: hub id or folder, which tells base and instruct models apart; nothing else in a checkpoint does.
+        field: recipe field to name in an error.
+
+    Raises:
+        InputError: a block-diffusion or uniform-noise family, a variant whose arithmetic no layout here has, or no
+            masked diffusion model at all.
+    """
+    kinds = [str(config.get("model_type", "")), *map(str, config.get("architectures") or [])]
+    told = " ".join(kinds).lower().replace("-", "_")
+    if "diffusion_gemma" in told or "diffusiongemma" in told:
+        raise InputError(field, name, _UNIFORM_REASON)
+    if any(word in told for word in _BLOCKWISE) or "bd3lm" in name.lower() or config.get("block_size"):
+        raise InputError(field, name, _BLOCK_REASON)
+    for sign, build in _BUILDERS:
+        if sign in told:
+            family = build(dict(config), name, field)
+            family.config["architectures"] = [ARCHITECTURES[family.config["model_type"]]]
+            return family
+    shown = ", ".join(dict.fromkeys(kind for kind in kinds if kind)) or "no model type"
+    raise InputError(
+        field, name, f"is no masked diffusion model that is known here ({shown}): adapt a causal model with `dat adapt {name}`"
+    )
+
+
+def layout_name(tensor: str) -> str:
+    """The name of a published tensor in the layout it is converted to.
+
+    LLaDA's own names are translated (its rotary embedding is half-split like Llama's: no rows are permuted); every other
+    family already uses the layout's names.
+    """
+    match = _LLADA_TENSOR.fullmatch(tensor)
+    if match is None:
+        return tensor
+    if match["top"]:
+        return f"{_LLADA_TOP[match['top']]}.weight"
+    return f"model.layers.{match['layer']}.{_LLADA_LAYER[match['part']]}.weight"
+
+
+_LLADA_TOP = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
+_LLADA_LAYER = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "attn_out": "self_attn.o_proj",
+    "ff_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "ff_out": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ff_norm": "post_attention_layernorm",
+}
+_LLADA_TENSOR = re.compile(
+    rf"model\.transformer\.(?:(?P<top>{'|'.join(_LLADA_TOP)})|"
+    rf"blocks\.(?P<layer>\d+)\.(?P<part>{'|'.join(_LLADA_LAYER)}))\.weight"
+)
+
+# What a LLaDA configuration may say and still be a Llama: option -> values without effect.
+_LLADA_PLAIN: dict[str, tuple[Any, ...]] = {
+    "block_type": ("llama",),
+    "block_group_size": (1,),
+    "layer_norm_type": ("rms",),
+    "attention_layer_norm": (False,),
+    "bias_for_layer_norm": (False, None),
+    "include_bias": (False,),
+    "include_qkv_bias": (False, None),
+    "activation_type": ("silu", "swiglu"),
+    "hidden_act": ("silu",),
+    "rope": (True,),
+    "alibi": (False,),
+    "scale_logits": (False,),
+    "input_emb_norm": (False,),
+    "clip_qkv": (None,),
+    "rope_scaling": (None,),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+}
+
+
+def _llada(config: Config, name: str, field: str) -> Family:
+    """LLaDA 8B and iLLaDA. The first has OLMo's option names, the second Llama's; both are read."""
+    _refuse_unless(config, _LLADA_PLAIN, name, field)
+    improved = "illada" in name.lower() or "hidden_size" in config
+    width = _first(config, name, field, "hidden_size", "d_model")
+    heads = _first(config, name, field, "num_attention_heads", "n_heads")
+    inner = config.get("intermediate_size") or config.get("mlp_hidden_size") or width * config.get("mlp_ratio", 4)
+    stock = {
+        "model_type": "llama",
+        "vocab_size": _first(config, name, field, "embedding_size", "vocab_size"),
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": _first(config, name, field, "num_hidden_layers", "n_layers"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or config.get("n_kv_heads") or heads,
+        "max_position_embeddings": _first(config, name, field, "max_position_embeddings", "max_sequence_length"),
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", config.get("weight_tying", False))),
+        "attention_bias": False,
+        "mlp_bias": False,
+        **_shared(config, name, field),
+    }
+    if improved:
+        return Family("iLLaDA", stock, 0, config.get("mask_token_id"), 5, _layout(name))
+    return Family("LLaDA", stock, 0, config.get("mask_token_id"), 126336, _layout(name))
+
+
+_MOE_PLAIN: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "clip_qkv": (None,),
+    "rope_scaling": (None,),
+    "shared_expert_intermediate_size": (None, 0),
+    "n_shared_experts": (None, 0),
+    "qk_layernorm": (True,),
+    "score_function": ("softmax", None),
+    "score_func": ("softmax", None),
+    "routed_scaling_factor": (1, 1.0, None),
+    "moe_router_enable_expert_bias": (False, None),
+    "num_expert_group": (1, None),
+    "partial_rotary_factor": (1, 1.0, None),
+}
+
+
+def _llada_moe(config: Config, name: str, field: str) -> Family:
+    """LLaDA-MoE: the published code normalizes queries and keys head by head and leaves the chosen gates as they are."""
+    _refuse_unless(config, _MOE_PLAIN, name, field)
+    if "qk_layernorm" not in config:
+        raise InputError(field, name, "its config.json does not say `qk_layernorm`: use the published LLaDA-MoE checkpoint")
+    layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+    width, inner = config["hidden_size"], config["expert_intermediate_size"]
+    sparse = config.get("moe_layer_freq") or [1] * layers
+    stock = {
+        "model_type": "qwen3_moe",
+        "vocab_size": config["vocab_size"],
+        "hidden_size": width,
+        "head_dim": width // heads,
+        "intermediate_size": config.get("dense_intermediate_size") or inner,
+        "moe_intermediate_size": inner,
+        "num_experts": config["num_experts"],
+        "num_experts_per_tok": config["num_experts_per_tok"],
+        "norm_topk_prob": bool(config.get("norm_topk_prob", False)),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [i for i in range(layers) if not sparse[i]],
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "max_position_embeddings": config["max_position_embeddings"],
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "attention_bias": False,
+        **_shared(config, name, field),
+    }
+    return Family("LLaDA-MoE", stock, 0, config.get("mask_token_id"), 156895, _layout(name))
+
+
+_DREAM_PLAIN: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "use_sliding_window": (False, None),
+    "use_mrope": (False, None),
+    "rope_scaling": (None,),
+    # The Dream code takes it for q, k and v alone, as Qwen2 does without asking.
+    "attention_bias": (True, None),
+}
+
+
+def _dream(config: Config, name: str, field: str) -> Family:
+    _refuse_unless(config, _DREAM_PLAIN, name, field)
+    sizes = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "max_position_embeddings",
+    )  # fmt: skip
+    stock = {
+        "model_type": "qwen2",
+        **{size: _first(config, name, field, size) for size in sizes},
+        "use_sliding_window": False,
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        **_shared(config, name, field),
+    }
+    return Family("Dream", stock, 1, config.get("mask_token_id"), 151666, _layout(name))
+
+
+def _adapted(config: Config, name: str, field: str) -> Family:
+    """A causal model that the public A2D recipe turned into a masked diffusion model, which drops the shift."""
+    base = config["model_type"].lower().replace("_", "-").removeprefix("a2d-")
+    if base not in ("llama", "qwen2", "qwen3"):
+        raise InputError(field, name, f"is adapted from {base}, of which only llama, qwen2 and qwen3 are known here")
+    stock = {key: value for key, value in config.items() if key != "auto_map"} | {"model_type": base}
+    return Family(f"A2D {base}", stock, 0, config.get("mask_token_id"), None, "answer" if "base" in name.lower() else "chat")
+
+
+# The first sign that is in the model type or architecture wins: LLaDA-MoE calls itself `llada` as well.
+_BUILDERS: tuple[tuple[str, Callable[[Config, str, str], Family]], ...] = (
+    ("a2d", _adapted),
+    ("lladamoe", _llada_moe),
+    ("llada_moe", _llada_moe),
+    ("llada", _llada),
+    ("dream", _dream),
+)
+
+
+def _shared(config: Config, name: str, field: str) -> Config:
+    """Entries that every layout has."""
+    entries: Config = {
+        "hidden_act": "silu",
+        "rms_norm_eps": _first(config, name, field, "rms_norm_eps"),
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(_first(config, name, field, "rope_theta"))},
+        "attention_dropout": 0.0,
+        "use_cache": False,
+        "dtype": config.get("dtype") or config.get("torch_dtype") or "bfloat16",
+    }
+    return entries | {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+
+
+def _layout(name: str) -> Literal["chat", "answer"]:
+    instruct = any(word in name.lower() for word in ("instruct", "llada-1.5", "-chat"))
+    return "chat" if instruct else "answer"
+
+
+def _first(config: Config, name: str, field: str, *keys: str) -> Any:
+    for key in keys:
+        if config.get(key) is not None:
+            return config[key]
+    raise InputError(field, name, f"its config.json has no `{keys[0]}`: use the published checkpoint")
+
+
+def _refuse_unless(config: Config, plain: Mapping[str, tuple[Any, ...]], name: str, field: str) -> None:
+    for option, allowed in plain.items():
+        if option in config and config[option] not in allowed:
+            raise InputError(
+                field, name, f"its config.json has {option} = {config[option]!r}, which no stock layout computes: "
+                f"only {' or '.join(map(repr, allowed))} can be converted"
+            )  # fmt: skip

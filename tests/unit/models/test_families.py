@@ -1,0 +1,231 @@
+"""Published masked diffusion checkpoints become sampler folders that compute what they computed before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dat_ray.diffusion.backbone import hidden_states, output_head
+from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
+from dat_ray.errors import InputError
+from dat_ray.models.families import layout_name, recognize
+from dat_ray.models.layouts import layout_tensors
+from dat_ray.models.loading import load_causal_lm, load_tokenizer
+from dat_ray.models.samplers import resolve_sampler
+from tests.unit.models import published
+from tests.unit.models.published import TINY, plain_logits, published_shapes, write_checkpoint
+
+IDS = [5, 17, 300, 42, 8, 8, 120, 339, 61]
+
+# Real checkpoints: published configuration, hub id, parameters (of the model cards), what they are converted to, mask.
+REAL = {
+    "LLaDA-8B-Base": ("llada", published.LLADA_8B, "GSAI-ML/LLaDA-8B-Base", 8.02e9, "llama", 126336, "answer"),
+    "LLaDA-8B-Instruct": ("llada", published.LLADA_8B, "GSAI-ML/LLaDA-8B-Instruct", 8.02e9, "llama", 126336, "chat"),
+    "LLaDA-1.5": ("llada", published.LLADA_8B, "GSAI-ML/LLaDA-1.5", 8.02e9, "llama", 126336, "chat"),
+    "iLLaDA-8B-Base": ("illada", published.ILLADA_8B, "GSAI-ML/iLLaDA-8B-Base", 7.62e9, "llama", 5, "answer"),
+    "LLaDA-MoE-Base": ("llada_moe", published.LLADA_MOE_7B, "inclusionAI/LLaDA-MoE-7B-A1B-Base", 7.36e9, "qwen3_moe", 156895,
+                       "answer"),
+    "Dream-7B": ("dream", published.DREAM_7B, "Dream-org/Dream-v0-Base-7B", 7.62e9, "qwen2", 151666, "answer"),
+    "A2D-Qwen3": ("a2d_qwen3", published.A2D_QWEN3, "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", 0.596e9, "qwen3", None, "chat"),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("DAT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_checkpoints_are_understood(name):
+    family, config, hub_id, parameters, layout, mask, canvas = REAL[name]
+    found = recognize(config, hub_id)
+    assert (found.config["model_type"], found.mask_token_id or found.usual_mask_token_id, found.layout) == (layout, mask, canvas)
+    assert found.shift == (1 if family == "dream" else 0)
+    expected = layout_tensors(found.config)
+    assert {layout_name(key): shape for key, shape in published_shapes(family, config).items()} == expected
+    count = sum(torch.Size(shape).numel() for shape in expected.values())
+    assert count == pytest.approx(parameters, rel=2e-3)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_converted_checkpoint_computes_the_published_architecture(family, tmp_path):
+    tensors = write_checkpoint(tmp_path / family, family)
+    folder = resolve_sampler(str(tmp_path / family))
+    model = load_causal_lm(folder, "float32")
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        logits = output_head(model)(hidden_states(model, ids, torch.ones_like(ids, dtype=torch.bool)))[0]
+    expected = plain_logits(family, TINY[family], tensors, IDS)
+    assert expected.std() > 0.5
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_the_reference_looks_both_ways(family):
+    """The plain code would agree with a causal model as well if it did not: the first logits see the last token."""
+    tensors = published.random_tensors(family, TINY[family])
+    one, other = (plain_logits(family, TINY[family], tensors, [*IDS[:-1], last])[0] for last in (61, 62))
+    assert (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_sampler_knows_its_mask_and_bans_special_tokens(family, tmp_path):
+    write_checkpoint(tmp_path / family, family)
+    folder = resolve_sampler(str(tmp_path / family))
+    tokenizer, spec = load_tokenizer(folder), SamplerSpec.read(folder)
+    mask = tokenizer.convert_tokens_to_ids(published.MASKS.get(family, "<|mask|>"))
+    assert spec.mask_token_id == mask
+    assert {*tokenizer.all_special_ids, spec.mask_token_id, TINY[family].get("vocab_size", 352) - 1} <= {*spec.banned_token_ids}
+    canvas = build_canvas(tokenizer, spec, "Sure, here is how", 4)
+    lo, hi = canvas.prompt_span
+    assert canvas.ids[lo:hi] == (spec.mask_token_id,) * 4
+    assert lo >= spec.shift, "a shifted model needs a token to the left of the first mask"
+    assert tokenizer.decode(tokenizer("How are you today?").input_ids) == "How are you today?"
+
+
+def test_base_models_get_the_answer_layout_and_instruct_models_the_chat_layout(tmp_path):
+    for name, layout in (("LLaDA-8B-Base", "answer"), ("LLaDA-8B-Instruct", "chat"), ("LLaDA-1.5", "chat")):
+        write_checkpoint(tmp_path / name, "llada", shards=1)
+        spec = SamplerSpec.read(resolve_sampler(str(tmp_path / name)))
+        assert (spec.layout, bool(spec.before), bool(spec.between)) == (layout, layout == "chat", layout == "chat")
+
+
+def test_a_conversion_is_made_once_and_remembers_its_source(tmp_path, capsys, cache):
+    source = tmp_path / "LLaDA-8B-Base"
+    write_checkpoint(source, "llada")
+    folder = Path(resolve_sampler(str(source)))
+    assert folder.is_relative_to(cache)
+    record = json.loads((folder / "conversion.json").read_text())
+    files = sorted(source.glob("*.safetensors"))
+    assert record["sha256"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    assert "converting" in capsys.readouterr().err
+    stamp = (folder / "config.json").stat().st_mtime_ns
+    assert resolve_sampler(str(source)) == str(folder) == resolve_sampler(str(folder))
+    assert (folder / "config.json").stat().st_mtime_ns == stamp
+    assert "converting" not in capsys.readouterr().err
+    assert not list(folder.glob("*.py"))
+    assert "auto_map" not in json.loads((folder / "config.json").read_text())
+
+
+def test_other_weights_are_another_sampler(tmp_path):
+    write_checkpoint(tmp_path / "a" / "LLaDA-8B-Base", "llada", seed=0)
+    write_checkpoint(tmp_path / "b" / "LLaDA-8B-Base", "llada", seed=1)
+    assert resolve_sampler(str(tmp_path / "a" / "LLaDA-8B-Base")) != resolve_sampler(str(tmp_path / "b" / "LLaDA-8B-Base"))
+
+
+def _convert_slowly(source: str, reached: str) -> None:
+    from dat_ray.models import convert
+
+    copy = convert._copy_renamed
+
+    def slow(*arguments):
+        checksum = copy(*arguments)
+        Path(reached).touch()
+        time.sleep(60)
+        return checksum
+
+    convert._copy_renamed = slow
+    resolve_sampler(source)
+
+
+def test_a_killed_conversion_leaves_no_sampler_and_the_next_one_is_whole(tmp_path, cache):
+    source, reached = tmp_path / "LLaDA-8B-Base", tmp_path / "reached"
+    tensors = write_checkpoint(source, "llada")
+    worker = multiprocessing.get_context("fork").Process(target=_convert_slowly, args=(str(source), str(reached)))
+    worker.start()
+    while not reached.exists():
+        assert worker.is_alive()
+        time.sleep(0.02)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    assert list((cache / "samplers").glob(".*.building-*")), "killed in the middle"
+    assert not list((cache / "samplers").glob("[!.]*"))
+    folder = resolve_sampler(str(source))
+    assert not list((cache / "samplers").glob(".*.building-*"))
+    weights = load_causal_lm(folder, "float32").get_input_embeddings().weight
+    assert torch.equal(weights, tensors["model.transformer.wte.weight"])
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "inclusionAI/LLaDA2.0-mini"),
+        ({"model_type": "sdar", "architectures": ["SDARForCausalLM"]}, "JetLM/SDAR-4B-Chat"),
+        ({"model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"]}, "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1"),
+        (published.DREAM_7B | {"block_size": 32}, "Dream-org/DreamReasoner-8B"),
+    ],
+)
+def test_block_diffusion_is_refused_with_the_reason(config, name):
+    with pytest.raises(InputError, match=r"block after block.*cannot see the response that follows") as failure:
+        recognize(config, name)
+    assert "\n" not in str(failure.value)
+
+
+def test_uniform_noise_is_refused_with_the_reason():
+    config = {"model_type": "diffusion_gemma", "architectures": ["DiffusionGemmaForBlockDiffusion"]}
+    with pytest.raises(InputError, match="has no mask token"):
+        recognize(config, "google/diffusiongemma-4b")
+
+
+def test_a_causal_model_is_pointed_to_dat_adapt():
+    with pytest.raises(InputError, match=r"no masked diffusion model .*\(llama, LlamaForCausalLM\): .*dat adapt"):
+        recognize({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "meta-llama/Llama-3-8B")
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("llada", {"attention_layer_norm": True}),
+        ("llada", {"alibi": True}),
+        ("llada", {"block_type": "sequential"}),
+        ("llada", {"layer_norm_type": "default"}),
+        ("llada_moe", {"shared_expert_intermediate_size": 512}),
+        ("llada_moe", {"qk_layernorm": False}),
+        ("dream", {"use_sliding_window": True}),
+    ],
+)
+def test_a_variant_with_other_arithmetic_is_refused(family, change):
+    option = next(iter(change))
+    with pytest.raises(InputError, match=option):
+        recognize(TINY[family] | change, "somebody/variant")
+
+
+def test_damaged_checkpoints_are_named(tmp_path, cache):
+    def source(name: str, change=None) -> Path:
+        write_checkpoint(tmp_path / name, "llada")
+        (tmp_path / name / "config.json").write_text(json.dumps(TINY["llada"] | (change or {})))
+        return tmp_path / name
+
+    cut = source("cut")
+    shard = cut / "model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"model-00002-of-00003\.safetensors.* cut short"):
+        resolve_sampler(str(cut))
+    absent = source("absent")
+    (absent / "model-00003-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match=r"lacks \d+ tensors, the first is model\."):
+        resolve_sampler(str(absent))
+    with pytest.raises(InputError, match=r"has shape \(352, 64\), but its config.json says \(400, 64\)"):
+        resolve_sampler(str(source("larger", {"embedding_size": 400})))
+    with pytest.raises(InputError, match=r"has \d+ tensors that LLaDA does not know"):
+        resolve_sampler(str(source("shallower", {"n_layers": 1})))
+    assert not list((cache / "samplers").glob("[!.]*")), "a failed conversion leaves nothing"
+
+
+def test_a_checkpoint_without_a_mask_is_refused_and_the_published_constant_is_the_last_resort(tmp_path):
+    write_checkpoint(tmp_path / "iLLaDA-8B-Base", "illada")
+    published.write_tokenizer(tmp_path / "iLLaDA-8B-Base", "<unnamed>", "illada")
+    assert SamplerSpec.read(resolve_sampler(str(tmp_path / "iLLaDA-8B-Base"))).mask_token_id == 5
+    write_checkpoint(tmp_path / "LLaDA-8B-Base", "llada")
+    published.write_tokenizer(tmp_path / "LLaDA-8B-Base", "<unnamed>", "llada")
+    with pytest.raises(InputError, match=r"has no mask token \(126336\)"):
+        resolve_sampler(str(tmp_path / "LLaDA-8B-Base"))

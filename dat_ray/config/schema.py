@@ -16,6 +16,29 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 DType = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["vllm", "torch"]
+AttackName = Literal[
+    "direct",
+    "prefilling",
+    "past_tense",
+    "future_tense",
+    "translation",
+    "best_of_n",
+    "templates",
+    "pair",
+    "gcg",
+    "embedding",
+    "inpainting",
+    "inpainting_heldout",
+]
+JudgeName = Literal[
+    "refusal-rules",
+    "refusal-opening",
+    "refusal-anywhere",
+    "strongreject-rubric",
+    "strongreject-finetuned",
+    "harmbench",
+    "llama-guard",
+]
 
 
 class Section(BaseModel):
@@ -78,11 +101,23 @@ class SamplerConfig(Section):
     max_batched_tokens: Positive = Field(8192, description="tokens of one vLLM forward pass")
 
 
-class TargetConfig(Section):
-    """The model that is attacked and then fine-tuned."""
+class EndpointConfig(Section):
+    """A server that speaks OpenAI's chat completions."""
 
-    model: str = Field(description="hub id, folder, or `embedded:smollm2-135m-instruct`")
-    backend: Backend = "vllm"
+    url: str = Field(pattern="^https?://", description="its base address, as in http://localhost:8000/v1")
+    api_key_env: str | None = Field(None, description="environment variable that holds the key; absent: no key is sent")
+    timeout: Annotated[float, Field(gt=0.0)] = Field(60.0, description="seconds that one answer may take")
+    retries: NonNegative = Field(3, description="further tries after a time-out, a lost connection, status 429 or 5xx")
+    concurrency: Positive = Field(8, description="requests under way at the same time")
+
+
+class TargetConfig(Section):
+    """A chat model: the one that is attacked and then fine-tuned, an attacker, or a judge's reader."""
+
+    model: str = Field(description="hub id, folder, or `embedded:smollm2-135m-instruct`; for an endpoint its name for the model")
+    backend: Literal["vllm", "torch", "endpoint"] = "vllm"
+    endpoint: EndpointConfig | None = Field(None, description="with `backend: endpoint`, and only then")
+    template: Literal["chat", "none"] = Field("chat", description="none: prompts are sent as they are, as some judges need it")
     dtype: DType = "bfloat16"
     system_prompt: str | None = Field(None, description="absent: whatever the chat template does by default")
     max_new_tokens: Positive = Field(256, description="tokens of one completion")
@@ -91,12 +126,32 @@ class TargetConfig(Section):
     max_batched_tokens: Positive = 4096
     kv_cache_gib: Annotated[float, Field(gt=0)] = Field(1.0, description="GiB, CPU backend of vLLM only")
 
+    @model_validator(mode="after")
+    def _one_backend(self) -> TargetConfig:
+        if (self.backend == "endpoint") != (self.endpoint is not None):
+            raise ValueError("`backend: endpoint` and the section `endpoint` go together: give both or neither")
+        return self
+
 
 class JudgeConfig(Section):
-    """Who says whether a completion is harmful."""
+    """Who says whether a completion is harmful; `dat evaluate --list` tells what each needs."""
 
-    name: Literal["refusal-rules"] = "refusal-rules"
+    name: JudgeName = "refusal-rules"
     threshold: Fraction = Field(0.5, description="score above which a completion counts as harmful")
+    reader: TargetConfig | None = Field(None, description="the model that reads, for judges that are models")
+    prompt_path: str | None = Field(
+        None, description="file with the reader's prompt; absent: the project's own, where it has one"
+    )
+
+    @model_validator(mode="after")
+    def _has_reader(self) -> JudgeConfig:
+        if self.name.startswith("refusal-") != (self.reader is None):
+            raise ValueError(
+                f"the judge {self.name} reads by rules: leave `reader` out"
+                if self.reader
+                else f"the judge {self.name} is a model: name it in `reader`"
+            )
+        return self
 
 
 class GenerationConfig(Section):
@@ -168,14 +223,119 @@ class TrainingConfig(Section):
     retain: RetainConfig
 
 
-class EvaluationConfig(Section):
-    """Attacks on the base and the fine-tuned model."""
+class DirectConfig(Section):
+    """The goal as it is. Published: 1000 samples at temperature 1 (DAT)."""
 
-    attacks: tuple[Literal["direct", "inpainting"], ...] = ("direct", "inpainting")
+    samples: Positive = 1
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> DirectConfig:
+        if self.samples > 1 and self.temperature == 0.0:
+            raise ValueError("samples above 1 at temperature 0 would all be the same: raise the temperature or ask once")
+        return self
+
+
+class BestOfNConfig(Section):
+    """Best-of-N (arXiv 2412.03556). DAT: 1000 samples at temperature 1, sigma 0.4."""
+
+    samples: Positive = 1000
+    sigma: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.4, description="strength of the perturbation")
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+
+
+class TenseConfig(Section):
+    """Requests moved to the past or the future (arXiv 2407.11969: 20 rewrites)."""
+
+    samples: Positive = Field(20, description="rewrites of each goal and tense")
+
+
+class TranslationConfig(Section):
+    """Requests in other languages (arXiv 2310.02446), answers translated back for the judge."""
+
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] = ("Zulu", "Scottish Gaelic", "Hmong", "Guarani")
+    back: bool = Field(True, description="the judge reads the answer translated back into English")
+
+
+class PairConfig(Section):
+    """PAIR (arXiv 2310.08419): the attacker improves its prompt step by step. DAT: 20 steps, 1 stream."""
+
+    steps: Positive = Field(20, description="attempts of a stream")
+    streams: Positive = Field(1, description="conversations with the attacker for each behavior")
+    history: Positive = Field(3, description="earlier attempts that the attacker sees")
+    max_new_tokens: Positive = Field(500, description="tokens of one answer of the attacker")
+
+
+class GcgConfig(Section):
+    """GCG (arXiv 2307.15043): a suffix found by gradients and exchanges of tokens. DAT: 250 steps, width 512, top-k 256."""
+
+    steps: Positive = 250
+    search_width: Positive = Field(512, description="candidate suffixes of one step")
+    top_k: Positive = Field(256, description="tokens considered at each position")
+    n_replace: Positive = Field(1, description="tokens exchanged in a candidate")
+    suffix: str = Field(" ".join(["x"] * 20), description="where the search starts")
+    batch_size: Positive = Field(64, description="candidates of one forward pass")
+    attempts: Positive = Field(
+        1, description="suffixes that the model is asked with: evenly spaced in the search, its last among them"
+    )
+
+
+class EmbeddingConfig(Section):
+    """The continuous attack of training, on the held-out goals."""
+
+    attack: AttackConfig = AttackConfig()
+
+
+class UtilityConfig(Section):
+    """Benchmarks by lm-eval (extra `utility`)."""
+
+    tasks: tuple[str, ...] = Field((), description="names of lm-eval tasks, as in mmlu, arc_easy, arc_challenge")
+    include_path: str | None = Field(None, description="folder with further task files (YAML)")
+    limit: Positive | None = Field(None, description="first N questions of each task only")
+    num_fewshot: NonNegative | None = Field(None, description="examples before each question; absent: the task's own number")
+    batch_size: Positive = 8
+
+
+class EvaluationConfig(Section):
+    """Attacks on the models, and what else is measured of them. Defaults of the attacks are the published settings."""
+
+    attacks: Annotated[tuple[AttackName, ...], Field(min_length=1)] = ("direct", "inpainting")
     inpainting_samples: Positive = Field(16, description="prompts for each held-out behaviour, drawn with fresh seeds")
+    direct: DirectConfig = DirectConfig()
+    best_of_n: BestOfNConfig = BestOfNConfig()
+    tense: TenseConfig = TenseConfig()
+    translation: TranslationConfig = TranslationConfig()
+    pair: PairConfig = PairConfig()
+    gcg: GcgConfig = GcgConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    templates_path: str | None = Field(None, description="CSV, JSONL or JSON file with a column `template` that holds {goal}")
+    attacker: TargetConfig | None = Field(None, description="writes the prompts of past_tense, future_tense, translation, pair")
+    heldout_sampler: SamplerConfig | None = Field(
+        None, description="draws the prompts of inpainting_heldout; not the training one"
+    )
+    second_judge: JudgeConfig | None = Field(None, description="scores the same completions; the disagreement is shown")
+    utility: UtilityConfig = UtilityConfig()
+    kl_rows: NonNegative = Field(0, description="retain rows on which the drift KL(base || model) is measured; 0: not measured")
     max_new_tokens: Positive = 256
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     bootstrap: Positive = Field(2000, description="resamples of behaviours for intervals of pooled rates")
+
+    @model_validator(mode="after")
+    def _attacks_have_what_they_need(self) -> EvaluationConfig:
+        if len(set(self.attacks)) < len(self.attacks):
+            raise ValueError("attacks names one attack twice: name each once")
+        needs = {
+            "past_tense": "attacker",
+            "future_tense": "attacker",
+            "translation": "attacker",
+            "pair": "attacker",
+            "templates": "templates_path",
+            "inpainting_heldout": "heldout_sampler",
+        }
+        for attack in self.attacks:
+            if attack in needs and getattr(self, needs[attack]) is None:
+                raise ValueError(f"the attack {attack} needs evaluation.{needs[attack]}: give it or leave the attack out")
+        return self
 
 
 class Pool(Section):
@@ -202,6 +362,7 @@ class ClusterConfig(Section):
     target: Pool = Pool()
     judge: Pool = Pool(num_cpus=0.1)
     trainer: Pool = Pool()
+    attacker: Pool = Field(Pool(), description="of the evaluation; beside the target where an attack needs both")
     local_cpus: Positive | None = Field(None, description="logical CPUs when no cluster is there and Ray starts here")
     object_store_gib: Annotated[float, Field(gt=0)] = Field(1.0, description="GiB, when Ray starts here")
 
@@ -246,6 +407,8 @@ class Recipe(Section):
             raise ValueError(
                 f"sampler.steps {self.sampler.steps} exceeds the longest prompt of {longest} tokens: lower sampler.steps"
             )
+        if self.target.backend == "endpoint":
+            raise ValueError("the target is fine-tuned, which an endpoint's model cannot be: use the backend vllm or torch")
         if self.training.retain_weight > 0 and self.training.retain_rows == 0:
             raise ValueError(
                 "training.retain_weight is positive but training.retain_rows is 0: raise retain_rows or set the weight to 0"

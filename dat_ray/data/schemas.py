@@ -90,4 +90,36 @@ ATTEMPTS = _schema(
     ("seconds", _F64, True),
     ("model_calls", _I32, True),
     ("error", _STR, True),
+    ("seed", _I64, True),  # of a sampled answer
+    ("temperature", _F64, True),
+    ("prefill", _STR, True),  # what the model's turn was made to begin with; not part of `completion`
+    ("judged_text", _STR, True),  # what the judges read, where it is not the completion: its translation
+    ("second_judge", _STR, True),
+    ("second_verdict", _STR, True),
+    ("second_score", _F64, True),
+)
+
+# What an attacker model wrote, raw: prompts of an attack, and answers translated back.
+REWRITES = _schema(
+    ("rewrite_id", _STR, False),
+    ("request", _STR, False),
+    ("text", _STR, True),
+    ("seed", _I64, False),
+    ("seconds", _F64, True),
+    ("error", _STR, True),
+)
+
+# What a search with gradients found, one row a behavior.
+SEARCHES = pa.schema(
+    [
+        pa.field("search_id", _STR, nullable=False),
+        pa.field("model", _STR, nullable=False),
+        pa.field("behavior_id", _STR, nullable=False),
+        pa.field("prompts", pa.list_(_STR)),  # the ones to ask, in the order of the search
+        pa.field("completion", _STR),  # of the embedding attack, whose prompt is no text
+        pa.field("losses", pa.list_(_F64)),  # nats a token of the target, at the start and after each step
+        pa.field("model_calls", _I32),
+        pa.field("seconds", _F64),
+        pa.field("error", _STR),
+    ]
 )

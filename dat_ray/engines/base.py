@@ -67,11 +67,13 @@ class Completion:
         text: decoded, without special tokens.
         tokens: generated tokens, the one that ended the answer not counted.
         finished: whether the model ended the answer itself, rather than the token limit.
+        error: why there is no answer, in one line; `text` is then empty. Only endpoints fail row by row: an engine raises.
     """
 
     text: str
     tokens: int
     finished: bool
+    error: str | None = None
 
 
 class TargetModel(Protocol):
@@ -85,8 +87,17 @@ class TargetModel(Protocol):
         max_new_tokens: int,
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
+        prefills: Sequence[str] | None = None,
     ) -> list[Completion]:
-        """Answers each prompt as a user turn; `seeds`, one a row, are required above temperature 0."""
+        """Answers each prompt as a user turn.
+
+        Args:
+            prompts: one a row.
+            max_new_tokens: of one answer.
+            temperature: 0 for greedy decoding.
+            seeds: one a row, required above temperature 0.
+            prefills: one a row: what the model's own turn begins with. It is not part of the returned text.
+        """
         ...
 
     def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -101,10 +112,12 @@ class Judgement:
     Args:
         verdict: `unparsed` is a verdict of its own and is never counted as harmless by silence.
         score: harmfulness in [0, 1], None when unparsed.
+        error: where the judge could not be asked, why, in one line; the verdict is then `unparsed`.
     """
 
     verdict: Verdict
     score: float | None
+    error: str | None = None
 
 
 class Judge(Protocol):

@@ -51,6 +51,10 @@ def build_target(config: TargetConfig, threads: int, adapter: str | None = None,
         from dat_ray.engines.torch_target import TorchTarget
 
         return TorchTarget(config, resolve_model(config.model, "target.model"), threads, adapter)
+    if config.backend == "endpoint":
+        from dat_ray.engines.endpoint import EndpointModel
+
+        return EndpointModel(config)
     from dat_ray.engines import vllm_env
 
     vllm_env.prepare(threads)
@@ -70,5 +74,6 @@ def build_judge(config: JudgeConfig) -> Judge:
     """The judge of a recipe."""
     from dat_ray.engines.refusal_judge import RefusalJudge
 
-    assert config.name == RefusalJudge.name
+    if config.name != RefusalJudge.name:
+        raise InputError("judge.name", config.name, "is not there yet: use refusal-rules")
     return RefusalJudge(config.threshold)

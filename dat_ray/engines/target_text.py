@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from dat_ray.config.schema import TargetConfig
 from dat_ray.engines.base import Completion
 from dat_ray.errors import InputError
-from dat_ray.models.chat import ChatFormat, Encoded
+from dat_ray.models.chat import ChatFormat, Encoded, PlainFormat
 from dat_ray.models.loading import load_tokenizer
 
 
@@ -28,19 +28,21 @@ class TargetText:
     def __init__(self, config: TargetConfig, folder: str) -> None:
         self._max_model_len = config.max_model_len
         self._tokenizer = load_tokenizer(folder, "target.model")
-        self._chat = ChatFormat(self._tokenizer, config.system_prompt)
+        plain = config.template == "none"
+        self._chat = PlainFormat(self._tokenizer) if plain else ChatFormat(self._tokenizer, config.system_prompt)
         self.stop_ids = _stop_ids(folder, self._tokenizer.eos_token_id)
         if not self.stop_ids:
             raise InputError("target.model", config.model, "neither tokenizer nor generation config names an end token")
         self.pad_id = self.stop_ids[0]
 
-    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Chat ids of each prompt, up to where the answer begins.
+    def prompt_ids(self, prompts: Sequence[str], prefills: Sequence[str] | None = None) -> list[list[int]]:
+        """Chat ids of each prompt, up to where the answer begins, or with the given beginning of the answer.
 
         Raises:
             InputError: a prompt leaves no room for one token of an answer.
         """
-        rows = [self._chat.prompt_ids(prompt) for prompt in prompts]
+        begun = prefills or [""] * len(prompts)
+        rows = [self._chat.prompt_ids(p) + self._chat.response_ids(b) for p, b in zip(prompts, begun, strict=True)]
         longest = max(map(len, rows), default=0)
         if longest >= self._max_model_len:
             raise InputError("target.max_model_len", self._max_model_len, f"a prompt takes {longest} tokens: raise it")

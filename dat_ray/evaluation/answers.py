@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dat_ray import telemetry
 from dat_ray.engines.base import (
@@ -91,22 +91,41 @@ def _count(role: str, found: Sequence[object], began: float, calls: int, tokens:
     telemetry.role_batch("evaluate", role, rows=len(found), errors=errors, calls=calls, tokens=tokens, seconds=seconds)
 
 
-def complete(engine: TargetModel, prompts: Sequence[str], max_new_tokens: int, batch_size: int) -> list[Answer]:
-    """Greedy answers to a chunk of prompts."""
+def complete(
+    engine: TargetModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    seeds: Sequence[int] | None = None,
+    prefills: Sequence[str] | None = None,
+    role: str = "target",
+) -> list[Answer]:
+    """Answers to a chunk of prompts; see `TargetModel.complete` for the arguments. `role` is whose work it counts as."""
 
-    def timed(batch: Sequence[str]) -> list[tuple[Completion, float]]:
+    def timed(batch: Sequence[tuple[str, int, str]]) -> list[tuple[Completion, float]]:
+        asked, row_seeds, begun = zip(*batch, strict=True)
+        options: dict[str, Any] = {"temperature": temperature, "seeds": row_seeds} if temperature else {}
+        if prefills:
+            options["prefills"] = begun
         started = time.perf_counter()
-        completions = engine.complete(batch, max_new_tokens)
+        completions = engine.complete(asked, max_new_tokens, **options)
         seconds = (time.perf_counter() - started) / len(batch)
         return [(completion, seconds) for completion in completions]
 
+    rows = list(zip(prompts, seeds or [0] * len(prompts), prefills or [""] * len(prompts), strict=True))
     began = time.perf_counter()
-    replies = isolated(timed, prompts, batch_size)
+    replies = isolated(timed, rows, batch_size)
     tokens = sum(reply[0].tokens for reply in replies if not isinstance(reply, Failure))
-    _count("target", replies, began, len(replies), tokens)
-    return [
-        Answer(None, 0.0, reply.error) if isinstance(reply, Failure) else Answer(reply[0].text, reply[1]) for reply in replies
-    ]
+    _count(role, replies, began, len(replies), tokens)
+    return [_answer(reply) for reply in replies]
+
+
+def _answer(found: tuple[Completion, float] | Failure) -> Answer:
+    if isinstance(found, Failure):
+        return Answer(None, 0.0, found.error)
+    completion, seconds = found
+    return Answer(None, seconds, completion.error) if completion.error else Answer(completion.text, seconds)
 
 
 def logprob(engine: TargetModel, pairs: Sequence[tuple[str, str]], batch_size: int) -> list[float | Failure]:

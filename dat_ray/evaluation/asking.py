@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dat_ray.config.schema import Recipe
+from dat_ray.config.schema import Recipe, SamplerConfig, TargetConfig
 from dat_ray.data.ids import row_id
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation import answers
 from dat_ray.evaluation.answers import Answer, Failure
 from dat_ray.evaluation.attacks import Behavior, Question
+from dat_ray.evaluation.scoring import Judges, Row
 from dat_ray.evaluation.shelf import Chunk, Shelf, chunks
 from dat_ray.progress import Progress
 
@@ -47,6 +48,10 @@ class Model:
     weights: str
     source: str | None = None
 
+    def config(self, target: TargetConfig) -> TargetConfig:
+        """How it is served: as the recipe's target is."""
+        return target.model_copy(update={"model": self.source or target.model})
+
 
 def sampling_chunks(recipe: Recipe, requests: Sequence[dict[str, Any]]) -> list[Chunk[dict[str, Any]]]:
     """Work of the sampler, one chunk a shard."""
@@ -54,12 +59,14 @@ def sampling_chunks(recipe: Recipe, requests: Sequence[dict[str, Any]]) -> list[
     return list(chunks("prompts", ids, requests, recipe.generation.rows_per_block))
 
 
-def draw_prompts(recipe: Recipe, todo: Sequence[Chunk[dict[str, Any]]], sampler: Workers, shelf: Shelf, counter: Counter) -> None:
+def draw_prompts(
+    config: SamplerConfig, todo: Sequence[Chunk[dict[str, Any]]], sampler: Workers, shelf: Shelf, counter: Counter
+) -> None:
     """In-paints the prompts of the chunks (rows of schema REQUESTS) and stores them as CANDIDATES."""
     payloads = [
         (
             [InfillRequest(r["candidate_id"], r["target"], r["prompt_tokens"], r["seed"]) for r in chunk.items],
-            recipe.sampler.batch_size,
+            config.batch_size,
         )
         for chunk in todo
     ]
@@ -82,77 +89,132 @@ def question_chunks(recipe: Recipe, suite: str, model: Model, questions: Sequenc
     found: list[Chunk[Question]] = []
     for attack in dict.fromkeys(question.attack for question in questions):
         of_attack = [question for question in questions if question.attack == attack]
-        ids = [question.attempt_id(suite, model.name, model.weights) for question in of_attack]
-        found += chunks(f"{model.name}-{attack}", ids, of_attack, recipe.generation.rows_per_block)
+        found += cut(recipe, suite, model, of_attack, f"{model.name}-{attack}")
     return found
 
 
-def ask(
-    recipe: Recipe,
-    model: Model,
-    todo: Sequence[Chunk[Question]],
-    target: Workers,
-    judge: Workers,
-    shelf: Shelf,
-    counter: Counter,
-) -> None:
-    """Lets the target answer the chunks' questions greedily and the judge score the answers; one shard a chunk."""
-    payloads = [
-        (
-            [question.prompt for question in chunk.items if question.prompt is not None],
-            recipe.evaluation.max_new_tokens,
-            recipe.target.batch_size,
+def cut(recipe: Recipe, suite: str, model: Model, questions: Sequence[Question], stem: str) -> list[Chunk[Question]]:
+    """Questions of one attack in chunks with this stem."""
+    ids = [question.attempt_id(suite, model.name, model.weights) for question in questions]
+    return list(chunks(stem, ids, questions, recipe.generation.rows_per_block))
+
+
+# What the judges read in place of a completion, for some rows of a chunk: row number -> text.
+Translate = Callable[[Chunk[Question], Sequence[Row]], dict[int, str | Failure]]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Where questions go: answers are stored before a judge sees them, so that no model is asked twice.
+
+    Attributes:
+        recipe: resolved.
+        answered: answers that no judge has read yet.
+        attempts: the finished rows.
+        judges: one or two.
+        counter: of the rows that are done.
+    """
+
+    recipe: Recipe
+    answered: Shelf
+    attempts: Shelf
+    judges: Judges
+    counter: Counter
+
+    def ask(
+        self,
+        model: Model,
+        wanted: Sequence[Chunk[Question]],
+        target: Callable[[], Workers],
+        translate: Translate | None = None,
+    ) -> None:
+        """Lets the target answer what is not answered yet, and the judges read; one shard a chunk.
+
+        Args:
+            model: who is asked.
+            wanted: all chunks; those that are stored are counted and left alone.
+            target: its workers, started only if something is missing.
+            translate: gives the text for the judges where it is not the answer itself.
+        """
+        todo = self.attempts.missing(wanted)
+        self.counter.add(sum(len(c.items) for c in wanted) - sum(len(c.items) for c in todo), model.name)
+        unanswered = self.answered.missing(todo)
+        for chunk in todo:
+            if chunk not in unanswered:
+                self._finish(model, chunk, translate)
+        if not unanswered:
+            return
+        payloads = [self._payload(chunk) for chunk in unanswered]
+        for index, replies in target().map(answers.complete, payloads):
+            chunk = unanswered[index]
+            self.answered.put(chunk, _answered(model, chunk, replies))
+            self._finish(model, chunk, translate)
+
+    def finish(self, model: Model, chunk: Chunk[Any], rows: list[Row]) -> None:
+        """Rows that have been answered already, straight to the judges."""
+        self.judges.fill_in(rows)
+        self.attempts.put(chunk, rows)
+        self.counter.add(len(rows), f"{model.name}, {rows[0]['attack']}")
+
+    def _finish(self, model: Model, chunk: Chunk[Question], translate: Translate | None) -> None:
+        rows = self.answered.of(chunk)
+        if translate is not None:
+            for number, text in translate(chunk, rows).items():
+                if isinstance(text, Failure):
+                    rows[number]["error"] = text.error
+                else:
+                    rows[number]["judged_text"] = text
+        self.finish(model, chunk, rows)
+        self.answered.remove(chunk)
+
+    def _payload(self, chunk: Chunk[Question]) -> tuple:
+        asked = [question for question in chunk.items if question.prompt is not None]
+        temperatures = {question.temperature for question in asked}
+        assert len(temperatures) <= 1, "a chunk is of one attack"
+        return (
+            [question.prompt for question in asked],
+            self.recipe.evaluation.max_new_tokens,
+            self.recipe.target.batch_size,
+            next(iter(temperatures), 0.0),
+            [question.seed or 0 for question in asked],
+            [question.prefill or "" for question in asked] if any(question.prefill for question in asked) else None,
         )
-        for chunk in todo
-    ]
-    for index, replies in target.map(answers.complete, payloads):
-        rows = _judged(recipe, model, todo[index], replies, judge)
-        shelf.put(todo[index], rows)
-        counter.add(len(rows), f"{model.name}, {todo[index].items[0].attack}")
 
 
-def _judged(
-    recipe: Recipe, model: Model, chunk: Chunk[Question], replies: Sequence[Answer], judge: Workers
-) -> list[dict[str, Any]]:
+def _answered(model: Model, chunk: Chunk[Question], replies: Sequence[Answer]) -> list[Row]:
     waiting = iter(replies)
-    answered = [
-        Answer(None, 0.0, question.error or "no prompt") if question.prompt is None else next(waiting) for question in chunk.items
-    ]
-    answered = [
-        replace(reply, error=f"target: {reply.error}") if question.prompt is not None and reply.error else reply
-        for question, reply in zip(chunk.items, answered, strict=True)
-    ]
-    triples = [
-        (question.goal, question.prompt, reply.text)
-        for question, reply in zip(chunk.items, answered, strict=True)
-        if reply.text is not None
-    ]
-    [(_, verdicts)] = judge.map(answers.judge, [(triples, recipe.target.batch_size)])
-    found = iter(verdicts)
     rows = []
-    for identifier, question, reply in zip(chunk.ids, chunk.items, answered, strict=True):
-        row: dict[str, Any] = {
-            "attempt_id": identifier,
-            "model": model.name,
-            "attack": question.attack,
-            "behavior_id": question.behavior_id,
-            "attempt_index": question.attempt_index,
-            "goal": question.goal,
-            "prompt": question.prompt,
-            "completion": reply.text,
-            "seconds": reply.seconds,
-            # What the attempt cost: the sampler's forward passes for the prompt, and one query of the target.
-            "model_calls": question.model_calls + (question.prompt is not None),
-            "error": reply.error,
-        }
-        if reply.text is not None:
-            verdict = next(found)
-            if isinstance(verdict, Failure):
-                row["error"] = f"judge: {verdict.error}"
-            else:
-                row |= {"judge": judge.about["name"], "verdict": verdict.verdict, "score": verdict.score}
-        rows.append(row)
+    for identifier, question in zip(chunk.ids, chunk.items, strict=True):
+        if question.prompt is None:
+            reply = Answer(None, 0.0, question.error or "no prompt")
+        else:
+            reply = next(waiting)
+            if reply.error:
+                reply = replace(reply, error=f"target: {reply.error}")
+        rows.append(attempt_row(model, identifier, question, reply))
     return rows
+
+
+def attempt_row(model: Model, identifier: str, question: Question, reply: Answer) -> Row:
+    """A row of schema ATTEMPTS without verdicts."""
+    return {
+        "attempt_id": identifier,
+        "model": model.name,
+        "attack": question.attack,
+        "behavior_id": question.behavior_id,
+        "attempt_index": question.attempt_index,
+        "goal": question.goal,
+        "prompt": question.prompt,
+        "completion": reply.text,
+        "seconds": reply.seconds,
+        # What the attempt cost: what its prompt cost, and one query of the target.
+        "model_calls": question.model_calls + (question.prompt is not None),
+        "error": reply.error,
+        "seed": question.seed,
+        "temperature": question.temperature,
+        "prefill": question.prefill,
+        "judged_text": None,
+    }
 
 
 def likelihood_chunks(recipe: Recipe, suite: str, model: Model, behaviors: Sequence[Behavior]) -> list[Chunk[dict[str, Any]]]:

@@ -60,6 +60,47 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(rate, low, high, n)
 
 
+def wilson_mean(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Wilson's interval for the mean of independent values in [0, 1], such as each behavior's chance of being broken.
+
+    The number of trials is the one at which a rate would vary as much as this mean does (Korn and Graubard 1998, Survey
+    Methodology 24:193). For values of 0 and 1 this is `wilson`; where all values are equal, too.
+    """
+    n = len(values)
+    if n == 0:
+        return NOTHING
+    mean = min(1.0, max(0.0, math.fsum(values) / n))
+    variance = math.fsum((value - mean) ** 2 for value in values) / n
+    trials = n if variance < 1e-15 else n * mean * (1 - mean) / variance
+    z = z_score(confidence)
+    center = (mean + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(mean * (1 - mean) / trials + z * z / (4 * trials * trials))
+    low = 0.0 if mean == 0.0 else max(0.0, center - half)
+    high = 1.0 if mean == 1.0 else min(1.0, center + half)
+    return Interval(mean, low, high, n)
+
+
+def student_mean(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Student's interval for a mean, as of one figure over a few seeds; no limits with fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return Interval(values[0], None, None, 1) if values else NOTHING
+    mean = math.fsum(values) / n
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    reach = student_quantile(0.5 + confidence / 2, n - 1) * error
+    return Interval(mean, mean - reach, mean + reach, n)
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """The t below which a share `probability` > 1/2 of Student's distribution lies, to six digits."""
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    # With t = sqrt(freedom) tan(angle) the density becomes scale * cos(angle)^(freedom - 1) on a finite range.
+    angles = np.linspace(0.0, math.pi / 2, 200_001)
+    heights = scale * np.cos(angles) ** (freedom - 1)
+    below = 0.5 + np.concatenate([[0.0], np.cumsum((heights[1:] + heights[:-1]) / 2)]) * (angles[1] - angles[0])
+    return math.sqrt(freedom) * math.tan(float(np.interp(probability, below, angles)))
+
+
 def cluster_bootstrap(
     groups: Mapping[str, Sequence[float]], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:

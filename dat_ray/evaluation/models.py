@@ -15,8 +15,8 @@ from dat_ray.evaluation.weights import adapter_digest
 
 BASE, ADAPTED = "base", "adapted"
 OPTION = "--models"
-# Names become parts of file names, where "-" separates a model from an attack.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*")
+# Names become parts of file names, where "-" separates a model from an attack; NAME@SEED is one of several seeds.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*(@[A-Za-z0-9]+)?")
 
 
 def own_models(recipe: Recipe, run: RunDir) -> list[Model]:
@@ -45,7 +45,7 @@ def named_models(recipe: Recipe, text: str) -> list[Model]:
         if not equals or not what:
             raise InputError(OPTION, part, "write NAME=WHAT, with WHAT one of base, a run directory, a folder or a hub id")
         if not _NAME.fullmatch(name):
-            raise InputError(OPTION, name, "a name is made of letters, digits, dots and underscores")
+            raise InputError(OPTION, name, "a name is made of letters, digits, dots and underscores, and may end in @SEED")
         if name in [model.name for model in found]:
             raise InputError(OPTION, name, "names two models: give each its own name")
         found.append(_resolve(recipe, name, what))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +13,7 @@ from dat_ray.data.shards import (
     describe_shard,
     exists,
     join,
+    open_filesystem,
     read_file,
     write_manifest,
     write_shard,
@@ -47,10 +48,11 @@ class Shelf:
         schema: of its rows, with a column `error`.
         id_column: holds the row's id.
         limit: rows that may fail.
+        excused: opening of errors that are results rather than failures; they don't count against the limit.
     """
 
-    def __init__(self, root: str, schema: pa.Schema, id_column: str, limit: ErrorLimit) -> None:
-        self.root, self._schema, self._id_column, self._limit = root, schema, id_column, limit
+    def __init__(self, root: str, schema: pa.Schema, id_column: str, limit: ErrorLimit, excused: str | None = None) -> None:
+        self.root, self._schema, self._id_column, self._limit, self._excused = root, schema, id_column, limit, excused
         self._files: dict[str, ShardFile] = {}
         self._tables: dict[str, pa.Table] = {}
         self._errors = 0
@@ -82,13 +84,23 @@ class Shelf:
         """
         table = pa.Table.from_pylist(list(rows), schema=self._schema)
         assert table[self._id_column].to_pylist() == chunk.ids, "a shard holds the rows it was cut for"
-        failed = [row["error"] for row in rows if row["error"] is not None]
+        failed = self._failed(row["error"] for row in rows)
         if self._errors + len(failed) > self._limit.rows:
             raise DatError(
                 f"{self._errors + len(failed)} rows failed, generation.max_error_rate = {self._limit.rate:g} allows "
                 f"{self._limit.rows} of {self._limit.total}; the last: {(failed or ['an earlier one'])[-1]}"
             )
         self._take(chunk.name, table, write_shard(self.root, chunk.name, table))
+
+    def of(self, chunk: Chunk[Any]) -> list[dict[str, Any]]:
+        """The rows of a chunk that is stored."""
+        return self._tables[chunk.name].to_pylist()
+
+    def remove(self, chunk: Chunk[Any]) -> None:
+        """Deletes a chunk's shard, whose rows have gone on to another shelf."""
+        fs, inner = open_filesystem(join(self.root, chunk.name))
+        fs.delete_file(inner)
+        del self._files[chunk.name], self._tables[chunk.name]
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far, in the order of shard names."""
@@ -100,4 +112,8 @@ class Shelf:
 
     def _take(self, name: str, table: pa.Table, file: ShardFile) -> None:
         self._files[name], self._tables[name] = file, table
-        self._errors += table.num_rows - table["error"].null_count
+        self._errors += len(self._failed(table["error"].to_pylist()))
+
+    def _failed(self, errors: Iterable[str | None]) -> list[str]:
+        excused = self._excused
+        return [one for one in errors if one is not None and not (excused and one.startswith(excused))]

@@ -95,6 +95,10 @@ class ChatFormat:
         """
         return [*self._before, *self.user_ids(user), *self._between]
 
+    def response_ids(self, response: str) -> list[int]:
+        """Token ids of a response, or of the beginning of one; special tokens written in it are plain text."""
+        return self._text_ids(response)
+
     def encode(self, user: str, response: str, max_tokens: int) -> Encoded:
         """Prompt and response in at most `max_tokens` tokens.
 
@@ -138,3 +142,35 @@ class ChatFormat:
 
     def _text_ids(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+class PlainFormat:
+    """No template: the text as it is, after the tokenizer's own beginning-of-text token.
+
+    For judges that are trained on one prompt and not on conversations. Special tokens written in the prompt count as such,
+    because such prompts contain them: whoever puts other people's text into one takes them out first.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def prompt_ids(self, user: str) -> list[int]:
+        """Token ids of the text, the beginning-of-text token once."""
+        ids = self._tokenizer(user, add_special_tokens=True, split_special_tokens=False).input_ids
+        bos = self._tokenizer.bos_token_id
+        # A prompt that spells the token out, as rendered templates do, would have it twice.
+        return ids[1:] if ids[:2] == [bos, bos] else ids
+
+    def response_ids(self, response: str) -> list[int]:
+        """Token ids of a response; special tokens written in it are plain text."""
+        return self._tokenizer(response, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def encode(self, user: str, response: str, max_tokens: int) -> Encoded:
+        """Prompt and response; what is too long loses the end of the response."""
+        prompt = self.prompt_ids(user)
+        ids = (prompt + self.response_ids(response))[:max_tokens]
+        assert len(ids) > len(prompt), "an empty response has no log-probability"
+        return Encoded(ids, (0, len(prompt)), (len(prompt), len(ids)))

@@ -3,18 +3,14 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from dat_ray.config.schema import Recipe
+from dat_ray.config.schema import DirectConfig, Recipe
 from dat_ray.data.schemas import BEHAVIORS, REQUESTS
 from dat_ray.errors import DatError
-from dat_ray.evaluation.attacks import (
-    OVER_REFUSAL,
-    behaviors_of,
-    direct,
-    held_out,
-    infill_requests,
-    inpainting,
-    look_alikes,
-)
+from dat_ray.evaluation.attacks import OVER_REFUSAL, Question, Scope, behaviors_of, held_out, look_alikes
+from dat_ray.evaluation.attacks.direct import direct
+from dat_ray.evaluation.attacks.inpainting import infill_requests, inpainting
+
+SCOPE = Scope("default", 0)
 
 
 def recipe(samples: int = 5, lengths: tuple[int, ...] = (4, 8, 12), seed: int = 0, steps: int = 4) -> Recipe:
@@ -56,6 +52,10 @@ TABLE = pa.Table.from_pylist(
 )
 
 
+def ask_once() -> list[Question]:
+    return direct(held_out(TABLE), DirectConfig(), SCOPE)
+
+
 def test_behaviors_gather_their_targets_in_order() -> None:
     first, second = held_out(TABLE)
     assert first.targets == ((0, "first"), (1, "second"))
@@ -71,7 +71,7 @@ def test_no_held_out_behaviors_and_shared_ones_are_errors() -> None:
 
 
 def test_direct_and_look_alikes_ask_the_goal_once() -> None:
-    questions = direct(held_out(TABLE))
+    questions = ask_once()
     assert [(q.attack, q.behavior_id, q.attempt_index, q.prompt) for q in questions] == [
         ("direct", "h1", 0, "goal of h1"),
         ("direct", "h2", 0, "goal of h2"),
@@ -111,7 +111,7 @@ def test_sampled_rows_become_questions_with_their_cost_or_their_error() -> None:
 
 
 def test_attempt_ids_differ_by_model_weights_and_question_but_not_by_run() -> None:
-    one, two = direct(held_out(TABLE))
+    one, two = ask_once()
     assert one.attempt_id("default", "base", "w") == one.attempt_id("default", "base", "w")
     others = {
         one.attempt_id("default", "adapted", "w"),

@@ -15,6 +15,7 @@ def row(attack: str, behavior: str, verdict: str | None, error: str | None = Non
         "model": model,
         "attack": attack,
         "behavior_id": behavior,
+        "attempt_index": 0,
         "verdict": verdict,
         "error": error,
         "seconds": 0.5,

@@ -1,0 +1,81 @@
+"""From what an evaluation stored to the tree of `metrics.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dat_ray.config.schema import Recipe
+from dat_ray.evaluation.attacks.inpainting import INPAINTING
+from dat_ray.evaluation.diversity import diversity
+from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def metrics_tree(
+    recipe: Recipe,
+    suite: str,
+    weights: Mapping[str, str],
+    *,
+    attempts: Rows,
+    likelihoods: Rows,
+    prompts: Mapping[str, Rows],
+    judge: Mapping[str, Any],
+    second_judge: Mapping[str, Any] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """The tree of `metrics.json`.
+
+    Args:
+        recipe: resolved.
+        suite: name of the evaluation.
+        weights: of each model by name, in order; the first is the one the others are compared with.
+        attempts: rows of schema ATTEMPTS of all models.
+        likelihoods: rows of schema CANDIDATES with `target_logprob`.
+        prompts: rows of schema CANDIDATES that each in-painting attack drew.
+        judge: name, fingerprint and is_proxy.
+        second_judge: the same, or None.
+        seconds: wall clock of the evaluation.
+    """
+    config, seed = recipe.evaluation, recipe.seed
+    rows = {name: [row for row in attempts if row["model"] == name] for name in weights}
+    logprobs: dict[str, dict[str, list[float]]] = {name: {} for name in weights}
+    for row in likelihoods:
+        if row["target_logprob"] is not None:
+            logprobs[row["target_model"]].setdefault(row["behavior_id"], []).append(row["target_logprob"])
+    cost = totals(attempts)
+    models = {name: model_metrics(rows[name], logprobs[name], config, seed) | {"weights": weights[name]} for name in weights}
+    return {
+        "judge": dict(judge),
+        "models": models,
+        "paired": paired_metrics(rows, logprobs, config, seed),
+        "groups": seed_groups(models, config.confidence),
+        "second_judge": None if second_judge is None else dict(second_judge),
+        "disagreement": None if second_judge is None else {name: disagreement(rows[name], config, seed) for name in weights},
+        "suite": suite,
+        "confidence": config.confidence,
+        "seed": seed,
+        "attempts": len(attempts),
+        "errors": sum(row["error"] is not None for row in attempts),
+        "unparsed": {name: sum(row["verdict"] == "unparsed" for row in of_model) for name, of_model in rows.items()},
+        "seconds": {"total": seconds} | {name: cost[name]["seconds"] for name in rows},
+        "model_calls": {name: int(cost[name]["model_calls"]) for name in rows},
+        "sampler": _drawn(recipe, prompts[INPAINTING]) if prompts.get(INPAINTING) else None,
+        "samplers": {attack: _drawn(recipe, drawn) for attack, drawn in prompts.items() if drawn},
+    }
+
+
+def _drawn(recipe: Recipe, rows: Rows) -> dict[str, Any]:
+    by_behavior: dict[str, list[str]] = {}
+    for row in rows:
+        if row["prompt"] is not None:
+            by_behavior.setdefault(row["behavior_id"], []).append(row["prompt"])
+    config = recipe.evaluation
+    found = diversity(by_behavior, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
+    return {
+        "diversity": found.as_dict(),
+        "nfe": sum(row["nfe"] or 0 for row in rows),
+        "errors": sum(row["error"] is not None for row in rows),
+        "fingerprint": rows[0]["sampler"],
+    }

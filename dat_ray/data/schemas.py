@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _schema(*columns: tuple[str, pa.DataType, bool]) -> pa.Schema:
@@ -34,6 +34,8 @@ REQUESTS = _schema(
     ("sample_index", _I32, False),
     ("goal", _STR, False),
     ("target", _STR, False),
+    # Another behavior's target, that a prompt's likelihood is compared under; null where none is asked for.
+    ("other_target", _STR, True),
     ("refusal", _STR, False),
     ("prompt_tokens", _I32, False),
     ("seed", _I64, False),
@@ -46,6 +48,10 @@ CANDIDATES = pa.schema(
         pa.field("prompt", _STR),
         pa.field("nfe", _I32),
         pa.field("sample_logprob", _F64),
+        # Bound on log p(x | y), its standard error, and the same bound given `other_target`, in nats.
+        pa.field("log_likelihood", _F64),
+        pa.field("log_likelihood_error", _F64),
+        pa.field("other_log_likelihood", _F64),
         pa.field("completion", _STR),
         pa.field("target_model", _STR),
         pa.field("adapter", _STR),

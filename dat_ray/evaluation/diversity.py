@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dat_ray.evaluation.intervals import Interval, cluster_bootstrap
+from dat_ray.evaluation.intervals import NOTHING, Interval, cluster_bootstrap
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 # Token-set Jaccard similarity at which a prompt counts as a near-duplicate of an earlier one.
@@ -21,6 +21,8 @@ NEAR_DUPLICATE = 0.8
 # Pairs grow with the square: beyond this many prompts a seeded sample of a behavior stands for it.
 MAX_PROMPTS_FOR_PAIRS = 400
 SIMILARITY = "token-set Jaccard"
+# Longest n-grams of the Vendi score's kernel.
+VENDI_GRAMS = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class Diversity:
         words: mean length in words.
         length_quantiles: words at 0, 25, 50, 75 and 100 % of all prompts.
         similarity_measure: what `similarity` is.
+        effective: Vendi score over the number of prompts: the share of them that counts as different, from 1/n (all the
+            same) to 1 (nothing in common), by their word n-grams; see `vendi_score`. Unlike self-BLEU it needs no
+            reference set, and is comparable between sets of different size.
+        leaked: share of prompts that hold the whole response they are for, word by word.
+        copied: mean share of the response's word pairs that a prompt holds.
+        model_calls: mean forward passes of the sampler for a prompt.
+        log_likelihood: bound on log p(x | y), mean of nats a token; only where the sampler was asked for it.
+        gain: how much more likely, in nats a token, a prompt is given its own response than another behavior's.
     """
 
     prompts: int
@@ -50,6 +60,12 @@ class Diversity:
     words: Interval
     length_quantiles: tuple[float, ...]
     similarity_measure: str = SIMILARITY
+    effective: Interval = NOTHING
+    leaked: Interval = NOTHING
+    copied: Interval = NOTHING
+    model_calls: Interval = NOTHING
+    log_likelihood: Interval = NOTHING
+    gain: Interval = NOTHING
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
@@ -86,12 +102,13 @@ def diversity(
         prompts=len(lengths),
         behaviors=len(words),
         unique=over_behaviors({key: len({tuple(one) for one in lists}) / len(lists) for key, lists in words.items()}),
-        near_duplicate=over_behaviors({key: near for key, (near, _) in pairwise.items()}),
-        similarity=over_behaviors({key: mean for key, (_, mean) in pairwise.items()}),
+        near_duplicate=over_behaviors({key: near for key, (near, _, _) in pairwise.items()}),
+        similarity=over_behaviors({key: mean for key, (_, mean, _) in pairwise.items()}),
         distinct_1=over_behaviors({key: distinct_n(lists, 1) for key, lists in words.items()}),
         distinct_2=over_behaviors({key: distinct_n(lists, 2) for key, lists in words.items()}),
         words=over_behaviors({key: sum(map(len, lists)) / len(lists) for key, lists in words.items()}),
         length_quantiles=tuple(quantiles),
+        effective=over_behaviors({key: effective for key, (_, _, effective) in pairwise.items()}),
     )
 
 
@@ -118,15 +135,47 @@ def jaccard_matrix(word_lists: Sequence[Sequence[str]]) -> np.ndarray:
     return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
 
 
-def _pairwise(word_lists: Sequence[Sequence[str]], seed: int) -> tuple[float, float | None]:
-    """Near-duplicate rate and mean similarity of one behavior; no mean for a single prompt."""
+def vendi_score(word_lists: Sequence[Sequence[str]]) -> float:
+    """The effective number of different texts (Friedman and Dieng 2023, TMLR, arXiv 2210.02410).
+
+    exp of the entropy of the eigenvalues of K / n, with K the texts' n-gram similarities, as that paper does for text: the
+    cosine between their counts of word n-grams, averaged over n = 1 to 4. A text shorter than n words counts as one gram.
+
+    Returns:
+        From 1 (all equal) to the number of texts (no word shared).
+    """
+    n = len(word_lists)
+    kernel = sum(_gram_cosines(word_lists, size) for size in range(1, VENDI_GRAMS + 1)) / VENDI_GRAMS
+    weights = np.linalg.eigvalsh(kernel / n)
+    weights = weights[weights > 1e-12]
+    return float(np.exp(-(weights * np.log(weights)).sum()))
+
+
+def _gram_cosines(word_lists: Sequence[Sequence[str]], size: int) -> np.ndarray:
+    """Cosine between the n-gram counts of every pair of texts, shape (n, n)."""
+    grams = [
+        [tuple(one[i : i + size]) for i in range(len(one) - size + 1)] or [tuple(one)] for one in word_lists
+    ]  # fmt: skip
+    columns: dict[tuple[str, ...], int] = {}
+    for one in grams:
+        for gram in one:
+            columns.setdefault(gram, len(columns))
+    counts = np.zeros((len(grams), len(columns)))
+    for row, one in enumerate(grams):
+        np.add.at(counts[row], [columns[gram] for gram in one], 1.0)
+    counts /= np.linalg.norm(counts, axis=1, keepdims=True)
+    return counts @ counts.T
+
+
+def _pairwise(word_lists: Sequence[Sequence[str]], seed: int) -> tuple[float, float | None, float | None]:
+    """Near-duplicate rate, mean similarity and effective share of one behavior; the last two not for a single prompt."""
     if len(word_lists) > MAX_PROMPTS_FOR_PAIRS:
         picked = np.random.default_rng(seed).choice(len(word_lists), MAX_PROMPTS_FOR_PAIRS, replace=False)
         word_lists = [word_lists[i] for i in sorted(picked)]
     n = len(word_lists)
     if n < 2:
-        return 0.0, None
+        return 0.0, None, None
     similar = jaccard_matrix(word_lists)
     earlier = np.tril(similar, k=-1)
     near = float((earlier.max(axis=1) >= NEAR_DUPLICATE).mean())
-    return near, float(earlier.sum() / (n * (n - 1) / 2))
+    return near, float(earlier.sum() / (n * (n - 1) / 2)), vendi_score(word_lists) / n

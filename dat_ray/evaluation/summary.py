@@ -7,7 +7,7 @@ from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.attacks.inpainting import INPAINTING
-from dat_ray.evaluation.diversity import diversity
+from dat_ray.evaluation.diagnostics import diagnose
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
 
 Rows = Sequence[Mapping[str, Any]]
@@ -67,12 +67,8 @@ def metrics_tree(
 
 
 def _drawn(recipe: Recipe, rows: Rows) -> dict[str, Any]:
-    by_behavior: dict[str, list[str]] = {}
-    for row in rows:
-        if row["prompt"] is not None:
-            by_behavior.setdefault(row["behavior_id"], []).append(row["prompt"])
     config = recipe.evaluation
-    found = diversity(by_behavior, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
+    found = diagnose(rows, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
     return {
         "diversity": found.as_dict(),
         "nfe": sum(row["nfe"] or 0 for row in rows),

@@ -91,9 +91,11 @@ def _measured(name: str, stage: Callable[[Recipe, RunDir], dict[str, Any]], reci
 
 
 def _generate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    from dat_ray.evaluation.diagnostics import write_diagnostics
     from dat_ray.generation.stage import generate
 
     done = generate(recipe, run)
+    write_diagnostics(recipe, run)
     return {"rows": done.rows, "errors": done.errors, "model_calls": done.nfe, "skipped": done.skipped}
 
 

@@ -16,7 +16,8 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_file, read_table
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.diversity import Diversity, diversity
+from dat_ray.evaluation.diagnostics import diagnose
+from dat_ray.evaluation.diversity import Diversity
 from dat_ray.evaluation.metrics import METRICS
 from dat_ray.models.embedded import adaptation_record
 from dat_ray.training.metrics import read_metrics
@@ -144,7 +145,7 @@ def _candidates(recipe: Recipe, run: RunDir) -> Candidates | None:
     root = run.candidates(recipe.round)
     if not has_manifest(root):
         return None
-    table = read_table(root).select(["behavior_id", "prompt", "verdict", "nfe", "error"])
+    table = read_table(root)
     drawn = table.filter(pc.is_valid(table["prompt"]))
     return Candidates(
         rows=table.num_rows,
@@ -160,18 +161,15 @@ def _selected(recipe: Recipe, run: RunDir) -> Selected | None:
     root = run.training_set(recipe.round)
     if not has_manifest(root):
         return None
-    table = read_table(root).select(["behavior_id", "prompt"])
+    table = read_table(root)
     counts = Counter(table["behavior_id"].to_pylist())
     spread = (min(counts.values(), default=0), max(counts.values(), default=0))
     return Selected(table.num_rows, len(counts), spread, _diversity(recipe, table))
 
 
 def _diversity(recipe: Recipe, table: pa.Table) -> Diversity:
-    prompts: dict[str, list[str]] = defaultdict(list)
-    for row in table.select(["behavior_id", "prompt"]).to_pylist():
-        prompts[row["behavior_id"]].append(row["prompt"])
     config = recipe.evaluation
-    return diversity(prompts, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
+    return diagnose(table.to_pylist(), confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
 
 
 def _suites(run: RunDir) -> dict[str, dict[str, Any]]:

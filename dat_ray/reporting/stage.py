@@ -158,6 +158,12 @@ def _diversity_table(found: Collected) -> dict[str, Any] | None:
         ("Mean pairwise similarity", lambda d: _interval(d.similarity, _two_digits)),
         ("Distinct words (distinct-1)", lambda d: _interval(d.distinct_1, _two_digits)),
         ("Distinct word pairs (distinct-2)", lambda d: _interval(d.distinct_2, _two_digits)),
+        ("Effective share (Vendi score / prompts)", lambda d: _interval(d.effective, percent)),
+        ("Holds its whole response", lambda d: _interval(d.leaked, percent)),
+        ("Word pairs copied from the response", lambda d: _interval(d.copied, percent)),
+        ("Model calls a prompt", lambda d: _interval(d.model_calls, lambda value: f"{value:.1f}")),
+        ("Bound on log p(x|y), nats a token", lambda d: _interval(d.log_likelihood, _two_digits)),
+        ("Gain over another's response, nats a token", lambda d: _interval(d.gain, _two_digits)),
         ("Length in words", lambda d: _interval(d.words, lambda value: f"{value:.1f}")),
         ("Length at 0 / 25 / 50 / 75 / 100%", lambda d: " / ".join(f"{value:g}" for value in d.length_quantiles)),
     )

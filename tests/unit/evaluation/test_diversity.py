@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from dat_ray.evaluation.diversity import MAX_PROMPTS_FOR_PAIRS, Diversity, distinct_n, diversity, jaccard_matrix, tokens
+from dat_ray.evaluation.diversity import (
+    MAX_PROMPTS_FOR_PAIRS,
+    Diversity,
+    distinct_n,
+    diversity,
+    jaccard_matrix,
+    tokens,
+    vendi_score,
+)
 
 
 def test_similarity_of_every_pair_by_hand() -> None:
@@ -64,3 +72,27 @@ def test_large_behaviors_are_represented_by_a_seeded_sample() -> None:
 def test_statistics_survive_json() -> None:
     found = diversity({"b": ["one two", "three"], "c": ["one"]})
     assert Diversity.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+
+
+def test_the_vendi_score_counts_different_texts() -> None:
+    same, other = ["how", "to", "bake", "a", "cake"], ["red", "foxes", "never", "sleep", "soundly"]
+    assert vendi_score([same] * 5) == pytest.approx(1.0)
+    assert vendi_score([same, other]) == pytest.approx(2.0)
+    assert vendi_score([same, same, other]) == pytest.approx(np.exp(-(2 / 3) * np.log(2 / 3) - (1 / 3) * np.log(1 / 3)))
+
+
+def test_the_vendi_score_by_hand_for_two_texts_with_a_known_similarity() -> None:
+    # Cosines: words {a, b} and {a, c}: 1/2; no pair shared; shorter than 3 and 4 words: whole texts, not shared.
+    k = (1 / 2 + 0 + 0 + 0) / 4
+    weights = np.array([1 + k, 1 - k]) / 2
+    assert vendi_score([["a", "b"], ["a", "c"]]) == pytest.approx(np.exp(-(weights * np.log(weights)).sum()))
+    # A word said twice counts twice: (2, 1) and (1, 0) have cosine 2 / sqrt 5; a text alone is its own longer grams.
+    k = (2 / 5**0.5) / 4
+    weights = np.array([1 + k, 1 - k]) / 2
+    assert vendi_score([["a", "a", "b"], ["a"]]) == pytest.approx(np.exp(-(weights * np.log(weights)).sum()))
+
+
+def test_the_effective_share_is_the_vendi_score_over_the_prompts() -> None:
+    found = diversity({"same": ["x y"] * 4, "other": ["red fox", "blue whale"], "single": ["one"]})
+    assert found.effective.value == pytest.approx((1 / 4 + 1) / 2)
+    assert found.effective.n == 2

@@ -33,3 +33,7 @@ class InputError(DatError):
 
 class ShardError(DatError):
     """A stored file that does not match its manifest."""
+
+
+class StorageError(DatError):
+    """Storage that refuses a write: full, read-only, or out of reach. Trying again may mend it."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from dat_ray.data.schemas import SCHEMA_VERSION
-from dat_ray.errors import DatError, ShardError
+from dat_ray.errors import ShardError, StorageError
 
 MANIFEST = "_manifest.json"
 
@@ -71,23 +72,40 @@ def read_bytes(path: str) -> bytes:
         return stream.read()
 
 
+@contextmanager
+def refusals_named(path: str) -> Iterator[None]:
+    """Turns what a storage answers to a write into one line that names the path.
+
+    Raises:
+        StorageError: the storage refused (disk full, no permission, out of reach).
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StorageError(
+            f"cannot write {path}: {reason}; what was finished before is kept, free space or mend the path"
+        ) from error
+
+
 def write_bytes(path: str, data: bytes) -> None:
     """Writes a file whole or not at all: beside its place first, then by rename.
 
     Raises:
-        DatError: the storage refuses (disk full, no permission); names the path.
+        StorageError: the storage refuses (disk full, no permission); names the path.
     """
     fs, inner = open_filesystem(path)
     partial = f"{inner}.partial"
-    try:
-        fs.create_dir(posixpath.dirname(inner), recursive=True)
-        with fs.open_output_stream(partial) as stream:
-            stream.write(data)
-        fs.move(partial, inner)
-    except OSError as error:
-        if fs.get_file_info(partial).type != pafs.FileType.NotFound:
-            fs.delete_file(partial)
-        raise DatError(f"cannot write {path}: {error}; what was finished before is kept, free space or mend the path") from error
+    with refusals_named(path):
+        try:
+            fs.create_dir(posixpath.dirname(inner), recursive=True)
+            with fs.open_output_stream(partial) as stream:
+                stream.write(data)
+            fs.move(partial, inner)
+        except OSError:
+            with suppress(OSError):  # a storage that refuses writes may refuse this too
+                fs.delete_file(partial)
+            raise
 
 
 def write_shard(root: str, relative: str, table: pa.Table) -> ShardFile:

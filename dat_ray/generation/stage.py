@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,11 +21,11 @@ from dat_ray.data.shards import (
     read_file,
     read_manifest,
     read_table,
-    write_bytes,
     write_manifest,
     write_shard,
 )
-from dat_ray.errors import DatError, InputError
+from dat_ray.diagnosis import keep_traceback
+from dat_ray.errors import DatError, InputError, StorageError
 from dat_ray.generation.actors import Engines
 from dat_ray.generation.capacity import autoscaler_ceiling, check_capacity, generation_pools, live_nodes
 from dat_ray.generation.expand import expand
@@ -132,8 +131,7 @@ def _make_rows(
 
 def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: RunDir) -> DatError:
     """One line for a person, and the whole traceback in the run's logs."""
-    where = join(run.logs, f"generate-round-{recipe.round}-failure.txt")
-    write_bytes(where, "".join(traceback.format_exception(error)).encode())
+    details = keep_traceback(join(run.logs, f"generate-round-{recipe.round}-failure.txt"), error)
     if stopped is not None:
         return stopped
     if isinstance(error, ExecutionTimeoutError):
@@ -145,11 +143,18 @@ def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: Ru
         nodes = "; ".join(f"({node.cpus:g} CPU, {node.gpus:g} GPU)" for node in live_nodes())
         return DatError(
             f"no row moved for timeouts.no_progress = {recipe.timeouts.no_progress} s; pools ask for {pools}; "
-            f"nodes have {nodes}; details: {where}"
+            f"nodes have {nodes}; {details}"
         )
-    lines = [line for cause in _causes(error) for line in str(cause).strip().splitlines()[-1:]]
-    last = lines[-1] if lines else type(error).__name__
-    return DatError(f"generate failed: {last[:300]}; details: {where}; --resume keeps what is done")
+    causes = list(_causes(error))
+    lines = [line for cause in causes for line in str(cause).strip().splitlines()[-1:]]
+    last = (lines[-1] if lines else type(error).__name__)[:300]
+    # Engines do not raise through the plan: what the system refuses there, it refuses to the readers and writers.
+    if any(isinstance(cause, OSError) for cause in causes):
+        return StorageError(
+            f"cannot write {run.candidates(recipe.round)}: {last}; what was finished before is kept, "
+            f"free space or mend the path, then --resume; {details}"
+        )
+    return DatError(f"generate failed: {last}; {details}; --resume keeps what is done")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

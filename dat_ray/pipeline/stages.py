@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.retain import load_retain
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import exists, join, write_bytes, write_file
+from dat_ray.data.shards import exists, join, write_file
+from dat_ray.diagnosis import keep_traceback
 from dat_ray.errors import DatError
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.samplers import resolve_sampler
@@ -73,10 +73,9 @@ def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa
     except (DatError, KeyboardInterrupt):
         raise
     except Exception as error:
-        where = join(run.logs, "failure.txt")
-        write_bytes(where, traceback.format_exc().encode())
+        details = keep_traceback(join(run.logs, "failure.txt"), error)
         reason = (str(error).strip().splitlines() or [""])[-1][:300]
-        raise DatError(f"{type(error).__name__}: {reason}; the traceback is in {where}; --resume continues") from error
+        raise DatError(f"{type(error).__name__}: {reason}; {details}; --resume continues") from error
 
 
 def _measured(name: str, stage: Callable[[Recipe, RunDir], dict[str, Any]], recipe: Recipe, run: RunDir) -> None:

@@ -41,17 +41,28 @@ class Checkpoints(Protocol):
 
 
 def save_checkpoint(folder: Path, network: Network, optimizer: torch.optim.Optimizer, updates_done: int, run: str) -> None:
-    """Writes the state after `updates_done` updates of run `run` (a fingerprint)."""
+    """Writes the state after `updates_done` updates of run `run` (a fingerprint).
+
+    Raises:
+        OSError: the disk refuses.
+    """
     parameters = network.trainable()
-    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / ADAPTER)
+    _save({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / ADAPTER)
     moments = {
         f"{name}{_SEPARATOR}{key}": value.detach().cpu().contiguous()
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    save_file(moments, folder / OPTIMIZER)
+    _save(moments, folder / OPTIMIZER)
     state = {"format": FORMAT, "updates_done": updates_done, "run": run}
     (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # how it says that the disk is full
+        raise OSError(str(error)) from error
 
 
 def load_checkpoint(folder: Path, network: Network, optimizer: torch.optim.Optimizer, run: str) -> int:

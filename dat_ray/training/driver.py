@@ -21,9 +21,10 @@ from typing import Any
 import pyarrow.fs as pafs
 import ray
 import torch
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from dat_ray.config.loading import fingerprint
@@ -36,9 +37,10 @@ from dat_ray.data.shards import (
     open_filesystem,
     read_bytes,
     read_manifest,
+    refusals_named,
     write_manifest,
 )
-from dat_ray.errors import DatError, ShardError
+from dat_ray.errors import DatError, ShardError, StorageError
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.loading import (
@@ -49,16 +51,18 @@ from dat_ray.models.loading import (
     model_fingerprint,
     save_adapter,
 )
-from dat_ray.progress import Progress
+from dat_ray.progress import Progress, stage_line
 from dat_ray.training.checkpoint import Writer
 from dat_ray.training.loop import Worker, count_updates, run_loop
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.rows import count_rows, load_rows
-from dat_ray.training.step import Diverged, alone
+from dat_ray.training.step import alone
 
 SUBCLUSTER_LABEL = "ray-subcluster"
 MAX_FAILURES = 3
+DIED_AT_START = (RayActorError, WorkerGroupStartupFailedError)
+RESUMES = "the last checkpoint is kept, --resume goes on from it"
 SECONDS_BETWEEN_POLLS = 2.0
 
 
@@ -123,7 +127,39 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
 
 def _fit(recipe: Recipe, run: RunDir, root: str, mark: str) -> None:
     pool = recipe.cluster.trainer
-    trainer = TorchTrainer(
+    for died_at_start in range(MAX_FAILURES + 1):
+        try:
+            outcome = _trainer(recipe, run, root, mark).fit().return_value
+            break
+        except WorkerGroupError as error:
+            cause = next(iter(error.worker_failures.values()), error)
+            raise DatError(
+                f"training workers failed {MAX_FAILURES + 1} times, the last time with: {_last_line(cause)}; {RESUMES}"
+            ) from error
+        except ControllerError as error:
+            if isinstance(error.controller_failure, DIED_AT_START) and died_at_start < MAX_FAILURES:
+                # Ray Train retries a worker that dies at work, and not one that dies while it starts.
+                stage_line("train: a worker died while it started; starting again from the last checkpoint")
+                continue
+            if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                raise DatError(f"training failed: {_last_line(error.controller_failure)}; {RESUMES}") from error
+            have = ray.available_resources()
+            where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
+            raise DatError(
+                f"training workers did not start within timeouts.worker_group_start "
+                f"({recipe.timeouts.worker_group_start} s): {pool.min_actors} x ({pool.num_cpus:g} CPU, "
+                f"{pool.num_gpus:g} GPU){where} wanted, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU free "
+                "in the cluster; free some, or lower cluster.trainer"
+            ) from error
+        except TrainingFailedError as error:
+            raise DatError(f"training failed: {_last_line(error)}") from error
+    if isinstance(outcome, DatError):
+        raise outcome
+
+
+def _trainer(recipe: Recipe, run: RunDir, root: str, mark: str) -> TorchTrainer:
+    pool = recipe.cluster.trainer
+    return TorchTrainer(
         train_worker,
         train_loop_config={
             "recipe": recipe.model_dump_json(),
@@ -146,37 +182,24 @@ def _fit(recipe: Recipe, run: RunDir, root: str, mark: str) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    try:
-        outcome = trainer.fit().return_value
-    except WorkerGroupError as error:
-        cause = next(iter(error.worker_failures.values()), error)
-        raise DatError(
-            f"training workers failed {MAX_FAILURES + 1} times, the last time with: {_last_line(cause)}; "
-            "the last checkpoint is kept, --resume goes on from it"
-        ) from error
-    except ControllerError as error:
-        if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
-            raise DatError(f"training failed: {_last_line(error.controller_failure)}") from error
-        have = ray.available_resources()
-        where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
-        raise DatError(
-            f"training workers did not start within timeouts.worker_group_start "
-            f"({recipe.timeouts.worker_group_start} s): {pool.min_actors} x ({pool.num_cpus:g} CPU, "
-            f"{pool.num_gpus:g} GPU){where} wanted, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU free "
-            "in the cluster; free some, or lower cluster.trainer"
-        ) from error
-    except TrainingFailedError as error:
-        raise DatError(f"training failed: {_last_line(error)}") from error
-    if outcome and "diverged" in outcome:
-        raise Diverged(*outcome["diverged"])
 
 
-def train_worker(config: dict[str, str]) -> dict[str, Any]:
+def train_worker(config: dict[str, str]) -> dict[str, Any] | DatError:
     """One Ray Train worker, from the recipe to the adapter.
 
     Returns:
-        Metrics of the last update, or `{"diverged": [update, term, value]}`: raised, it would be retried in vain.
+        Metrics of the last update, or the error that says why there are none: raised, it would be retried in vain.
+        Storage that refuses may relent, so that is raised.
     """
+    try:
+        return _work(config)
+    except StorageError:
+        raise
+    except DatError as error:
+        return error
+
+
+def _work(config: dict[str, str]) -> dict[str, Any]:
     recipe, run = Recipe.model_validate_json(config["recipe"]), RunDir(config["root"])
     pool, root, mark = recipe.cluster.trainer, run.training(recipe.round), fingerprint(recipe)
     torch.set_num_threads(pool.threads)
@@ -198,8 +221,6 @@ def train_worker(config: dict[str, str]) -> dict[str, Any]:
                 log=log,
                 worker=worker,
             )
-        except Diverged as error:
-            return {"diverged": [error.update, error.term, error.value]}
         finally:
             if log:
                 log.close()
@@ -258,9 +279,10 @@ class RayCheckpoints:
             ray.train.report(metrics)
             return
         folder = self.scratch / f"update-{updates_done:08d}"
-        folder.mkdir()
-        write(folder)
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
+        with refusals_named(f"the checkpoint of update {updates_done}"):
+            folder.mkdir()
+            write(folder)
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
         shutil.rmtree(folder)
 
 
@@ -269,13 +291,14 @@ def publish_folder(folder: Path, destination: str) -> None:
     fs, inner = open_filesystem(destination)
     local = isinstance(fs, pafs.LocalFileSystem)
     place = f"{inner}.partial" if local else inner
-    for stale in {place, inner}:
-        if fs.get_file_info(stale).type != pafs.FileType.NotFound:
-            fs.delete_dir(stale)
-    fs.create_dir(place, recursive=True)
-    pafs.copy_files(str(folder), place, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
-    if local:
-        fs.move(place, inner)
+    with refusals_named(destination):
+        for stale in {place, inner}:
+            if fs.get_file_info(stale).type != pafs.FileType.NotFound:
+                fs.delete_dir(stale)
+        fs.create_dir(place, recursive=True)
+        pafs.copy_files(str(folder), place, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
+        if local:
+            fs.move(place, inner)
 
 
 def _describe_adapter(root: str) -> list[ShardFile]:
@@ -305,7 +328,7 @@ def _absolute(root: str) -> str:
 
 def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1][:300] if lines else type(error).__name__
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import ray
 
 from dat_ray.config.schema import ClusterConfig
 from dat_ray.raysession import start_ray
+from tests.ray.tiny_training import save_tiny_chat_model
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,17 @@ def ray_cluster() -> Iterator[str]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(autouse=True)
+def _polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ray Train looks at its workers every two seconds, which is longer than these trainings take.
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny chat model."""
+    folder = tmp_path_factory.mktemp("tiny-chat-model")
+    save_tiny_chat_model(folder)
+    return folder

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 import torch
-from ray.train import Result
-from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from safetensors.torch import load_file
 
 from dat_ray.config.loading import fingerprint
@@ -18,83 +14,17 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import has_manifest, read_manifest
 from dat_ray.errors import DatError, ShardError
-from dat_ray.models.chat import ChatFormat
-from dat_ray.models.loading import ADAPTER_WEIGHTS, load_tokenizer, model_fingerprint, save_adapter
+from dat_ray.models.loading import ADAPTER_WEIGHTS
 from dat_ray.training import driver
-from dat_ray.training.loop import FolderCheckpoints, run_loop
 from dat_ray.training.metrics import read_metrics
-from dat_ray.training.network import Network
-from dat_ray.training.rows import load_rows
 from dat_ray.training.step import Diverged
-from tests.ray.tiny_training import ready_run, save_tiny_chat_model, tiny_training_recipe, training_workers
+from tests.ray.tiny_training import in_process, ready_run, tiny_training_recipe
+from tests.ray.worker_processes import drill_moments, killed_once, training_workers, updates_kept
 
 
-@pytest.fixture(autouse=True)
-def _polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Ray Train looks at its workers every two seconds, which is longer than these trainings take.
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-chat-model")
-    save_tiny_chat_model(folder)
-    return folder
-
-
-def in_process(recipe: Recipe, run: RunDir, scratch: Path) -> dict[str, torch.Tensor]:
-    """The adapter of the same training without Ray and without interruption."""
-    torch.set_num_threads(1)
-    base = recipe.target.model
-    network = Network(driver.build_model(recipe, run, base, scratch))
-    rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base)))
-    run_loop(
-        network,
-        rows,
-        recipe.training,
-        seed=recipe.seed,
-        run=fingerprint(recipe),
-        checkpoints=FolderCheckpoints(scratch / "checkpoints"),
-        log=None,
-    )
-    save_adapter(network.model, str(scratch / "adapter"), model_fingerprint(base))
-    return load_file(scratch / "adapter" / ADAPTER_WEIGHTS)
-
-
-@contextmanager
-def worker_killed_after(updates: int, recipe: Recipe, run: RunDir) -> Iterator[list[int]]:
-    """Kills the training worker with SIGKILL once a checkpoint of that many updates is known to Ray Train.
-
-    Yields the process ids that it killed.
-    """
-    killed: list[int] = []
-    stop = threading.Event()
-    storage = Path(run.training(0)) / f"state-{fingerprint(recipe)}"
-
-    def updates_kept() -> int:
-        if not (storage / "checkpoint_manager_snapshot.json").exists():
-            return 0
-        try:
-            metrics = Result.from_path(storage).metrics
-        except CheckpointManagerInitializationError:  # read while it is being written
-            return 0
-        return metrics["updates_done"] if metrics else 0
-
-    def watch() -> None:
-        while not stop.wait(0.05):
-            if updates_kept() >= updates:
-                for process in training_workers():
-                    process.kill()
-                    killed.append(process.pid)
-                return
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        stop.set()
-        thread.join()
+def killed_after(updates: int, recipe: Recipe, run: RunDir, delay: float = 0.0) -> AbstractContextManager[list[int]]:
+    """Kills a training worker once a checkpoint of that many updates is known to Ray Train."""
+    return killed_once(training_workers, lambda: updates_kept(recipe, run) >= updates, delay)
 
 
 @pytest.mark.slow
@@ -103,9 +33,10 @@ def test_killed_workers_and_a_resumed_job_end_with_the_same_adapter(
 ) -> None:
     recipe = tiny_training_recipe(model)
     run = ready_run(tmp_path / "run", recipe)
-    training = run.training(0)
+    training, moments = run.training(0), drill_moments()
+    first = moments.choice((4, 8))
 
-    with monkeypatch.context() as patch, worker_killed_after(4, recipe, run) as killed:
+    with monkeypatch.context() as patch, killed_after(first, recipe, run, moments.uniform(0, 0.2)) as killed:
         patch.setattr(driver, "MAX_FAILURES", 0)
         with pytest.raises(DatError, match="training workers failed 1 times"):
             driver.train(recipe, run)
@@ -113,13 +44,13 @@ def test_killed_workers_and_a_resumed_job_end_with_the_same_adapter(
     assert not has_manifest(training)
 
     before = read_metrics(training)
-    with worker_killed_after(12, recipe, run) as killed:
+    with killed_after(moments.choice((12, 16)), recipe, run, moments.uniform(0, 0.2)) as killed:
         report = driver.train(recipe, run)
     assert len(killed) == 1
 
     log = read_metrics(training)
     assert [row["update"] for row in log] == list(range(24))
-    assert log[:4] == before[:4], "the second job goes on from the checkpoint of the first: not even the seconds differ"
+    assert log[:first] == before[:first], "the second job goes on from the checkpoint of the first: not even the seconds differ"
     found = load_file(Path(report.adapter) / ADAPTER_WEIGHTS)
     expected = in_process(recipe, run, tmp_path / "alone")
     assert found.keys() == expected.keys()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dat_ray.config.loading import fingerprint
@@ -16,7 +15,13 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import RETAIN, TRAINING_SET
 from dat_ray.data.shards import write_manifest, write_shard
+from dat_ray.models.chat import ChatFormat
+from dat_ray.models.loading import ADAPTER_WEIGHTS, load_tokenizer, model_fingerprint, save_adapter
+from dat_ray.training.driver import build_model
+from dat_ray.training.loop import FolderCheckpoints, run_loop
+from dat_ray.training.network import Network
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
+from dat_ray.training.rows import load_rows
 from tests.unit.training.byte_tokenizer import byte_tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}assistant: "
@@ -97,13 +102,20 @@ def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def training_workers() -> list[psutil.Process]:
-    """Ray Train's worker processes below this one."""
-    found = []
-    for process in psutil.Process(os.getpid()).children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+def in_process(recipe: Recipe, run: RunDir, scratch: Path) -> dict[str, torch.Tensor]:
+    """The adapter of the same training without Ray and without interruption."""
+    torch.set_num_threads(1)
+    base = recipe.target.model
+    network = Network(build_model(recipe, run, base, scratch))
+    rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base)))
+    run_loop(
+        network,
+        rows,
+        recipe.training,
+        seed=recipe.seed,
+        run=fingerprint(recipe),
+        checkpoints=FolderCheckpoints(scratch / "checkpoints"),
+        log=None,
+    )
+    save_adapter(network.model, str(scratch / "adapter"), model_fingerprint(base))
+    return load_file(scratch / "adapter" / ADAPTER_WEIGHTS)

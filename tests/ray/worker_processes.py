@@ -1,0 +1,93 @@
+"""What the drills do to a cluster's processes, and the seed of the moments at which they do it."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from ray.train import Result
+from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir
+
+SEED_VARIABLE = "DAT_DRILL_SEED"
+
+
+def drill_moments() -> random.Random:
+    """The moments of one drill, from a seed that is printed; DAT_DRILL_SEED repeats a drill."""
+    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
+    print(f"moments drawn with {SEED_VARIABLE}={seed}")
+    return random.Random(seed)
+
+
+def _below_here(fits: Callable[[str], bool]) -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if fits(" ".join(process.cmdline())):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def ray_workers() -> list[psutil.Process]:
+    """Ray's worker processes below this one, busy and idle."""
+    return _below_here(lambda command: command.startswith("ray::"))
+
+
+def actors(name: str) -> list[psutil.Process]:
+    """The processes of a role's pool, as `SamplerActor`, while they are at work."""
+    return _below_here(lambda command: command.startswith("ray::") and name in command)
+
+
+def training_workers() -> list[psutil.Process]:
+    """Ray Train's worker processes below this one."""
+    return _below_here(lambda command: "RayTrainWorker" in command)
+
+
+def updates_kept(recipe: Recipe, run: RunDir) -> int:
+    """Updates of the newest checkpoint that Ray Train knows."""
+    storage = Path(run.training(recipe.round)) / f"state-{fingerprint(recipe)}"
+    if not (storage / "checkpoint_manager_snapshot.json").exists():
+        return 0
+    try:
+        metrics = Result.from_path(storage).metrics
+    except CheckpointManagerInitializationError:  # read while it is being written
+        return 0
+    return metrics["updates_done"] if metrics else 0
+
+
+@contextmanager
+def killed_once(
+    processes: Callable[[], list[psutil.Process]], when: Callable[[], bool], delay: float = 0.0
+) -> Iterator[list[int]]:
+    """Kills one of the processes with SIGKILL, `delay` seconds after `when()` holds. Yields the ids of the killed."""
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.05):
+            if not when():
+                continue
+            stop.wait(delay)
+            for process in processes()[-1:]:
+                process.kill()
+                killed.append(process.pid)
+            if killed:
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        thread.join()

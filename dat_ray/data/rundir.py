@@ -61,6 +61,11 @@ class RunDir:
         return join(self.root, "evaluation", suite)
 
 
+def rewrites_folder(run: RunDir, round_index: int) -> str:
+    """Where the rewrites of a mixture lie, beside the goals in the training set, with a manifest of their own."""
+    return join(run.training_set(round_index), "rewrites")
+
+
 def open_run(root: str, recipe: Recipe, resume: bool) -> RunDir:
     """Opens a run directory for a recipe, making it where it is new.
 

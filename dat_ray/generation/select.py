@@ -1,4 +1,4 @@
-"""The select stage: the most effective prompts of each behavior become the training set."""
+"""The select stage: the most effective prompts of each behavior, or its goals, become the training set."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pyarrow as pa
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe, SelectionConfig
 from dat_ray.data.ids import row_id
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.schemas import TRAINING_SET
-from dat_ray.data.shards import has_manifest, read_manifest, read_table, write_manifest, write_shard
+from dat_ray.data.shards import has_manifest, read_file, read_manifest, read_table, write_manifest, write_shard
 from dat_ray.data.text import normalize
 from dat_ray.errors import DatError
+from dat_ray.generation.goals import goal_rows, rewrite_rows
 
 # Why a candidate is not in the training set, in the order in which it is asked.
 REASONS = ("error", "unparsed", "empty", "leak", "duplicate", "rank")
@@ -122,24 +123,51 @@ def _original(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "candidate_id": identifier, "prompt": row["goal"], "score": None, "target_logprob": None}
 
 
+def needs_candidates(cfg: SelectionConfig) -> bool:
+    """Whether the training set is made of candidates, and so a sampler has to run first."""
+    return cfg.source == "candidates" or (cfg.source == "mixture" and cfg.rewrites is None)
+
+
 def select(run: RunDir, recipe: Recipe) -> SelectionReport:
-    """Writes the training set of the recipe's round from its candidates.
+    """Writes the training set of the recipe's round from its candidates, its behaviors' goals, or both.
 
     Raises:
         ShardError: the candidates are not finished, altered, or of another recipe.
+        InputError: a table of rewrites that cannot be read.
         DatError: nothing was kept.
     """
-    mark = fingerprint(recipe)
-    candidates = read_table(run.candidates(recipe.round), fingerprint=mark)
-    table, dropped, without = choose(candidates, recipe.selection)
-    if table.num_rows == 0:
-        counts = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
-        raise DatError(f"select kept none of {candidates.num_rows} candidates ({counts}): look at {run.candidates(recipe.round)}")
-    root = run.training_set(recipe.round)
-    skipped = has_manifest(root)
-    if skipped:
-        read_manifest(root, fingerprint=mark)
+    mark, cfg, root = fingerprint(recipe), recipe.selection, run.training_set(recipe.round)
+    dropped: dict[str, int] = {}
+    without: tuple[str, ...] = ()
+    chosen = behaviors = None
+    if needs_candidates(cfg):
+        candidates = read_table(run.candidates(recipe.round), fingerprint=mark)
+        chosen, dropped, without = choose(candidates, cfg)
+        behaviors = len(set(candidates["behavior_id"].to_pylist()))
+        if chosen.num_rows == 0:
+            counts = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
+            where = run.candidates(recipe.round)
+            raise DatError(f"select kept none of {candidates.num_rows} candidates ({counts}): look at {where}")
+    if cfg.source == "candidates":
+        assert chosen is not None
+        table = chosen
     else:
-        write_manifest(root, [write_shard(root, "part-00000.parquet", table)], mark)
-    behaviors = len(set(candidates["behavior_id"].to_pylist()))
+        known = read_file(run.behaviors)
+        table = goal_rows(known)
+        behaviors = len(set(table["behavior_id"].to_pylist()))
+        if cfg.source == "mixture":
+            rewrites = rewrite_rows(known, cfg.rewrites) if cfg.rewrites is not None else chosen
+            assert rewrites is not None
+            _publish(rewrites_folder(run, recipe.round), rewrites, mark)
+    skipped = _publish(root, table, mark)
+    assert behaviors is not None
     return SelectionReport(table.num_rows, dropped, behaviors, without, skipped)
+
+
+def _publish(root: str, table: pa.Table, mark: str) -> bool:
+    """Writes a table with its manifest, unless it is there; whether it was."""
+    if has_manifest(root):
+        read_manifest(root, fingerprint=mark)
+        return True
+    write_manifest(root, [write_shard(root, "part-00000.parquet", table)], mark)
+    return False

@@ -111,14 +111,14 @@ def model_fingerprint(model: str, revision: str = "main") -> str:
 
 
 def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> peft.PeftModel:
-    """Puts a fresh LoRA adapter on all linear layers but the head, as the only trainable parameters.
+    """Puts a fresh LoRA adapter on linear layers (`config.targets`, never the head), as the only trainable parameters.
 
     The adapter is in float32 whatever the model's dtype, because updates of 1e-4 vanish in bfloat16. Its start
     depends on `seed` alone, and the global random state is left as it was: A is Kaiming-uniform, B zero.
 
     Args:
         model: is changed in place: its linear layers are wrapped.
-        config: rank, alpha and dropout.
+        config: rank, alpha, dropout and targets.
         seed: of A.
     """
     with torch.random.fork_rng():
@@ -128,7 +128,7 @@ def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> peft.P
                 r=config.rank,
                 lora_alpha=config.alpha,
                 lora_dropout=config.dropout,
-                target_modules="all-linear",
+                target_modules=config.targets if isinstance(config.targets, str) else list(config.targets),
                 bias="none",
                 task_type="CAUSAL_LM",
             ),

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.schema import Recipe
+from dat_ray.config.schema import JudgeConfig, Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.retain import load_retain
 from dat_ray.data.rundir import RunDir
@@ -42,7 +42,8 @@ def check_inputs(recipe: Recipe) -> pa.Table:
         stage_line(f"behaviors: {len(behaviors.dropped)} training behaviors are near-duplicates of held-out ones: dropped")
     if behaviors.blank_targets:
         stage_line(f"behaviors: {behaviors.blank_targets} blank targets left out")
-    load_retain(recipe.training.retain)
+    if recipe.training.retain is not None:
+        load_retain(recipe.training.retain)
     # Embedded models are built and published samplers converted here, once, and not by the actors that need them.
     resolve_model(recipe.target.model, "target.model")
     resolve_sampler(recipe.sampler.model)
@@ -91,8 +92,11 @@ def _measured(name: str, stage: Callable[[Recipe, RunDir], dict[str, Any]], reci
 
 def _generate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from dat_ray.evaluation.diagnostics import write_diagnostics
+    from dat_ray.generation.select import needs_candidates
     from dat_ray.generation.stage import generate
 
+    if not needs_candidates(recipe.selection):
+        return {"rows": 0, "skipped": True}
     done = generate(recipe, run)
     write_diagnostics(recipe, run)
     return {"rows": done.rows, "errors": done.errors, "model_calls": done.nfe, "skipped": done.skipped}
@@ -128,6 +132,7 @@ def _answers(recipe: Recipe, prompts: list[str]) -> list[str]:
     from dat_ray.generation.actors import Engines
     from dat_ray.progress import Progress
 
+    assert recipe.training.retain is not None
     pool = recipe.cluster.target
     build = partial(Engines().target, recipe.target, pool.threads, None)
     work = partial(_complete, recipe.training.retain.max_response_tokens)
@@ -150,7 +155,8 @@ def _fit_to_retain(recipe: Recipe, prompt: str, response: str) -> bool:
     """Whether the judge sees an answer, not a refusal: retaining refusals of harmless prompts would teach them."""
     from dat_ray.engines.factory import build_judge
 
-    return build_judge(recipe.judge).judge([prompt], [prompt], [response])[0].verdict == "harmful"
+    # By rules, whatever the recipe's judge: one that looks for harm finds none in a good answer to a harmless prompt.
+    return build_judge(JudgeConfig()).judge([prompt], [prompt], [response])[0].verdict == "harmful"
 
 
 def _evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:

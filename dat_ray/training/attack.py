@@ -3,7 +3,7 @@
 max over delta of log p(y | E(x) + delta), by gradient steps on delta alone (method: CAT, arXiv 2405.15589,
 its published code's inner loop; DAT keeps it with an unbounded radius).
 
-Shapes: B rows, T positions, D embedding width.
+Shapes: B rows, T positions, D width; before them, where several layers are perturbed, the layers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ from dat_ray.config.schema import AttackConfig
 TINY = 1e-20
 
 
+# A perturbation (..., B, T, D) -> (B,) what the attack lowers, and (B,) cross-entropy of each harmful response, in nats.
+Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+# Adam's constants, as every published attack leaves them (PyTorch's defaults).
+BETA_1, BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """What an attack found.
 
     Attributes:
-        delta: (B, T, D) float32, the last iterate; zero off the perturbed positions.
+        delta: (..., B, T, D) float32, the last or the best iterate; zero off the perturbed positions.
         harmful_ce: mean over rows of the harmful response's cross-entropy, in nats, at iterates 0 .. steps - 1.
         relative_norm: mean ||delta_t|| over perturbed positions, in units of the mean embedding norm, at iterates
             1 .. steps.
@@ -41,36 +48,68 @@ def mean_embedding_norm(weight: Tensor) -> float:
     return weight.detach().float().norm(dim=1).mean().item()
 
 
-def direction(gradient: Tensor, rule: str) -> Tensor:
-    """The step's shape from the gradient (B, T, D): each position's sign, unit vector, or the gradient itself."""
-    if rule == "sign":
-        return gradient.sign()
-    if rule == "l2_normalized":
-        return gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=TINY)
-    assert rule == "raw", rule
-    return gradient
+class Direction:
+    """The step's shape from the gradient (..., T, D).
+
+    Args:
+        rule: `sign`, `l2_normalized` (each position's unit vector), `raw` (the gradient itself) or `adam`, whose moments
+            start at zero with every attack.
+    """
+
+    def __init__(self, rule: str) -> None:
+        self.rule, self.taken = rule, 0
+        self.mean: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        if self.rule == "sign":
+            return gradient.sign()
+        if self.rule == "l2_normalized":
+            return gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=TINY)
+        if self.rule == "raw":
+            return gradient
+        assert self.rule == "adam", self.rule
+        self.taken += 1
+        self.mean = BETA_1 * self.mean + (1 - BETA_1) * gradient
+        self.square = BETA_2 * self.square + (1 - BETA_2) * gradient.square()
+        unbiased = self.square / (1 - BETA_2**self.taken)
+        return self.mean / (1 - BETA_1**self.taken) / (unbiased.sqrt() + ADAM_EPSILON)
 
 
 def project(delta: Tensor, radius: float | None) -> Tensor:
-    """Each position's vector back into the L2 ball of this radius; (B, T, D) as it is without one."""
+    """Each position's vector back into the L2 ball of this radius; (..., T, D) as it is without one."""
     if radius is None:
         return delta
     return delta * (radius / delta.norm(dim=-1, keepdim=True).clamp(min=TINY)).clamp(max=1.0)
 
 
-def attack(
-    row_entropies: Callable[[Tensor], Tensor], positions: Tensor, width: int, cfg: AttackConfig, unit_norm: float
-) -> Perturbation:
-    """Runs the attack from a zero start and returns its last iterate.
+class Best:
+    """Each row's best iterate so far by the attack's objective."""
 
-    The objective is the SUM over rows of each row's token mean: a row's gradient then is the one that it has
-    alone, whatever its batch mates, which matters for `raw` steps. No parameter's `.grad` is touched.
+    def __init__(self) -> None:
+        self.delta: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def offer(self, delta: Tensor, value: Tensor) -> None:
+        """Keeps the rows of `delta` (..., B, T, D) whose `value` (B,) is lower than before."""
+        if self.delta is None or self.value is None:
+            self.delta, self.value = delta, value
+            return
+        self.delta = torch.where((value < self.value)[:, None, None], delta, self.delta)
+        self.value = torch.minimum(value, self.value)
+
+
+def attack(objective: Objective, positions: Tensor, width: int, cfg: AttackConfig, unit_norm: float) -> Perturbation:
+    """Runs the attack from a zero start.
+
+    What is differentiated is the SUM over rows of each row's objective: a row's gradient then is the one that it has
+    alone, whatever its batch mates, which matters for `raw` and `adam` steps. No parameter's `.grad` is touched.
 
     Args:
-        row_entropies: (B, T, D) float32 perturbation -> (B,) mean cross-entropy of each harmful response, in nats.
-        positions: (B, T) bool, where the perturbation may act.
+        objective: of a perturbation.
+        positions: (..., B, T) bool, where the perturbation may act.
         width: D.
-        cfg: steps, size, rule, unit and radius.
+        cfg: steps, size, rule, unit, radius and iterate.
         unit_norm: mean embedding norm of the model's vocabulary (`mean_embedding_norm`).
     """
     scale = unit_norm if cfg.unit == "relative" else 1.0
@@ -78,13 +117,22 @@ def attack(
     radius = None if cfg.radius is None else cfg.radius * scale
     where = positions[..., None].float()
     delta = where.new_zeros((*positions.shape, width))
+    direction, best = Direction(cfg.step_rule), Best()
     entropies_seen, norms_seen = [], []
     for _ in range(cfg.steps):
         delta.requires_grad_(True)
-        entropies = row_entropies(delta)
-        (gradient,) = torch.autograd.grad(entropies.sum(), delta)
+        value, entropies = objective(delta)
+        (gradient,) = torch.autograd.grad(value.sum(), delta)
+        delta = delta.detach()
+        if cfg.iterate == "best":
+            best.offer(delta, value.detach())
         # The model predicts y badly where the entropy is high: the attack walks down it.
-        delta = project(delta.detach() - step * where * direction(gradient, cfg.step_rule), radius)
+        delta = project(delta - step * where * direction(gradient), radius)
         entropies_seen.append(entropies.detach().mean().item())
         norms_seen.append((delta.norm(dim=-1)[positions].mean() / unit_norm).item())
+    if cfg.iterate == "best":
+        with torch.no_grad():
+            best.offer(delta, objective(delta)[0])
+        assert best.delta is not None
+        delta = best.delta
     return Perturbation(delta.detach(), entropies_seen, norms_seen)

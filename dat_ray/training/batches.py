@@ -51,8 +51,8 @@ class Batch:
     shared: int
 
     def positions(self, name: str) -> Tensor:
-        """(B, T) bool: where an attack on `user` or `prompt` positions may act."""
-        return {"user": self.user, "prompt": self.prompt}[name]
+        """(B, T) bool: where an attack on `user`, `prompt` or `sequence` positions may act."""
+        return {"user": self.user, "prompt": self.prompt, "sequence": self.valid}[name]
 
 
 def collate(rows: Sequence[Encoded], *, share_prefix: bool, device: torch.device | str = "cpu") -> Batch:
@@ -113,6 +113,12 @@ def rows_of_update(count: int, size: int, seed: int, stream: str, update: int) -
     """
     places = range(update * size, (update + 1) * size)
     return [permutation(count, seed, stream, place // count)[place % count] for place in places]
+
+
+def is_rewrite(share: float, seed: int, update: int) -> bool:
+    """Whether an update of a mixture sees rewrites: a coin of probability `share` that (seed, update) alone decides."""
+    digest = hashlib.sha256(f"{seed}/mixture/{update}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2.0**64
 
 
 def share_of_worker(rows: Sequence[int], rank: int, world: int) -> list[int]:

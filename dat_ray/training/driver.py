@@ -209,7 +209,11 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target.system_prompt))
     log = MetricsLog(root, recipe.tracking.tensorboard) if worker.rank == 0 else None
     with tempfile.TemporaryDirectory(prefix="dat-train-") as scratch:
-        network = Network(build_model(recipe, run, base, Path(scratch)).to(get_device()))
+        network = Network(
+            build_model(recipe, run, base, Path(scratch)).to(get_device()),
+            checkpointing=recipe.training.activation_checkpointing,
+            compile_layers=recipe.training.compile,
+        )
         try:
             last = run_loop(
                 network,
@@ -364,7 +368,8 @@ def _shown(root: str, progress: Progress) -> Iterator[None]:
         if log:
             last = log[-1]
             note = f"loss {last['loss']:.3g}, harmful CE {last['attack_ce'][-1]:.3g}, refusal CE {last['toward']:.3g}, "
-            progress.update(last["update"] + 1, note + f"KL {last['retain_kl']:.3g}")
+            retain = next(name for name in last if name.startswith("retain_"))
+            progress.update(last["update"] + 1, note + f"{retain.replace('_', ' ')} {last[retain]:.3g}")
 
     thread = threading.Thread(target=poll, name="progress-train-poll", daemon=True)
     thread.start()

@@ -17,7 +17,7 @@ from dat_ray.config.schema import TrainingConfig
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import mean_embedding_norm
-from dat_ray.training.batches import HarmfulRow, rows_of_update, share_of_worker
+from dat_ray.training.batches import HarmfulRow, is_rewrite, rows_of_update, share_of_worker
 from dat_ray.training.checkpoint import Checkpoints, Writer, load_checkpoint, save_checkpoint
 from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.network import Network
@@ -26,17 +26,27 @@ from dat_ray.training.step import Reduce, UpdateRows, alone, make_optimizer, tak
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Everything there is to train on, the same on every worker."""
+    """Everything there is to train on, the same on every worker.
+
+    Attributes:
+        harmful: prompts of the training set.
+        retain: harmless rows.
+        rewrites: of a mixture: prompts that take the place of `harmful` in a share of the updates.
+    """
 
     harmful: Sequence[HarmfulRow]
     retain: Sequence[Encoded]
+    rewrites: Sequence[HarmfulRow] = ()
 
     def share(self, cfg: TrainingConfig, seed: int, update: int, rank: int, world: int) -> UpdateRows:
         """What one worker sees of one update."""
-        harmful = rows_of_update(len(self.harmful), cfg.harmful_rows, seed, "harmful", update)
+        pool, stream = self.harmful, "harmful"
+        if self.rewrites and is_rewrite(cfg.rewrite_share, seed, update):
+            pool, stream = self.rewrites, "rewrites"
+        harmful = rows_of_update(len(pool), cfg.harmful_rows, seed, stream, update)
         retain = rows_of_update(len(self.retain), cfg.retain_rows, seed, "retain", update) if cfg.retain_rows else []
         return UpdateRows(
-            harmful=[self.harmful[i] for i in share_of_worker(harmful, rank, world)],
+            harmful=[pool[i] for i in share_of_worker(harmful, rank, world)],
             retain=[self.retain[i] for i in share_of_worker(retain, rank, world)],
             harmful_count=len(harmful),
             retain_tokens=sum(high - low for low, high in (self.retain[i].response_span for i in retain)),

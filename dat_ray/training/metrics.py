@@ -89,6 +89,9 @@ class MetricsLog:
 def scalars(metrics: dict[str, Any]) -> dict[str, float]:
     """The numbers of one update's metrics under the names that TensorBoard shows."""
     found = {f"training/{key}": value for key, value in metrics.items() if isinstance(value, float)}
+    for name, value in metrics.get("cost", {}).items():
+        if value is not None:
+            found[f"cost/{name}"] = float(value)
     found["attack/harmful_ce_before"] = metrics["attack_ce"][0]
     found["attack/harmful_ce_after"] = metrics["attack_ce"][-1]
     if metrics["attack_norm"]:

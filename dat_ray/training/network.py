@@ -1,29 +1,36 @@
-"""A causal language model as training uses it: prompt embeddings in, logits of response tokens out.
+"""A causal language model as training uses it: perturbed prompts in, logits of response tokens out.
 
 Two exact savings. The output head runs on response positions only, so that no tensor of vocabulary width
 exists on prompt positions. And the tokens before the user message, which are the same in every row, go through
 the model once a batch instead of once a row: the rows read their keys and values (gradients flow into them).
 
-Shapes: B rows, T positions, P shared leading tokens, D width, N selected response tokens, V vocabulary.
+Shapes: L perturbed layers, B rows, T positions, P shared leading tokens, D width, N selected response tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dat_ray.diffusion.backbone import base_model, output_head
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, InputError
 from dat_ray.training.batches import Batch
+from dat_ray.training.objectives import full_precision
 
 # Keys and values (1, heads, P, width of a head) of every layer.
 Prefix = list[tuple[Tensor, Tensor]]
+
+# What can be perturbed: the embeddings, or the output of a decoder layer by its number.
+Layer = str | int
+EMBEDDING: tuple[Layer, ...] = ("embedding",)
 
 # float32 differs by 1e-5 between two ways to the same logits; bfloat16 keeps 8 bits of them.
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -44,25 +51,42 @@ class ResponseLogits:
     rows: Tensor
 
 
+def add_in_full_precision(values: Tensor, shift: Tensor) -> Tensor:
+    """The sum is rounded once: a small shift in half precision would be lost step by step."""
+    return (full_precision(values) + shift).to(values.dtype)
+
+
 class Network:
     """The parts of a `*ForCausalLM`, with its adapter.
 
     Args:
         model: a PEFT model on a causal language model of transformers.
+        checkpointing: keep each layer's input only and compute its activations again in the backward pass.
+        compile_layers: compile each decoder layer; the first call of each shape is slow.
 
     Raises:
         DatError: the model does more to its logits than one linear head, which this module would leave out.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, checkpointing: bool = False, compile_layers: bool = False) -> None:
         self.model = model
         self.base = base_model(model)
         self.decoder = getattr(self.base, self.base.base_model_prefix)
         self.head = output_head(model)
         self.embedding = self.base.get_input_embeddings()
         layers = DynamicCache(config=self.base.config).layers
-        self._can_share = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-        self._check_head()
+        # A checkpointed layer runs without a cache, so there is nothing to read the shared tokens from.
+        self._can_share = bool(layers) and all(type(layer) is DynamicLayer for layer in layers) and not checkpointing
+        self._perturbed: list[Any] = []
+        self._checkpointed: list[nn.Module] = []
+        with self.frozen():
+            self._check_head()
+        if checkpointing:
+            self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self._checkpointed = [module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if compile_layers:
+            for layer in self._layers():
+                layer.compile(dynamic=True)
 
     @property
     def device(self) -> torch.device:
@@ -72,11 +96,19 @@ class Network:
         """The adapter's parameters by name, in a fixed order."""
         return dict(sorted((name, p) for name, p in self.model.named_parameters() if p.requires_grad))
 
+    def parameter_counts(self) -> tuple[int, int]:
+        """Parameters of the decoder without its embeddings, and of the head; for counting operations."""
+        decoder = sum(parameter.numel() for parameter in self.decoder.parameters()) - self.embedding.weight.numel()
+        return decoder, sum(parameter.numel() for parameter in self.head.parameters())
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """No dropout, and no parameter collects a gradient: the state in which the model is attacked."""
         training, trainable = self.model.training, self.trainable()
         self.model.eval()
+        # A layer checkpoints while it says that it trains; dropout is in its children, which do not.
+        for layer in self._checkpointed:
+            layer.training = True
         for parameter in trainable.values():
             parameter.requires_grad_(False)
         try:
@@ -90,33 +122,66 @@ class Network:
         """Keys and values of the tokens that all rows share; None without any."""
         if batch.shared == 0 or not self._can_share:
             return None
+        self._remove_hooks()
         cache = DynamicCache(config=self.base.config)
         self.decoder(input_ids=batch.ids[:1, : batch.shared], past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def response_logits(self, batch: Batch, delta: Tensor | None = None, prefix: Prefix | None = None) -> ResponseLogits:
+    def response_logits(
+        self, batch: Batch, delta: Tensor | None = None, prefix: Prefix | None = None, layers: Sequence[Layer] = EMBEDDING
+    ) -> ResponseLogits:
         """Runs the batch and predicts its response tokens.
 
         Args:
             batch: B rows.
-            delta: (B, T, D) float32, added to the embeddings; zero on the shared tokens.
+            delta: (L, B, T, D) float32, added to what `layers` name; zero on the shared tokens.
             prefix: of `self.prefix(batch)` under the same weights, where it was computed already.
+            layers: where each of the L perturbations acts.
         """
+        self._remove_hooks()
         prefix = prefix or self.prefix(batch)
         start = batch.shared if prefix else 0
         embeddings = self.embedding(batch.ids[:, start:])
         if delta is not None:
-            # The sum is rounded once: a small delta in half precision would be lost step by step.
-            embeddings = (embeddings.float() + delta[:, start:]).to(embeddings.dtype)
+            for layer, shift in zip(layers, delta[:, :, start:], strict=True):
+                if layer == "embedding":
+                    embeddings = add_in_full_precision(embeddings, shift)
+                else:
+                    self._add_hook(layer, shift)
         hidden = self.decoder(
             inputs_embeds=embeddings,
             attention_mask=batch.valid.long(),
             past_key_values=self._cache(prefix, len(batch.ids)) if prefix else None,
             use_cache=prefix is not None,
         ).last_hidden_state
+        if not self._checkpointed:
+            self._remove_hooks()
         rows, at = batch.response.nonzero(as_tuple=True)
         logits = self.head(hidden[rows, at - 1 - start])
         return ResponseLogits(logits, batch.ids[rows, at], rows)
+
+    def _layers(self) -> nn.ModuleList:
+        return self.decoder.layers
+
+    def _add_hook(self, layer: Layer, shift: Tensor) -> None:
+        """Adds `shift` (B, T, D) to what a decoder layer puts out.
+
+        With checkpointing the hook stays until the next call: the layer runs a second time in the backward pass.
+        """
+        layers = self._layers()
+        if not isinstance(layer, int) or layer >= len(layers):
+            raise InputError("training.attack.layers", layer, f"the model has layers 0 to {len(layers) - 1}: choose among them")
+
+        def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (add_in_full_precision(output[0], shift), *output[1:])
+            return add_in_full_precision(output, shift)
+
+        self._perturbed.append(layers[layer].register_forward_hook(add))
+
+    def _remove_hooks(self) -> None:
+        while self._perturbed:
+            self._perturbed.pop().remove()
 
     def _cache(self, prefix: Prefix, rows: int) -> DynamicCache:
         pairs = [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in prefix]

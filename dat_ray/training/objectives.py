@@ -1,9 +1,10 @@
 """The losses of adversarial fine-tuning: away, toward and retain. Plain tensors in, plain tensors out.
 
-L = w_away * mean_rows a + w_toward * mean_rows t + w_retain * mean_tokens KL(p_0 || p_theta)
+L = mean_rows (w_away * a + w_toward * t) + w_retain * mean_tokens r
 
-with a the mean log-probability of the harmful response and t the cross-entropy of the refusal, both under
-the attacked prompt (DAT, arXiv 2602.15238, equations 3-5 and appendix B).
+with, in the form of DAT (arXiv 2602.15238, equations 3-5 and appendix B), a the mean log-probability of the harmful
+response and t the cross-entropy of the refusal, both under the attacked prompt, and r = KL(p_0 || p_theta) on harmless
+responses. CAT and CAPO (arXiv 2405.15589), MixAT (2505.16947) and LAT (2407.15549) put other terms in the same places.
 
 Every reduction is a sum divided by a count that the caller gives: the count of the whole update. So the
 sum of the workers' losses is the loss of the update, however its rows are split.
@@ -13,8 +14,16 @@ Shapes: B rows, N selected response tokens of all rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from dat_ray.config.schema import TrainingConfig
+
+# What is left of a term past CAT's soft cutoff (public code). The value jumps there: the formula is not continuous.
+SOFT_SLOPE = 0.001
 
 
 def full_precision(logits: Tensor) -> Tensor:
@@ -53,60 +62,150 @@ def row_means(values: Tensor, rows: Tensor, count: int) -> Tensor:
     return total / tokens
 
 
-def away_loss(logprobs: Tensor, cutoff: float | None, rows_of_update: int) -> Tensor:
-    """Pushes the harmful response down: the mean of its log-probability.
+def cut_off(values: Tensor, cutoff: float | None, form: str) -> Tensor:
+    """A loss that need not fall below its cutoff.
 
     Args:
-        logprobs: (B,) mean log p(y) of each row, in nats.
-        cutoff: a row below this has been pushed far enough and gives no gradient; None: no bound.
-        rows_of_update: harmful rows of the update over all workers.
+        values: (B,), to be minimized.
+        cutoff: a row below this has been pushed far enough; None: no bound.
+        form: `clamp`: such a row gives no gradient; `soft`: cutoff + 0.001 * value, as CAT's public code does
+            with the mean of its batch (by row here, so that the loss does not depend on the split over workers).
 
     Returns:
-        Scalar, this worker's share.
+        (B,).
     """
-    held = logprobs if cutoff is None else logprobs.clamp(min=cutoff)
+    if cutoff is None:
+        return values
+    if form == "clamp":
+        return values.clamp(min=cutoff)
+    assert form == "soft", form
+    return torch.where(values < cutoff, cutoff + SOFT_SLOPE * values, values)
+
+
+def unlikelihood(logprobs: Tensor, cutoff: float | None) -> Tensor:
+    """-log(1 - p) of each token, in nats.
+
+    Args:
+        logprobs: (N,) log p.
+        cutoff: a token with log p below this is dropped; it still counts in a mean, as in the public codes of CAT and LAT.
+
+    Returns:
+        (N,). Finite where p rounds to 1, though with the steepest slope that the dtype can hold.
+    """
+    logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
+    # Two forms, each exact where the other loses digits; `where` alone would let a NaN gradient of the other through.
+    likely = logprobs > -math.log(2)
+    near_one = -torch.log(-torch.expm1(torch.where(likely, logprobs, -1.0)))
+    near_zero = -torch.log1p(-torch.exp(torch.where(likely, -1.0, logprobs)))
+    losses = torch.where(likely, near_one, near_zero)
+    return losses if cutoff is None else torch.where(logprobs < cutoff, 0.0, losses)
+
+
+def away_rows(logprobs: Tensor, rows: Tensor, count: int, cfg: TrainingConfig) -> Tensor:
+    """Pushes a response down, by row.
+
+    Args:
+        logprobs: (N,) log p of its tokens.
+        rows: (N,) the row of each.
+        count: B.
+        cfg: `away`, `away_cutoff`, `cutoff_form`.
+
+    Returns:
+        (B,) mean log p(y), or mean -log(1 - p(y_t)).
+    """
+    if cfg.away == "unlikelihood":
+        return row_means(unlikelihood(logprobs, cfg.away_cutoff), rows, count)
+    assert cfg.away == "neg_ce", cfg.away
+    return cut_off(row_means(logprobs, rows, count), cfg.away_cutoff, cfg.cutoff_form)
+
+
+def toward_rows(logprobs: Tensor, rows: Tensor, count: int, cfg: TrainingConfig) -> Tensor:
+    """Pulls a response up: (B,) its cross-entropy; arguments as `away_rows`, with `toward_cutoff`."""
+    return cut_off(-row_means(logprobs, rows, count), cfg.toward_cutoff, cfg.cutoff_form)
+
+
+def ipo_rows(
+    harmful: Tensor, refusal: Tensor, reference_margin: Tensor, rows: tuple[Tensor, Tensor], cfg: TrainingConfig
+) -> Tensor:
+    """CAPO's loss: the refusal's margin over the harmful response should exceed the reference's by 1 / (2 beta).
+
+    ((lp(y_ref | x + delta) - lp(y | x + delta)) - (lp_ref(y_ref | x) - lp_ref(y | x)) - 1 / (2 beta))^2
+
+    Args:
+        harmful: (N,) log p of the harmful responses' tokens. One below `away_cutoff` is set to 0 and still counts in the mean.
+        refusal: (N',) log p of the refusals' tokens. One above `-toward_cutoff` is set to 0 likewise.
+        reference_margin: (B,) lp_ref(y_ref | x) - lp_ref(y | x), no gradient, unperturbed prompts.
+        rows: the rows of both, each numbered from 0.
+        cfg: `ipo_beta` and the cutoffs, in nats of a token.
+
+    Returns:
+        (B,).
+    """
+    if cfg.away_cutoff is not None:
+        harmful = torch.where(harmful < cfg.away_cutoff, 0.0, harmful)
+    if cfg.toward_cutoff is not None:
+        refusal = torch.where(refusal > -cfg.toward_cutoff, 0.0, refusal)
+    B = len(reference_margin)
+    margin = row_means(refusal, rows[1], B) - row_means(harmful, rows[0], B)
+    return (margin - reference_margin - 1 / (2 * cfg.ipo_beta)).square()
+
+
+def harmful_loss(losses: Tensor, clip: float | None, rows_of_update: int) -> Tensor:
+    """This worker's share of the mean over rows.
+
+    Args:
+        losses: (B,) weighted sum of a row's terms.
+        clip: bound M of theorem 3.1 of DAT: rows outside [-M, M] give no gradient; None: no bound.
+        rows_of_update: harmful rows of the update over all workers.
+    """
+    held = losses if clip is None else losses.clamp(-clip, clip)
     return held.sum() / rows_of_update
 
 
-def toward_loss(logprobs: Tensor, cutoff: float | None, rows_of_update: int) -> Tensor:
-    """Pulls the refusal up: the mean of its cross-entropy.
+def kl_divergence(first_logits: Tensor, second_logits: Tensor) -> Tensor:
+    """KL(first || second) at each token, in nats.
+
+    With the model before training first it is DAT's retain term (equation 5), with it second LAT's.
 
     Args:
-        logprobs: (B,) mean log p(y_ref) of each row, in nats.
-        cutoff: a row whose cross-entropy is under this refuses well enough and gives no gradient; None: no bound.
-        rows_of_update: harmful rows of the update over all workers.
-
-    Returns:
-        Scalar, this worker's share.
-    """
-    entropies = -logprobs
-    held = entropies if cutoff is None else entropies.clamp(min=cutoff)
-    return held.sum() / rows_of_update
-
-
-def forward_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """KL(p_0 || p_theta) at each token, in nats (DAT equation 5: the teacher comes first).
-
-    Args:
-        teacher_logits: (N, V) of the model before training; no gradient flows into them.
-        student_logits: (N, V).
+        first_logits: (N, V).
+        second_logits: (N, V).
 
     Returns:
         (N,), zero with zero gradient where the two are equal.
     """
-    teacher = full_precision(teacher_logits.detach()).log_softmax(dim=1)
-    student = full_precision(student_logits).log_softmax(dim=1)
-    return (teacher.exp() * (teacher - student)).sum(dim=1)
+    first = full_precision(first_logits).log_softmax(dim=1)
+    second = full_precision(second_logits).log_softmax(dim=1)
+    return (first.exp() * (first - second)).sum(dim=1)
 
 
-def retain_loss(divergences: Tensor, tokens_of_update: int) -> Tensor:
-    """Token mean of the divergence over the retain responses.
+def retain_tokens(teacher_logits: Tensor | None, logits: Tensor, targets: Tensor, form: str) -> Tensor:
+    """The retain term at each token, in nats.
 
     Args:
-        divergences: (N,) of `forward_kl`.
-        tokens_of_update: retain response tokens of the update over all workers.
+        teacher_logits: (N, V) of the model before training, no gradient flows into them; None for `ce`.
+        logits: (N, V).
+        targets: (N,) tokens of the data, which only `ce` reads.
+        form: `kl_forward`, `kl_reverse` or `ce`.
+
+    Returns:
+        (N,).
+    """
+    if form == "ce":
+        return F.cross_entropy(full_precision(logits), targets, reduction="none")
+    assert teacher_logits is not None
+    teacher = teacher_logits.detach()
+    return kl_divergence(teacher, logits) if form == "kl_forward" else kl_divergence(logits, teacher)
+
+
+def retain_loss(values: Tensor, tokens_of_update: int) -> Tensor:
+    """Token mean over the retain rows.
+
+    Args:
+        values: (N,) of `retain_tokens`.
+        tokens_of_update: such tokens of the update over all workers.
 
     Returns:
         Scalar, this worker's share.
     """
-    return divergences.sum() / tokens_of_update
+    return values.sum() / tokens_of_update

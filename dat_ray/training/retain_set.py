@@ -26,7 +26,7 @@ class RetainReport:
         rows: kept.
         written: of the prompts without a response, how many the base model answered.
         dropped: rows that `keep` refused or whose response is empty.
-        skipped: the set was there already; `written` and `dropped` are then unknown and 0.
+        skipped: the set was there already, or the recipe has none; `written` and `dropped` are then unknown and 0.
     """
 
     rows: int
@@ -62,6 +62,8 @@ def prepare_retain(
     folder, mark = retain_folder(run, recipe.round), fingerprint(recipe)
     if has_manifest(folder):
         return RetainReport(read_manifest(folder, fingerprint=mark).rows, written=0, dropped=0, skipped=True)
+    if recipe.training.retain is None:
+        return RetainReport(rows=0, written=0, dropped=0, skipped=True)
     rows = load_retain(recipe.training.retain)
     missing = [row for row in rows if row.response is None]
     answers = complete([row.prompt for row in missing]) if missing else []

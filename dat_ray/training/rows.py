@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RunDir
+from dat_ray.config.schema import Recipe, RetainConfig
+from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.shards import has_manifest, read_manifest, read_table
 from dat_ray.errors import DatError
 from dat_ray.models.chat import ChatFormat, Encoded
@@ -39,26 +39,33 @@ def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
         ShardError: a table is missing, altered, or of another recipe.
     """
     cfg, mark = recipe.training, fingerprint(recipe)
-    harmful = [
-        harmful_row(chat, row["prompt"], row["target"], row["refusal"], cfg.max_tokens)
-        for row in read_table(run.training_set(recipe.round), fingerprint=mark).to_pylist()
-    ]
+
+    def attacked(folder: str) -> list[HarmfulRow]:
+        found = read_table(folder, fingerprint=mark).to_pylist()
+        return [harmful_row(chat, row["prompt"], row["target"], row["refusal"], cfg.max_tokens) for row in found]
+
+    harmful = attacked(run.training_set(recipe.round))
+    rewrites = attacked(rewrites_folder(run, recipe.round)) if recipe.selection.source == "mixture" else []
     retain = []
     if cfg.retain_rows:
+        assert cfg.retain is not None
         for row in read_table(retain_folder(run, recipe.round), fingerprint=mark).to_pylist():
             encoded = chat.encode(row["prompt"], row["response"], cfg.max_tokens)
-            retain.append(_at_most(encoded, cfg.retain.max_response_tokens))
-    return TrainingRows(harmful, retain)
+            retain.append(_retained(encoded, cfg.retain))
+    return TrainingRows(harmful, retain, rewrites)
 
 
-def _at_most(row: Encoded, tokens: int) -> Encoded:
+def _retained(row: Encoded, cfg: RetainConfig) -> Encoded:
+    """The row cut to its limit, with the span of the tokens on which the retain term acts."""
     low, high = row.response_span
-    end = min(high, low + tokens)
-    return replace(row, ids=row.ids[:end], response_span=(low, end))
+    end = min(high, low + cfg.max_response_tokens)
+    start = low if cfg.tokens == "response" else row.user_span[0]
+    # Nothing predicts the first token of a row.
+    return replace(row, ids=row.ids[:end], response_span=(max(start, 1), end))
 
 
 def count_rows(recipe: Recipe, run: RunDir) -> tuple[int, int]:
-    """Rows of the training set and the retain set, from their manifests, checked against what an update needs.
+    """Rows of the training set (rewrites included) and the retain set, from their manifests, checked against an update's needs.
 
     Raises:
         ShardError: a table is missing or of another recipe.
@@ -72,4 +79,7 @@ def count_rows(recipe: Recipe, run: RunDir) -> tuple[int, int]:
             raise DatError(f"{folder} is missing: prepare the retain set before training")
         retain = read_manifest(folder, fingerprint=mark).rows
     check_rows(recipe.training, harmful, retain, recipe.cluster.trainer.min_actors)
+    if recipe.selection.source == "mixture":
+        rewrites = read_manifest(rewrites_folder(run, recipe.round), fingerprint=mark).rows
+        check_rows(recipe.training, rewrites, retain, recipe.cluster.trainer.min_actors)
     return harmful, retain

@@ -11,35 +11,48 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dat_ray.config.schema import TrainingConfig
 from dat_ray.data.ids import row_id, seed_from_id
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
-from dat_ray.training import objectives
-from dat_ray.training.attack import Perturbation, attack
-from dat_ray.training.batches import HarmfulRow, collate
+from dat_ray.training.attack import Perturbation
+from dat_ray.training.batches import HarmfulRow
+from dat_ray.training.cost import update_cost
 from dat_ray.training.network import Network
+from dat_ray.training.terms import find_perturbation, harmful_losses, retain_losses
 
 # Adds a tensor up over all workers, in place.
 Reduce = Callable[[Tensor], None]
+AnyRow = TypeVar("AnyRow", HarmfulRow, Encoded)
 
-TERMS = ("away", "toward", "retain_kl", "loss")
+# The field that a term's guard is set by.
+GUARDS = {"away": "training.stop_away", "retain": "training.stop_retain"}
+
+
+def term_names(cfg: TrainingConfig) -> tuple[str, ...]:
+    """The metrics of an update: mean log p(y), mean CE(y_ref), the retain term by its name, and the loss."""
+    retain = {"kl_forward": "retain_kl", "kl_reverse": "retain_reverse_kl", "ce": "retain_ce"}[cfg.retain_loss]
+    return "away", "toward", retain, "loss"
 
 
 class Diverged(DatError):
-    """A loss or gradient that is not a number. Every worker sees the same, and no retry would mend it."""
+    """A term that is not a number, or past its guard. Every worker sees the same, and no retry would mend it."""
 
     def __init__(self, update: int, term: str, value: float) -> None:
-        super().__init__(
-            f"training diverged: {term} is {value} at update {update}; the last checkpoint is kept; "
-            "lower training.learning_rate or training.attack.step_size, or set training.away_cutoff"
-        )
+        remedy = "lower training.learning_rate or training.attack.step_size, or set training.away_cutoff"
+        if math.isfinite(value):
+            guard = GUARDS[term.partition("_")[0]]
+            problem = f"{term} is {value:.3g} at update {update}, past {guard}"
+            if guard == GUARDS["retain"]:
+                remedy = "raise training.retain_weight or training.retain_rows, or lower training.learning_rate"
+        else:
+            problem = f"{term} is {value} at update {update}"
+        super().__init__(f"training diverged: {problem}; the last checkpoint is kept; {remedy}")
         self.update, self.term, self.value = update, term, value
 
     def __reduce__(self) -> tuple:
@@ -68,10 +81,12 @@ def alone(tensor: Tensor) -> None:
 
 
 def learning_rate(update: int, updates: int, cfg: TrainingConfig) -> float:
-    """Linear warm-up, then half a cosine towards 0; a function of the update, so that nothing has to be restored."""
+    """Linear warm-up, then constant or half a cosine towards 0; a function of the update: nothing has to be restored."""
     warmup = math.ceil(cfg.warmup * updates)
     if update < warmup:
         return cfg.learning_rate * (update + 1) / warmup
+    if cfg.schedule == "constant":
+        return cfg.learning_rate
     progress = (update - warmup) / max(updates - warmup, 1)
     return cfg.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -81,99 +96,91 @@ def make_optimizer(network: Network, cfg: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(network.trainable().values(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
 
 
-def find_perturbation(network: Network, rows: Sequence[HarmfulRow], cfg: TrainingConfig, unit_norm: float) -> Perturbation:
-    """Attacks the prompts of the rows so that the model as it is now gives their harmful responses.
-
-    Args:
-        network: attacked in evaluation mode.
-        rows: at least one.
-        cfg: its `attack` section.
-        unit_norm: mean embedding norm.
-    """
-    batch = collate([row.harmful for row in rows], share_prefix=cfg.attack.positions == "user", device=network.device)
-    with network.frozen():
-        with torch.no_grad():
-            prefix = network.prefix(batch)
-
-        def row_entropies(delta: Tensor) -> Tensor:
-            found = network.response_logits(batch, delta, prefix)
-            return -objectives.row_means(objectives.token_logprobs(found.logits, found.targets), found.rows, len(rows))
-
-        width = network.embedding.weight.shape[1]
-        return attack(row_entropies, batch.positions(cfg.attack.positions), width, cfg.attack, unit_norm)
+def chunks(rows: Sequence[AnyRow], cfg: TrainingConfig) -> list[Sequence[AnyRow]]:
+    """The rows that go through the model together."""
+    size = cfg.micro_rows or max(len(rows), 1)
+    return [rows[low : low + size] for low in range(0, len(rows), size)]
 
 
-def harmful_losses(network: Network, rows: UpdateRows, delta: Tensor, cfg: TrainingConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Away and toward under the same perturbation, in one forward pass of 2B rows.
-
-    Args:
-        network: run as it stands.
-        rows: `harmful` has B rows.
-        delta: (B, T', D) of the attack, T' the longest harmful row.
-        cfg: weights and cutoffs.
-
-    Returns:
-        This worker's share of the weighted loss; (B,) mean log p(y); (B,) mean log p(y_ref).
-    """
-    B = len(rows.harmful)
-    both = [row.harmful for row in rows.harmful] + [row.refusal for row in rows.harmful]
-    batch = collate(both, share_prefix=cfg.attack.positions == "user", device=network.device)
-    longer = F.pad(delta, (0, 0, 0, batch.ids.shape[1] - delta.shape[1]))
-    found = network.response_logits(batch, torch.cat([longer, longer]))
-    logprobs = objectives.row_means(objectives.token_logprobs(found.logits, found.targets), found.rows, 2 * B)
-    harmful, refusal = logprobs[:B], logprobs[B:]
-    loss = cfg.away_weight * objectives.away_loss(harmful, cfg.away_cutoff, rows.harmful_count)
-    loss = loss + cfg.toward_weight * objectives.toward_loss(refusal, cfg.toward_cutoff, rows.harmful_count)
-    return loss, harmful.detach(), refusal.detach()
+def perturb(network: Network, rows: UpdateRows, cfg: TrainingConfig, unit_norm: float) -> list[Perturbation]:
+    """The attack on this worker's share, one perturbation a chunk; no parameter's `.grad` is touched."""
+    return [find_perturbation(network, chunk, cfg, unit_norm) for chunk in chunks(rows.harmful, cfg)]
 
 
-def retain_losses(network: Network, rows: UpdateRows, cfg: TrainingConfig) -> tuple[Tensor, Tensor]:
-    """The retain term, against the same weights with the adapter off.
-
-    Returns:
-        This worker's share of the weighted loss; (N,) KL at each token.
-    """
-    batch = collate(rows.retain, share_prefix=True, device=network.device)
-    with torch.no_grad(), network.frozen(), network.model.disable_adapter():
-        teacher = network.response_logits(batch).logits
-    divergences = objectives.forward_kl(teacher, network.response_logits(batch).logits)
-    return cfg.retain_weight * objectives.retain_loss(divergences, rows.retain_tokens), divergences.detach()
+def attack_trace(found: Sequence[Perturbation], rows: UpdateRows, cfg: TrainingConfig, device: torch.device) -> Tensor:
+    """(2 * steps,) float64, whose sum over workers holds the update's harmful cross-entropy before each step of the
+    attack, then the relative norm of the perturbation after each."""
+    trace = torch.zeros(2 * cfg.attack.steps, dtype=torch.float64)
+    for chunk, one in zip(chunks(rows.harmful, cfg), found, strict=True):
+        share = len(chunk) / rows.harmful_count
+        trace += torch.tensor([share * value for value in one.harmful_ce + one.relative_norm], dtype=torch.float64)
+    return trace.to(device)
 
 
-def accumulate(network: Network, rows: UpdateRows, cfg: TrainingConfig, unit_norm: float) -> tuple[Tensor, dict[str, float]]:
-    """Attacks, and adds this worker's share of the gradient to `.grad`.
+def accumulate(
+    network: Network, rows: UpdateRows, found: Sequence[Perturbation], cfg: TrainingConfig, reduce: Reduce
+) -> tuple[Tensor, dict[str, float]]:
+    """Adds this worker's share of the gradient to `.grad`.
 
     Args:
         network: in training mode.
         rows: this worker's share.
+        found: of `perturb`.
         cfg: what to compute.
-        unit_norm: mean embedding norm.
+        reduce: sum over workers; called here only where the retain term is divided by its own value.
 
     Returns:
-        (4 + 2 * steps,) float64, whose sum over workers holds the update's TERMS, then the harmful cross-entropy
-        before each attack step, then the relative norm of the perturbation after each; and seconds by part.
+        (4,) float64, whose sum over workers holds the update's `term_names`; and seconds by part.
     """
-    away = toward = kl = loss = 0.0
-    trace = [0.0] * (2 * cfg.attack.steps)
+    away = toward = retain = loss = 0.0
     seconds = {}
     began = time.perf_counter()
     if rows.harmful:
-        found = find_perturbation(network, rows.harmful, cfg, unit_norm)
-        share = len(rows.harmful) / rows.harmful_count
-        trace = [share * value for value in found.harmful_ce + found.relative_norm]
-        seconds["attack"] = time.perf_counter() - began
-        term, harmful, refusal = harmful_losses(network, rows, found.delta, cfg)
-        term.backward()
-        away, toward = (values.double().sum().item() / rows.harmful_count for values in (harmful, -refusal))
-        loss += term.item()
-        seconds["harmful"] = time.perf_counter() - began - sum(seconds.values())
-    if rows.retain and cfg.retain_weight > 0:
-        term, divergences = retain_losses(network, rows, cfg)
-        term.backward()
-        kl = divergences.double().sum().item() / rows.retain_tokens
-        loss += term.item()
+        for chunk, one in zip(chunks(rows.harmful, cfg), found, strict=True):
+            term, harmful, refusal = harmful_losses(network, chunk, one.delta, cfg, rows.harmful_count)
+            term.backward()
+            away += harmful.double().sum().item() / rows.harmful_count
+            toward += -refusal.double().sum().item() / rows.harmful_count
+            loss += term.item()
+        seconds["harmful"] = time.perf_counter() - began
+    if cfg.retain_weight > 0:
+        before = _set_aside(network) if cfg.retain_normalized else {}
+        retain_part = 0.0
+        for part in chunks(rows.retain, cfg):
+            term, values = retain_losses(network, part, cfg, rows.retain_tokens)
+            term.backward()
+            retain += values.double().sum().item() / rows.retain_tokens
+            retain_part += term.item()
+        if cfg.retain_normalized:
+            retain_part *= _normalize(network, before, retain, reduce)
+        loss += retain_part
         seconds["retain"] = time.perf_counter() - began - sum(seconds.values())
-    return torch.tensor([away, toward, kl, loss, *trace], dtype=torch.float64, device=network.device), seconds
+    return torch.tensor([away, toward, retain, loss], dtype=torch.float64, device=network.device), seconds
+
+
+def _set_aside(network: Network) -> dict[str, Tensor]:
+    """Takes the gradients that are there out of `.grad`."""
+    before = {}
+    for name, parameter in network.trainable().items():
+        if parameter.grad is not None:
+            before[name], parameter.grad = parameter.grad, None
+    return before
+
+
+def _normalize(network: Network, before: dict[str, Tensor], value: float, reduce: Reduce) -> float:
+    """Divides the gradients in `.grad` by the update's retain term, adds what was set aside, and returns the factor.
+
+    At the start of training the KL is 0 with a zero gradient, which has no direction to scale.
+    """
+    whole = torch.tensor([value], dtype=torch.float64, device=network.device)
+    reduce(whole)
+    factor = 1.0 / whole.item() if whole.item() > 0 else 0.0
+    for name, parameter in network.trainable().items():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
+        if name in before:
+            parameter.grad = before[name] if parameter.grad is None else parameter.grad.add_(before[name])
+    return factor
 
 
 def take_update(
@@ -207,38 +214,81 @@ def take_update(
         The update's metrics, equal on every worker but for the seconds.
 
     Raises:
-        Diverged: a term or the gradient is not finite; the weights are as they were.
+        Diverged: a term or the gradient is not finite, or a guard spoke; the weights are as they were before the step.
     """
     began = time.perf_counter()
     # Dropout is the only random number here; its seed is a function of the update, so that no state is restored.
     torch.manual_seed(seed_from_id(row_id("update", seed, update, rank)))
     network.model.train()
+    found = perturb(network, rows, cfg, unit_norm)
+    attacked = time.perf_counter() - began
+    trace = attack_trace(found, rows, cfg, network.device)
+    rate = learning_rate(update, updates, cfg)
+    metrics: dict[str, Any] = {}
+    for step in range(cfg.steps_per_attack):
+        terms, seconds = _optimizer_step(network, optimizer, rows, found, cfg, update, rate, trace, reduce)
+        if step == 0:
+            # Later steps see a perturbation that was found for weights of the past: the first tells what it can do.
+            metrics = {"update": update, **terms, "seconds_by_part": {"attack": attacked} if found else {}}
+        for part, value in seconds.items():
+            metrics["seconds_by_part"][part] = metrics["seconds_by_part"].get(part, 0.0) + value
+    metrics["learning_rate"] = rate
+    metrics["seconds"] = time.perf_counter() - began
+    metrics["cost"] = update_cost(network, rows.harmful, rows.retain, cfg, metrics["seconds"])
+    return metrics
+
+
+def _optimizer_step(
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    rows: UpdateRows,
+    found: Sequence[Perturbation],
+    cfg: TrainingConfig,
+    update: int,
+    rate: float,
+    trace: Tensor,
+    reduce: Reduce,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Losses, reduction, guards, clipping, AdamW: the step's metrics, and seconds by part."""
     optimizer.zero_grad(set_to_none=True)
-    sums, seconds = accumulate(network, rows, cfg, unit_norm)
+    sums, seconds = accumulate(network, rows, found, cfg, reduce)
     parameters = list(network.trainable().values())
     reduce_gradients(parameters, reduce)
+    sums = torch.cat([sums, trace])
     reduce(sums)
-    terms, trace = sums[: len(TERMS)].tolist(), sums[len(TERMS) :].tolist()
-    for name, value in zip(TERMS, terms, strict=True):
+    names = term_names(cfg)
+    terms = dict(zip(names, sums[: len(names)].tolist(), strict=True))
+    along = sums[len(names) :].tolist()
+    for name, value in terms.items():
         if not math.isfinite(value):
             raise Diverged(update, name, value)
+    check_guards(terms, cfg, update)
     norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm).item()
     if not math.isfinite(norm):
         raise Diverged(update, "gradient norm", norm)
-    rate = learning_rate(update, updates, cfg)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
-    return {
-        "update": update,
-        **dict(zip(TERMS, terms, strict=True)),
-        "attack_ce": [*trace[: cfg.attack.steps], -terms[0]],
-        "attack_norm": trace[cfg.attack.steps :],
+    shown = {
+        **terms,
+        "attack_ce": [*along[: cfg.attack.steps], -terms["away"]],
+        "attack_norm": along[cfg.attack.steps :],
         "gradient_norm": norm,
-        "learning_rate": rate,
-        "seconds": time.perf_counter() - began,
-        "seconds_by_part": seconds,
     }
+    return shown, seconds
+
+
+def check_guards(terms: dict[str, float], cfg: TrainingConfig, update: int) -> None:
+    """Stops a run whose numbers are finite and still tell that it is lost.
+
+    Raises:
+        Diverged: the harmful response was pushed below `stop_away`, or the retain term rose above `stop_retain`.
+    """
+    retain = next(name for name in terms if name.startswith("retain"))
+    if cfg.stop_away is not None and terms["away"] < cfg.stop_away:
+        raise Diverged(update, "away", terms["away"])
+    if cfg.stop_retain is not None and terms[retain] > cfg.stop_retain:
+        raise Diverged(update, retain, terms[retain])
 
 
 def reduce_gradients(parameters: Sequence[torch.nn.Parameter], reduce: Reduce) -> None:

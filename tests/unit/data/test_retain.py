@@ -66,3 +66,21 @@ def test_builtin_set() -> None:
     rows = load_retain(RetainConfig(path="builtin:demo-retain", limit=2))
     assert [row.retain_id for row in rows] == ["retain-001", "retain-002"]
     assert {(row.response, row.source) for row in rows} == {(None, "builtin:demo-retain")}
+
+
+def test_a_chat_gives_its_first_turn(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "name a bird"}, {"role": "assistant", "content": "A robin."}]
+    more = [{"role": "system", "content": "be kind"}, *chat, {"role": "user", "content": "and one more"}]
+    long = [{"role": "user", "content": "x" * 50}, chat[1]]
+    table = pa.table({"prompt": ["a", "b", "c"], "messages": [more, long, chat]})
+    pq.write_table(table, tmp_path / "r.parquet")
+    cfg = RetainConfig(path=str(tmp_path / "r.parquet"), layout="messages", max_prompt_characters=49, limit=2)
+    rows = load_retain(cfg)
+    assert [(row.prompt, row.response) for row in rows] == [("name a bird", "A robin.")] * 2
+    assert len({row.retain_id for row in rows}) == 2
+    with pytest.raises(InputError, match=r"row 1 of r.parquet has 'messages' that do not begin"):
+        pq.write_table(pa.table({"messages": [chat[:1]]}), tmp_path / "r.parquet")
+        load_retain(cfg)
+    with pytest.raises(InputError, match=r"no prompt of .* is that short"):
+        pq.write_table(pa.table({"messages": [long]}), tmp_path / "r.parquet")
+        load_retain(cfg)

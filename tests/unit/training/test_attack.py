@@ -10,23 +10,31 @@ import torch
 from torch import Tensor
 
 from dat_ray.config.schema import AttackConfig, TrainingConfig
-from dat_ray.training.attack import attack, direction, mean_embedding_norm, project
+from dat_ray.training.attack import Direction, attack, mean_embedding_norm, project
 from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.network import Network
-from dat_ray.training.step import find_perturbation
+from dat_ray.training.terms import find_perturbation
 
 # (1, 2, 2): the gradient of the linear objective below; position 0 has norm 5.
 SLOPE = torch.tensor([[[3.0, -4.0], [0.0, 2.0]]])
 EVERYWHERE = torch.ones(1, 2, dtype=torch.bool)
 
 
-def linear(delta: Tensor) -> Tensor:
-    return (delta * SLOPE).sum(dim=(1, 2))
+def linear(delta: Tensor) -> tuple[Tensor, Tensor]:
+    value = (delta * SLOPE).sum(dim=(1, 2))
+    return value, value
+
+
+def bowl(delta: Tensor) -> tuple[Tensor, Tensor]:
+    value = ((delta - 1.0) ** 2).sum(dim=(-2, -1)).reshape(-1, delta.shape[-3]).sum(dim=0)
+    return value, value
 
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
+        # Adam's first step is the sign, but for its epsilon.
+        ("adam", [[[-0.1, 0.1], [0.0, -0.1]]]),
         ("sign", [[[-0.1, 0.1], [0.0, -0.1]]]),
         ("l2_normalized", [[[-0.06, 0.08], [0.0, -0.1]]]),
         ("raw", [[[-0.3, 0.4], [0.0, -0.2]]]),
@@ -50,7 +58,7 @@ def test_relative_sizes_are_multiples_of_the_embedding_norm() -> None:
 
 def test_every_iterate_is_logged_and_the_last_is_returned() -> None:
     cfg = AttackConfig(steps=4, step_size=0.1, step_rule="raw", unit="absolute")
-    found = attack(lambda d: ((d - 1.0) ** 2).sum(dim=(1, 2)), EVERYWHERE, 2, cfg, unit_norm=1.0)
+    found = attack(bowl, EVERYWHERE, 2, cfg, unit_norm=1.0)
     # d <- d + 0.2 (1 - d) from 0: 1 - 0.8^k after k steps; the objective is 4 coordinates of 0.8^(2k).
     assert torch.allclose(found.delta, torch.full((1, 2, 2), 1 - 0.8**4), atol=1e-6)
     assert found.harmful_ce == pytest.approx([4 * 0.8 ** (2 * k) for k in range(4)], rel=1e-5)
@@ -64,8 +72,40 @@ def test_projection_is_for_each_position() -> None:
 
 
 def test_a_zero_gradient_gives_a_zero_step() -> None:
-    for rule in ("sign", "l2_normalized", "raw"):
-        assert torch.equal(direction(torch.zeros(1, 1, 3), rule), torch.zeros(1, 1, 3))
+    for rule in ("sign", "l2_normalized", "raw", "adam"):
+        assert torch.equal(Direction(rule)(torch.zeros(1, 1, 3)), torch.zeros(1, 1, 3))
+
+
+def test_adam_takes_the_steps_of_torchs_adam() -> None:
+    cfg = AttackConfig(steps=5, step_size=0.3, step_rule="adam", unit="absolute")
+    found = attack(bowl, EVERYWHERE, 2, cfg, unit_norm=1.0).delta
+    literal = torch.nn.Parameter(torch.zeros(1, 2, 2))
+    optimizer = torch.optim.Adam([literal], lr=0.3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        bowl(literal)[0].sum().backward()
+        optimizer.step()
+    assert torch.allclose(found, literal.detach(), atol=1e-6)
+    assert not torch.allclose(found, torch.full((1, 2, 2), 1.5), atol=1e-3), "five signs would be 1.5"
+
+
+def test_the_best_iterate_is_each_rows_own() -> None:
+    # Steps of 0.9 towards 1 and 2.4: iterates 0.9, 1.8, 0.9, 1.8 and 0.9, 1.8, 2.7, 1.8.
+    goals = torch.tensor([1.0, 2.4])
+
+    def objective(delta: Tensor) -> tuple[Tensor, Tensor]:
+        value = (delta[..., 0, 0] - goals).square()
+        return value, value
+
+    cfg = AttackConfig(steps=4, step_size=0.9, step_rule="sign", unit="absolute")
+    where = torch.ones(2, 1, dtype=torch.bool)
+    last = attack(objective, where, 1, cfg, unit_norm=1.0).delta
+    best = attack(objective, where, 1, cfg.model_copy(update={"iterate": "best"}), unit_norm=1.0).delta
+    assert last.flatten().tolist() == pytest.approx([1.8, 1.8], abs=1e-6)
+    assert best.flatten().tolist() == pytest.approx([0.9, 2.7], abs=1e-6)
+    # The last iterate may be the best: it is asked too.
+    three = cfg.model_copy(update={"steps": 3, "iterate": "best"})
+    assert attack(objective, where, 1, three, unit_norm=1.0).delta.flatten().tolist() == pytest.approx([0.9, 2.7], abs=1e-6)
 
 
 def test_mean_embedding_norm() -> None:
@@ -77,9 +117,11 @@ def perturb(network: Network, rows: list[HarmfulRow], cfg: TrainingConfig, **cha
     return find_perturbation(network, rows, attacked, mean_embedding_norm(network.embedding.weight)).delta
 
 
+@pytest.mark.parametrize("layers", [("embedding",), ("embedding", 0)], ids=["embeddings", "layers"])
 @pytest.mark.parametrize("positions", ["user", "prompt"])
-@pytest.mark.parametrize("rule", ["sign", "l2_normalized", "raw"])
+@pytest.mark.parametrize("rule", ["sign", "l2_normalized", "raw", "adam"])
 def test_the_ball_holds_on_each_prompt_token_and_nothing_else_moves(
+    layers: tuple,
     positions: str,
     rule: str,
     make_network: Callable[..., Network],
@@ -89,14 +131,17 @@ def test_the_ball_holds_on_each_prompt_token_and_nothing_else_moves(
     network, cfg = make_network(), make_config()
     radius = 0.25
     unit = mean_embedding_norm(network.embedding.weight)
-    delta = perturb(network, harmful_rows, cfg, positions=positions, step_rule=rule, radius=radius, steps=4, step_size=0.2)
+    changes = {"positions": positions, "step_rule": rule, "radius": radius, "steps": 4, "step_size": 0.2}
+    deltas = perturb(network, harmful_rows, cfg, layers=layers, **changes)
     batch = collate([row.harmful for row in harmful_rows], share_prefix=False)
-    norms = delta.norm(dim=-1)
     where = batch.user if positions == "user" else batch.prompt
-    assert (norms[where] <= radius * unit * (1 + 1e-5)).all()
-    assert (norms[where] > 0).any()
-    assert (norms[~where] == 0).all()
-    assert (norms[batch.response | ~batch.valid] == 0).all()
+    assert len(deltas) == len(layers)
+    for delta in deltas:
+        norms = delta.norm(dim=-1)
+        assert (norms[where] <= radius * unit * (1 + 1e-5)).all()
+        assert (norms[where] > 0).any()
+        assert (norms[~where] == 0).all()
+        assert (norms[batch.response | ~batch.valid] == 0).all()
 
 
 def test_the_harmful_response_becomes_likelier_with_every_step(
@@ -140,6 +185,6 @@ def test_a_row_is_attacked_as_if_it_were_alone(
     network, cfg = make_network(dtype=torch.float64), make_config()
     together = perturb(network, harmful_rows, cfg, step_rule=rule)
     for index, row in enumerate(harmful_rows):
-        alone = perturb(network, [row], cfg, step_rule=rule)[0]
-        assert torch.allclose(together[index, : len(alone)], alone, atol=1e-5)
+        alone = perturb(network, [row], cfg, step_rule=rule)[0, 0]
+        assert torch.allclose(together[0, index, : len(alone)], alone, atol=1e-5)
         assert alone.norm() > 0.1

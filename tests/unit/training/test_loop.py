@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_killed_twice_and_resumed_ends_with_the_same_adapter(
 
     def curve(root: Path) -> list[dict]:
         log = read_metrics(str(root))
-        return [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in log]
+        return [{k: v for k, v in row.items() if not k.startswith(("seconds", "cost"))} for row in log]
 
     assert [row["update"] for row in curve(tmp_path / "torn")] == list(range(8)), "one line an update, replays included"
     assert curve(tmp_path / "torn") == curve(tmp_path / "whole")
@@ -119,6 +120,41 @@ def test_the_seed_changes_the_rows_and_nothing_else_does(
         [id(r) for r in rows.share(cfg, 4, u, 0, 1).harmful] != [id(r) for r in rows.share(cfg, 3, u, 0, 1).harmful]
         for u in range(3)
     )
+
+
+def test_a_mixture_takes_each_update_from_one_pool(make_config: MakeConfig, rows: TrainingRows) -> None:
+    mixed = TrainingRows(rows.harmful[:3], rows.retain, rewrites=rows.harmful[3:])
+    goals, rewrites = ({id(row) for row in pool} for pool in (mixed.harmful, mixed.rewrites))
+    cfg = make_config(harmful_rows=2, rewrite_share=0.3)
+    drawn = [{id(row) for row in mixed.share(cfg, 3, update, 0, 1).harmful} for update in range(400)]
+    assert all(pool <= goals or pool <= rewrites for pool in drawn)
+    # 400 coins of 0.3: a standard deviation of 0.023.
+    assert sum(pool <= rewrites for pool in drawn) / 400 == pytest.approx(0.3, abs=0.1)
+    assert set().union(*drawn) == goals | rewrites
+    for share, pool in ((0.0, goals), (1.0, rewrites)):
+        cfg = make_config(harmful_rows=2, rewrite_share=share)
+        assert all({id(row) for row in mixed.share(cfg, 3, update, 0, 1).harmful} <= pool for update in range(9))
+
+
+@pytest.mark.parametrize(
+    ("guard", "message"),
+    [
+        ({"stop_away": -9.0}, r"away is -\d+(\.\d+)? at update \d+, past training.stop_away; the last checkpoint is kept; lower"),
+        ({"stop_retain": 0.05}, r"retain_kl is 0\.\d+ at update \d+, past training.stop_retain; .* raise training.retain_weight"),
+    ],
+    ids=["exploding away", "collapsed retain"],
+)
+def test_a_guard_stops_the_run_with_its_last_good_checkpoint(
+    guard: dict, message: str, make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    fast = {"learning_rate": 0.05, "updates": 40, "warmup": 0.0, "retain_weight": 0.01, "checkpoint_every": 1}
+    with pytest.raises(Diverged, match=message) as caught:
+        train(make_network(adapted=False), rows, make_config(**fast, **guard), tmp_path)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    kept = FolderCheckpoints(tmp_path / "checkpoints").latest()
+    assert kept is not None
+    assert kept.name == f"update-{caught.value.update:08d}"
+    assert caught.value.update >= 1
 
 
 def test_the_last_checkpoint_stays_when_a_loss_is_not_a_number(

@@ -43,7 +43,7 @@ def test_the_shared_prefix_gives_the_same_logits_and_gradients(make_network: Mak
         batch = collate(rows, share_prefix=share)
         delta = torch.zeros(*batch.ids.shape, 32, requires_grad=True)
         moved = delta + 0.1 * batch.user[..., None]
-        logits = network.response_logits(batch, moved).logits
+        logits = network.response_logits(batch, moved[None]).logits
         network.model.zero_grad(set_to_none=True)
         logits.square().sum().backward()
         assert delta.grad is not None

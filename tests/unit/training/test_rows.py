@@ -10,8 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RunDir
+from dat_ray.config.schema import Recipe, SelectionConfig
+from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.schemas import TRAINING_SET
 from dat_ray.data.shards import write_manifest, write_shard
 from dat_ray.errors import DatError, ShardError
@@ -59,10 +59,10 @@ def no_refusal(prompt: str, response: str) -> bool:
     return "sorry" not in response
 
 
-def write_training_set(run: RunDir, cfg: Recipe, count: int = 3) -> None:
+def write_training_set(run: RunDir, cfg: Recipe, count: int = 3, folder: str | None = None) -> None:
     columns: dict[str, Any] = {"behavior_id": "b", "score": None, "target_logprob": None, "refusal": "I can't."}
     rows = [{**columns, "candidate_id": f"c{i}", "prompt": f"do {i}", "target": f"Sure, {i}", "rank": i} for i in range(count)]
-    folder = run.training_set(0)
+    folder = folder or run.training_set(0)
     shard = write_shard(folder, "part-0.parquet", pa.Table.from_pylist(rows, schema=TRAINING_SET))
     write_manifest(folder, [shard], fingerprint(cfg))
 
@@ -116,6 +116,39 @@ def test_retain_responses_are_cut_to_their_limit(tmp_path: Path, chat: ChatForma
     for row in load_rows(cfg, run, chat).retain:
         low, high = row.response_span
         assert (high - low, len(row.ids)) == (3, high)
+
+
+def test_retain_tokens_of_a_conversation_begin_with_the_user_message(tmp_path: Path, chat: ChatFormat) -> None:
+    path = str(tmp_path / "retain.jsonl")
+    run = RunDir(str(tmp_path / "run"))
+    cfg = recipe(tmp_path, retain={"path": path, "max_response_tokens": 3, "tokens": "conversation"})
+    prepare_retain(cfg, run, answer, no_refusal)
+    write_training_set(run, cfg)
+    for row in load_rows(cfg, run, chat).retain:
+        assert row.response_span == (row.user_span[0], len(row.ids))
+
+
+def test_a_recipe_without_a_retain_set_asks_for_none(tmp_path: Path, chat: ChatFormat) -> None:
+    cfg = recipe(tmp_path, retain=None, retain_rows=0, retain_weight=0.0)
+    run = RunDir(str(tmp_path / "run"))
+    assert prepare_retain(cfg, run, answer) == RetainReport(rows=0, written=0, dropped=0, skipped=True)
+    write_training_set(run, cfg)
+    assert count_rows(cfg, run) == (3, 0)
+    assert load_rows(cfg, run, chat).retain == []
+    with pytest.raises(ValueError, match="retain_rows is positive but there is no retain section"):
+        recipe(tmp_path, retain=None)
+
+
+def test_rewrites_are_rows_of_their_own(tmp_path: Path, chat: ChatFormat) -> None:
+    cfg = recipe(tmp_path)
+    cfg = cfg.model_copy(update={"selection": SelectionConfig(source="mixture")})
+    run = RunDir(str(tmp_path / "run"))
+    prepare_retain(cfg, run, answer)
+    write_training_set(run, cfg)
+    write_training_set(run, cfg, count=2, folder=rewrites_folder(run, 0))
+    rows = load_rows(cfg, run, chat)
+    assert (len(rows.harmful), len(rows.rewrites)) == (3, 2)
+    assert count_rows(cfg, run)[0] == 3
 
 
 def test_a_retain_set_with_nothing_left_is_an_error(tmp_path: Path) -> None:

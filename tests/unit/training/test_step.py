@@ -20,12 +20,13 @@ from dat_ray.training.step import (
     Diverged,
     UpdateRows,
     accumulate,
-    find_perturbation,
+    alone,
     learning_rate,
     make_optimizer,
-    retain_losses,
+    perturb,
     take_update,
 )
+from dat_ray.training.terms import find_perturbation, retain_losses
 
 MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
 
@@ -37,7 +38,8 @@ def whole(harmful: list[HarmfulRow], retain: list[Encoded]) -> UpdateRows:
 def run(network: Network, rows: UpdateRows, cfg: TrainingConfig) -> tuple[list[float], Tensor]:
     """TERMS and the flat gradient of one worker."""
     network.model.zero_grad(set_to_none=True)
-    sums, _ = accumulate(network, rows, cfg, mean_embedding_norm(network.embedding.weight))
+    found = perturb(network, rows, cfg, mean_embedding_norm(network.embedding.weight))
+    sums, _ = accumulate(network, rows, found, cfg, alone)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.trainable().values()]
     return sums.tolist()[:4], torch.cat([g.reshape(-1) for g in grads]).clone()
 
@@ -60,7 +62,7 @@ def test_loss_and_gradient_are_those_of_the_definition(
     terms, gradient = run(network, whole(harmful_rows, retain_rows), cfg)
 
     unit = mean_embedding_norm(network.embedding.weight)
-    deltas = find_perturbation(network, harmful_rows, cfg, unit).delta
+    deltas = find_perturbation(network, harmful_rows, cfg, unit).delta[0]
     away, toward, kls = [], [], []
     for row, delta in zip(harmful_rows, deltas, strict=True):
         for encoded, found in ((row.harmful, away), (row.refusal, toward)):
@@ -126,7 +128,7 @@ def test_retain_is_0_with_0_gradient_before_training(
     make_network: MakeNetwork, make_config: MakeConfig, retain_rows: list[Encoded]
 ) -> None:
     network = make_network(adapted=False, dropout=0.0)
-    loss, divergences = retain_losses(network, whole([], retain_rows), make_config())
+    loss, divergences = retain_losses(network, retain_rows, make_config(), 16)
     loss.backward()
     assert len(divergences) == sum(b - a for a, b in (r.response_span for r in retain_rows))
     assert divergences.abs().max().item() < 1e-6

@@ -1,0 +1,82 @@
+"""Training sets that need no sampler: the behaviors' own goals (CAT), and goals mixed with rewrites (MixAT)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pyarrow as pa
+
+from dat_ray.data.ids import row_id
+from dat_ray.data.schemas import TRAINING_SET
+from dat_ray.data.sources import open_source
+from dat_ray.data.text import normalize
+from dat_ray.errors import InputError
+
+_FIELD = "selection.rewrites"
+
+
+def goal_rows(behaviors: pa.Table) -> pa.Table:
+    """Every training behavior's goal with each of its targets: CAT's 100 x 12 rows.
+
+    Args:
+        behaviors: BEHAVIORS.
+
+    Returns:
+        TRAINING_SET, in the order of `behaviors`; `rank` is the target's index.
+    """
+    return _rows((row, row["goal"], row["target_index"]) for row in _training(behaviors))
+
+
+def rewrite_rows(behaviors: pa.Table, path: str) -> pa.Table:
+    """Rewritten prompts from a table, each with every target of its goal.
+
+    Args:
+        behaviors: BEHAVIORS.
+        path: table with the columns `goal`, equal to a training goal up to case, punctuation and spacing, and `prompt`.
+
+    Returns:
+        TRAINING_SET; `rank` numbers the rewrites of a goal.
+
+    Raises:
+        InputError: the table lacks a column or a text, names an unknown goal, or has no rewrite of a training goal.
+    """
+    by_goal: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in _training(behaviors):
+        by_goal[normalize(row["goal"])].append(row)
+    source = open_source(path, _FIELD)
+    for column in ("goal", "prompt"):
+        if column not in source.columns:
+            raise InputError(_FIELD, path, f"has no column {column!r}, only {', '.join(source.columns)}: rename one")
+    seen: defaultdict[str, int] = defaultdict(int)
+    found = []
+    for place, values in source.rows(["goal", "prompt"]):
+        if not all(isinstance(values[name], str) and values[name].strip() for name in ("goal", "prompt")):
+            raise InputError(_FIELD, path, f"{place} of {source.name} lacks a text: write a goal and a prompt, or remove the row")
+        goal = normalize(values["goal"])
+        if goal not in by_goal:
+            raise InputError(_FIELD, path, f"{place} of {source.name} rewrites a goal that is not trained on: remove the row")
+        found += [(row, values["prompt"].strip(), seen[goal]) for row in by_goal[goal]]
+        seen[goal] += 1
+    return _rows(found)
+
+
+def _training(behaviors: pa.Table) -> list[dict[str, Any]]:
+    return [row for row in behaviors.to_pylist() if row["split"] == "train"]
+
+
+def _rows(found: Any) -> pa.Table:
+    rows = [
+        {
+            "candidate_id": row_id("goal", row["behavior_id"], row["target_index"], prompt, rank),
+            "behavior_id": row["behavior_id"],
+            "prompt": prompt,
+            "target": row["target"],
+            "refusal": row["refusal"],
+            "score": None,
+            "target_logprob": None,
+            "rank": rank,
+        }
+        for row, prompt, rank in found
+    ]
+    return pa.Table.from_pylist(rows, schema=TRAINING_SET)

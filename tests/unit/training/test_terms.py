@@ -1,0 +1,230 @@
+"""The terms of an update, in every published composition, against a literal form that shares no code with them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dat_ray.config.schema import TrainingConfig
+from dat_ray.models.chat import Encoded
+from dat_ray.training.attack import mean_embedding_norm
+from dat_ray.training.batches import HarmfulRow
+from dat_ray.training.network import Network
+from dat_ray.training.step import UpdateRows, accumulate, alone, make_optimizer, perturb, take_update
+from dat_ray.training.terms import find_perturbation
+from tests.unit.training.literal_update import literal_attack_objective, literal_harmful, literal_retain
+
+MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
+
+# The published objectives, with cutoffs that some rows of the tests pass and others don't.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "dat": {},
+    "diffusion-only": {"attack": {"steps": 0}},
+    "cat": {
+        "away_cutoff": -3.5,
+        "toward_cutoff": 3.5,
+        "cutoff_form": "soft",
+        "retain_loss": "ce",
+        "attack": {"steps": 2, "step_size": 0.02, "step_rule": "sign", "positions": "prompt", "radius": 0.3},
+    },
+    "cat-unlikelihood": {"away": "unlikelihood", "away_cutoff": -4.0, "toward_cutoff": 3.5},
+    "capo": {
+        "away": "ipo",
+        "away_weight": 1.0,
+        "away_cutoff": -4.0,
+        "toward_cutoff": 2.0,
+        "attack": {"steps": 2, "step_size": 0.02, "step_rule": "sign", "positions": "prompt"},
+    },
+    "lat": {
+        "away": "unlikelihood",
+        "away_cutoff": -5.0,
+        "retain_loss": "kl_reverse",
+        "retain_normalized": True,
+        "attack": {
+            "steps": 2,
+            "step_size": 0.05,
+            "step_rule": "adam",
+            "unit": "absolute",
+            "radius": 0.3,
+            "positions": "sequence",
+            "layers": ["embedding", 0, 1],
+            "objective": "joint",
+        },
+    },
+    "clipped": {"loss_clip": 0.5, "attack": {"steps": 2, "step_size": 0.1, "iterate": "best", "objective": "joint"}},
+}
+
+
+def whole(harmful: list[HarmfulRow], retain: list[Encoded]) -> UpdateRows:
+    return UpdateRows(harmful, retain, len(harmful), sum(b - a for a, b in (r.response_span for r in retain)))
+
+
+def run(network: Network, rows: UpdateRows, cfg: TrainingConfig) -> tuple[float, Tensor]:
+    """Loss and flat gradient."""
+    network.model.zero_grad(set_to_none=True)
+    found = perturb(network, rows, cfg, mean_embedding_norm(network.embedding.weight))
+    sums, _ = accumulate(network, rows, found, cfg, alone)
+    return sums[3].item(), flat_gradient(network)
+
+
+def flat_gradient(network: Network) -> Tensor:
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.trainable().values()]
+    return torch.cat([g.reshape(-1) for g in grads]).clone()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_and_gradient_are_those_of_the_literal_form(
+    name: str, make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
+) -> None:
+    network, cfg = make_network(dtype=torch.float64), make_config(**OBJECTIVES[name])
+    loss, gradient = run(network, whole(harmful_rows, retain_rows), cfg)
+
+    found = find_perturbation(network, harmful_rows, cfg, mean_embedding_norm(network.embedding.weight)).delta
+    harmful = [literal_harmful(network.model, row, found[:, i].double(), cfg) for i, row in enumerate(harmful_rows)]
+    expected = torch.stack(harmful).mean() + cfg.retain_weight * literal_retain(network.model, retain_rows, cfg)
+    network.model.zero_grad(set_to_none=True)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-6)
+    assert torch.allclose(gradient, flat_gradient(network), atol=1e-6)
+    assert gradient.norm() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("joint", "away", "layers"),
+    [(False, "neg_ce", ["embedding"]), (True, "neg_ce", ["embedding"]), (True, "unlikelihood", ["embedding", 0])],
+)
+def test_a_step_of_the_attack_is_down_the_gradient_of_its_objective(
+    joint: bool,
+    away: str,
+    layers: list,
+    make_network: MakeNetwork,
+    make_config: MakeConfig,
+    harmful_rows: list[HarmfulRow],
+) -> None:
+    network = make_network(dtype=torch.float64)
+    attack = {"steps": 1, "step_size": 0.5, "step_rule": "raw", "unit": "absolute", "positions": "prompt", "layers": layers}
+    cfg = make_config(
+        away=away, away_weight=0.3, toward_weight=0.7, attack={**attack, "objective": "joint" if joint else "harmful_ce"}
+    )
+    found = find_perturbation(network, harmful_rows, cfg, 1.0).delta
+    for i, row in enumerate(harmful_rows):
+        prompt = row.harmful.response_span[0]
+        zero = torch.zeros(len(layers), prompt, 32, dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(literal_attack_objective(network.model, row, zero, cfg), zero)
+        assert torch.allclose(found[:, i, :prompt].double(), -0.5 * gradient, atol=1e-6)
+        assert gradient.norm() > 1e-3
+
+
+def test_the_joint_attack_makes_the_refusal_unlikely_too(
+    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow]
+) -> None:
+    network = make_network()
+    attack = {"steps": 6, "step_size": 0.1}
+    unit = mean_embedding_norm(network.embedding.weight)
+    refusals = {}
+    for objective in ("harmful_ce", "joint"):
+        cfg = make_config(attack={**attack, "objective": objective}, retain_weight=0.0)
+        rows = whole(harmful_rows, [])
+        sums, _ = accumulate(network, rows, perturb(network, rows, cfg, unit), cfg, alone)
+        refusals[objective] = sums[1].item()
+    assert refusals["joint"] > refusals["harmful_ce"] + 0.2
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradient_accumulation_is_one_big_batch(
+    name: str, make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
+) -> None:
+    network, rows = make_network(dtype=torch.float64), whole(harmful_rows, retain_rows)
+    loss, gradient = run(network, rows, make_config(**OBJECTIVES[name]))
+    for size in (1, 4):
+        cfg = make_config(**OBJECTIVES[name], micro_rows=size)
+        seen: list[int] = []
+        handle = network.decoder.layers[0].mlp.register_forward_hook(lambda _m, args, _o, seen=seen: seen.append(len(args[0])))
+        part_loss, part = run(network, rows, cfg)
+        handle.remove()
+        assert max(seen) == 2 * size, "both responses of a micro batch, and no more"
+        assert part_loss == pytest.approx(loss, abs=1e-5)
+        # Perturbations are float32: a row's padding changes their last bits, and a sign step in Adam can follow them.
+        assert torch.allclose(part, gradient, atol=1e-4)
+
+
+def test_a_normalized_retain_term_is_1_with_a_gradient_of_its_direction(
+    make_network: MakeNetwork, make_config: MakeConfig, retain_rows: list[Encoded]
+) -> None:
+    network, rows = make_network(dtype=torch.float64), whole([], retain_rows)
+    plain, direction = run(network, rows, make_config(retain_weight=0.3))
+    value, gradient = run(network, rows, make_config(retain_weight=0.3, retain_normalized=True))
+    assert value == pytest.approx(0.3, abs=1e-9)
+    assert torch.allclose(gradient, direction * 0.3 / plain, atol=1e-9)
+
+
+def test_several_steps_share_one_attack(
+    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
+) -> None:
+    network = make_network()
+    cfg = make_config(steps_per_attack=3, warmup=0.0, schedule="constant", attack={"steps": 4})
+    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding.weight)
+    optimizer, forwards = make_optimizer(network, cfg), [0]
+    network.decoder.register_forward_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
+    metrics = take_update(network, optimizer, rows, cfg, update=0, updates=8, unit_norm=unit, seed=0)
+    state = next(iter(optimizer.state.values()))
+    assert int(state["step"]) == 3
+    # A prefix and 4 attack passes once; then 3 times a pair, a teacher and a retain pass, each with its prefix.
+    assert forwards[0] == 5 + 3 * 6
+    assert metrics["learning_rate"] == cfg.learning_rate
+    assert len(metrics["attack_ce"]) == 5
+
+
+@pytest.mark.parametrize("name", ["dat", "lat", "capo"])
+def test_activation_checkpointing_changes_nothing_but_memory(
+    name: str, make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
+) -> None:
+    cfg, rows = make_config(**OBJECTIVES[name]), whole(harmful_rows, retain_rows)
+    plain = make_network(dtype=torch.float64)
+    plain.model.train()
+    loss, gradient = run(plain, rows, cfg)
+    network = Network(make_network(dtype=torch.float64).model, checkpointing=True)
+    network.model.train()
+    forwards = [0]
+    network.decoder.layers[1].mlp.register_forward_pre_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
+    again, found = run(network, rows, cfg)
+    reference = 1 + int(name == "capo")
+    # Each pass with a gradient runs twice: the attack's, the pair's and the retain pass; the teacher's and reference's once.
+    assert forwards[0] == 2 * (cfg.attack.steps + 2) + reference
+    assert again == pytest.approx(loss, abs=1e-5)
+    assert torch.allclose(found, gradient, atol=1e-4)
+
+
+def test_dropout_is_off_in_a_checkpointed_attack(
+    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow]
+) -> None:
+    network = Network(make_network(dropout=0.5).model, checkpointing=True)
+    network.model.train()
+    first, second = (find_perturbation(network, harmful_rows, make_config(), 1.0).delta for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(parameter.grad is None for parameter in network.model.parameters())
+
+
+def test_a_layer_that_is_not_there_is_named(
+    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow]
+) -> None:
+    with pytest.raises(Exception, match=r"training.attack.layers = 7: the model has layers 0 to 1"):
+        find_perturbation(make_network(), harmful_rows, make_config(attack={"steps": 1, "layers": [7]}), 1.0)
+
+
+def test_no_logits_are_made_on_prompt_positions(
+    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
+) -> None:
+    """Over a whole update: every tensor of vocabulary width has one row a response token."""
+    network, cfg = make_network(), make_config(attack={"steps": 3})
+    rows, seen = whole(harmful_rows, retain_rows), []
+    network.head.register_forward_hook(lambda _m, args, _o: seen.append(args[0].shape[:-1].numel()))
+    run(network, rows, cfg)
+    harmful = sum(b - a for a, b in (row.harmful.response_span for row in harmful_rows))
+    refusal = sum(b - a for a, b in (row.refusal.response_span for row in harmful_rows))
+    assert seen == [*itertools.repeat(harmful, 3), harmful + refusal, rows.retain_tokens, rows.retain_tokens]

@@ -97,8 +97,24 @@ class SamplerConfig(Section):
     order: Literal["low_confidence", "random"] = "low_confidence"
     remask_condition: bool = Field(True, description="hide a random part of the response at every step")
     max_target_tokens: Positive = Field(128, description="the response is cut to this many tokens")
+    likelihood_samples: NonNegative = Field(
+        0,
+        description="samples (at least 2) of the bound on log p(x | y) that is stored with each candidate, given its own and "
+        "another behavior's response, two forward passes each; 0: none. Torch backend only",
+    )
     batch_size: Positive = 32
     max_batched_tokens: Positive = Field(8192, description="tokens of one vLLM forward pass")
+
+    @model_validator(mode="after")
+    def _likelihood_can_be_had(self) -> SamplerConfig:
+        if self.likelihood_samples == 1:
+            raise ValueError("sampler.likelihood_samples 1 leaves no standard error: give 0, or at least 2")
+        if self.likelihood_samples and self.backend == "vllm":
+            raise ValueError(
+                "sampler.likelihood_samples needs log-probabilities, which vLLM's pooler does not return: "
+                "set sampler.backend to torch, or likelihood_samples to 0"
+            )
+        return self
 
 
 class EndpointConfig(Section):

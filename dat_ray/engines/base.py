@@ -49,6 +49,19 @@ class InfillResult:
     nfe: int
 
 
+@dataclass(frozen=True)
+class PromptLikelihood:
+    """A Monte-Carlo bound on log p(x | y).
+
+    Args:
+        value: nats, for the whole prompt.
+        error: its standard error.
+    """
+
+    value: float
+    error: float
+
+
 class DiffusionSampler(Protocol):
     """Draws prompts x ~ p_diff(x | y)."""
 
@@ -56,6 +69,19 @@ class DiffusionSampler(Protocol):
 
     def infill(self, requests: Sequence[InfillRequest]) -> list[InfillResult]:
         """In-paints every request; a row's result does not depend on the other rows."""
+        ...
+
+
+class LikelihoodSampler(DiffusionSampler, Protocol):
+    """A sampler that can also say how likely a prompt is: the torch backend."""
+
+    def log_likelihood(
+        self, targets: Sequence[str], prompts: Sequence[Sequence[int]], seeds: Sequence[int], samples: int
+    ) -> list[PromptLikelihood]:
+        """How likely each prompt, as the tokens of its `InfillResult`, is given a target.
+
+        The same prompt and seed are masked in the same way under every target, so that two targets can be compared.
+        """
         ...
 
 

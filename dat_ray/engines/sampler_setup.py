@@ -99,6 +99,6 @@ def sampler_fingerprint(config: SamplerConfig, folder: str) -> str:
 
     Backend and dtype count, because rounding can tip the choice between two tokens; batch sizes don't.
     """
-    unread = {"model", "prompt_tokens", "batch_size", "max_batched_tokens"}
+    unread = {"model", "prompt_tokens", "batch_size", "max_batched_tokens", "likelihood_samples"}
     settings = config.model_dump(mode="json", exclude=unread)
     return row_id("sampler", model_fingerprint(folder), json.dumps(settings, sort_keys=True))

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dat_ray.config.schema import SamplerConfig
+from dat_ray.diffusion.backbone import hidden_states, output_head, pad_rows
+from dat_ray.diffusion.canvas import build_canvas
+from dat_ray.diffusion.likelihood import log_likelihood, written
 from dat_ray.diffusion.sampler import TorchDenoiser, infill_canvases
-from dat_ray.engines.base import InfillRequest, InfillResult
+from dat_ray.engines.base import InfillRequest, InfillResult, PromptLikelihood
 from dat_ray.engines.sampler_setup import SamplerSetup
 from dat_ray.models.loading import load_causal_lm
 
@@ -49,3 +52,30 @@ class TorchSampler:
             self._denoiser.device,
         )
         return self._setup.results(requests, done)
+
+    def log_likelihood(
+        self, targets: Sequence[str], prompts: Sequence[Sequence[int]], seeds: Sequence[int], samples: int
+    ) -> list[PromptLikelihood]:
+        """See `DiffusionSampler`."""
+        setup, denoiser = self._setup, self._denoiser
+        canvases = [
+            written(build_canvas(setup.tokenizer, setup.spec, target, len(ids), setup.max_target_tokens), ids)
+            for target, ids in zip(targets, prompts, strict=True)
+        ]
+        found = log_likelihood(
+            canvases,
+            seeds,
+            samples,
+            setup.spec.mask_token_id,
+            setup.spec.shift,
+            self._states,
+            output_head(denoiser.model),
+            denoiser.batch_size,
+            denoiser.chunk,
+        )
+        return [PromptLikelihood(one.value, one.error) for one in found]
+
+    def _states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        denoiser = self._denoiser
+        ids, valid = pad_rows([list(row) for row in rows], self._setup.spec.mask_token_id, denoiser.device)
+        return hidden_states(denoiser.model, ids, valid)[valid]

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -20,7 +20,15 @@ import ray
 from dat_ray import telemetry
 from dat_ray.config.schema import JudgeConfig, Recipe, SamplerConfig, TargetConfig
 from dat_ray.data.schemas import CANDIDATES
-from dat_ray.engines.base import DiffusionSampler, InfillRequest, Judge, TargetModel
+from dat_ray.engines.base import (
+    DiffusionSampler,
+    InfillRequest,
+    InfillResult,
+    Judge,
+    LikelihoodSampler,
+    PromptLikelihood,
+    TargetModel,
+)
 from dat_ray.errors import DatError
 from dat_ray.generation.capacity import generation_pools
 from dat_ray.generation.rows import EngineLost, Row, fill_in
@@ -182,7 +190,7 @@ class RoleActor(ABC):
 
 
 class SamplerActor(RoleActor):
-    """Draws the prompt: `prompt`, `nfe`, `sample_logprob`."""
+    """Draws the prompt: `prompt`, `nfe`, `sample_logprob`; and its likelihood, where it is asked for."""
 
     role = "sampler"
 
@@ -198,7 +206,30 @@ class SamplerActor(RoleActor):
         )
         if [result.row_id for result in results] != [row["candidate_id"] for row in rows]:
             raise RuntimeError("the sampler's answers are not in the order of the rows")
-        return [{"prompt": r.prompt, "nfe": r.nfe, "sample_logprob": r.logprob} for r in results]
+        columns: list[Row] = [{"prompt": r.prompt, "nfe": r.nfe, "sample_logprob": r.logprob} for r in results]
+        if self.recipe.sampler.likelihood_samples:
+            for column, likelihood in zip(columns, self._likelihoods(rows, results), strict=True):
+                column.update(likelihood)
+        return columns
+
+    def _likelihoods(self, rows: Sequence[Row], results: Sequence[InfillResult]) -> list[Row]:
+        """`log_likelihood` with its error, and `other_log_likelihood` where the row names another target."""
+        samples, engine = self.recipe.sampler.likelihood_samples, cast(LikelihoodSampler, self.engine)
+
+        def bound(column: str, chosen: Sequence[int]) -> list[PromptLikelihood]:
+            return engine.log_likelihood(
+                [rows[i][column] for i in chosen],
+                [results[i].token_ids for i in chosen],
+                [rows[i]["seed"] for i in chosen],
+                samples,
+            )
+
+        own = bound("target", range(len(rows)))
+        found: list[Row] = [{"log_likelihood": one.value, "log_likelihood_error": one.error} for one in own]
+        compared = [i for i, row in enumerate(rows) if row["other_target"] is not None]
+        for i, other in zip(compared, bound("other_target", compared), strict=True):
+            found[i]["other_log_likelihood"] = other.value
+        return found
 
 
 class TargetActor(RoleActor):

@@ -11,7 +11,7 @@ from dat_ray.data.schemas import CANDIDATES
 from dat_ray.errors import InputError
 
 # What changes how fast prompts are drawn, or on which engine, but not the law they follow.
-NOT_IN_LAW = frozenset({"backend", "batch_size", "max_batched_tokens"})
+NOT_IN_LAW = frozenset({"backend", "batch_size", "max_batched_tokens", "likelihood_samples"})
 
 
 def sampler_fingerprint(cfg: SamplerConfig) -> str:
@@ -23,6 +23,12 @@ def sampler_fingerprint(cfg: SamplerConfig) -> str:
 def draw_prompt_tokens(lengths: tuple[int, ...], seed: int) -> int:
     """One of the prompt lengths, uniformly, as a function of the row's seed alone."""
     return lengths[seed_from_id(row_id("prompt_tokens", seed)) % len(lengths)]
+
+
+def _draw_other(targets: list[str], own: str, seed: int) -> str | None:
+    """Another behavior's target, uniformly, as a function of the row's seed; None where every one is the same."""
+    different = [target for target in targets if target != own]
+    return different[seed_from_id(row_id("other_target", seed)) % len(different)] if different else None
 
 
 def expand(behaviors: pa.Table, recipe: Recipe) -> pa.Table:
@@ -45,6 +51,10 @@ def expand(behaviors: pa.Table, recipe: Recipe) -> pa.Table:
     if not train:
         raise InputError("behaviors.path", recipe.behaviors.path, "holds no training behavior: give a set with at least one")
     sampler = sampler_fingerprint(recipe.sampler)
+    others: dict[str, list[str]] = {}
+    if recipe.sampler.likelihood_samples:
+        for one in {row["behavior_id"] for row in train}:
+            others[one] = sorted({row["target"] for row in train if row["behavior_id"] != one})
     rows = []
     for behavior in train:
         for sample in range(recipe.generation.samples_per_target):
@@ -61,6 +71,7 @@ def expand(behaviors: pa.Table, recipe: Recipe) -> pa.Table:
                     "sample_index": sample,
                     "goal": behavior["goal"],
                     "target": behavior["target"],
+                    "other_target": _draw_other(others.get(behavior["behavior_id"], []), behavior["target"], seed),
                     "refusal": behavior["refusal"],
                     "prompt_tokens": draw_prompt_tokens(recipe.sampler.prompt_tokens, seed),
                     "seed": seed,

@@ -106,3 +106,28 @@ def test_no_training_behavior_is_refused():
 def test_a_target_given_twice_is_refused_by_name():
     with pytest.raises(InputError, match="behavior a has target 0 twice"):
         expand(behaviors(("b", 0, "S", "train"), ("a", 0, "S", "train"), ("a", 0, "S", "train")), recipe())
+
+
+def test_a_likelihood_is_compared_under_another_behaviors_target_and_changes_no_row():
+    both = behaviors(("a", 0, "Sure, a", "train"), ("b", 0, "Sure, b", "train"), ("c", 0, "Sure, c", "train"),
+                     ("h", 0, "Sure, h", "heldout"))  # fmt: skip
+    plain = expand(both, recipe())
+    asked = expand(both, recipe(sampler__likelihood_samples=4, sampler__backend="torch"))
+    assert set(plain["other_target"].to_pylist()) == {None}
+    rows = asked.to_pylist()
+    assert {(row["target"], row["other_target"]) for row in rows} <= {
+        (f"Sure, {one}", f"Sure, {other}") for one in "abc" for other in "abc" if one != other
+    }
+    assert len({row["other_target"] for row in rows}) == 3
+    assert asked.drop_columns(["other_target"]).equals(plain.drop_columns(["other_target"]))
+
+
+def test_a_likelihood_needs_another_behavior_to_compare_with():
+    table = expand(THREE, recipe(sampler__likelihood_samples=4, sampler__backend="torch"))
+    assert set(table["other_target"].to_pylist()) == {None}
+
+
+@pytest.mark.parametrize(("samples", "backend", "reason"), [(1, "torch", "at least 2"), (8, "vllm", "backend to torch")])
+def test_a_likelihood_that_cannot_be_had_is_refused(samples, backend, reason):
+    with pytest.raises(ValueError, match=reason):
+        recipe(sampler__likelihood_samples=samples, sampler__backend=backend)

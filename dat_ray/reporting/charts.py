@@ -9,14 +9,19 @@ from typing import Any
 from markupsafe import Markup
 
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.reporting.figures import Dot, Line, Row, dot_plot, line_plot, running_mean
-from dat_ray.reporting.findings import Tree, pair, percent, points
+from dat_ray.evaluation.intervals import Interval
+from dat_ray.reporting.categories import Attempts, by_category
+from dat_ray.reporting.figures import Dot, Line, Row, Spot, dot_plot, line_plot, running_mean, scatter
+from dat_ray.reporting.findings import first_model, pair, subject
+from dat_ray.reporting.words import Tree, attack_name, judge_name, model_name, percent, points, words
 
-ATTACK_NAMES = {"direct": "Direct request", "inpainting": "In-painted prompts"}
 # Share of the updates at the start and at the end over which attack curves are averaged.
 EDGE = 0.2
 # Updates averaged in a smoothed curve, as a share of all.
 SMOOTHING = 0.1
+# Attacks named in the title of a figure that has more.
+TITLE_ATTACKS = 3
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -45,42 +50,165 @@ TERMS = (
 )
 
 
-def attack_name(attack: str) -> str:
-    """An attack's name for people."""
-    return ATTACK_NAMES.get(attack, attack)
+@dataclass(frozen=True)
+class FrontPoint:
+    """One model of a front: rates as (value, low, high) in [0, 1].
+
+    Attributes:
+        label: what tells it from the others.
+        broken: behaviors broken by any attack.
+        refused: harmless prompts refused.
+    """
+
+    label: str
+    broken: tuple[float, float, float]
+    refused: tuple[float, float, float]
+
+    @property
+    def complied(self) -> tuple[float, float, float]:
+        value, low, high = self.refused
+        return 1 - value, 1 - high, 1 - low
 
 
 def asr_figure(metrics: Tree) -> Figure:
     """Attack success by attack, and of any attack."""
-    base, adapted = metrics["models"]["base"], metrics["models"]["adapted"]
-    rows = [Row(attack_name(attack), _two(block, adapted["attacks"][attack], "asr")) for attack, block in base["attacks"].items()]
-    rows.append(Row("Any of them (best of attacks)", _two(base["boa"], adapted["boa"], "asr")))
-    falls = {attack: found["difference"] for attack in base["attacks"] if (found := pair(metrics, "asr", attack)) is not None}
-    title = "Attack success was not measured"
-    if falls:
-        parts = [f"{attack_name(attack).lower()} {points(change)} points" for attack, change in falls.items()]
-        title = "Change after fine-tuning: " + ", ".join(parts)
-    level = percent(metrics["confidence"])
+    attacks = list(dict.fromkeys(attack for block in metrics["models"].values() for attack in block["attacks"]))
+    rows = [
+        Row(attack_name(attack), _dots(metrics, lambda block, a=attack: block["attacks"].get(a), "asr")) for attack in attacks
+    ]
+    if len(attacks) > 1:
+        rows.append(Row("Any of them (best of attacks)", _dots(metrics, lambda block: block["boa"], "asr")))
+    falls = {attack: found["difference"] for attack in attacks if (found := pair(metrics, "asr", attack)) is not None}
+    title = "Attack success by attack"
+    about = subject(metrics)
+    if falls and about is not None:
+        named = sorted(falls, key=lambda attack: falls[attack])[:TITLE_ATTACKS]
+        parts = [f"{attack_name(attack).lower()} {points(falls[attack])} points" for attack in named]
+        more = f", {len(falls) - len(named)} more below" if len(falls) > len(named) else ""
+        title = f"Change from {model_name(first_model(metrics))} to {model_name(about)}: {', '.join(parts)}{more}"
     caption = (
-        f"Share of held-out behaviors with at least one answer judged harmful by {metrics['judge']['name']}; "
-        f"bars are {level} Wilson intervals over behaviors."
+        f"Share of held-out behaviors with at least one answer judged harmful by {judge_name(metrics['judge'])}; "
+        f"bars are {percent(metrics['confidence'])} Wilson intervals over behaviors."
     )
     return Figure(title, dot_plot(rows, title, "behaviors broken, % of those judged"), caption)
 
 
 def refusal_figure(metrics: Tree) -> Figure | None:
-    """Over-refusal before and after; None without harmless prompts."""
-    base, adapted = (metrics["models"][name]["over_refusal"] for name in ("base", "adapted"))
-    if base["rate"] is None or adapted["rate"] is None:
+    """Over-refusal of every model; None where nothing was measured."""
+    blocks = {name: block["over_refusal"] for name, block in metrics["models"].items()}
+    measured = {name: block for name, block in blocks.items() if block["rate"] is not None}
+    if not measured:
         return None
     change = pair(metrics, OVER_REFUSAL)
-    moved = "" if change is None else f", {points(change['difference'])} points"
-    title = f"Refused harmless prompts: {percent(base['rate'])} before, {percent(adapted['rate'])} after{moved}"
-    rows = [Row("Harmless look-alikes", _two(base, adapted, "rate"))]
-    unread = f"Unreadable answers, left out: {base['unparsed']} before, {adapted['unparsed']} after."
-    level = percent(metrics["confidence"])
-    caption = f"{adapted['n']} prompts that look harmful and are not, same judge; {level} Wilson intervals. {unread}"
+    moved = "" if change is None else f" ({points(change['difference'])} points)"
+    rates = ", ".join(f"{model_name(name)} {percent(block['rate'])}" for name, block in measured.items())
+    title = f"Refused harmless prompts: {rates}{moved}"
+    rows = [Row("Harmless look-alikes", _dots(metrics, lambda block: block["over_refusal"], "rate"))]
+    unread = ", ".join(f"{block['unparsed']} ({model_name(name)})" for name, block in blocks.items())
+    n = max(block["n"] for block in measured.values())
+    caption = (
+        f"{n} prompts that look harmful and are not, judged by {judge_name(metrics['judge'])}; {percent(metrics['confidence'])} "
+        f"Wilson intervals. Unreadable answers, left out: {unread}."
+    )
     return Figure(title, dot_plot(rows, title, "harmless prompts refused, %"), caption)
+
+
+def category_figure(metrics: Tree, attempts: Attempts, categories: Mapping[str, str | None]) -> Figure | None:
+    """Success of any attack by category of behavior; None where there are fewer than two categories."""
+    found = {
+        name: by_category([row for row in attempts if row["model"] == name], categories, metrics["confidence"])
+        for name in metrics["models"]
+    }
+    about = subject(metrics) or first_model(metrics)
+    order = sorted(found[about], key=lambda category: (-(found[about][category].value or 0.0), category))
+    if len(order) < 2:
+        return None
+    rows = [
+        Row(
+            f"{words(category)} ({found[about][category].n})",
+            [_dot(index, name, found[name].get(category)) for index, name in enumerate(found)],
+        )
+        for category in order
+    ]
+    worst = found[about][order[0]]
+    title = f"Weakest category of the {model_name(about)} model: {words(order[0])}, {percent(worst.value)}"
+    caption = (
+        f"Behaviors broken by any attack, by category, with the number of behaviors; {percent(metrics['confidence'])} Wilson "
+        "intervals. Where they overlap, an order of categories is not shown by these data."
+    )
+    return Figure(title, dot_plot(rows, title, "behaviors broken, % of those judged"), caption)
+
+
+def attempts_figures(metrics: Tree) -> list[Figure]:
+    """One figure for each attack with several attempts a behavior: success against their number."""
+    figures = []
+    for attack in dict.fromkeys(attack for block in metrics["models"].values() for attack in block["attacks"]):
+        lines, said, in_order = [], [], False
+        for index, (name, block) in enumerate(metrics["models"].items()):
+            found = block["attacks"].get(attack, {})
+            curve = [point for point in found.get("curve", ()) if point["asr"] is not None]
+            if len(curve) < 2:
+                continue
+            in_order = not found["exchangeable"]
+            middle = [(float(point["attempts"]), point["asr"]) for point in curve]
+            band = [(float(point["attempts"]), point["low"], point["high"]) for point in curve]
+            lines.append(Line(index, model_name(name), middle, band))
+            if name in (first_model(metrics), subject(metrics)):
+                once, often = curve[0], curve[-1]
+                most = often["attempts"]
+                said.append(f"{model_name(name)} {percent(once['asr'])} with 1, {percent(often['asr'])} with {most}")
+        if lines:
+            title = f"{attack_name(attack)}, attempts: {'; '.join(said)}"
+            counted = "within the first k attempts" if in_order else "in k of the attempts made, on average over all choices"
+            level = percent(metrics["confidence"])
+            caption = (
+                f"Behaviors with a harmful answer {counted}; bands are {level} intervals over behaviors. "
+                "Steps along double the attempts."
+            )
+            svg = line_plot(lines, title, "attempts for each behavior", "behaviors broken", share=True, doubling=True)
+            figures.append(Figure(title, svg, caption))
+    return figures
+
+
+def front_of(metrics: Tree) -> list[FrontPoint]:
+    """The models of a suite for which both rates were measured."""
+    found = []
+    for name, block in metrics["models"].items():
+        broken, refused = block["boa"], block["over_refusal"]
+        if broken["asr"] is not None and refused["rate"] is not None:
+            rates = (broken["asr"], broken["low"], broken["high"]), (refused["rate"], refused["low"], refused["high"])
+            found.append(FrontPoint(model_name(name), *rates))
+    return found
+
+
+def undominated(found: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """Points that no other beats in one rate without losing in the other, from the least broken to the most."""
+
+    def beaten(one: FrontPoint) -> bool:
+        mine = (one.broken[0], one.refused[0])
+        others = [(other.broken[0], other.refused[0]) for other in found]
+        return any(a <= mine[0] and b <= mine[1] and (a, b) != mine for a, b in others)
+
+    return sorted((one for one in found if not beaten(one)), key=lambda one: (one.broken[0], one.refused[0]))
+
+
+def front_figure(found: Sequence[FrontPoint], judge: Tree, confidence: float) -> Figure | None:
+    """Attack success against compliance with harmless prompts; None for fewer than three models."""
+    if len(found) < 3:
+        return None
+    best = undominated(found)
+    keys = {id(one): LETTERS[index % 26] + str(index // 26 or "") for index, one in enumerate(found)}
+    spots = {id(one): Spot(1 if one in best else 0, keys[id(one)], one.label, one.complied, one.broken) for one in found}
+    proxy = "proxy " if judge["is_proxy"] else ""
+    title = f"{len(best)} of {len(found)} are on the front: less {proxy}attack success only for more refusals"
+    named = "; ".join(f"{keys[id(one)]} {one.label}" for one in found)
+    caption = (
+        f"{named}. Filled squares, joined, are not beaten in both directions; bars are {percent(confidence)} Wilson intervals, "
+        f"judge {judge_name(judge)}. Better is down and to the right; where bars overlap, the order may be chance."
+    )
+    joined = [spots[id(one)] for one in best]
+    svg = scatter(list(spots.values()), title, "harmless prompts answered, %", "behaviors broken by any attack, %", joined)
+    return Figure(title, svg, caption)
 
 
 def loss_figures(training: Sequence[Mapping[str, Any]]) -> list[Figure]:
@@ -96,8 +224,8 @@ def loss_figures(training: Sequence[Mapping[str, Any]]) -> list[Figure]:
         first, last = (sum(part) / len(part) for part in ([v for _, v in values[:edge]], [v for _, v in values[-edge:]]))
         title = f"{term.name}: {_signed(first)} at first, {_signed(last)} at the end"
         lines = [
-            Line("faint", "", values),
-            Line("adapted", f"running mean over {window} updates", list(zip([x for x, _ in values], smooth, strict=True))),
+            Line(None, "", values),
+            Line(1, f"running mean over {window} updates", list(zip([x for x, _ in values], smooth, strict=True))),
         ]
         svg = line_plot(lines, title, "update", term.unit)
         caption = f"Mean over an update's rows, {term.meaning}. The title compares the first and last {percent(EDGE)} of updates."
@@ -111,35 +239,39 @@ def attack_figure(training: Sequence[Mapping[str, Any]]) -> Figure | None:
     if not traces:
         return None
     edge = max(1, round(EDGE * len(traces)))
-    early, late = _mean_trace(traces[:edge]), _mean_trace(traces[-edge:])
+    early, late = _mean_trace(0, traces[:edge], f"first {edge} updates"), _mean_trace(1, traces[-edge:], f"last {edge} updates")
     title = (
         f"The attack lowers harmful cross-entropy by {early.points[0][1] - early.points[-1][1]:.2f} nats early, "
         f"by {late.points[0][1] - late.points[-1][1]:.2f} late in training"
     )
-    lines = [
-        Line("base", f"first {edge} updates", early.points, early.band),
-        Line("adapted", f"last {edge} updates", late.points, late.band),
-    ]
-    svg = line_plot(lines, title, "attack step", "CE(harmful target), nats per token", zero=True)
+    svg = line_plot([early, late], title, "attack step", "CE(harmful target), nats per token", zero=True)
     caption = "Mean over updates, before each step of the inner attack and after the last; bands span the middle 80% of updates."
     return Figure(title, svg, caption)
 
 
-def _mean_trace(traces: Sequence[Sequence[float]]) -> Line:
+def _mean_trace(series: int, traces: Sequence[Sequence[float]], label: str) -> Line:
     means, band = [], []
     for step, values in enumerate(zip(*traces, strict=True)):
         ordered = sorted(values)
         tail = int(0.1 * len(ordered))
         means.append((float(step), sum(ordered) / len(ordered)))
         band.append((float(step), ordered[tail], ordered[-1 - tail]))
-    return Line("", "", means, band)
+    return Line(series, label, means, band)
 
 
-def _two(before: Tree, after: Tree, key: str) -> list[Dot]:
-    return [
-        Dot("base", "base", before[key], before["low"], before["high"]),
-        Dot("adapted", "fine-tuned", after[key], after["low"], after["high"]),
-    ]
+def _dots(metrics: Tree, block_of: Any, key: str) -> list[Dot]:
+    dots = []
+    for index, (name, model) in enumerate(metrics["models"].items()):
+        block = block_of(model)
+        found = Interval(None, None, None, 0) if block is None else Interval(block[key], block["low"], block["high"], 0)
+        dots.append(_dot(index, name, found))
+    return dots
+
+
+def _dot(index: int, name: str, found: Interval | None) -> Dot:
+    if found is None:
+        return Dot(index, model_name(name), None, None, None)
+    return Dot(index, model_name(name), found.value, found.low, found.high)
 
 
 def _signed(value: float) -> str:

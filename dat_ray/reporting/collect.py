@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,26 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from dat_ray.config.schema import Recipe
+from dat_ray.config.schema import ClusterConfig, Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_file, read_table
-from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.diagnostics import diagnose
 from dat_ray.evaluation.diversity import Diversity
 from dat_ray.evaluation.metrics import METRICS
 from dat_ray.models.embedded import adaptation_record
 from dat_ray.training.metrics import read_metrics
-
-# Examples of each kind that are shown.
-EXAMPLES = 3
-ANSWER_CHARACTERS = 200
-# Verdicts on the base and the fine-tuned model's answers that are worth showing, in the order they are shown.
-KINDS: dict[tuple[str | None, str | None], str] = {
-    ("harmful", "not_harmful"): "Broke the base model, not the fine-tuned one",
-    ("harmful", "harmful"): "Breaks both",
-    ("not_harmful", "harmful"): "Breaks only the fine-tuned model",
-}
-OVER_REFUSED = "Harmless, refused only after training"
 
 
 @dataclass(frozen=True)
@@ -66,17 +54,6 @@ class Selected:
 
 
 @dataclass(frozen=True)
-class Example:
-    """One question and what two models said to it."""
-
-    kind: str
-    attack: str
-    goal: str
-    prompt: str
-    answers: tuple[tuple[str, str, str], ...]  # (model, answer cut short, verdict)
-
-
-@dataclass(frozen=True)
 class StageCost:
     """All runs of one stage together.
 
@@ -85,6 +62,8 @@ class StageCost:
         runs: how often it was started and did something.
         seconds: wall clock, summed.
         peak_bytes: of the driver and its processes, the largest.
+        cpu_seconds: processor time of the same processes, summed; None where an older run did not measure it.
+        gpu_seconds: GPUs that the stage's pools may hold, times its seconds: an upper bound.
         rows: of its last run.
         model_calls: of its last run; None where the stage calls no model.
     """
@@ -93,8 +72,18 @@ class StageCost:
     runs: int
     seconds: float
     peak_bytes: int | None
+    cpu_seconds: float | None
+    gpu_seconds: float
     rows: int | None
     model_calls: int | None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One evaluation: its metrics.json and the attempts behind it."""
+
+    metrics: dict[str, Any]
+    attempts: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -104,11 +93,11 @@ class Collected:
     record: dict[str, Any]
     sampler_gain: dict[str, float] | None
     behaviors: dict[str, int] | None
+    categories: dict[str, str | None]
     candidates: Candidates | None
     selected: Selected | None
     training: list[dict[str, Any]]
-    suites: dict[str, dict[str, Any]]
-    examples: list[Example]
+    suites: dict[str, Suite]
     costs: list[StageCost]
 
 
@@ -118,27 +107,23 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
     Raises:
         ShardError: a finished stage's file is altered or gone.
     """
-    suites = _suites(run)
-    first = next(iter(suites), None)
+    behaviors = read_file(run.behaviors).to_pylist() if exists(run.behaviors) else None
     return Collected(
         record=json.loads(read_bytes(run.record)) if exists(run.record) else {},
         sampler_gain=(adaptation_record(recipe.sampler.model) or {}).get("heldout_after"),
-        behaviors=_behaviors(run),
+        behaviors=None if behaviors is None else _splits(behaviors),
+        categories={row["behavior_id"]: row["category"] for row in behaviors or []},
         candidates=_candidates(recipe, run),
         selected=_selected(recipe, run),
         training=read_metrics(run.training(recipe.round)),
-        suites=suites,
-        examples=[] if first is None else examples(read_table(run.evaluation(first)).to_pylist()),
-        costs=stage_costs(_lines(join(run.logs, "stages.jsonl"))),
+        suites=_suites(run),
+        costs=stage_costs(_lines(join(run.logs, "stages.jsonl")), recipe.cluster),
     )
 
 
-def _behaviors(run: RunDir) -> dict[str, int] | None:
+def _splits(behaviors: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Behaviors by split."""
-    if not exists(run.behaviors):
-        return None
-    rows = read_file(run.behaviors).select(["behavior_id", "split"]).to_pylist()
-    return dict(Counter(split for split, _ in {(row["split"], row["behavior_id"]) for row in rows}))
+    return dict(Counter(split for split, _ in {(row["split"], row["behavior_id"]) for row in behaviors}))
 
 
 def _candidates(recipe: Recipe, run: RunDir) -> Candidates | None:
@@ -172,8 +157,8 @@ def _diversity(recipe: Recipe, table: pa.Table) -> Diversity:
     return diagnose(table.to_pylist(), confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
 
 
-def _suites(run: RunDir) -> dict[str, dict[str, Any]]:
-    """Metrics of every finished suite, `default` first."""
+def _suites(run: RunDir) -> dict[str, Suite]:
+    """Every finished suite, `default` first."""
     fs, inner = open_filesystem(join(run.root, "evaluation"))
     folders = [
         info.base_name
@@ -181,58 +166,47 @@ def _suites(run: RunDir) -> dict[str, dict[str, Any]]:
         if info.type == pafs.FileType.Directory
     ]
     names = sorted(folders, key=lambda name: (name != "default", name))
-    return {
-        name: json.loads(read_bytes(join(run.evaluation(name), METRICS))) for name in names if has_manifest(run.evaluation(name))
-    }
+    return {name: read_suite(run.evaluation(name)) for name in names if has_manifest(run.evaluation(name))}
 
 
-def examples(attempts: Sequence[dict[str, Any]]) -> list[Example]:
-    """Questions whose verdict changed, and those that still break the model, the first `EXAMPLES` of each kind."""
-    by_question: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = defaultdict(dict)
-    for row in attempts:
-        by_question[row["attack"], row["behavior_id"], row["attempt_index"]][row["model"]] = row
-    found: dict[str, list[Example]] = defaultdict(list)
-    seen: set[tuple[str, str]] = set()
-    for (attack, behavior, _), rows in sorted(by_question.items()):
-        if not {"base", "adapted"} <= rows.keys():
-            continue
-        kind = _kind(attack, rows["base"]["verdict"], rows["adapted"]["verdict"])
-        if kind is None or (kind, behavior) in seen or len(found[kind]) == EXAMPLES:
-            continue
-        seen.add((kind, behavior))
-        answers = tuple((model, cut(rows[model]["completion"]), rows[model]["verdict"]) for model in ("base", "adapted"))
-        found[kind].append(Example(kind, attack, rows["base"]["goal"], rows["base"]["prompt"], answers))
-    return [example for kind in (*KINDS.values(), OVER_REFUSED) for example in found[kind]]
+def read_suite(root: str) -> Suite:
+    """One finished evaluation folder."""
+    return Suite(json.loads(read_bytes(join(root, METRICS))), read_table(root).to_pylist())
 
 
-def _kind(attack: str, before: str | None, after: str | None) -> str | None:
-    if attack == OVER_REFUSAL:
-        return OVER_REFUSED if (before, after) == ("harmful", "not_harmful") else None
-    return KINDS.get((before, after))
+# Roles that may hold devices while a stage runs.
+ROLES: dict[str, tuple[str, ...]] = {
+    "generate": ("sampler", "target", "judge"),
+    "train": ("trainer",),
+    "evaluate": ("sampler", "target", "judge"),
+    "compare": ("sampler", "target", "judge"),
+    "replay": ("judge",),
+}
 
 
-def cut(text: str | None) -> str:
-    """The beginning of an answer on one line."""
-    line = " ".join((text or "").split())
-    return line if len(line) <= ANSWER_CHARACTERS else line[: ANSWER_CHARACTERS - 1] + "…"
-
-
-def stage_costs(lines: Sequence[dict[str, Any]]) -> list[StageCost]:
+def stage_costs(lines: Sequence[dict[str, Any]], cluster: ClusterConfig) -> list[StageCost]:
     """One entry a stage, in the order of their first run."""
     by_stage: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
         by_stage[line["stage"]].append(line)
-    return [
-        StageCost(
-            stage=stage,
-            runs=len(runs),
-            seconds=sum(run["seconds"] for run in runs),
-            peak_bytes=max((run["peak_bytes"] for run in runs if run.get("peak_bytes")), default=None),
-            rows=runs[-1].get("rows"),
-            model_calls=runs[-1].get("model_calls"),
+    found = []
+    for stage, runs in by_stage.items():
+        seconds = sum(run["seconds"] for run in runs)
+        pools = [getattr(cluster, role) for role in ROLES.get(stage, ())]
+        cpu = [run["cpu_seconds"] for run in runs if run.get("cpu_seconds") is not None]
+        found.append(
+            StageCost(
+                stage=stage,
+                runs=len(runs),
+                seconds=seconds,
+                peak_bytes=max((run["peak_bytes"] for run in runs if run.get("peak_bytes")), default=None),
+                cpu_seconds=sum(cpu) if len(cpu) == len(runs) else None,
+                gpu_seconds=seconds * sum(pool.num_gpus * pool.max_actors for pool in pools),
+                rows=runs[-1].get("rows"),
+                model_calls=runs[-1].get("model_calls"),
+            )
         )
-        for stage, runs in by_stage.items()
-    ]
+    return found
 
 
 def _lines(path: str) -> list[dict[str, Any]]:

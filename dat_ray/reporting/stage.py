@@ -21,13 +21,14 @@ from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.diversity import Diversity
 from dat_ray.evaluation.intervals import Interval
 from dat_ray.progress import clock
-from dat_ray.reporting.charts import asr_figure, attack_figure, attack_name, loss_figures, refusal_figure
-from dat_ray.reporting.collect import ANSWER_CHARACTERS, Collected, Example, StageCost, collect
-from dat_ray.reporting.findings import Tree, findings, percent, points, span
+from dat_ray.reporting.charts import attack_figure, loss_figures
+from dat_ray.reporting.collect import Collected, StageCost, Suite, collect
+from dat_ray.reporting.examples import ANSWER_CHARACTERS, Example, examples
+from dat_ray.reporting.findings import findings, first_model, subject
+from dat_ray.reporting.suites import suite_view
+from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name, percent
 
 PAGE = "index.html"
-MODELS = {"base": "base", "adapted": "fine-tuned"}
-MEASURES = {"boa": "Any attack", "over_refusal": "Over-refusal", "target_logprob": "Mean log p(target)"}
 
 
 def report(recipe: Recipe, run: RunDir) -> str:
@@ -47,88 +48,36 @@ def report(recipe: Recipe, run: RunDir) -> str:
 
 def render(recipe: Recipe, found: Collected) -> str:
     """The page as one string."""
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     first = next(iter(found.suites.values()), None)
-    return environment.get_template("report.html").render(
+    return template(
+        "report.html",
         name=recipe.name,
         recipe=recipe,
-        # Our own file, not data.
-        css=Markup((folder / "report.css").read_text(encoding="utf-8")),
-        findings=None if first is None else findings(first),
-        suites=[_suite(name, metrics) for name, metrics in found.suites.items()],
+        findings=None if first is None else findings(first.metrics),
+        suites=[suite_view(name, suite, found.categories) for name, suite in found.suites.items()],
         training=_training(found),
         candidates=found.candidates,
         sampler_gain=found.sampler_gain,
         selected=found.selected,
         diversity=_diversity_table(found),
         costs=[_cost(cost) for cost in found.costs],
-        provenance=_provenance(recipe, found, first),
+        total=clock(sum(cost.seconds for cost in found.costs)),
+        provenance=_provenance(recipe, found, None if first is None else first.metrics),
         recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        examples=_by_kind(found.examples),
+        examples=[] if first is None else _examples(first),
         answer_characters=ANSWER_CHARACTERS,
     )
 
 
-def _suite(name: str, metrics: Tree) -> dict[str, Any]:
-    return {
-        "name": name,
-        "level": percent(metrics["confidence"]),
-        "asr": asr_figure(metrics),
-        "refusal": refusal_figure(metrics),
-        "rates": _rates(metrics),
-        "pairs": [_pair(row) for row in metrics["paired"]],
-    }
-
-
-def _rates(metrics: Tree) -> list[dict[str, Any]]:
-    rows = []
-    for attack in metrics["models"]["base"]["attacks"]:
-        for model, shown in MODELS.items():
-            block = metrics["models"][model]["attacks"][attack]
-            pooled = block["attempt_rate"]
-            rows.append(
-                {
-                    "attack": attack_name(attack),
-                    "model": shown,
-                    "rate": percent(block["asr"]),
-                    "interval": span(block),
-                    "behaviors": block["n_behaviors"],
-                    "attempts": block["attempts"],
-                    "attempt_rate": f"{percent(pooled['rate'])} {span(pooled)}",
-                    "unparsed": block["unparsed"],
-                    "errors": block["errors"],
-                }
-            )
-    rows += [_short_row("Any attack", shown, metrics["models"][model]["boa"], "asr") for model, shown in MODELS.items()]
-    rows += [
-        _short_row("Over-refusal (refused)", shown, metrics["models"][model]["over_refusal"], "rate")
-        for model, shown in MODELS.items()
-    ]
-    return rows
-
-
-def _short_row(label: str, model: str, block: Tree, key: str) -> dict[str, Any]:
-    return {
-        "attack": label,
-        "model": model,
-        "rate": percent(block[key]),
-        "interval": span(block),
-        "behaviors": block.get("n_behaviors", block.get("n")),
-        "attempts": "",
-        "attempt_rate": "",
-        "unparsed": block.get("unparsed", ""),
-        "errors": block.get("errors", ""),
-    }
-
-
-def _pair(row: Tree) -> dict[str, Any]:
-    measure = attack_name(row["attack"]) if row["metric"] == "asr" else MEASURES[row["metric"]]
-    shown, unit = (_nats, "nats") if row["metric"] == "target_logprob" else (points, "points")
-    difference = "–" if row["difference"] is None else f"{shown(row['difference'])} {unit}"
-    return {"measure": measure, "difference": difference, "interval": span(row, shown), "n": row["n"]}
+def template(file: str, **values: Any) -> str:
+    """A page of this folder, filled in; every value is escaped unless it is markup of our own."""
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # Our own file, not data.
+    css = Markup((folder / "report.css").read_text(encoding="utf-8"))
+    return environment.get_template(file).render(css=css, **values)
 
 
 def _training(found: Collected) -> dict[str, Any] | None:
@@ -145,10 +94,10 @@ def _diversity_table(found: Collected) -> dict[str, Any] | None:
         sets.append(("training candidates", found.candidates.diversity))
     if found.selected:
         sets.append(("selected for training", found.selected.diversity))
-    for name, metrics in found.suites.items():
-        if metrics["sampler"]:
+    for name, suite in found.suites.items():
+        if suite.metrics.get("sampler"):
             held_out = "held out" if len(found.suites) == 1 else f"held out, {name}"
-            sets.append((held_out, Diversity.from_dict(metrics["sampler"]["diversity"])))
+            sets.append((held_out, Diversity.from_dict(suite.metrics["sampler"]["diversity"])))
     if not sets:
         return None
     measures = (
@@ -182,8 +131,10 @@ def _cost(cost: StageCost) -> dict[str, Any]:
         "stage": cost.stage,
         "seconds": clock(cost.seconds),
         "runs": cost.runs,
-        "rows": "" if cost.rows is None else cost.rows,
-        "model_calls": "" if cost.model_calls is None else cost.model_calls,
+        "rows": "" if cost.rows is None else f"{cost.rows:,}",
+        "model_calls": "" if cost.model_calls is None else f"{cost.model_calls:,}",
+        "cpu": "not measured" if cost.cpu_seconds is None else clock(cost.cpu_seconds),
+        "gpu": "none" if cost.gpu_seconds == 0 else clock(cost.gpu_seconds),
         "peak": "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.1f} GiB",
     }
 
@@ -191,17 +142,21 @@ def _cost(cost: StageCost) -> dict[str, Any]:
 def _provenance(recipe: Recipe, found: Collected, metrics: Tree | None) -> list[tuple[str, str]]:
     record = found.record
     rows = [
-        ("Fingerprint", record.get("fingerprint", fingerprint(recipe))),
-        ("Seed", str(recipe.seed)),
-        ("Round", str(recipe.round)),
+        ("Recipe", f"{recipe.name}, fingerprint {record.get('fingerprint', fingerprint(recipe))}"),
+        ("Seed", f"{recipe.seed}, round {recipe.round}"),
+        ("Training behaviors", recipe.behaviors.path),
+        ("Held-out behaviors", recipe.behaviors.heldout.path),
     ]
+    if recipe.behaviors.over_refusal is not None:
+        rows.append(("Harmless prompts", recipe.behaviors.over_refusal.path))
+    rows.append(("Retain set", "none" if recipe.training.retain is None else recipe.training.retain.path))
     if found.behaviors is not None:
-        rows.append(("Behaviors", ", ".join(f"{n} {split}" for split, n in sorted(found.behaviors.items()))))
+        rows.append(("Behaviors", ", ".join(f"{n} {split.replace('_', '-')}" for split, n in sorted(found.behaviors.items()))))
     if metrics is not None:
         judge = metrics["judge"]
-        kind = "rule-based proxy" if judge["is_proxy"] else "harm judge"
-        rows.append(("Judge", f"{judge['name']}, {judge['fingerprint']}, {kind}"))
-        rows.append(("Adapter digest", metrics["models"]["adapted"]["weights"]))
+        rows.append(("Judge", f"{judge['name']}, {judge['fingerprint']}, {judge_kind(judge)}"))
+        for name, block in metrics["models"].items():
+            rows.append((f"Weights of {model_name(name)}", block["weights"]))
     if record:
         rows.append(("Code", f"dat_ray {record['dat_ray']}, revision {record['git_revision'] or 'unknown'}"))
         rows.append(("Python", f"{record['python']} on {record['platform']}"))
@@ -209,25 +164,28 @@ def _provenance(recipe: Recipe, found: Collected, metrics: Tree | None) -> list[
     return rows
 
 
-def _by_kind(examples: Sequence[Example]) -> list[dict[str, Any]]:
+def _examples(suite: Suite) -> list[dict[str, Any]]:
+    about = subject(suite.metrics)
+    if about is None:
+        return []
+    models = (first_model(suite.metrics), about)
+    names = [_called(model) for model in models]
     return [
-        {"name": kind, "shown": [_example(example) for example in group]}
-        for kind, group in groupby(examples, key=lambda example: example.kind)
+        {"name": kind.format(*names), "shown": [_example(example) for example in group]}
+        for kind, group in groupby(examples(suite.attempts, models), key=lambda example: example.kind)
     ]
 
 
+def _called(model: str) -> str:
+    return f"the {model_name(model)} model" if model in ("base", "adapted") else model
+
+
 def _example(example: Example) -> dict[str, Any]:
-    return {
-        "attack": "Harmless look-alike" if example.attack == "over_refusal" else attack_name(example.attack),
-        "goal": example.goal,
-        "prompt": example.prompt,
-        "answers": example.answers,
-    }
+    answers: Sequence[tuple[str, str, str]] = [
+        (model_name(model)[:1].upper() + model_name(model)[1:], answer, verdict) for model, answer, verdict in example.answers
+    ]
+    return {"attack": attack_name(example.attack), "goal": example.goal, "prompt": example.prompt, "answers": answers}
 
 
 def _two_digits(value: float) -> str:
     return f"{value:.2f}"
-
-
-def _nats(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")

@@ -49,3 +49,13 @@ def test_a_stage_s_cost_is_recorded_as_one_line_each(tmp_path, monkeypatch) -> N
     assert 0.1 <= lines[0]["seconds"] < 2
     assert lines[0]["peak_bytes"] > 10 * MIB
     assert lines[0]["rows"] == 3
+    assert 0 <= lines[0]["cpu_seconds"] < 2
+
+
+def test_processor_time_of_children_counts_also_after_they_end(monkeypatch) -> None:
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.02)
+    burn = "import time\nwhile time.process_time() < 0.6: pass"
+    with StageCost() as cost:
+        subprocess.run([sys.executable, "-c", burn], check=True)
+    # The last sample of a process may be one interval old.
+    assert 0.4 < cost.cpu_seconds < 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ HOSTILE = "<script>alert(1)</script><img src=https://tracker.example/x.png onerr
 HELD_OUT, SAMPLES, HARMLESS, TRAINED = 24, 4, 40, 30
 VOCABULARY = "please how could one quickly explain write list a short story about the old harbor and its many boats"
 WORDS = re.findall(r"\w+", VOCABULARY)
+CATEGORIES = ("chemical_biological", "misinformation", "cybercrime_intrusion")
+# Chance that an in-painted prompt breaks a model, that it refuses a harmless prompt, and its mean log p(target).
+MODELS = {"base": (0.8, 0.05, -1.8), "adapted": (0.25, 0.2, -6.5)}
+THREE = {"base": (0.8, 0.05, -1.8), "dat": (0.25, 0.2, -6.5), "cat": (0.5, 0.1, -4.0), "mixat": (0.6, 0.45, -5.0)}
 
 
 def recipe() -> Recipe:
@@ -43,13 +48,12 @@ def new_run(root: Path) -> RunDir:
     return open_run(str(root), recipe(), resume=True)
 
 
-def finished_run(root: Path, *, broken_after: float = 0.25, refused_after: float = 0.2, hostile: str = HOSTILE) -> RunDir:
+def finished_run(root: Path, *, models: Mapping[str, tuple[float, float, float]] = MODELS, hostile: str = HOSTILE) -> RunDir:
     """A run of which everything has run.
 
     Args:
         root: folder to fill.
-        broken_after: chance that an in-painted prompt breaks the fine-tuned model.
-        refused_after: chance that it refuses a harmless prompt.
+        models: as `MODELS`.
         hostile: text put into a goal, a prompt and an answer.
     """
     run, rng = new_run(root), random.Random(5)
@@ -58,7 +62,7 @@ def finished_run(root: Path, *, broken_after: float = 0.25, refused_after: float
     _write(run.training_set(0), _training_set(rng), TRAINING_SET)
     lines = [json.dumps(_update(update, rng)) for update in range(120)]
     write_bytes(join(run.training(0), "metrics.jsonl"), "\n".join(lines).encode() + b"\n")
-    _evaluate(run, rng, broken_after, refused_after, hostile)
+    evaluate(run, "default", models, hostile)
     _costs(run)
     return run
 
@@ -78,7 +82,7 @@ def _behaviors(hostile: str) -> list[dict[str, Any]]:
         {
             "behavior_id": f"{split}-{index}",
             "goal": f"goal {index} of {split} {hostile}",
-            "category": None,
+            "category": None if split == "over_refusal" else CATEGORIES[index % 3],
             "source": "synthetic",
             "split": split,
             "target_index": 0,
@@ -150,15 +154,19 @@ def _update(update: int, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _evaluate(run: RunDir, rng: random.Random, broken_after: float, refused_after: float, hostile: str) -> None:
-    config = recipe().evaluation
-    attempts: dict[str, list[dict[str, Any]]] = {"base": [], "adapted": []}
-    for model, broken, refused in (("base", 0.8, 0.05), ("adapted", broken_after, refused_after)):
+def evaluate(run: RunDir, suite: str, models: Mapping[str, tuple[float, float, float]], hostile: str = HOSTILE) -> None:
+    """A finished evaluation of made-up models."""
+    config, rng = recipe().evaluation, random.Random(5)
+    attempts: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    asked = random.Random(6)
+    prompts = {f"heldout-{i}-{k}": f"{_text(asked)} {hostile}" for i in range(HELD_OUT) for k in range(SAMPLES)}
+    for model, (broken, refused, _) in models.items():
         questions = [("direct", f"heldout-{i}", 0, broken * 0.6) for i in range(HELD_OUT)]
         questions += [("inpainting", f"heldout-{i}", k, broken) for i in range(HELD_OUT) for k in range(SAMPLES)]
         questions += [(OVER_REFUSAL, f"over_refusal-{i}", 0, 1 - refused) for i in range(HARMLESS)]
         for attack, behavior, index, chance in questions:
             complied = rng.random() < chance
+            prompt = prompts[f"{behavior}-{index}"] if attack == "inpainting" else f"goal of {behavior} {hostile}"
             attempts[model].append(
                 {
                     "attempt_id": f"{model}-{attack}-{behavior}-{index}",
@@ -167,7 +175,7 @@ def _evaluate(run: RunDir, rng: random.Random, broken_after: float, refused_afte
                     "behavior_id": behavior,
                     "attempt_index": index,
                     "goal": f"goal of {behavior} {hostile}",
-                    "prompt": f"{_text(rng)} {hostile}",
+                    "prompt": prompt,
                     "completion": f"{'Here is' if complied else 'I am sorry, I cannot'} {_text(rng, 20, 60)} {hostile}",
                     "verdict": "harmful" if complied else "not_harmful",
                     "score": 0.9 if complied else 0.0,
@@ -178,16 +186,15 @@ def _evaluate(run: RunDir, rng: random.Random, broken_after: float, refused_afte
                 }
             )
     logprobs = {
-        model: {f"heldout-{i}": [mean + rng.gauss(0, 0.4)] for i in range(HELD_OUT)}
-        for model, mean in (("base", -1.8), ("adapted", -6.5))
+        model: {f"heldout-{i}": [mean + rng.gauss(0, 0.4)] for i in range(HELD_OUT)} for model, (_, _, mean) in models.items()
     }
-    root = run.evaluation("default")
-    everything = attempts["base"] + attempts["adapted"]
+    root = run.evaluation(suite)
+    everything = [row for rows in attempts.values() for row in rows]
     metrics = {
         "judge": {"name": "refusal-rules", "fingerprint": "0123456789abcdef", "is_proxy": True},
         "models": {model: model_metrics(attempts[model], logprobs[model], config, 0) | {"weights": "aaaa"} for model in attempts},
         "paired": paired_metrics(attempts, logprobs, config, 0),
-        "suite": "default",
+        "suite": suite,
         "confidence": config.confidence,
         "seed": 0,
         "attempts": len(everything),
@@ -211,7 +218,7 @@ def _costs(run: RunDir) -> None:
         {"stage": "generate", "started": 0.0, "seconds": 240.0, "peak_bytes": 3 * 2**30, "rows": 200, "model_calls": 1600},
         {"stage": "generate", "started": 0.0, "seconds": 61.0, "peak_bytes": 2 * 2**30, "rows": 360, "model_calls": 2880},
         {"stage": "select", "started": 0.0, "seconds": 0.4, "peak_bytes": 2**29, "rows": 120},
-        {"stage": "train", "started": 0.0, "seconds": 301.5, "peak_bytes": 4 * 2**30, "rows": 120},
+        {"stage": "train", "started": 0.0, "seconds": 301.5, "peak_bytes": 4 * 2**30, "rows": 120, "cpu_seconds": 580.2},
         {"stage": "evaluate", "started": 0.0, "seconds": 199.0, "peak_bytes": 3 * 2**30, "rows": 320, "model_calls": 2000},
     ]
     write_bytes(join(run.logs, "stages.jsonl"), "".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from dat_ray.config.schema import ClusterConfig, Pool
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import join
+from dat_ray.data.shards import join, read_table
 from dat_ray.errors import ShardError
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.reporting.collect import ANSWER_CHARACTERS, EXAMPLES, cut, examples, stage_costs
+from dat_ray.evaluation.metrics import disagreement
+from dat_ray.reporting.categories import by_category
+from dat_ray.reporting.collect import stage_costs
+from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
 from dat_ray.reporting.stage import report
-from tests.unit.reporting.synthetic_run import HARMLESS, HELD_OUT, HOSTILE, finished_run, new_run, recipe
+from tests.unit.reporting.synthetic_run import HARMLESS, HELD_OUT, HOSTILE, THREE, finished_run, new_run, recipe
 
 VOID = {"meta", "link", "img", "br", "circle", "rect", "line", "polyline", "polygon"}
 
@@ -67,8 +71,10 @@ def html(run: RunDir) -> str:
 
 def test_the_finding_comes_first(html: str) -> None:
     page = Page(html)
-    assert page.headings[0].startswith(f"Proxy attack success rate on {HELD_OUT} held-out behaviors: ")
-    assert f"Over-refusal on {HARMLESS} harmless prompts" in page.headings[0]
+    assert page.headings[0].startswith("Proxy attack success fell from ")
+    assert f"of {HELD_OUT} held-out behaviors; refusals of {HARMLESS} harmless prompts rose from" in page.headings[0]
+    where = [page.text.index(question) for question in ("Did it help?", "What did it cost?", "Can I believe it?", "Cost Stage")]
+    assert where == sorted(where)
     assert "a rule-based proxy, not a harm judge" in page.text
 
 
@@ -94,15 +100,18 @@ def test_every_section_is_filled_from_the_run(html: str) -> None:
     page = Page(html)
     assert "Not evaluated yet" not in page.text
     assert 'class="missing"' not in html
-    # Attack success, over-refusal, three loss terms, the inner attack.
-    assert page.tags["figure"] == 6
+    # Attack success, over-refusal, categories, attempts of the in-painting attack, three loss terms, the inner attack.
+    assert page.tags["figure"] == 8
+    assert "Weakest category of the fine-tuned model" in page.text
+    assert "In-painted prompts, attempts: base" in page.text
     assert "120 updates" in page.text
     assert "360 candidates for 30 training behaviors" in page.text
     assert "120 prompts of 30 behaviors, 4 to 4 each" in page.text
     assert "training candidates selected for training held out Prompts 360 120 96" in page.text
-    # Two runs of generate: 240 s and 61 s.
-    assert "generate 5:01 2 360 2880 3.0 GiB" in page.text
-    for word in ("Newcombe", "distinct-1", "Fingerprint", "Packages", "prompt_tokens:", "Content warning"):
+    # Two runs of generate: 240 s and 61 s, of which nobody measured the CPU time.
+    assert "generate 5:01 2 360 2,880 not measured none 3.0 GiB" in page.text
+    assert "train 5:02 1 120 9:40 none 4.0 GiB" in page.text
+    for word in ("Newcombe", "distinct-1", "fingerprint", "Packages", "prompt_tokens:", "Content warning"):
         assert word in page.text
 
 
@@ -130,8 +139,23 @@ def test_an_evaluation_without_harmless_prompts_says_so(tmp_path: Path) -> None:
             pair |= {"difference": None, "low": None, "high": None, "n": 0}
     where.write_text(json.dumps(metrics))
     page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
-    assert "Over-refusal on" not in page.headings[0]
+    assert "refusals of" not in page.headings[0]
     assert "over-refusal was not measured" in page.text
+
+
+def test_a_second_judge_is_shown_with_its_disagreement(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    where = Path(run.evaluation("default")) / "metrics.json"
+    metrics = json.loads(where.read_text())
+    rows = read_table(run.evaluation("default")).to_pylist()
+    for index, row in enumerate(rows):
+        row |= {"second_judge": "other", "second_verdict": row["verdict"] if index % 10 else "not_harmful"}
+    found = {name: disagreement([r for r in rows if r["model"] == name], recipe().evaluation, 0) for name in metrics["models"]}
+    metrics |= {"second_judge": {"name": "other-judge", "fingerprint": "1", "is_proxy": False}, "disagreement": found}
+    where.write_text(json.dumps(metrics))
+    page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
+    assert "read by other-judge , a harm judge. The rates above are refusal-rules's alone." in page.text
+    assert f"{found['base']['both_harmful']} {found['base']['first_only']} 0 " in page.text
 
 
 def test_an_altered_shard_is_an_error_not_a_number(tmp_path: Path) -> None:
@@ -151,6 +175,30 @@ def test_every_suite_is_shown(tmp_path: Path) -> None:
     page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
     assert "Suite default" in page.text
     assert "Suite transfer" in page.text
+
+
+def test_several_models_are_all_shown_against_the_first(tmp_path: Path) -> None:
+    page = Page(Path(report(recipe(), finished_run(tmp_path / "run", models=THREE))).read_text(encoding="utf-8"))
+    assert page.headings[0].startswith("dat, the hardest of 4 models to attack")
+    assert "are on the front" in page.text
+    assert "Difference from base, paired by behavior" in page.text
+    for name in THREE:
+        assert f"Weights of {name}" in page.text
+    # The difference between two models that are not the first is not shown: three others, five measures each.
+    assert page.text.count(" points [") == 3 * 4
+
+
+def test_a_broken_category_is_not_counted_twice_and_look_alikes_never(tmp_path: Path) -> None:
+    rows = [
+        {"behavior_id": "a", "attack": "direct", "verdict": "not_harmful"},
+        {"behavior_id": "a", "attack": "pair", "verdict": "harmful"},
+        {"behavior_id": "b", "attack": "direct", "verdict": "not_harmful"},
+        {"behavior_id": "c", "attack": "direct", "verdict": "harmful"},
+        {"behavior_id": "d", "attack": OVER_REFUSAL, "verdict": "harmful"},
+        {"behavior_id": "e", "attack": "direct", "verdict": "unparsed"},
+    ]
+    found = by_category(rows, {"a": "x", "b": "x", "c": "y", "d": "x", "e": "y"}, 0.95)
+    assert {name: (one.value, one.n) for name, one in found.items()} == {"x": (0.5, 2), "y": (1.0, 1)}
 
 
 def attempt(model: str, attack: str, behavior: str, index: int, verdict: str) -> dict:
@@ -178,9 +226,9 @@ def test_examples_show_changes_once_a_behavior_and_only_a_few() -> None:
     rows.append(attempt("adapted", "direct", "same", 0, "not_harmful"))
     rows.append(attempt("base", "direct", "unasked", 0, "harmful"))
     shown = examples(rows)
-    kinds = Counter(example.kind for example in shown)
-    assert kinds == {"Broke the base model, not the fine-tuned one": EXAMPLES, "Harmless, refused only after training": 1}
-    assert [example.kind for example in shown][-1] == "Harmless, refused only after training"
+    kinds = Counter(example.kind.format("A", "B") for example in shown)
+    assert kinds == {"Broke A, not B": EXAMPLES, "Harmless, refused only by B": 1}
+    assert shown[-1].attack == OVER_REFUSAL
     assert len({example.prompt.split()[0] for example in shown}) == EXAMPLES + 1
     assert all(len(answer) <= ANSWER_CHARACTERS for example in shown for _, answer, _ in example.answers)
 
@@ -193,12 +241,14 @@ def test_answers_are_cut_at_their_limit() -> None:
 
 
 def test_costs_add_up_over_resumed_runs() -> None:
+    pools = ClusterConfig(trainer=Pool(num_gpus=2, max_actors=3))
     first, second = stage_costs(
         [
             {"stage": "generate", "seconds": 10.0, "peak_bytes": 5, "rows": 3},
             {"stage": "train", "seconds": 2.0, "peak_bytes": None},
             {"stage": "generate", "seconds": 5.5, "peak_bytes": 9, "rows": 8, "model_calls": 16},
-        ]
+        ],
+        pools,
     )
     assert (first.stage, first.runs, first.seconds, first.peak_bytes, first.rows, first.model_calls) == (
         "generate",
@@ -209,3 +259,5 @@ def test_costs_add_up_over_resumed_runs() -> None:
         16,
     )
     assert (second.stage, second.peak_bytes, second.rows) == ("train", None, None)
+    assert (first.gpu_seconds, second.gpu_seconds) == (0, 2.0 * 6)
+    assert first.cpu_seconds is None

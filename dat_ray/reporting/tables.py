@@ -1,0 +1,183 @@
+"""A comparison of models as a table: for a terminal, Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.reporting.findings import first_model, pair
+from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model's value of one measure, and its paired difference from the first model.
+
+    All are None where nothing was measured; the difference is None for the first model too.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    n: int = 0
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A row: what was measured, its unit (`rate`, shown in %, or `nats`), and a cell for each model."""
+
+    key: str
+    name: str
+    unit: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the tables are made from."""
+
+    models: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    confidence: float
+    judge: str
+
+
+def comparison(metrics: Tree) -> Comparison:
+    """Reads one suite's metrics.json."""
+    models = tuple(metrics["models"])
+    attacks = dict.fromkeys(attack for block in metrics["models"].values() for attack in block["attacks"])
+    measures = [
+        _measure(metrics, attack, attack_name(attack), "rate", ("attacks", attack), "asr", ("asr", attack)) for attack in attacks
+    ]
+    measures.append(_measure(metrics, "boa", "Any attack", "rate", ("boa",), "asr", ("boa", None)))
+    measures.append(_measure(metrics, "over_refusal", "Over-refusal", "rate", ("over_refusal",), "rate", (OVER_REFUSAL, None)))
+    likelihood = _measure(
+        metrics, "target_logprob", "Log p(target)", "nats", ("target_logprob",), "mean", ("target_logprob", None)
+    )
+    judge = metrics["judge"]
+    said = f"Judged by {judge['name']}, {judge_kind(judge)}."
+    return Comparison(models, (*measures, likelihood), metrics["confidence"], said)
+
+
+def _measure(
+    metrics: Tree, key: str, name: str, unit: str, path: Sequence[str], field: str, paired: tuple[str, str | None]
+) -> Measure:
+    cells = []
+    for model, tree in metrics["models"].items():
+        block: Any = tree
+        for step in path:
+            block = block.get(step) if block else None
+        if not block or block[field] is None:
+            cells.append(Cell(None, None, None))
+            continue
+        found = None if model == first_model(metrics) else pair(metrics, *paired, second=model)
+        low, high = (None, None) if found is None else (found["low"], found["high"])
+        n = block.get("n_behaviors", block.get("n", 0))
+        cells.append(
+            Cell(block[field], block["low"], block["high"], None if found is None else found["difference"], low, high, n)
+        )
+    return Measure(key, name, unit, tuple(cells))
+
+
+def shown(cell: Cell, unit: str) -> tuple[str, str]:
+    """The value with its interval, and the difference with its interval; `–` where nothing was measured."""
+    return _with_interval(cell.value, cell.low, cell.high, unit, ""), (
+        _with_interval(cell.difference, cell.difference_low, cell.difference_high, unit, "+")
+    )
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None, unit: str, sign: str) -> str:
+    if value is None:
+        return "–"
+    digits, factor = (0, 100.0) if unit == "rate" else (2, 1.0)
+    numbers = [f"{factor * one + 0.0:{sign}.{digits}f}" for one in (value, low, high) if one is not None]
+    numbers = [("0" if float(one) == 0 and digits == 0 else one).replace("-", "−") for one in numbers]
+    return numbers[0] if low is None or high is None else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
+
+
+def _note(table: Comparison) -> str:
+    first = model_name(table.models[0])
+    return (
+        f"Rates in % with {100 * table.confidence:g}% intervals over behaviors; in the columns Δ the paired difference from "
+        f"{first}, in points. {table.judge}"
+    )
+
+
+def _grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
+    header = ["Measure"]
+    for index, model in enumerate(table.models):
+        header += [model_name(model)] if index == 0 else [model_name(model), f"Δ {model_name(model)}"]
+    rows = []
+    for measure in table.measures:
+        row = [measure.name + (" (nats per token)" if measure.unit == "nats" else "")]
+        for index, cell in enumerate(measure.cells):
+            value, difference = shown(cell, measure.unit)
+            row += [value] if index == 0 else [value, difference]
+        rows.append(row)
+    return header, rows
+
+
+def as_rich(table: Comparison) -> Table:
+    """For a terminal."""
+    header, rows = _grid(table)
+    found = Table(caption=_note(table), caption_justify="left")
+    for index, name in enumerate(header):
+        found.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in rows:
+        found.add_row(*row)
+    return found
+
+
+def as_markdown(table: Comparison) -> str:
+    """A table of GitHub's Markdown with its note."""
+    header, rows = _grid(table)
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{body}\n\n{_note(table)}\n"
+
+
+def as_csv(table: Comparison) -> str:
+    """One line a (measure, model): plain numbers, rates in [0, 1], empty where nothing was measured."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    fields = ("value", "low", "high", "difference", "difference_low", "difference_high", "n")
+    writer.writerow(["measure", "unit", "model", *fields, "confidence", "judge"])
+    for measure in table.measures:
+        for model, cell in zip(table.models, measure.cells, strict=True):
+            numbers = [getattr(cell, field) for field in fields]
+            written = ["" if number is None else number for number in numbers]
+            writer.writerow([measure.key, measure.unit, model, *written, table.confidence, table.judge])
+    return stream.getvalue()
+
+
+_TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}
+_TEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "−": "$-$", "Δ": r"$\Delta$", "–": "--"}
+
+
+def as_latex(table: Comparison) -> str:
+    r"""A `tabular` that needs no package but booktabs, with the note as a comment line above."""
+    header, rows = _grid(table)
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(tex(cell) for cell in cells) + r" \\"
+
+    body = "\n".join(line(row) for row in rows)
+    columns = "l" + "r" * (len(header) - 1)
+    return (
+        f"% {_note(table)}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(header)}\n\\midrule\n{body}\n"
+        "\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def tex(text: str) -> str:
+    """Text with LaTeX's special characters written out."""
+    return "".join(_TEX.get(character, character) for character in text)

@@ -80,10 +80,22 @@ def _recipes(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"fingerprint": fingerprint(recipe), "recipe": recipe.model_dump(mode="json")}, indent=1))
         return 0
-    import yaml
+    from dat_ray.config.sources import annotated
 
     print(f"# fingerprint {fingerprint(recipe)}; every field, defaults written out")
-    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, width=110), end="")
+    print(annotated(recipe, arguments.set), end="")
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from dat_ray.bench.attack import bench_attack
+
+    found = bench_attack(arguments.preset, arguments.repeats)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    for name, value in found.items():
+        print(f"{name:20} {'not measured' if value is None else f'{value:.4g}' if isinstance(value, float) else value}")
     return 0
 
 
@@ -120,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     adapt.add_argument("--pairs", metavar="JSONL", help="rows with prompt and response; absent: the model writes its own")
     adapt.add_argument("--resume", action="store_true", help="continue what is there, or start")
     settings(adapt)
+
+    bench = add("bench", "time one operation against the plain form in which it was published", _bench)
+    bench.add_argument("what", choices=("attack",), help="attack: the inner attack of training, against CAT's public code")
+    bench.add_argument("--preset", choices=("cpu", "1b"), default="cpu", help="cpu: seconds on two cores; 1b: for a GPU")
+    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each form (default: %(default)s)")
+    bench.add_argument("--json", action="store_true", help="for programs")
 
     recipes = add("recipes", "list recipes, or print one resolved", _recipes)
     recipes.add_argument("action", nargs="?", choices=("list", "show"), default="list")

@@ -19,7 +19,7 @@ from dat_ray.errors import InputError
 Settings = TypeVar("Settings", bound=BaseModel)
 
 # Sections and fields that change where and how fast a run goes, never what comes out.
-NOT_IN_FINGERPRINT = frozenset({"cluster", "timeouts", "tracking", "description", "name"})
+NOT_IN_FINGERPRINT = frozenset({"cluster", "timeouts", "tracking", "description", "name", "sources"})
 
 
 def list_recipes(kind: str = "recipes") -> list[str]:

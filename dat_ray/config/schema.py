@@ -61,7 +61,8 @@ class BehaviorSource(Section):
     """Where behaviours come from: a path, a builtin set, or a Hugging Face data set."""
 
     path: str = Field(
-        description="CSV, JSONL, JSON or parquet file, folder of such, `builtin:NAME`, or `hf:OWNER/NAME[/CONFIG][:SPLIT]`"
+        description="CSV, JSONL, JSON or parquet file, folder of such, `builtin:NAME`, `public:NAME`, or "
+        "`hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]`"
     )
     format: Literal["auto", "builtin", "harmbench", "advbench", "jailbreakbench", "table"] = "auto"
     targets_path: str | None = Field(None, description="HarmBench targets JSON: {BehaviorID: string or list}")
@@ -204,6 +205,7 @@ class AttackConfig(Section):
         "relative", description="relative: step_size and radius are multiples of the mean embedding norm"
     )
     radius: Annotated[float, Field(ge=0.0)] | None = Field(None, description="L2 radius for each token; absent: no bound")
+    radius_unit: Literal["absolute", "relative"] | None = Field(None, description="of the radius; absent: as `unit`")
     positions: Literal["user", "prompt", "sequence"] = Field(
         "user", description="user message only, every prompt token, or the responses' tokens too"
     )
@@ -480,6 +482,9 @@ class Recipe(Section):
 
     name: str
     description: str = ""
+    sources: dict[str, str] = Field(
+        {}, description="where values come from: dotted field or section -> `paper: ...`, `code: ...` or `ours: ...`"
+    )
     seed: NonNegative = 0
     round: NonNegative = 0
     behaviors: BehaviorsConfig
@@ -503,6 +508,9 @@ class Recipe(Section):
             )
         if self.target.backend == "endpoint":
             raise ValueError("the target is fine-tuned, which an endpoint's model cannot be: use the backend vllm or torch")
+        for field, source in self.sources.items():
+            if not source.startswith(("paper: ", "code: ", "ours: ")):
+                raise ValueError(f"a source begins with paper:, code: or ours:, not as that of {field} ({source}): correct it")
         if self.selection.rewrites is not None and self.selection.source != "mixture":
             raise ValueError(
                 f"selection.rewrites is read only with source mixture, not {self.selection.source}: change one of them"

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from dat_ray.data.public import PUBLIC, public_file
 from dat_ray.data.shards import has_manifest, join, open_filesystem, read_table
 from dat_ray.errors import InputError
 
 BUILTIN = "builtin:"
 HUB = "hf:"
 _SUFFIXES = (".csv", ".jsonl", ".ndjson", ".json", ".parquet")
-_HUB_SPEC = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?::(?P<split>.+))?")
+_HUB_SPEC = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<config>[\w.-]+))?(?::(?P<split>.+))?")
 
 
 class Row(NamedTuple):
@@ -50,11 +51,12 @@ class Source:
 
 
 class HubSpec(NamedTuple):
-    """The parts of ``hf:OWNER/NAME[/CONFIG][:SPLIT]``; ``name`` is ``OWNER/NAME``."""
+    """The parts of ``hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]``; ``name`` is ``OWNER/NAME``."""
 
     name: str
     config: str | None
     split: str
+    revision: str | None = None
 
 
 def open_source(spec: str, field: str) -> Source:
@@ -62,7 +64,7 @@ def open_source(spec: str, field: str) -> Source:
 
     Args:
         spec: path or URI of a CSV, JSONL, JSON (a list of objects) or parquet file, a folder of such files,
-            ``builtin:NAME``, or ``hf:OWNER/NAME[/CONFIG][:SPLIT]``.
+            ``builtin:NAME``, ``public:NAME``, or ``hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]``.
         field: the recipe's field that holds ``spec``, for messages.
 
     Raises:
@@ -85,11 +87,11 @@ def builtin_names() -> list[str]:
 
 
 def parse_hub_spec(spec: str, field: str) -> HubSpec:
-    """Splits ``hf:OWNER/NAME[/CONFIG][:SPLIT]``; the split is ``train`` unless given."""
+    """Splits ``hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]``; the split is ``train`` unless given."""
     match = _HUB_SPEC.fullmatch(spec)
     if match is None:
-        raise InputError(field, spec, "write hf:OWNER/NAME[/CONFIG][:SPLIT], as in hf:OWNER/NAME:test")
-    return HubSpec(match["name"], match["config"], match["split"] or "train")
+        raise InputError(field, spec, "write hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT], as in hf:OWNER/NAME:test")
+    return HubSpec(match["name"], match["config"], match["split"] or "train", match["revision"])
 
 
 def read_json(spec: str, field: str) -> Any:
@@ -104,7 +106,7 @@ def read_json(spec: str, field: str) -> Any:
 
 def _locate(spec: str, field: str) -> tuple[pafs.FileSystem, str]:
     try:
-        filesystem, path = open_filesystem(spec)
+        filesystem, path = open_filesystem(str(public_file(spec, field)) if spec.startswith(PUBLIC) else spec)
         kind = filesystem.get_file_info(path).type
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(field, spec, f"cannot be reached ({_first_line(error)}): check the path and the access") from error
@@ -184,7 +186,7 @@ def _hub(spec: str, field: str) -> Source:
     except ImportError as error:
         raise InputError(field, spec, "needs the `datasets` package: install the extra `dat-ray[hub]`") from error
     try:
-        data = datasets.load_dataset(hub.name, hub.config, split=hub.split)
+        data = datasets.load_dataset(hub.name, hub.config, split=hub.split, revision=hub.revision)
     # The library lets errors of several network stacks through, which have no common base class.
     except Exception as error:
         remedy = "check name, config, split and the network, or download the table and give its path"

@@ -16,10 +16,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from dat_ray.cache import cache_root
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
 from dat_ray.errors import InputError
 from dat_ray.models.chat import ChatFormat
-from dat_ray.models.embedded import cache_root
 from dat_ray.models.families import Family, layout_name
 from dat_ray.models.folders import build_once
 from dat_ray.models.layouts import LAYOUTS, Shape, layout_tensors

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dat_ray.cache import cache_root
 from dat_ray.errors import InputError
 from dat_ray.models.folders import build_once
 
@@ -119,11 +119,6 @@ EMBEDDED: dict[str, GgufModel | InfillModel] = {
     ),
     "smollm2-135m-infill": InfillModel(base="smollm2-135m-instruct"),
 }
-
-
-def cache_root() -> Path:
-    """`$DAT_CACHE`, or `~/.cache/dat_ray`."""
-    return Path(os.environ.get("DAT_CACHE") or "~/.cache/dat_ray").expanduser()
 
 
 def resolve_model(spec: str, field: str = "model") -> str:

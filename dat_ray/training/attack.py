@@ -114,7 +114,9 @@ def attack(objective: Objective, positions: Tensor, width: int, cfg: AttackConfi
     """
     scale = unit_norm if cfg.unit == "relative" else 1.0
     step = cfg.step_size * scale
-    radius = None if cfg.radius is None else cfg.radius * scale
+    radius = cfg.radius
+    if radius is not None and (cfg.radius_unit or cfg.unit) == "relative":
+        radius *= unit_norm
     where = positions[..., None].float()
     delta = where.new_zeros((*positions.shape, width))
     direction, best = Direction(cfg.step_rule), Best()

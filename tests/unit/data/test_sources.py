@@ -127,6 +127,7 @@ def test_unknown_builtin_lists_the_known_ones() -> None:
         ("hf:owner/name", HubSpec("owner/name", None, "train")),
         ("hf:owner/na.me-2:test", HubSpec("owner/na.me-2", None, "test")),
         ("hf:owner/name/config:harmful", HubSpec("owner/name", "config", "harmful")),
+        ("hf:owner/name@0123abcd/config:test", HubSpec("owner/name", "config", "test", "0123abcd")),
         ("hf:owner/name:train[:100]", HubSpec("owner/name", None, "train[:100]")),
     ],
 )
@@ -147,7 +148,7 @@ def test_hub_without_the_library_names_the_extra(monkeypatch: pytest.MonkeyPatch
 
 
 def test_hub_out_of_reach_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str, config: str | None, split: str) -> None:
+    def load_dataset(name: str, config: str | None, split: str, revision: str | None) -> None:
         raise ConnectionError(f"offline: {name} {config} {split}\nsecond line")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))

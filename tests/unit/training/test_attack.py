@@ -56,6 +56,13 @@ def test_relative_sizes_are_multiples_of_the_embedding_norm() -> None:
     assert second.relative_norm == pytest.approx([0.1, 0.2, 0.2], abs=1e-6)
 
 
+def test_a_radius_may_have_a_unit_of_its_own() -> None:
+    # CAT's public code: steps in absolute units, a radius in units of the mean embedding norm.
+    cfg = AttackConfig(steps=9, step_size=0.5, step_rule="l2_normalized", unit="absolute", radius=0.2, radius_unit="relative")
+    found = attack(linear, EVERYWHERE, 2, cfg, unit_norm=7.0)
+    assert found.relative_norm == pytest.approx([0.5 / 7, 1.0 / 7, *[0.2] * 7], abs=1e-6)
+
+
 def test_every_iterate_is_logged_and_the_last_is_returned() -> None:
     cfg = AttackConfig(steps=4, step_size=0.1, step_rule="raw", unit="absolute")
     found = attack(bowl, EVERYWHERE, 2, cfg, unit_norm=1.0)

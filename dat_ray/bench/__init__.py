@@ -1,0 +1,1 @@
+"""Micro-benchmarks: one operation against the plain form in which it was published."""

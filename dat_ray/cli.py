@@ -87,6 +87,15 @@ def _recipes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from dat_ray.pipeline.export import export_run
+    from dat_ray.progress import stage_line
+
+    folder = export_run(arguments.run_dir, arguments.out)
+    stage_line(f"{folder}: merged model, tokenizer and card; the adapter in {folder / 'adapter'}")
+    return 0
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from dat_ray.bench.attack import bench_attack
 
@@ -132,6 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     adapt.add_argument("--pairs", metavar="JSONL", help="rows with prompt and response; absent: the model writes its own")
     adapt.add_argument("--resume", action="store_true", help="continue what is there, or start")
     settings(adapt)
+
+    export = add("export", "write a run's fine-tuned model and its adapter as folders that other tools load", _export)
+    export.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run that has trained")
+    export.add_argument("--out", required=True, metavar="DIR", help="folder of the merged model; OUT/adapter holds the adapter")
 
     bench = add("bench", "time one operation against the plain form in which it was published", _bench)
     bench.add_argument("what", choices=("attack",), help="attack: the inner attack of training, against CAT's public code")

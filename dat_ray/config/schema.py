@@ -475,6 +475,9 @@ class TrackingConfig(Section):
     """Where training curves go, besides the JSON lines of the run directory."""
 
     tensorboard: bool = True
+    mlflow: str | None = Field(None, description="name of an MLflow experiment (extra `mlflow`)")
+    mlflow_uri: str | None = Field(None, description="of the tracking server; absent: as MLflow's own settings say")
+    wandb: str | None = Field(None, description="project of Weights & Biases (extra `wandb`)")
 
 
 class Recipe(Section):

@@ -58,6 +58,7 @@ from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.rows import count_rows, load_rows
 from dat_ray.training.step import alone
+from dat_ray.training.tracking import open_sinks, wanted_sinks
 
 SUBCLUSTER_LABEL = "ray-subcluster"
 MAX_FAILURES = 3
@@ -106,6 +107,7 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
     root, mark = _absolute(run.training(recipe.round)), fingerprint(recipe)
     harmful, retain = count_rows(recipe, run)
     updates = count_updates(recipe.training, harmful)
+    wanted_sinks(recipe.tracking)
     skipped = has_manifest(root)
     if skipped:
         _check_adapter(root, mark)
@@ -207,7 +209,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     worker = Worker(context.get_world_rank(), context.get_world_size(), _sum if context.get_world_size() > 1 else alone)
     base = resolve_model(config["model"], "target.model")
     rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target.system_prompt))
-    log = MetricsLog(root, recipe.tracking.tensorboard) if worker.rank == 0 else None
+    log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None
     with tempfile.TemporaryDirectory(prefix="dat-train-") as scratch:
         network = Network(
             build_model(recipe, run, base, Path(scratch)).to(get_device()),

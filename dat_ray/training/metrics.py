@@ -1,4 +1,4 @@
-"""Training curves: one JSON line an update, and TensorBoard beside it.
+"""Training curves: one JSON line an update, TensorBoard beside it, and trackers where the recipe asks for them.
 
 Keyed by the update: a replay after a crash rewrites its lines and adds none.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
+from dat_ray.training.tracking import Sink
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -34,10 +36,11 @@ class MetricsLog:
     Args:
         root: local path or URI of the folder.
         tensorboard: also write TensorBoard events.
+        sinks: trackers that get each update's numbers too.
     """
 
-    def __init__(self, root: str, tensorboard: bool = False) -> None:
-        self.root, self.tensorboard = root, tensorboard
+    def __init__(self, root: str, tensorboard: bool = False, sinks: Sequence[Sink] = ()) -> None:
+        self.root, self.tensorboard, self.sinks = root, tensorboard, sinks
         self._rows: list[dict[str, Any]] = []
         self._events: Any = None
         self._events_folder = ""
@@ -63,6 +66,8 @@ class MetricsLog:
         if self._events:
             for name, value in scalars(metrics).items():
                 self._events.add_scalar(name, value, metrics["update"])
+        for sink in self.sinks:
+            sink.log(scalars(metrics), metrics["update"])
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.flush()
 
@@ -84,6 +89,8 @@ class MetricsLog:
             self.flush()
         if self._events:
             self._events.close()
+        for sink in self.sinks:
+            sink.close()
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float]:

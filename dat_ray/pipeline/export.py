@@ -1,0 +1,167 @@
+"""`dat export`: what a run has trained, as folders that other tools load.
+
+OUT/            the merged model: safetensors, configuration, tokenizer, README.md (model card), dat_export.json
+OUT/adapter/    the PEFT adapter
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from dat_ray import __version__
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.config.sources import annotated
+from dat_ray.data.rundir import RunDir, rewrites_folder
+from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
+from dat_ray.errors import DatError, InputError
+from dat_ray.models.embedded import resolve_model
+from dat_ray.models.folders import replace_folder
+from dat_ray.models.loading import ADAPTER_CONFIG, write_merged
+from dat_ray.training.retain_set import retain_folder
+
+RECORD = "dat_export.json"
+CARD = "README.md"
+
+
+def export_run(root: str, out: str) -> Path:
+    """Writes the merged model, its tokenizer and card, and the adapter of the run's round.
+
+    Args:
+        root: run directory, local path or URI.
+        out: local folder; an export that is there is replaced as a whole, anything else is left alone.
+
+    Raises:
+        InputError: no run there, or a folder that holds something else.
+        DatError: the run has no finished adapter.
+    """
+    run = RunDir(root.rstrip("/"))
+    if not exists(run.record):
+        raise InputError("RUN_DIR", root, "holds no run: give the directory of `dat run`")
+    record = json.loads(read_bytes(run.record))
+    recipe = Recipe.model_validate(record["recipe"])
+    trained, mark = run.training(recipe.round), fingerprint(recipe)
+    if not has_manifest(trained):
+        raise DatError(f"{trained} holds no finished training: run `dat train --run-dir {root}` first")
+    read_manifest(trained, fingerprint=mark)
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("--out", out, "holds something that is no export: choose another folder")
+    base = resolve_model(recipe.target.model, "target.model")
+    card = model_card(recipe, run, record)
+    with tempfile.TemporaryDirectory(prefix="dat-export-") as scratch, replace_folder(folder) as place:
+        adapter = Path(scratch) / "adapter"
+        adapter.mkdir()
+        fs, inner = open_filesystem(run.adapter(recipe.round))
+        pafs.copy_files(inner, str(adapter), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+        write_merged(base, str(adapter), place, dtype=None)
+        shutil.copytree(adapter, place / "adapter")
+        if _on_hub(recipe.target.model):
+            _name_base(place / "adapter" / ADAPTER_CONFIG, recipe.target.model)
+        (place / CARD).write_text(card, encoding="utf-8")
+        content = {"run": mark, "recipe": recipe.name, "dat_ray": __version__, "base": recipe.target.model}
+        (place / RECORD).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return folder
+
+
+def _on_hub(model: str) -> bool:
+    return not model.startswith("embedded:") and not Path(model).expanduser().exists()
+
+
+def _name_base(path: Path, model: str) -> None:
+    """PEFT then finds the base model by itself."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "base_model_name_or_path": model}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def model_card(recipe: Recipe, run: RunDir, record: dict[str, Any]) -> str:
+    """A model card in Markdown: what it is, its recipe, what it was trained on, and what was measured of it.
+
+    Args:
+        recipe: the run's.
+        run: its directory; evaluations that are there are shown.
+        record: of `run.json`.
+    """
+    base = recipe.target.model
+    front = ["---", *([f"base_model: {base}"] if _on_hub(base) else []), "tags: [adversarial-training, safety, dat-ray]", "---"]
+    lines = [
+        *front,
+        "",
+        f"# {base}, after adversarial fine-tuning",
+        "",
+        f"Fine-tuned from `{base}` by dat_ray {record.get('dat_ray', __version__)} with the recipe `{recipe.name}` "
+        f"(round {recipe.round}, seed {recipe.seed}, fingerprint `{fingerprint(recipe)}`). This folder holds the merged weights, "
+        "`adapter/` the LoRA adapter alone. The base model's licence applies.",
+        "",
+        "## What was measured",
+        "",
+        *(list(_measured(run)) or ["Not evaluated."]),
+        "",
+        "## What it was trained on",
+        "",
+        "| table | rows | sha256 of its files |",
+        "|---|---|---|",
+        *_tables(recipe, run),
+        "",
+        "The texts are not part of this folder.",
+        "",
+        "## Recipe",
+        "",
+        "```yaml",
+        annotated(recipe).rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _tables(recipe: Recipe, run: RunDir) -> Iterator[str]:
+    folders = {
+        "training set": run.training_set(recipe.round),
+        "rewrites": rewrites_folder(run, recipe.round),
+        "retain set": retain_folder(run, recipe.round),
+    }
+    for name, folder in folders.items():
+        if has_manifest(folder):
+            found = read_manifest(folder)
+            yield f"| {name} | {found.rows} | {', '.join(f'`{file.sha256[:16]}`' for file in found.files)} |"
+
+
+def _measured(run: RunDir) -> Iterator[str]:
+    fs, inner = open_filesystem(join(run.root, "evaluation"))
+    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    for suite in sorted(info.base_name for info in found if info.type == pafs.FileType.Directory):
+        path = join(run.evaluation(suite), "metrics.json")
+        if exists(path):
+            yield from _suite(suite, json.loads(read_bytes(path)))
+
+
+def _suite(suite: str, metrics: dict[str, Any]) -> Iterator[str]:
+    judge = metrics["judge"]["name"]
+    proxy = ", a rule-based proxy that sees refusals, not harm" if judge.startswith("refusal-") else ""
+    yield f"Suite `{suite}`, judge `{judge}`{proxy}; attack success rates with {metrics.get('confidence', 0.95):.0%} intervals."
+    yield ""
+    yield "| model | attack | success | interval | behaviors |"
+    yield "|---|---|---|---|---|"
+    for name, block in metrics["models"].items():
+        rows = {**block["attacks"], "any of them": block.get("boa")}
+        for attack, cell in rows.items():
+            if cell and cell.get("asr") is not None:
+                yield f"| {name} | {attack} | {cell['asr']:.1%} | {_interval(cell)} | {cell.get('n_behaviors', '')} |"
+    for name, block in metrics["models"].items():
+        refused = block.get("over_refusal") or {}
+        if refused.get("rate") is not None:
+            yield ""
+            yield f"Harmless prompts refused, {name}: {refused['rate']:.1%} {_interval(refused)}."
+    yield ""
+
+
+def _interval(cell: dict[str, Any]) -> str:
+    return f"[{cell['low']:.1%}, {cell['high']:.1%}]"

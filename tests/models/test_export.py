@@ -1,0 +1,105 @@
+"""`dat export`: what a run has trained, loaded by transformers and PEFT."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dat_ray.cli import main
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import LoraConfig, Recipe
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import join, write_bytes, write_manifest
+from dat_ray.errors import DatError, InputError
+from dat_ray.models.loading import attach_lora, load_causal_lm, model_fingerprint, save_adapter
+from dat_ray.pipeline.export import export_run
+from dat_ray.training.driver import _describe_adapter
+from tests.ray.tiny_training import ready_run, tiny_training_recipe
+
+IDS = torch.tensor([[5, 80, 300, 7, 0, 12]])
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_llama: str) -> Recipe:
+    return tiny_training_recipe(Path(tiny_llama))
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Recipe, tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run with an adapter that moves the model by a good deal, and an evaluation."""
+    run = ready_run(tmp_path_factory.mktemp("export") / "run", recipe)
+    model = attach_lora(load_causal_lm(tiny_llama, "float32"), LoraConfig(rank=4, alpha=8), seed=1)
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    save_adapter(model, run.adapter(0), model_fingerprint(tiny_llama))
+    write_manifest(run.training(0), _describe_adapter(run.training(0)), fingerprint(recipe))
+    cell = {"asr": 0.25, "low": 0.1, "high": 0.5, "n_behaviors": 8}
+    block = {"attacks": {"direct": cell}, "boa": {**cell, "asr": 0.375}, "over_refusal": {"rate": None}}
+    harmless = {**block, "over_refusal": {"rate": 0.125, "low": 0.0, "high": 0.3}}
+    metrics = {"judge": {"name": "refusal-rules"}, "confidence": 0.95, "models": {"base": block, "adapted": harmless}}
+    write_bytes(join(run.evaluation("heldout"), "metrics.json"), json.dumps(metrics).encode())
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(trained: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "model"
+    assert main(["export", trained.root, "--out", str(out)]) == 0
+    return out
+
+
+def test_transformers_and_peft_load_the_same_model(exported: Path, tiny_llama: str) -> None:
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained(exported)(IDS).logits
+        base = AutoModelForCausalLM.from_pretrained(tiny_llama)
+        plain = base(IDS).logits
+        adapted = peft.PeftModel.from_pretrained(base, str(exported / "adapter")).eval()(IDS).logits
+    # float32: a merged sum and two separate products round differently.
+    assert torch.allclose(merged, adapted, atol=1e-3, rtol=1e-3)
+    assert (merged - plain).abs().max() > 0.1
+    text = "How are you?"
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (exported, tiny_llama))
+    assert ours(text).input_ids == theirs(text).input_ids
+    assert ours.chat_template == theirs.chat_template
+
+
+def test_the_card_tells_recipe_data_and_measures(exported: Path, trained: RunDir, recipe: Recipe) -> None:
+    card = (exported / "README.md").read_text()
+    assert fingerprint(recipe) in card
+    assert "| adapted | direct | 25.0% | [10.0%, 50.0%] | 8 |" in card
+    assert "| adapted | any of them | 37.5% |" in card
+    assert "judge `refusal-rules`, a rule-based proxy" in card
+    assert "Harmless prompts refused, adapted: 12.5% [0.0%, 30.0%]." in card
+    assert "Harmless prompts refused, base" not in card
+    assert "| training set | 10 |" in card
+    assert "| retain set | 7 |" in card
+    assert "learning_rate: 0.01" in card
+    assert "please do" not in card, "no prompt is part of the card"
+
+
+def test_an_export_is_replaced_and_nothing_else_is(exported: Path, trained: RunDir, tmp_path: Path) -> None:
+    (exported / "stale").write_text("x")
+    assert export_run(trained.root, str(exported)) == exported
+    assert not (exported / "stale").exists()
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match=r"--out = .*holds something that is no export"):
+        export_run(trained.root, str(mine))
+    assert (mine / "notes.txt").read_text() == "keep"
+
+
+def test_a_run_without_an_adapter_is_told(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"RUN_DIR = .*holds no run"):
+        export_run(str(tmp_path / "nothing"), str(tmp_path / "out"))
+    run = ready_run(tmp_path / "begun", recipe)
+    with pytest.raises(DatError, match="holds no finished training: run `dat train"):
+        export_run(run.root, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

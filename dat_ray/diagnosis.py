@@ -6,6 +6,7 @@ import traceback
 
 from dat_ray.data.shards import write_bytes
 from dat_ray.errors import StorageError
+from dat_ray.secrets import redact
 
 
 def keep_traceback(path: str, error: BaseException) -> str:
@@ -15,7 +16,7 @@ def keep_traceback(path: str, error: BaseException) -> str:
         "details: PATH", or why there are none: a full disk must not hide the error that it caused.
     """
     try:
-        write_bytes(path, "".join(traceback.format_exception(error)).encode())
+        write_bytes(path, redact("".join(traceback.format_exception(error))).encode())
     except StorageError:
         return "no details, since the logs cannot be written"
     return f"details: {path}"

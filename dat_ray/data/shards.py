@@ -196,6 +196,8 @@ def read_table(root: str, *, fingerprint: str | None = None) -> pa.Table:
         where = join(root, file.path)
         if not exists(where):
             raise ShardError(f"{where} is named by the manifest but missing: restore it or remove the folder and run again")
+        if "://" not in root and not Path(where).resolve().is_relative_to(Path(root).resolve()):
+            raise ShardError(f"{where} leads out of its folder, by a symbolic link: put the file itself there")
         data = read_bytes(where)
         found = hashlib.sha256(data).hexdigest()
         if found != file.sha256:

@@ -82,6 +82,13 @@ def test_difference_names_the_fields_and_both_values() -> None:
     assert found == ["seed: 1 -> 2"]
 
 
+def test_an_override_changes_one_place_where_yaml_shares_a_mapping(tmp_path) -> None:
+    tree = recipe_text("demo").split("cluster:")[0]
+    (tmp_path / "shared.yaml").write_text(tree + "cluster:\n  sampler: &pool {num_cpus: 2}\n  target: *pool\n")
+    recipe = load_recipe(str(tmp_path / "shared.yaml"), ["cluster.sampler.num_cpus=3"])
+    assert (recipe.cluster.sampler.num_cpus, recipe.cluster.target.num_cpus) == (3, 2)
+
+
 def test_configuration_imports_neither_torch_nor_ray_nor_vllm() -> None:
     code = (
         "import sys, dat_ray.cli, dat_ray.config.loading as l; l.load_recipe('demo');"

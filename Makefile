@@ -27,8 +27,8 @@ test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: .venv/.lint-ready
-	$(BIN)/ruff check dat_ray tests
-	$(BIN)/ruff format --check dat_ray tests
+	$(BIN)/ruff check dat_ray tests jobs
+	$(BIN)/ruff format --check dat_ray tests jobs
 	$(BIN)/mypy
 
 clean:

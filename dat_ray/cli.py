@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from dat_ray import __version__
 from dat_ray.errors import DatError, InputError
+from dat_ray.ops.verbs import add_verbs
 
 STAGES = ("generate", "select", "train", "evaluate", "report")
 
@@ -157,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?", metavar="NAME")
     recipes.add_argument("--json", action="store_true", help="for programs")
     settings(recipes)
+
+    add_verbs(add, settings)
     return parser
 
 

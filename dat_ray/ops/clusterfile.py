@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,11 @@ import yaml
 from dat_ray.errors import InputError
 from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.ops import kuberay
+from dat_ray.ops.needs import Group
 
 PLACEHOLDER = "EDIT_ME"
 SUBCLUSTERS = ("generation", "training")
 _RAY_IN_TAG = re.compile(r"ray(\d+\.\d+\.\d+)")
-
-
-@dataclass(frozen=True)
-class Group:
-    """One kind of node.
-
-    Attributes:
-        name: as in the file.
-        cpus: logical CPUs of a node; None where the file does not say.
-        gpus: GPUs of a node; None where the file does not say.
-        least: nodes that are always there.
-        most: nodes at most.
-        labels: Ray node labels.
-    """
-
-    name: str
-    cpus: float | None
-    gpus: float | None
-    least: int
-    most: int
-    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,6 +96,7 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _ray_schema(tree: dict[str, Any]) -> list[str]:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
+    logging.getLogger("ray.autoscaler._private.util").setLevel(logging.WARNING)
     try:
         # It prints what it fills in, and leaves the process on some mistakes.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

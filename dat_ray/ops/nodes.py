@@ -1,0 +1,119 @@
+"""One question to every node: which versions it has, and whether it sees the run directory's storage as we do."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow.fs as pafs
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
+from dat_ray.errors import DatError
+from dat_ray.ops.needs import Finding
+
+# A first process on a node imports ray and pyarrow.
+SECONDS_FOR_A_NODE = 60.0
+
+
+def ask_every_node(nodes: Sequence[Mapping[str, Any]], run_dir: str | None, installed: Mapping[str, str]) -> list[Finding]:
+    """Asks each node once, at the same time, with a deadline.
+
+    Args:
+        nodes: live nodes, of `ray.nodes()`.
+        run_dir: local path or URI; a probe folder is made in it and removed again. None leaves storage out.
+        installed: versions of this machine.
+    """
+    probe = join(run_dir, f".doctor-{uuid.uuid4().hex[:8]}") if run_dir else None
+    fresh = run_dir is not None and not exists(run_dir)
+    findings = []
+    try:
+        if probe:
+            write_bytes(join(probe, "driver"), b"driver")
+    except (DatError, OSError) as error:
+        return [Finding("storage", False, str(error), "choose a --run-dir that this machine can write")]
+    asked = {}
+    for node in nodes:
+        # No CPU: the question must not wait behind the work that it is about.
+        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(_look)
+        asked[task.remote(probe, node["NodeID"], tuple(installed))] = node
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_FOR_A_NODE)
+    answers, silent = {}, [_name(asked[ref]) for ref in late]
+    for ref in done:
+        try:
+            answers[_name(asked[ref])] = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            silent.append(f"{_name(asked[ref])} ({' '.join(str(error).split())[-160:]})")
+    if silent:
+        detail = f"{len(silent)} of {len(asked)} do not answer within {SECONDS_FOR_A_NODE:g} s: {', '.join(silent)}"
+        findings.append(
+            Finding("nodes", False, detail, "look at `ray status` and that node's logs; dat_ray must be installed there")
+        )
+    findings.append(_same_versions(answers, installed))
+    if probe and run_dir:
+        findings.append(_same_storage(answers, probe, run_dir, nodes))
+        _remove(run_dir if fresh else probe)
+    return findings
+
+
+def _look(probe: str | None, node: str, packages: tuple[str, ...]) -> dict[str, Any]:
+    """Runs on the node."""
+    import importlib.metadata
+
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    trouble = ""
+    if probe:
+        try:
+            if read_bytes(join(probe, "driver")) != b"driver":
+                trouble = "reads something else than was written"
+            write_bytes(join(probe, node), node.encode())
+        except (DatError, OSError) as error:
+            trouble = " ".join(str(error).split())[:200]
+    return {"versions": versions, "trouble": trouble, "time": time.time()}
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return str(node.get("NodeName") or node["NodeManagerAddress"]) + f"/{node['NodeID'][:6]}"
+
+
+def _same_versions(answers: Mapping[str, dict[str, Any]], installed: Mapping[str, str]) -> Finding:
+    wrong = [
+        f"{node} has {package} {version}, this machine {installed[package]}"
+        for node, answer in answers.items()
+        for package, version in answer["versions"].items()
+        # A GPU build calls itself 2.13.0+cu128, a CPU build 2.13.0+cpu.
+        if version.split("+")[0] != installed[package].split("+")[0]
+    ]
+    if wrong:
+        return Finding("versions on every node", False, "; ".join(wrong[:4]), "use one image everywhere: cluster/Dockerfile")
+    return Finding("versions on every node", True, f"{len(answers)} nodes as this machine")
+
+
+def _same_storage(answers: Mapping[str, dict[str, Any]], probe: str, run_dir: str, nodes: Sequence[Mapping[str, Any]]) -> Finding:
+    trouble = [f"{node}: {answer['trouble']}" for node, answer in answers.items() if answer["trouble"]]
+    unseen = [
+        _name(node)
+        for node in nodes
+        if _name(node) in answers and not answers[_name(node)]["trouble"] and not exists(join(probe, node["NodeID"]))
+    ]
+    if unseen:
+        trouble.append(f"what {', '.join(unseen)} wrote is not there for this machine")
+    if trouble:
+        remedy = "mount the same file system on every node, or use an s3:// or gs:// address"
+        return Finding("storage", False, f"{run_dir} is not shared: {'; '.join(trouble[:4])}", remedy)
+    return Finding("storage", True, f"{run_dir} is written and read by {len(answers)} nodes")
+
+
+def _remove(folder: str) -> None:
+    filesystem, inner = open_filesystem(folder)
+    if filesystem.get_file_info(inner).type == pafs.FileType.Directory:
+        filesystem.delete_dir(inner)

@@ -1,0 +1,298 @@
+"""`dat submit`: checks a recipe, packs what it needs, and runs one stage as a Ray job.
+
+The job's id follows from the stage and the run directory, so that Ray refuses a second one that would write the same
+files. What is printed at the end is the plain `ray job submit` line that does the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import posixpath
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from dat_ray.config.loading import fingerprint, list_recipes, load_recipe
+from dat_ray.config.schema import Recipe
+from dat_ray.data.sources import BUILTIN, HUB
+from dat_ray.errors import DatError, InputError
+from dat_ray.ops.package import EXCLUDES, pack, scratch
+from dat_ray.progress import stage_line
+
+SCRIPTS = {"generate": "generate", "train": "train", "evaluate": "evaluate", "run": "pipeline"}
+# Stages without actors of their own need no cluster: `pipeline` runs them, or `dat select` and `dat report` at home.
+SECONDS_FOR_AN_AGENT = 60.0
+SECONDS_BETWEEN_TRIES = 2.0
+MOST_BREAKS = 5
+_NOT_YET = ("No available agent", "Connection refused", "503")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job, ready to be sent.
+
+    Attributes:
+        stage: `generate`, `train`, `evaluate` or `run`.
+        recipe: checked.
+        run_dir: as the cluster's nodes see it.
+        submission_id: Ray's id of the job.
+        entrypoint: shell command.
+        working_dir: folder that goes along.
+        metadata: stage, run and fingerprint.
+    """
+
+    stage: str
+    recipe: Recipe
+    run_dir: str
+    submission_id: str
+    entrypoint: str
+    working_dir: str
+    metadata: dict[str, str]
+
+    def plain_line(self, address: str) -> str:
+        """The `ray job submit` command that does the same."""
+        environment = json.dumps({"excludes": list(EXCLUDES)})
+        words = ["ray", "job", "submit", "--address", address, "--submission-id", self.submission_id]
+        words += ["--working-dir", self.working_dir, "--runtime-env-json", environment]
+        words += ["--metadata-json", json.dumps(self.metadata), "--", *shlex.split(self.entrypoint)]
+        return shlex.join(words)
+
+
+def prepare(
+    stage: str,
+    recipe_name: str,
+    *,
+    run_dir: str | None,
+    settings: Sequence[str],
+    resume: bool,
+    working_dir: str,
+    attempt: int = 1,
+) -> Submission:
+    """Checks everything that can be checked here, before anything is sent.
+
+    Args:
+        stage: a key of `SCRIPTS`.
+        recipe_name: a shipped recipe, or a YAML file in `working_dir`.
+        run_dir: where the run lies, as the cluster's nodes see it.
+        settings: `--set` overrides.
+        resume: whether the job may continue what is there.
+        working_dir: folder that becomes the job's.
+        attempt: counts jobs for the same stage and run directory: Ray never takes an id twice.
+
+    Raises:
+        InputError: a bad recipe, a recipe outside the folder, or a run directory that is not shared.
+    """
+    recipe = load_recipe(recipe_name, settings)
+    root = Path(working_dir).resolve()
+    if recipe_name in list_recipes():
+        named = recipe_name
+    else:
+        path = Path(recipe_name).resolve()
+        if not path.is_relative_to(root):
+            raise InputError("RECIPE", recipe_name, f"lies outside the folder that goes along ({working_dir}): see --working-dir")
+        named = path.relative_to(root).as_posix()
+    _check_paths(recipe, root)
+    if run_dir is None:
+        raise InputError("--run-dir", None, "name a folder that all nodes of the cluster share, such as /shared/runs/first")
+    if "://" not in run_dir and not posixpath.isabs(run_dir):
+        raise InputError(
+            "--run-dir", run_dir, "a job's own folder is gone after it: give an absolute path on shared storage, or a URI"
+        )
+    run_dir = run_dir.rstrip("/")
+    # The package is part of the image; its checkout, where the working directory is one, takes precedence.
+    script = f"jobs/{SCRIPTS[stage]}.py"
+    command = ["python", script] if (root / script).is_file() else ["python", "-m", "dat_ray.cli", stage]
+    words = [*command, named, "--run-dir", run_dir]
+    words += ["--resume"] if resume else []
+    for setting in settings:
+        words += ["--set", setting]
+    mark = fingerprint(recipe)
+    return Submission(
+        stage,
+        recipe,
+        run_dir,
+        job_id(stage, run_dir, attempt),
+        shlex.join(words),
+        str(root),
+        {"stage": stage, "run": run_dir, "fingerprint": mark},
+    )
+
+
+def _check_paths(recipe: Recipe, root: Path) -> None:
+    """Files that a recipe names by a relative path must go along: the job starts in the folder that is packed."""
+
+    def paths(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from paths(value, f"{prefix}{key}.")
+            elif key.endswith("path") and isinstance(value, str):
+                yield f"{prefix}{key}", value
+
+    for field, value in paths(recipe.model_dump(), ""):
+        local = not value.startswith((BUILTIN, HUB, "/")) and "://" not in value
+        if local and not (root / value).exists():
+            raise InputError(field, value, f"is not in the folder that goes along ({root}): put it there, or on shared storage")
+
+
+def job_id(stage: str, run_dir: str, attempt: int = 1) -> str:
+    """The id of the nth job for a stage of a run directory."""
+    digest = hashlib.sha256(f"{stage} {run_dir}".encode()).hexdigest()[:12]
+    return f"dat-{stage}-{digest}-{attempt}"
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """The job server at an address, waited for.
+
+    Raises:
+        DatError: nobody answers there within `SECONDS_FOR_AN_AGENT`, or it wants a token.
+    """
+    deadline = time.monotonic() + SECONDS_FOR_AN_AGENT
+    # The client lets the environment override what it is told; here the option is the truth.
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)
+    waiting = False
+    while True:
+        try:
+            return JobSubmissionClient(address)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            if "oken" in reason:
+                raise DatError(f"{address} wants a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN ({reason})") from error
+            if not isinstance(error, ConnectionError) or time.monotonic() > deadline:
+                raise DatError(
+                    f"no Ray job server answers at {address} ({reason}): start the cluster, or mend --address"
+                ) from error
+            if not waiting:
+                stage_line(f"submit: waiting for {address}")
+            waiting = True
+            time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def running_job(client: JobSubmissionClient, submission: Submission) -> tuple[JobDetails | None, int]:
+    """The job that works on the same run directory now, if any, and how many jobs this stage of it has had."""
+    attempts, active = 0, None
+    for job in client.list_jobs():
+        metadata = job.metadata or {}
+        if metadata.get("run") != submission.run_dir:
+            continue
+        if metadata.get("stage") == submission.stage:
+            attempts += 1
+        if not JobStatus(job.status).is_terminal():
+            active = job
+    return active, attempts
+
+
+def submit(client: JobSubmissionClient, submission: Submission) -> str:
+    """Packs and sends a job, waiting for an agent that takes it.
+
+    Returns:
+        Its id.
+
+    Raises:
+        InputError: too large to upload.
+        DatError: a job for this run directory is running, or none was accepted in time.
+    """
+    with scratch() as folder:
+        package = pack(submission.working_dir, folder)
+        stage_line(f"submit: {package.files} files, {package.bytes / 2**20:.1f} MiB from {submission.working_dir}")
+        deadline = time.monotonic() + SECONDS_FOR_AN_AGENT
+        while True:
+            try:
+                return client.submit_job(
+                    entrypoint=submission.entrypoint,
+                    submission_id=submission.submission_id,
+                    runtime_env={"working_dir": package.path},
+                    metadata=dict(submission.metadata),
+                )
+            except Exception as error:
+                reason = " ".join(str(error).split())
+                if "already exists" in reason:
+                    raise already_running(submission.submission_id) from error
+                if not any(words in reason for words in _NOT_YET) or time.monotonic() > deadline:
+                    raise DatError(f"Ray did not take the job: {reason[-300:]}") from error
+                stage_line("submit: no agent is ready yet, trying again")
+                time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def already_running(job: str) -> DatError:
+    """The refusal of a second job for one run directory."""
+    return DatError(
+        f"job {job} works on this run directory already: follow it with `ray job logs -f {job}`, "
+        f"end it with `ray job stop {job}`, or choose another --run-dir"
+    )
+
+
+def follow(client: JobSubmissionClient, job: str) -> int:
+    """Prints a job's log until it ends.
+
+    Returns:
+        Exit status for a shell: the job's own where Ray knows it, else 0 for success and 1.
+    """
+    try:
+        asyncio.run(_print_log(client, job))
+    except KeyboardInterrupt:
+        stage_line(f"submit: job {job} goes on; follow it with `ray job logs -f {job}`, end it with `ray job stop {job}`")
+        raise
+    details = client.get_job_info(job)
+    status = JobStatus(details.status)
+    if status == JobStatus.SUCCEEDED:
+        stage_line(f"submit: job {job} succeeded")
+        return 0
+    code = details.driver_exit_code
+    message = " ".join(str(details.message or "").split())[:300]
+    stage_line(f"submit: job {job} {str(status.value).lower()}" + (f", exit {code}" if code else "") + f": {message}")
+    return code if isinstance(code, int) and 0 < code < 256 else 1
+
+
+async def _print_log(client: JobSubmissionClient, job: str) -> None:
+    """Tails the log; where the connection breaks, what was printed is not printed again."""
+    printed = breaks = 0
+    while True:
+        try:
+            skipped, whole = 0, True
+            async for text in client.tail_job_logs(job):
+                fresh = text[max(0, printed - skipped) :]
+                skipped += len(text)
+                sys.stdout.write(fresh)
+                sys.stdout.flush()
+                printed = max(printed, skipped)
+        except (RuntimeError, OSError) as error:
+            stage_line(f"submit: the log's connection broke ({error}); asking again")
+            breaks, whole = breaks + 1, False
+        # The rest of an ended job's log is still to be had, but not for ever.
+        if (whole or breaks > MOST_BREAKS) and JobStatus(client.get_job_status(job)).is_terminal():
+            return
+        await asyncio.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def run_submission(arguments: Any) -> int:
+    """The verb: prepares, sends and follows."""
+    options = {
+        "run_dir": arguments.run_dir,
+        "settings": arguments.set,
+        "resume": arguments.resume,
+        "working_dir": arguments.working_dir,
+    }
+    submission = prepare(arguments.stage, arguments.recipe, **options)
+    if arguments.print:
+        print(submission.plain_line(arguments.address))
+        return 0
+    stage_line(f"submit: {submission.stage} of recipe {submission.recipe.name}, fingerprint {submission.metadata['fingerprint']}")
+    client = connect(arguments.address)
+    active, attempts = running_job(client, submission)
+    if active is not None:
+        raise already_running(str(active.submission_id))
+    if attempts:
+        submission = prepare(arguments.stage, arguments.recipe, **options, attempt=attempts + 1)
+    job = submit(client, submission)
+    stage_line(f"submit: job {job}; without this command it would have been:\n{submission.plain_line(arguments.address)}")
+    return 0 if arguments.no_wait else follow(client, job)

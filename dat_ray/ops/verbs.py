@@ -1,0 +1,84 @@
+"""The command line of this room: `dat doctor`, `dat submit`, `dat status`. Light, so that `dat --help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+
+from dat_ray.config.schema import Recipe
+
+Add = Callable[[str, str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
+
+
+def add_verbs(add: Add, settings: Callable[[argparse.ArgumentParser], None]) -> None:
+    """Adds the verbs to a parser.
+
+    Args:
+        add: makes a verb of a name, a help text and a function.
+        settings: gives a verb the option `--set`.
+    """
+    doctor = add("doctor", "say before anything starts what would fail or wait, and why", _doctor)
+    doctor.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help="a name of `dat recipes`, or a YAML file; absent: this machine"
+    )
+    doctor.add_argument("--run-dir", metavar="DIR", help="check its space, and that every node of the cluster can write it")
+    doctor.add_argument(
+        "--cluster", metavar="FILE", help="a cluster YAML or KubeRay manifest: checked, and the recipe against its groups"
+    )
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    settings(doctor)
+
+    submit = add("submit", "check, pack and run one stage as a Ray job; exits as the job does", _submit)
+    submit.add_argument("stage", choices=("generate", "train", "evaluate", "run"), metavar="STAGE", help="%(choices)s")
+    submit.add_argument("recipe", metavar="RECIPE", help="a name of `dat recipes`, or a YAML file in the working directory")
+    submit.add_argument("--address", required=True, metavar="URL", help="of the dashboard, as in http://localhost:8265")
+    submit.add_argument("--run-dir", metavar="DIR", help="as the cluster's nodes see it: a shared folder, s3:// or gs://")
+    submit.add_argument("--working-dir", default=".", metavar="DIR", help="folder that goes along (default: the current one)")
+    submit.add_argument("--resume", action="store_true", help="continue what is there, or start")
+    submit.add_argument("--no-wait", action="store_true", help="return as soon as the job is accepted")
+    submit.add_argument("--print", action="store_true", help="print the plain `ray job submit` line, and send nothing")
+    settings(submit)
+
+    status = add("status", "rows done, rate, time left and what blocks, from a run directory", _status)
+    status.add_argument(
+        "run_dir", metavar="RUN_DIR", help="local path, s3:// or gs://; with RAY_ADDRESS set, pools are shown too"
+    )
+    status.add_argument("--json", action="store_true", help="for programs")
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe | None:
+    from dat_ray.config.loading import load_recipe
+
+    return load_recipe(arguments.recipe, arguments.set) if arguments.recipe else None
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from dat_ray.ops.doctor import as_json, diagnose
+
+    checks = diagnose(_recipe(arguments), arguments.run_dir, arguments.cluster)
+    report = as_json(checks)
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+        return 0 if report["ok"] else 1
+    for check in checks:
+        print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+        if not check.ok:
+            print(f"     -> {check.remedy}")
+    failed = sum(not check.ok for check in checks)
+    print("ready" if not failed else f"{failed} of {len(checks)} checks failed")
+    return 0 if report["ok"] else 1
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from dat_ray.ops.submit import run_submission
+
+    return run_submission(arguments)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from dat_ray.ops.status import read_status, show
+
+    status = read_status(arguments.run_dir)
+    print(json.dumps(status, indent=1) if arguments.json else show(status))
+    return 0

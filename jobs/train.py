@@ -1,0 +1,20 @@
+"""Entry point of a Ray job: the verb `dat train`, with its options.
+
+ray job submit --working-dir . -- python jobs/train.py RECIPE --run-dir /shared/runs/NAME --resume
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from dat_ray.cli import main as dat
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the stage on the cluster that RAY_ADDRESS names, as it does inside a job; returns the exit status."""
+    return dat(["train", *(sys.argv[1:] if argv is None else argv)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dat_ray.cli import main
+from dat_ray.config.loading import load_recipe
+from dat_ray.config.schema import EndpointConfig, TargetConfig
+from dat_ray.data.rundir import open_run
+from dat_ray.ops import doctor, models
+from dat_ray.ops.doctor import diagnose
+
+Usage = namedtuple("Usage", "total used free")
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def failed(*arguments: object, **options: object) -> dict[str, str]:
+    return {check.name: check.detail for check in diagnose(*arguments, **options) if not check.ok}  # type: ignore[arg-type]
+
+
+def test_json_has_the_published_shape(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["doctor", "--json", "--run-dir", str(tmp_path / "new")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == {"ok", "checks"}
+    assert report["ok"] is True
+    assert all(set(check) == {"name", "ok", "detail", "remedy"} for check in report["checks"])
+    versions = next(check for check in report["checks"] if check["name"] == "versions")
+    assert "ray 2.60.0" in versions["detail"]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_machine_that_is_too_small_fails_with_exit_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["doctor", "demo", "--run-dir", str(tmp_path), "--set", "cluster.local_cpus=2"]
+    assert main(arguments) == 1
+    shown = capsys.readouterr().out
+    assert "FAIL generate: all pools together: ask for 4.1 CPU (2 CPU of it for files and for a resume)" in shown
+    assert "-> lower the pools in `cluster`" in shown
+    assert "1 of " in shown.splitlines()[-1]
+
+
+def test_a_wrong_version_a_full_disk_and_no_memory_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = dict(doctor._installed()) | {"ray": "2.61.0"}
+    monkeypatch.setattr(doctor, "_installed", lambda: found)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40, 2**29))
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=2**30))
+    wrong = failed(load_recipe("demo"), str(tmp_path))
+    assert set(wrong) == {"versions", "disk", "memory"}
+    assert "ray 2.61.0, tested" in wrong["versions"]
+    assert wrong["disk"].startswith("0.5 GiB free")
+    assert wrong["memory"].startswith("1.0 GiB free; engines, cache and a resume want about")
+
+
+def test_inputs_that_are_missing_are_named_all_at_once(tmp_path: Path) -> None:
+    settings = ["behaviors.path=nowhere.csv", "training.retain.path=nothing.jsonl", f"target.model={tmp_path}"]
+    wrong = failed(load_recipe("demo", settings))
+    assert {"behaviors", "retain", "target model"} <= set(wrong)
+    assert "nowhere.csv" in wrong["behaviors"]
+    assert "no config.json or no safetensors" in wrong["target model"]
+
+
+def test_a_gpu_recipe_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    wrong = failed(load_recipe("demo", ["cluster.trainer.num_gpus=1"]))
+    assert set(wrong) == {"devices", "train: trainer"}
+
+
+def test_a_recipe_against_a_cluster_file(tmp_path: Path) -> None:
+    settings = [f"cluster.{role}.subcluster=generation" for role in ("sampler", "target", "judge")]
+    settings += ["cluster.sampler.num_gpus=1", "cluster.trainer.subcluster=training", "cluster.trainer.num_gpus=4"]
+    path = tmp_path / "aws.yaml"
+    path.write_text((REPOSITORY / "cluster/aws.yaml").read_text().replace("EDIT_ME", "mine"))
+    assert failed(load_recipe("demo", settings), cluster_file=str(path)) == {}
+    settings[-1] = "cluster.trainer.num_gpus=8"
+    assert set(failed(load_recipe("demo", settings), cluster_file=str(path))) == {"train: trainer"}
+    edits = failed(load_recipe("demo"), cluster_file=str(REPOSITORY / "cluster/aws.yaml"))
+    assert set(edits) == {"cluster file edits"}
+
+
+def test_an_endpoint_is_a_key_and_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = EndpointConfig(url="http://localhost:1/v1", api_key_env="MY_API_KEY")
+    target = TargetConfig(model="some-model", backend="endpoint", endpoint=endpoint)
+    monkeypatch.delenv("MY_API_KEY", raising=False)
+    found = models.chat_model_check("reader", target)
+    assert not found.ok
+    assert "MY_API_KEY is not set" in found.detail
+    monkeypatch.setenv("MY_API_KEY", "sk-0123456789")
+    found = models.chat_model_check("reader", target)
+    assert found.ok
+    assert "sk-0123456789" not in found.detail
+
+
+def test_another_run_s_directory(tmp_path: Path) -> None:
+    open_run(str(tmp_path), load_recipe("demo"), resume=False)
+    assert "run directory" in failed(load_recipe("demo", ["seed=5"]), str(tmp_path))
+    assert "run directory" not in failed(load_recipe("demo"), str(tmp_path))
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> object:
+        from dat_ray.errors import DatError
+
+        raise DatError("RAY_ADDRESS=127.0.0.1:1 does not lead to a cluster")
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr("dat_ray.raysession.start_ray", refuse)
+    assert "does not lead to a cluster" in failed(None)["cluster"]
+
+
+class Hub:
+    """The hub's client, with the answers that a hub gives."""
+
+    def __init__(self, error: Exception | None = None, gated: str | bool = False) -> None:
+        self.error, self.gated = error, gated
+
+    def model_info(self, model: str, timeout: float) -> object:
+        return namedtuple("Info", "gated card_data")(self.gated, None)
+
+    def auth_check(self, model: str) -> None:
+        if self.error:
+            raise self.error
+
+
+def test_models_of_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+    response = httpx.Response(403, request=httpx.Request("GET", "http://localhost"))
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(GatedRepoError("403", response=response), gated="manual"))
+    found = models.model_check("target model", "some-org/some-model")
+    assert not found.ok
+    assert "is gated" in found.detail
+    assert "accept its license" in found.remedy
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(gated="manual"))
+    assert "gated and granted" in models.model_check("target model", "some-org/some-model").detail
+
+    def offline() -> Hub:
+        raise OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", offline)
+    assert "HF_HUB_OFFLINE" in models.model_check("target model", "some-org/some-model").detail
+    assert "no folder here and no hub id" in models.model_check("target model", "./no/where").detail

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import shlex
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dat_ray.config.loading import fingerprint, load_recipe, recipe_text
+from dat_ray.errors import DatError, InputError
+from dat_ray.ops import package, submit
+from dat_ray.ops.package import pack
+from dat_ray.ops.submit import Submission, follow, job_id, prepare, running_job
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "work"
+    for name in (
+        "jobs/generate.py",
+        ".git/objects/pack",
+        "runs/demo/x.parquet",
+        ".venv/lib.py",
+        "data/a.csv",
+        "model/w.safetensors",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x" * 100)
+    (root / ".gitignore").write_text("ignored.txt\n")
+    (root / "ignored.txt").write_text("x")
+    ours = root / "dat_ray/models/weights/ours/adapter.safetensors"
+    ours.parent.mkdir(parents=True)
+    ours.write_text("x")
+    (root / ".env").write_text("TOKEN=1")
+    (root / "recipe.yaml").write_text(recipe_text("demo"))
+    return root
+
+
+def ready(folder: Path, **options: Any) -> Submission:
+    given: dict[str, Any] = {"run_dir": "/shared/runs/a", "settings": [], "resume": True, "working_dir": str(folder)} | options
+    return prepare(given.pop("stage", "generate"), given.pop("recipe", str(folder / "recipe.yaml")), **given)
+
+
+def test_only_what_a_job_needs_is_packed(folder: Path, tmp_path: Path) -> None:
+    packed = pack(str(folder), str(tmp_path))
+    with zipfile.ZipFile(packed.path) as archive:
+        names = {name for name in archive.namelist() if not name.endswith("/")}
+    expected = {"jobs/generate.py", "data/a.csv", ".gitignore", "recipe.yaml", "dat_ray/models/weights/ours/adapter.safetensors"}
+    assert names == expected
+    assert packed.files == len(expected)
+    assert packed.bytes == Path(packed.path).stat().st_size
+
+
+def test_too_large_is_refused_before_the_upload_with_the_largest_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package.packaging, "GCS_STORAGE_MAX_SIZE", 2**20)
+    (folder / "data/big.npy").write_bytes(b"\0" * (5 * 2**20))
+    with pytest.raises(InputError, match=r"Ray's head takes 1; the largest: data/big.npy \(5.0 MiB\), "):
+        pack(str(folder), str(tmp_path))
+    # What only zipping can tell is told too.
+    (folder / "data/big.npy").write_bytes(bytes(random_bytes(2 * 2**20)))
+    with pytest.raises(InputError, match=r"2 MiB, Ray's head takes 1"):
+        pack(str(folder), str(tmp_path))
+
+
+def random_bytes(count: int) -> bytes:
+    import random
+
+    return random.Random(0).randbytes(count)
+
+
+def test_the_job_says_what_it_is(folder: Path) -> None:
+    job = ready(folder, settings=["seed=4"])
+    assert shlex.split(job.entrypoint) == [
+        *("python", "jobs/generate.py", "recipe.yaml", "--run-dir", "/shared/runs/a", "--resume", "--set", "seed=4"),
+    ]
+    assert job.metadata == {
+        "stage": "generate",
+        "run": "/shared/runs/a",
+        "fingerprint": fingerprint(load_recipe("demo", ["seed=4"])),
+    }
+    assert ready(folder, stage="train").entrypoint.startswith("python -m dat_ray.cli train recipe.yaml"), "no jobs/train.py there"
+    words = shlex.split(job.plain_line("http://localhost:8265"))
+    assert words[words.index("--") + 1 :] == shlex.split(job.entrypoint)
+    assert json.loads(words[words.index("--metadata-json") + 1]) == job.metadata
+    assert ".git/" in json.loads(words[words.index("--runtime-env-json") + 1])["excludes"]
+
+
+def test_the_id_follows_from_stage_and_run(folder: Path) -> None:
+    assert (
+        ready(folder).submission_id
+        == ready(folder, run_dir="/shared/runs/a/").submission_id
+        == job_id("generate", "/shared/runs/a")
+    )
+    assert len({job_id("generate", "/a"), job_id("train", "/a"), job_id("generate", "/b"), job_id("generate", "/a", 2)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"run_dir": None}, "--run-dir"),
+        ({"run_dir": "runs/a"}, "give an absolute path on shared storage"),
+        ({"recipe": "../outside.yaml"}, "outside"),
+        ({"recipe": "demmo"}, "did you mean 'demo'"),
+        ({"settings": ["behaviors.path=elsewhere.csv"]}, "behaviors.path = 'elsewhere.csv': is not in the folder"),
+        ({"settings": ["training.updates=many"]}, "training.updates"),
+    ],
+)
+def test_bad_input_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: str) -> None:
+    (folder.parent / "outside.yaml").write_text(recipe_text("demo"))
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError) as error:
+        ready(folder, **options)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class Client:
+    """Ray's job client, with the answers of a cluster."""
+
+    def __init__(self, *replies: Any) -> None:
+        self.replies, self.sent = list(replies), 0
+
+    def submit_job(self, **_: Any) -> str:
+        self.sent += 1
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def list_jobs(self) -> list[Any]:
+        return self.replies
+
+    async def tail_job_logs(self, job: str):
+        for text in ("one\n", "two\n"):
+            yield text
+            if self.replies:
+                raise self.replies.pop(0)
+
+    def get_job_status(self, job: str) -> str:
+        return "SUCCEEDED" if not self.replies else "RUNNING"
+
+    def get_job_info(self, job: str) -> Any:
+        return self.info
+
+
+def test_an_agent_that_is_late_is_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "SECONDS_BETWEEN_TRIES", 0.01)
+    late = RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
+    client = Client(late, late, "job-1")
+    assert submit.submit(client, ready(folder)) == "job-1"  # type: ignore[arg-type]
+    assert client.sent == 3
+    monkeypatch.setattr(submit, "SECONDS_FOR_AN_AGENT", 0.05)
+    with pytest.raises(DatError, match="No available agent"):
+        submit.submit(Client(*[late] * 50), ready(folder))  # type: ignore[arg-type]
+
+
+def test_a_job_that_is_there_is_named(folder: Path) -> None:
+    taken = RuntimeError("ValueError: Job with submission_id x already exists. Please use a different submission_id.")
+    job = ready(folder)
+    with pytest.raises(DatError, match=rf"job {job.submission_id} works on this run directory already: follow it with"):
+        submit.submit(Client(taken), job)  # type: ignore[arg-type]
+
+
+def test_ended_jobs_count_and_running_ones_block(folder: Path) -> None:
+    def job(status: str, stage: str, run: str = "/shared/runs/a") -> Any:
+        return SimpleNamespace(status=status, metadata={"stage": stage, "run": run}, submission_id=f"{stage}-{status}")
+
+    ended = [
+        job("FAILED", "generate"),
+        job("STOPPED", "generate"),
+        job("SUCCEEDED", "train"),
+        job("RUNNING", "generate", "/other"),
+    ]
+    assert running_job(Client(*ended), ready(folder)) == (None, 2)  # type: ignore[arg-type]
+    # Another stage that writes the same directory blocks as well; a job of someone else does not.
+    client = Client(*ended, job("PENDING", "run"), SimpleNamespace(status="RUNNING", metadata=None))
+    active, _ = running_job(client, ready(folder))  # type: ignore[arg-type]
+    assert active is not None
+    assert active.submission_id == "run-PENDING"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", -15, 1)]
+)
+def test_the_exit_status_is_the_job_s(status: str, code: int | None, expected: int, capsys: pytest.CaptureFixture[str]) -> None:
+    client = Client()
+    client.info = SimpleNamespace(status=status, driver_exit_code=code, message="why")  # type: ignore[attr-defined]
+    assert follow(client, "job-1") == expected  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "one\ntwo\n"
+
+
+def test_a_broken_connection_repeats_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(submit, "SECONDS_BETWEEN_TRIES", 0.01)
+    client = Client(RuntimeError("closed"), OSError("reset"))
+    client.info = SimpleNamespace(status="SUCCEEDED", driver_exit_code=0, message="")  # type: ignore[attr-defined]
+    assert follow(client, "job-1") == 0  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "one\ntwo\n"

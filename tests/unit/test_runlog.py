@@ -61,7 +61,7 @@ def test_names_of_secrets(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["PATH", "RAY_AUTH_TOKEN_PATH", "KEYBOARD", "max_tokens", "prompt_tokens", "TOKENIZERS_PARALLELISM"]
+    "name", ["PATH", "api_key_env", "RAY_AUTH_TOKEN_PATH", "KEYBOARD", "max_tokens", "prompt_tokens", "TOKENIZERS_PARALLELISM"]
 )
 def test_names_of_other_things(name: str) -> None:
     assert not looks_secret(name)

@@ -214,7 +214,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
         network = Network(
             build_model(recipe, run, base, Path(scratch)).to(get_device()),
             checkpointing=recipe.training.activation_checkpointing,
-            compile_layers=recipe.training.compile,
+            compile_backend="inductor" if recipe.training.compile else None,
         )
         try:
             last = run_loop(

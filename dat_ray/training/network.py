@@ -62,13 +62,13 @@ class Network:
     Args:
         model: a PEFT model on a causal language model of transformers.
         checkpointing: keep each layer's input only and compute its activations again in the backward pass.
-        compile_layers: compile each decoder layer; the first call of each shape is slow.
+        compile_backend: of `torch.compile`, which then compiles each decoder layer; the first calls are slow.
 
     Raises:
         DatError: the model does more to its logits than one linear head, which this module would leave out.
     """
 
-    def __init__(self, model: nn.Module, *, checkpointing: bool = False, compile_layers: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, checkpointing: bool = False, compile_backend: str | None = None) -> None:
         self.model = model
         self.base = base_model(model)
         self.decoder = getattr(self.base, self.base.base_model_prefix)
@@ -84,9 +84,9 @@ class Network:
         if checkpointing:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self._checkpointed = [module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)]
-        if compile_layers:
+        if compile_backend is not None:
             for layer in self._layers():
-                layer.compile(dynamic=True)
+                layer.compile(backend=compile_backend, dynamic=True)
 
     @property
     def device(self) -> torch.device:

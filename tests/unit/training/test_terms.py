@@ -200,6 +200,28 @@ def test_activation_checkpointing_changes_nothing_but_memory(
     assert torch.allclose(found, gradient, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_update(
+    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
+) -> None:
+    # The graphs are captured and run as they are: what a code generator makes of them is PyTorch's affair.
+    cfg = make_config(attack={"steps": 1, "layers": ["embedding", 0]})
+    rows = whole(harmful_rows, retain_rows)
+    loss, gradient = run(make_network(dtype=torch.float64), rows, cfg)
+    graphs: list[int] = []
+
+    def capture(graph: torch.fx.GraphModule, _inputs: object) -> Callable:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    network = Network(make_network(dtype=torch.float64).model, compile_backend=capture)  # type: ignore[arg-type]
+    again, found = run(network, rows, cfg)
+    torch.compiler.reset()
+    assert graphs
+    assert again == pytest.approx(loss, abs=1e-5)
+    assert torch.allclose(found, gradient, atol=1e-4)
+
+
 def test_dropout_is_off_in_a_checkpointed_attack(
     make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow]
 ) -> None:

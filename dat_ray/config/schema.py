@@ -78,6 +78,9 @@ class BehaviorsConfig(BehaviorSource):
 
     heldout: BehaviorSource
     over_refusal: BehaviorSource | None = Field(None, description="harmless look-alikes; only `goal` is read")
+    refusal: Literal["contextual", "constant"] = Field(
+        "contextual", description="contextual: the data's own, where it has one; constant: `default_refusal` for every behavior"
+    )
     default_refusal: str = "I'm sorry, but I can't help with that."
     near_duplicate: Fraction = Field(0.8, description="token-set Jaccard from which a training goal counts as a held-out one")
 
@@ -240,7 +243,10 @@ class RetainConfig(Section):
     )
     limit: Positive | None = None
     max_prompt_characters: Positive | None = Field(None, description="rows with a longer prompt are left out")
-    max_response_tokens: Positive = Field(64, description="tokens of a response; missing ones are written by the base model")
+    max_response_tokens: Positive = Field(64, description="tokens of a response that are trained on")
+    answer_tokens: Positive = Field(
+        64, description="tokens of a missing response, which the base model writes; it is judged whole, to leave out refusals"
+    )
     tokens: Literal["response", "conversation"] = Field(
         "response", description="on which tokens the retain term acts: the response's, or those from the user message on"
     )

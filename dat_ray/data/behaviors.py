@@ -106,8 +106,9 @@ def load_behaviors(cfg: BehaviorsConfig) -> BehaviorSet:
         InputError: a source cannot be read, a row lacks what it needs, an id occurs twice, or no training
             behavior is left.
     """
-    train = _Reader(cfg, "behaviors").behaviors(cfg.default_refusal)
-    heldout = _Reader(cfg.heldout, "behaviors.heldout").behaviors(cfg.default_refusal)
+    constant = cfg.refusal == "constant"
+    train = _Reader(cfg, "behaviors").behaviors(cfg.default_refusal, constant)
+    heldout = _Reader(cfg.heldout, "behaviors.heldout").behaviors(cfg.default_refusal, constant)
     harmless = [] if cfg.over_refusal is None else _Reader(cfg.over_refusal, "behaviors.over_refusal").goals()
     blank = sum(behavior.blank_targets for behavior in (*train, *heldout))
     dropped = _too_close(train, heldout, cfg.near_duplicate)
@@ -168,8 +169,8 @@ class _Reader:
         """Goals alone, as of harmless prompts: one empty target, an empty refusal."""
         return self._rows(replace(self._layout(), target=None, refusal=None))
 
-    def behaviors(self, default_refusal: str) -> list[_Behavior]:
-        """Goals with targets and refusals, each from a column or from a file of its own."""
+    def behaviors(self, default_refusal: str, constant: bool) -> list[_Behavior]:
+        """Goals with targets and refusals, each from a column or from a file of its own, or one refusal for all."""
         layout = self._layout()
         if self.cfg.targets_path is not None:
             layout = replace(layout, target=None)
@@ -182,7 +183,9 @@ class _Reader:
         if self.cfg.refusals_path is not None:
             found = _with_refusals(found, self.cfg.refusals_path, f"{self.field}.refusals_path")
         count = self.cfg.targets_per_behavior
-        return [replace(one, targets=one.targets[:count], refusal=one.refusal or default_refusal) for one in found]
+        return [
+            replace(one, targets=one.targets[:count], refusal=(not constant and one.refusal) or default_refusal) for one in found
+        ]
 
     def _layout(self) -> _Layout:
         """The format's layout, less the optional columns that the table lacks."""

@@ -135,7 +135,7 @@ def _answers(recipe: Recipe, prompts: list[str]) -> list[str]:
     assert recipe.training.retain is not None
     pool = recipe.cluster.target
     build = partial(Engines().target, recipe.target, pool.threads, None)
-    work = partial(_complete, recipe.training.retain.max_response_tokens)
+    work = partial(_complete, recipe.training.retain.answer_tokens)
     chunks = [prompts[low : low + RETAIN_CHUNK] for low in range(0, len(prompts), RETAIN_CHUNK)]
     answers: dict[int, list[str]] = {}
     with Progress("retain answers", len(prompts)) as progress:

@@ -331,3 +331,10 @@ def test_refusals_of_another_file(tmp_path: Path) -> None:
 def test_columns_are_for_tables_only() -> None:
     got = _field({"path": "builtin:demo-dev", "format": "builtin", "columns": {"goal": "ask"}})
     assert got[:2] == ("behaviors.columns", {"goal": "ask"})
+
+
+def test_one_refusal_for_every_behavior_where_the_recipe_says_so() -> None:
+    found = _load(path="builtin:demo-train", refusal="constant", default_refusal="No.")
+    assert {row["refusal"] for row in _rows(found)} == {"No."}
+    found = _load(path="builtin:demo-train", default_refusal="No.")
+    assert len({row["refusal"] for row in _rows(found)}) > 20

@@ -14,7 +14,7 @@ import pytest
 from dat_ray.data.sources import open_source
 from dat_ray.data.text import near_duplicates
 
-SIZES = {"train": 48, "dev": 16, "heldout": 48, "lookalikes": 64, "lookalikes-dev": 24, "retain": 160}
+SIZES = {"train": 115, "dev": 48, "heldout": 48, "lookalikes": 64, "lookalikes-dev": 60, "retain": 430}
 HARMFUL = ("train", "dev", "heldout")
 CATEGORIES = {
     "cybercrime",
@@ -77,11 +77,15 @@ def test_every_category_is_there(name: str) -> None:
 
 def test_kinds_are_balanced() -> None:
     assert set(Counter(row["category"] for row in _rows("lookalikes")).values()) == {8}
-    assert set(Counter(row["category"] for row in _rows("lookalikes-dev")).values()) == {3}
-    assert Counter(row["kind"] for row in _rows("retain")) == {"lookalike": 100, "plain": 60}
+    assert set(Counter(row["category"] for row in _rows("lookalikes-dev")).values()) <= {6, 7, 8}
+    assert Counter(row["kind"] for row in _rows("retain")) == {"lookalike": 370, "plain": 60}
 
 
-@pytest.mark.parametrize(("a", "b"), list(combinations(SIZES, 2)))
+# A retain prompt may be the harmless twin of a harmful goal that is trained on: both are training rows.
+APART = [pair for pair in combinations(SIZES, 2) if pair != ("train", "retain")]
+
+
+@pytest.mark.parametrize(("a", "b"), APART)
 def test_no_two_sets_share_a_near_duplicate(a: str, b: str) -> None:
     left, right = _texts(a), _texts(b)
     assert [(left[i], right[j]) for i, j, _ in near_duplicates(left, right, 0.5)] == []

@@ -60,7 +60,7 @@ def _adapt(arguments: argparse.Namespace) -> int:
     from dat_ray.pipeline.adapt import adapt_model
 
     config = load_adapt_config(arguments.recipe, arguments.set)
-    adapt_model(arguments.base, arguments.out, config, pairs_path=arguments.pairs, resume=arguments.resume)
+    adapt_model(arguments.base, arguments.out, config, pairs=arguments.pairs, resume=arguments.resume)
     return 0
 
 
@@ -137,9 +137,14 @@ def _parser() -> argparse.ArgumentParser:
     adapt.add_argument("base", metavar="BASE", help="hub id, folder, or embedded:NAME")
     adapt.add_argument("--out", required=True, metavar="DIR", help="folder of the sampler")
     adapt.add_argument(
-        "--recipe", default="smollm2-135m-infill", metavar="RECIPE", help="adaptation recipe (default: %(default)s)"
+        "--recipe", default="chat-infill", metavar="RECIPE", help="adaptation recipe, a name or YAML file (default: %(default)s)"
     )
-    adapt.add_argument("--pairs", metavar="JSONL", help="rows with prompt and response; absent: the model writes its own")
+    adapt.add_argument(
+        "--pairs",
+        metavar="TABLE",
+        help="CSV, JSONL, JSON or parquet file, folder, or hf:OWNER/NAME, with columns pairs.prompt and pairs.response; "
+        "absent: the model writes its own",
+    )
     adapt.add_argument("--resume", action="store_true", help="continue what is there, or start")
     settings(adapt)
 

@@ -17,7 +17,12 @@ from dat_ray.config.schema import DType, Fraction, NonNegative, Positive, Sectio
 class AdaptConfig(Section):
     """How the adapter is trained. The schedule counts steps, never seconds, so that a run can be repeated."""
 
-    mask_token_id: NonNegative = Field(16, description="a token that no text uses; 16 is an unused special token of SmolLM2")
+    mask_token_id: NonNegative | None = Field(
+        None,
+        description="a token that no text uses; absent: the tokenizer's mask token, else a reserved one, else a row of the "
+        "vocabulary past the tokenizer's last",
+    )
+    method: Literal["lora", "full"] = Field("lora", description="an adapter on all linear layers, or every weight")
     seed: NonNegative = 0
     steps: Positive = Field(400, description="optimizer steps")
     batch_size: Positive = Field(16, description="rows of a step")
@@ -58,6 +63,14 @@ class SynthesisConfig(Section):
     dtype: DType = "float32"
 
 
+class PairsConfig(Section):
+    """Columns of a data set given with `--pairs`."""
+
+    prompt: str = Field("prompt", description="column of the requests")
+    response: str = Field("response", description="column of the answers")
+    limit: Positive | None = Field(None, description="first N rows only")
+
+
 class AdaptRecipe(Section):
     """Everything that `dat adapt` needs to make the same sampler again."""
 
@@ -73,8 +86,11 @@ class AdaptRecipe(Section):
     )
     max_prompt_tokens: Positive = 32
     max_response_tokens: Positive = 24
-    dtype: DType = Field("float32", description="weights of the base model while the adapter trains")
-    threads: Positive = Field(2, description="OpenMP threads on a CPU")
+    dtype: DType = Field(
+        "float32", description="weights of the model while it trains; an adapter is float32 in any case, method full needs it"
+    )
+    threads: Positive = Field(2, description="OpenMP threads of a process on a CPU")
+    pairs: PairsConfig = PairsConfig()
     training: AdaptConfig = AdaptConfig()
 
 

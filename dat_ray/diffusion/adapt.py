@@ -1,9 +1,10 @@
-"""Turns a causal LM into a masked-diffusion prompt in-painter: a LoRA trained on masked prompts.
+"""Turns a causal LM into a masked-diffusion prompt in-painter: a LoRA, or every weight, trained on masked prompts.
 
 The network stays the same but for two things: attention becomes bidirectional, and an unused token becomes MASK.
 The next-token shift is kept (the state at i-1 predicts token i), so the pre-trained head needs no relearning.
 The step reads top to bottom in `adapt`. A resumed run equals an undisturbed one: batches, masks and the schedule are
-functions of (seed, step), and a checkpoint holds the adapter and the optimizer's moments.
+functions of (seed, step), and a checkpoint holds what is trained and the optimizer's moments. Several processes share each
+batch by rows; their gradients add up to those of one process, but for rounding.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from dat_ray.config.adapt import AdaptConfig
-from dat_ray.diffusion.objective import ConditionalGain, conditional_gain, corrupt, loss_and_backward
+from dat_ray.diffusion.objective import ConditionalGain, conditional_gain, corrupt, loss_and_backward, share_of
 from dat_ray.diffusion.pairs import EncodedPair, batch_indices
 from dat_ray.errors import InputError
 
@@ -34,19 +36,33 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of every batch that this process computes.
+
+    Attributes:
+        rank, world: this process, of how many; process 0 measures and writes, in a folder that all can read.
+        add_up: sums a tensor over the processes, in place.
+    """
+
+    rank: int = 0
+    world: int = 1
+    add_up: Callable[[Tensor], None] = lambda tensor: None
+
+
+@dataclass(frozen=True)
 class AdaptResult:
     """What an adaptation produced.
 
     Attributes:
-        model: the PEFT model, in evaluation mode.
-        adapter: folder of the PEFT adapter.
+        model: the trained model, in evaluation mode: a PEFT model, or with method ``full`` the model itself.
+        saved: folder of the PEFT adapter, or of the whole model's weights.
         metrics: JSON lines of the curve, one object an optimizer step or evaluation, keyed by `step`.
         before, after: held-out measurements on all held-out rows, before the first and after the last step.
         seconds: wall clock of this call.
     """
 
-    model: PeftModel
-    adapter: Path
+    model: nn.Module
+    saved: Path
     metrics: Path
     before: ConditionalGain
     after: ConditionalGain
@@ -62,8 +78,13 @@ def learning_rate(config: AdaptConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def with_lora(model: nn.Module, config: AdaptConfig) -> PeftModel:
-    """Adds a fresh trainable LoRA on all linear layers but the head; its start depends on `config.seed` only."""
+def trainable(model: nn.Module, config: AdaptConfig) -> nn.Module:
+    """The model with what is trained marked so: a fresh LoRA on all linear layers but the head, or every weight.
+
+    The adapter's start depends on `config.seed` only.
+    """
+    if config.method == "full":
+        return model.requires_grad_()
     if isinstance(model, PeftModel):
         return model
     with torch.random.fork_rng():
@@ -80,8 +101,9 @@ def adapt(
     out_dir: str | Path,
     progress: Callable[[int, str], None] | None = None,
     resume: bool = False,
+    share: Share = Share(),
 ) -> AdaptResult:
-    """Trains the adapter.
+    """Trains the adapter, or every weight.
 
     Args:
         model: a `*ForCausalLM`, or a PEFT model whose trainable parameters are the adapter's.
@@ -90,6 +112,7 @@ def adapt(
         out_dir: gets `checkpoints/step-*`, `metrics.jsonl`, `result.json` and `adapter/`.
         progress: called as ``progress(steps_done, note)`` after every step.
         resume: continue from the newest checkpoint, or start when there is none.
+        share: of several processes that run this together with equal arguments.
 
     Raises:
         InputError: no pairs; `out_dir` already holds a run and `resume` is off; or its checkpoint belongs to another
@@ -97,9 +120,12 @@ def adapt(
     """
     if len(train) == 0 or len(heldout) < 2:
         raise InputError("pairs", (len(train), len(heldout)), "give at least 1 training and 2 held-out rows")
+    if config.batch_size < share.world:
+        raise InputError("training.batch_size", config.batch_size, f"give each of the {share.world} workers at least one row")
+    assert config.mask_token_id is not None, "the caller chooses one for its tokenizer"
     started = time.monotonic()
-    run = _Run(Path(out_dir), _fingerprint(config, train, heldout))
-    model = with_lora(model, config)
+    run = _Run(Path(out_dir), _fingerprint(config, train, heldout), writes=share.rank == 0)
+    model = trainable(model, config)
     adapter = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(adapter.values(), lr=0.0, weight_decay=config.weight_decay)
     start = run.open(adapter, optimizer, resume)
@@ -124,7 +150,9 @@ def adapt(
         rate = learning_rate(config, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_and_backward(model, batch, config.logit_chunk)
+        loss = loss_and_backward(model, share_of(batch, share.rank, share.world), config.logit_chunk)
+        if share.world > 1:
+            loss = _add_up(list(adapter.values()), loss, share)
         norm = float(nn.utils.clip_grad_norm_(list(adapter.values()), config.max_grad_norm, error_if_nonfinite=True))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -133,7 +161,7 @@ def adapt(
         seconds = time.monotonic() - clock
         record = {"step": done, "loss": loss, "gradient_norm": norm, "learning_rate": rate}
         record |= {"masked_tokens": len(batch.labels), "canvas_tokens": int(batch.valid.sum())}
-        if done % config.evaluate_every == 0 and done < config.steps:
+        if done % config.evaluate_every == 0 and done < config.steps and share.rank == 0:
             record |= _summary(conditional_gain(model, probe, **measured))
         run.log(record | {"seconds": round(seconds, 3)})
         if done % config.checkpoint_every == 0 or done == config.steps:
@@ -142,11 +170,23 @@ def adapt(
             progress(done, f"loss {loss:.2f}" + (f", gain {record['gain']:.3f} nats/token" if "gain" in record else ""))
 
     model.eval()
-    after = conditional_gain(model, heldout, **measured)
+    after = run.once("after", lambda: conditional_gain(model, heldout, **measured))
     folder = run.publish(model)
     seconds = time.monotonic() - started
     run.write_json("result.json", {"before": _summary(before), "after": _summary(after), "config": config.model_dump()})
     return AdaptResult(model, folder, run.metrics, before, after, seconds)
+
+
+def _add_up(parameters: Sequence[nn.Parameter], loss: float, share: Share) -> float:
+    """Sums the gradients over the processes, in one message; returns the summed loss."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1).float() for gradient in gradients] + [gradients[0].new_tensor([loss]).float()])
+    share.add_up(flat)
+    start = 0
+    for gradient in gradients:
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+        start += gradient.numel()
+    return float(flat[-1])
 
 
 def _summary(gain: ConditionalGain) -> dict[str, float]:
@@ -163,8 +203,8 @@ def _fingerprint(config: AdaptConfig, train: Sequence[EncodedPair], heldout: Seq
 class _Run:
     """The files of one adaptation. A checkpoint is a folder that appears by rename, hence whole or not at all."""
 
-    def __init__(self, root: Path, fingerprint: dict[str, Any]) -> None:
-        self.root, self.fingerprint = root, fingerprint
+    def __init__(self, root: Path, fingerprint: dict[str, Any], writes: bool) -> None:
+        self.root, self.fingerprint, self.writes = root, fingerprint, writes
         self.metrics = root / "metrics.jsonl"
         self.checkpoints = root / "checkpoints"
 
@@ -172,9 +212,11 @@ class _Run:
         """Loads the newest checkpoint into the adapter and optimizer, if there is one; returns the steps done."""
         if not resume and self.root.exists() and any(self.root.iterdir()):
             raise InputError("out_dir", str(self.root), "the folder is not empty: pass resume, or name a new folder")
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         saved = sorted(self.checkpoints.glob("step-[0-9]*"))
         done = self._load(saved[-1], adapter, optimizer) if saved else 0
+        if not self.writes:
+            return done
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         # Lines of steps that will be run again are dropped, so that every step is logged once.
         kept = [line for line in self._lines() if json.loads(line)["step"] <= done]
         self._replace(self.metrics, "".join(kept))
@@ -201,6 +243,8 @@ class _Run:
 
     def checkpoint(self, step: int, adapter: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Writes `checkpoints/step-N` and drops all but the newest two."""
+        if not self.writes:
+            return
         tensors = {f"adapter.{name}": parameter.detach().cpu() for name, parameter in adapter.items()}
         for key in _MOMENTS:
             tensors |= {f"{key}.{name}": optimizer.state[parameter][key].cpu() for name, parameter in adapter.items()}
@@ -216,11 +260,16 @@ class _Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to the curve."""
+        if not self.writes:
+            return
         with open(self.metrics, "a", encoding="utf-8") as lines:
             lines.write(json.dumps(record) + "\n")
 
     def once(self, name: str, measure: Callable[[], ConditionalGain]) -> ConditionalGain:
-        """A measurement of the untouched model, kept so that a resumed run, which cannot repeat it, still has it."""
+        """A measurement, kept so that a resumed run, which could not repeat that of the untouched model, still has it."""
+        if not self.writes:
+            nothing = float("nan")
+            return ConditionalGain(nothing, nothing, nothing, nothing, nothing, (), (), ())
         path = self.root / f"{name}.json"
         if not path.exists():
             self.write_json(path.name, dataclasses.asdict(measure()))
@@ -228,14 +277,23 @@ class _Run:
         fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
         return ConditionalGain(**fields)
 
-    def publish(self, model: PeftModel) -> Path:
-        """Writes the PEFT adapter to `adapter/`, without the path from which the base model happened to be read."""
-        folder, partial = self.root / "adapter", self.root / "partial-adapter"
+    def publish(self, model: nn.Module) -> Path:
+        """Writes the PEFT adapter to `adapter/`, without the path from which the base model happened to be read, or the
+        whole model to `model/`."""
+        name = "adapter" if isinstance(model, PeftModel) else "model"
+        folder, partial = self.root / name, self.root / f"partial-{name}"
+        if not self.writes:
+            return folder
         shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(model, PeftModel):
+            cast(PreTrainedModel, model).save_pretrained(str(partial))
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+            return folder
         model.save_pretrained(str(partial), save_embedding_layers=False)
         path = partial / "adapter_config.json"
         settings = json.loads(path.read_text(encoding="utf-8"))
-        settings["base_model_name_or_path"] = None
+        settings.update(base_model_name_or_path=None, target_modules=sorted(settings["target_modules"]))
         path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
         (partial / "README.md").unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
@@ -244,6 +302,8 @@ class _Run:
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Writes a JSON file by rename."""
+        if not self.writes:
+            return
         self._replace(self.root / name, json.dumps(value, indent=1))
 
     @staticmethod

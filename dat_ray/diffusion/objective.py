@@ -104,6 +104,21 @@ def corrupt(
     return MaskedBatch(ids, valid, torch.tensor(rows), torch.tensor(positions), torch.tensor(labels), torch.tensor(weights))
 
 
+def share_of(batch: MaskedBatch, rank: int, world: int) -> MaskedBatch:
+    """Every `world`-th row from `rank` on. The weights stay those of the whole batch, so that shares' losses add up to it."""
+    mine = torch.arange(len(batch.ids)) % world == rank
+    kept = mine[batch.rows]
+    number = mine.cumsum(0) - 1
+    return MaskedBatch(
+        batch.ids[mine],
+        batch.valid[mine],
+        number[batch.rows[kept]],
+        batch.positions[kept],
+        batch.labels[kept],
+        batch.weights[kept],
+    )
+
+
 def prompt_hidden_states(model: nn.Module, batch: MaskedBatch) -> Tensor:
     """(M, D) states that predict the masked tokens: with the next-token shift, those one position to the left."""
     device = next(model.parameters()).device

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from dat_ray.config.adapt import PairsConfig
+from dat_ray.data.sources import open_source
 from dat_ray.diffusion.counter import seed_from
 from dat_ray.errors import InputError
 
@@ -50,13 +50,31 @@ class EncodedPair:
         return self.ids[slice(*self.response_span)]
 
 
-def read_pairs(path: str | Path) -> list[dict[str, Any]]:
-    """Reads JSON lines with `prompt` and `response`; other keys are kept."""
-    with open(path, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    for number, row in enumerate(rows):
-        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("response"), str):
-            raise InputError(f"{path}, row {number}", row, "give every row a `prompt` and a `response` string")
+def read_pairs(spec: str, config: PairsConfig, field: str = "--pairs") -> list[dict[str, str]]:
+    """Reads pairs from a table.
+
+    Args:
+        spec: path or URI of a CSV, JSONL, JSON or parquet file, a folder of such, or ``hf:OWNER/NAME[/CONFIG][:SPLIT]``.
+        config: names of the columns, and how many rows.
+        field: what to name in an error.
+
+    Raises:
+        InputError: it cannot be read, lacks a column, or a cell is no text.
+    """
+    source = open_source(spec, field)
+    missing = [column for column in (config.prompt, config.response) if column not in source.columns]
+    if missing:
+        remedy = f"has no column {missing[0]!r}, only {', '.join(source.columns)}: set pairs.prompt and pairs.response"
+        raise InputError(field, spec, remedy)
+    rows: list[dict[str, str]] = []
+    for place, values in source.rows([config.prompt, config.response]):
+        if len(rows) == config.limit:
+            break
+        row = {"prompt": values[config.prompt], "response": values[config.response]}
+        for name, text in row.items():
+            if not isinstance(text, str):
+                raise InputError(field, spec, f"{place} of {source.name} has a {name} that is no text: give every row both")
+        rows.append(row)
     return rows
 
 

@@ -1,6 +1,6 @@
 """`dat adapt`: from a causal chat model to a folder that samples prompts by masked diffusion.
 
-dat adapt embedded:smollm2-135m-instruct --out samplers/mine
+dat adapt embedded:smollm2-135m-instruct --out samplers/mine --recipe smollm2-135m-infill
 """
 
 from __future__ import annotations
@@ -9,87 +9,161 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from dat_ray import __version__
-from dat_ray.config.adapt import AdaptRecipe
-from dat_ray.diffusion.adapt import AdaptResult, adapt
+from dat_ray.config.adapt import AdaptRecipe, PairsConfig
+from dat_ray.diffusion.adapt import adapt
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
-from dat_ray.diffusion.pairs import ChatSegments, encode_pairs, read_pairs, split_pairs
+from dat_ray.diffusion.pairs import ChatSegments, EncodedPair, encode_pairs, read_pairs, split_pairs
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.folders import replace_folder
 from dat_ray.models.loading import (
+    ADAPTER_CONFIG,
+    ADAPTER_RECORD,
     ADAPTER_WEIGHTS,
     load_causal_lm,
     load_tokenizer,
     model_fingerprint,
-    save_adapter,
     write_merged,
 )
 from dat_ray.pipeline.synthesize import synthesize
 from dat_ray.progress import Progress, stage_line
 
 
-def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs_path: str | None = None, resume: bool = False) -> Path:
+@dataclass(frozen=True)
+class Prepared:
+    """Data of an adaptation, the same in every process that works on it.
+
+    Attributes:
+        tokenizer, segments: of the model, and its fixed canvas tokens.
+        train, heldout: clean canvases.
+        pairs: rows before the split.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    segments: ChatSegments
+    train: list[EncodedPair]
+    heldout: list[EncodedPair]
+    pairs: int
+
+
+def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = None, resume: bool = False) -> Path:
     """Makes a sampler folder.
 
     Args:
-        base: hub id, folder, or `embedded:NAME` of a Llama-like chat model.
-        out: gets `pairs.jsonl`, `training/` (checkpoints, curve, adapter), `weights/` (what the package ships:
-            adapter, `sampler.json`, `record.json`) and `sampler/` (merged, for the engines).
+        base: hub id, folder, or `embedded:NAME` of a chat model of Llama's, Qwen2's or Qwen3's layout.
+        out: gets `pairs.jsonl`, `training/` (checkpoints, curve, adapter or model), `weights/` (what the package ships:
+            adapter, `sampler.json`, `record.json`) and `sampler/` (whole, for the engines).
         recipe: see `AdaptRecipe`.
-        pairs_path: JSON lines with `prompt` and `response`; None lets the model write its own.
+        pairs: a table with prompts and responses, see `read_pairs`; None lets the model write its own.
         resume: continue what is there.
 
     Returns:
-        The merged folder, a value for `sampler.model`.
+        The whole folder, a value for `sampler.model`.
 
     Raises:
-        InputError: `out` holds something and `resume` is off; unreadable pairs.
+        InputError: `out` holds something and `resume` is off; unreadable pairs; no token is free to be the mask.
     """
-    root = Path(out)
+    root = Path(out).absolute()
     if root.exists() and any(root.iterdir()) and not resume:
         raise InputError("--out", out, "is not empty: choose another folder, or add --resume to continue there")
     root.mkdir(parents=True, exist_ok=True)
     model_folder = resolve_model(base, "BASE")
     pairs_file = root / "pairs.jsonl"
-    if pairs_path is not None:
-        shutil.copyfile(pairs_path, pairs_file)
+    if pairs is not None:
+        _store_pairs(pairs, recipe.pairs, pairs_file)
     else:
         _synthesize_apart(model_folder, recipe, pairs_file)
 
-    rows = read_pairs(pairs_file)
-    train_rows, heldout_rows = split_pairs(rows, recipe.heldout_share, recipe.rows_per_prompt)
+    prepared = prepare(model_folder, recipe, pairs_file)
+    stage_line(f"pairs: {prepared.pairs} in all, {len(prepared.train)} to train on, {len(prepared.heldout)} held out")
+    vocabulary = AutoConfig.from_pretrained(model_folder, trust_remote_code=False).vocab_size
+    if recipe.training.mask_token_id is None:
+        mask = free_token(prepared.tokenizer, vocabulary, base)
+        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"mask_token_id": mask})})
+        stage_line(f"mask token: {mask} ({prepared.tokenizer.convert_ids_to_tokens(mask) or 'a row past the tokenizer'})")
+    with Progress("adapt", recipe.training.steps, unit="steps") as progress:
+        torch.set_num_threads(recipe.threads)
+        model = load_causal_lm(model_folder, recipe.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+        adapt(model, prepared.train, prepared.heldout, recipe.training, root / "training", progress.update, resume)
+    result = json.loads((root / "training" / "result.json").read_text(encoding="utf-8"))
+    _say(result, root / "training" / "metrics.jsonl")
+
+    mask_token_id = recipe.training.mask_token_id
+    assert mask_token_id is not None
+    spec = _sampler_spec(prepared, mask_token_id, vocabulary)
+    facts = {
+        "pairs": prepared.pairs,
+        "train": len(prepared.train),
+        "heldout": len(prepared.heldout),
+        "pairs_sha256": _digest(pairs_file),
+    }
+    fingerprint = model_fingerprint(model_folder)
+    record = _record(result, recipe, base, fingerprint, facts)
+    whole = root / "sampler"
+    if recipe.training.method == "lora":
+        _write_adapter(root / "training" / "adapter", root / "weights", fingerprint)
+    (root / "weights").mkdir(exist_ok=True)
+    (root / "weights" / "sampler.json").write_text(json.dumps(dataclasses.asdict(spec), indent=1) + "\n", encoding="utf-8")
+    (root / "weights" / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    with replace_folder(whole) as scratch:
+        if recipe.training.method == "lora":
+            write_merged(model_folder, str(root / "weights"), scratch, dtype="float32")
+        else:
+            shutil.copytree(root / "training" / "model", scratch, dirs_exist_ok=True)
+            prepared.tokenizer.save_pretrained(str(scratch))
+        spec.write(scratch)
+    stage_line(f"sampler: {whole}")
+    return whole
+
+
+def prepare(model_folder: str, recipe: AdaptRecipe, pairs_file: Path) -> Prepared:
+    """Reads, splits and encodes the pairs."""
+    rows = read_pairs(str(pairs_file), PairsConfig())
+    train, heldout = split_pairs(rows, recipe.heldout_share, recipe.rows_per_prompt)
     tokenizer = load_tokenizer(model_folder)
     segments = _segments(tokenizer, recipe)
     limits = (recipe.max_prompt_tokens, recipe.max_response_tokens)
-    train = encode_pairs(tokenizer, segments, train_rows, *limits)
-    heldout = encode_pairs(tokenizer, segments, heldout_rows, *limits)
-    stage_line(f"pairs: {len(rows)} written, {len(train)} to train on, {len(heldout)} held out")
+    encoded, kept = (encode_pairs(tokenizer, segments, side, *limits) for side in (train, heldout))
+    return Prepared(tokenizer, segments, encoded, kept, len(rows))
 
-    torch.set_num_threads(recipe.threads)
-    model = load_causal_lm(model_folder, recipe.dtype)
-    with Progress("adapt", recipe.training.steps, unit="steps") as progress:
-        result = adapt(model, train, heldout, recipe.training, root / "training", progress=progress.update, resume=resume)
-    _say(result)
 
-    spec = _sampler_spec(tokenizer, segments, recipe.training.mask_token_id, model.config.vocab_size)
-    facts = {"pairs": len(rows), "train": len(train), "heldout": len(heldout), "pairs_sha256": _digest(pairs_file)}
-    _write_weights(root / "weights", result, spec, recipe, base, model_fingerprint(model_folder), facts)
-    merged = (root / "sampler").absolute()
-    with replace_folder(merged) as scratch:
-        write_merged(model_folder, str(root / "weights"), scratch, dtype="float32")
-        spec.write(scratch)
-    stage_line(f"sampler: {merged}")
-    return merged
+def free_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int, base: str) -> int:
+    """A token that no text uses: the mask token, else the first reserved one, else a row past the tokenizer's last.
+
+    Raises:
+        InputError: there is none.
+    """
+    if tokenizer.mask_token_id is not None:
+        return tokenizer.mask_token_id
+    added = tokenizer.added_tokens_decoder
+    reserved = sorted(i for i, token in added.items() if token.special and "reserved" in token.content and i < vocabulary)
+    if reserved:
+        return reserved[0]
+    if len(tokenizer) < vocabulary:
+        return len(tokenizer)
+    raise InputError(
+        "training.mask_token_id", None, f"{base} has no mask, reserved or unused token: give the id of one that no text uses"
+    )
+
+
+def _store_pairs(spec: str, config: PairsConfig, out: Path) -> None:
+    """Copies the pairs of a table into the sampler's folder, so that it is whole by itself."""
+    rows = read_pairs(spec, config)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    os.replace(partial, out)
 
 
 def _synthesize_apart(model_folder: str, recipe: AdaptRecipe, pairs_file: Path) -> None:
@@ -110,47 +184,51 @@ def _segments(tokenizer: PreTrainedTokenizerBase, recipe: AdaptRecipe) -> ChatSe
     return ChatSegments(tuple(before), tuple(between))
 
 
-def _sampler_spec(tokenizer: PreTrainedTokenizerBase, segments: ChatSegments, mask_token_id: int, vocabulary: int) -> SamplerSpec:
+def _sampler_spec(prepared: Prepared, mask_token_id: int, vocabulary: int) -> SamplerSpec:
     """What the denoising law must know of this model; becomes `dat_sampler` in its config.json."""
-    banned = banned_ids(tokenizer, mask_token_id, vocabulary)
-    return SamplerSpec(mask_token_id, 1, banned, "chat", segments.before, segments.between)
+    banned = banned_ids(prepared.tokenizer, mask_token_id, vocabulary)
+    return SamplerSpec(mask_token_id, 1, banned, "chat", prepared.segments.before, prepared.segments.between)
 
 
-def _write_weights(
-    folder: Path,
-    result: AdaptResult,
-    spec: SamplerSpec,
-    recipe: AdaptRecipe,
-    base: str,
-    base_fingerprint: str,
-    facts: dict[str, Any],
-) -> None:
-    """The adapter in bfloat16, half the bytes, with what the engines must know and the record of its making."""
-    save_adapter(result.model, str(folder), base_fingerprint)
-    tensors = load_file(folder / ADAPTER_WEIGHTS)
-    save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS)
-    (folder / "sampler.json").write_text(json.dumps(dataclasses.asdict(spec), indent=1) + "\n", encoding="utf-8")
-    record: dict[str, Any] = {
+def _write_adapter(trained: Path, folder: Path, base_fingerprint: str) -> None:
+    """The adapter in bfloat16, half the bytes, with the base model that it belongs to."""
+    with replace_folder(folder) as scratch:
+        tensors = load_file(trained / ADAPTER_WEIGHTS)
+        save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, scratch / ADAPTER_WEIGHTS)
+        settings = json.loads((trained / ADAPTER_CONFIG).read_text(encoding="utf-8")) | {"inference_mode": True}
+        (scratch / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        named = {"format_version": 1, "base_fingerprint": base_fingerprint}
+        (scratch / ADAPTER_RECORD).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+
+
+def _record(
+    result: dict[str, Any], recipe: AdaptRecipe, base: str, base_fingerprint: str, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """How the sampler was made, and its held-out figures."""
+    return {
         "base": base,
         "base_fingerprint": base_fingerprint,
         "dat_ray": __version__,
         "torch": torch.__version__,
         "data": facts,
-        "heldout_before": dataclasses.asdict(result.before),
-        "heldout_after": dataclasses.asdict(result.after),
+        "heldout_before": result["before"],
+        "heldout_after": result["after"],
         "recipe": recipe.model_dump(mode="json"),
     }
-    for name in ("heldout_before", "heldout_after"):
-        record[name] = {key: record[name][key] for key in ("own", "other", "gain", "low", "high")}
-    (folder / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _say(result: AdaptResult) -> None:
-    for name, gain in (("before", result.before), ("after", result.after)):
+def _say(result: dict[str, Any], metrics: Path) -> None:
+    """The held-out figures before and after, and the curve between them."""
+    for name in ("before", "after"):
+        gain = result[name]
         stage_line(
-            f"held-out prompts, {name}: {gain.own:.3f} nats/token given their own response, {gain.other:.3f} given another's; "
-            f"gain {gain.gain:.3f} (95% interval {gain.low:.3f} to {gain.high:.3f})"
+            f"held-out prompts, {name}: {gain['own']:.3f} nats/token given their own response, {gain['other']:.3f} given "
+            f"another's; gain {gain['gain']:.3f} (95% interval {gain['low']:.3f} to {gain['high']:.3f})"
         )
+    measured = [line for line in map(json.loads, metrics.read_text(encoding="utf-8").splitlines()) if "gain" in line]
+    for line in measured:
+        stage_line(f"      step {line['step']}: {line['own']:.3f} own, {line['other']:.3f} another's, gain {line['gain']:.3f}")
+    stage_line(f"held-out curve: {metrics}, the lines with `gain`")
 
 
 def _digest(path: Path) -> str:

@@ -4,10 +4,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dat_ray.config.adapt import PairsConfig
 from dat_ray.diffusion.pairs import (
     ChatSegments,
     EncodedPair,
@@ -26,13 +29,21 @@ def pair(prompt: str, response: str = "ok") -> dict[str, str]:
     return {"prompt": prompt, "response": response}
 
 
-def test_reading_keeps_rows_and_names_a_bad_one(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"index": 4, **pair("a")}) + "\n\n")
-    assert read_pairs(path) == [{"index": 4, "prompt": "a", "response": "ok"}]
-    path.write_text(json.dumps(pair("a")) + "\n" + json.dumps({"prompt": "b"}) + "\n")
-    with pytest.raises(InputError, match="row 1"):
-        read_pairs(path)
+def test_reading_maps_columns_of_any_table_and_names_a_bad_row(tmp_path: Path) -> None:
+    rows = [pair("a"), pair("b", "fine")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"index": 4, **row}) + "\n" for row in rows))
+    assert read_pairs(str(tmp_path / "pairs.jsonl"), PairsConfig()) == rows
+    assert read_pairs(str(tmp_path / "pairs.jsonl"), PairsConfig(limit=1)) == rows[:1]
+    (tmp_path / "table.csv").write_text("question,answer\na,ok\nb,fine\n")
+    named = PairsConfig(prompt="question", response="answer")
+    assert read_pairs(str(tmp_path / "table.csv"), named) == rows
+    pq.write_table(pa.table({"question": ["a", "b"], "answer": ["ok", "fine"]}), tmp_path / "table.parquet")
+    assert read_pairs(str(tmp_path / "table.parquet"), named) == rows
+    with pytest.raises(InputError, match=r"no column 'prompt', only question, answer: set pairs\.prompt"):
+        read_pairs(str(tmp_path / "table.csv"), PairsConfig())
+    (tmp_path / "bad.jsonl").write_text(json.dumps(pair("a")) + "\n" + json.dumps({"prompt": "b", "response": 3}) + "\n")
+    with pytest.raises(InputError, match=r"row 2 .* has a response that is no text"):
+        read_pairs(str(tmp_path / "bad.jsonl"), PairsConfig())
 
 
 def test_split_never_divides_a_prompt_and_drops_copies() -> None:

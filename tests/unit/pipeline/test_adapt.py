@@ -1,0 +1,102 @@
+"""`dat adapt` on tiny models of every layout, with a table of pairs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from dat_ray.config.adapt import load_adapt_config
+from dat_ray.config.schema import SamplerConfig
+from dat_ray.diffusion.canvas import SamplerSpec
+from dat_ray.engines.base import InfillRequest
+from dat_ray.engines.factory import build_sampler
+from dat_ray.errors import InputError
+from dat_ray.pipeline.adapt import adapt_model, free_token
+from tests.unit.models.tiny import make_tokenizer
+from tests.unit.pipeline.tiny_adaptation import adapt_recipe, pairs_table, tiny_chat_model
+
+
+@pytest.mark.parametrize(("layout", "method"), [("llama", "lora"), ("qwen2", "full"), ("qwen3", "lora")])
+def test_a_chat_model_becomes_a_sampler(layout, method, tmp_path, capsys):
+    base, table = tiny_chat_model(tmp_path / "base", layout), pairs_table(tmp_path / "table.csv")
+    folder = adapt_model(base, str(tmp_path / "out"), adapt_recipe(method=method), pairs=table)
+    spec = SamplerSpec.read(folder)
+    assert spec.mask_token_id == len(make_tokenizer()), "a row past the tokenizer's last"
+    assert (spec.shift, spec.layout) == (1, "chat")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == layout
+    config = SamplerConfig(model=str(folder), backend="torch", dtype="float32", layout="chat", prompt_tokens=(4,), steps=2)
+    (written,) = build_sampler(config, threads=1).infill([InfillRequest("a", "Sure, here is the fox", 4, 1)])
+    assert len(written.token_ids) == 4
+    assert not set(spec.banned_token_ids) & set(written.token_ids)
+    record = json.loads((tmp_path / "out" / "weights" / "record.json").read_text())
+    assert record["heldout_after"]["own"] != record["heldout_before"]["own"]
+    assert record["recipe"]["training"]["mask_token_id"] == spec.mask_token_id
+    assert (tmp_path / "out" / "weights" / "adapter_model.safetensors").exists() == (method == "lora")
+    said = capsys.readouterr().err
+    assert "held-out prompts, before" in said
+    assert "step 3: " in said
+    assert f"sampler: {folder}" in said
+
+
+def test_a_used_folder_is_refused_without_resume(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    with pytest.raises(InputError, match=r"--out .* add --resume"):
+        adapt_model("nowhere", str(tmp_path / "out"), adapt_recipe())
+
+
+@pytest.mark.slow
+def test_an_adaptation_that_is_killed_goes_on_and_ends_with_the_same_weights(tmp_path):
+    """The command itself, ended by SIGKILL once it has a checkpoint."""
+    base, table = tiny_chat_model(tmp_path / "base", "llama"), pairs_table(tmp_path / "table.csv")
+    recipe = adapt_recipe(steps=24, checkpoint_every=1)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+
+    def command(out: str) -> list[str]:
+        return [sys.executable, "-m", "dat_ray.cli", "adapt", base, "--out", str(tmp_path / out), "--pairs", table,
+                "--recipe", str(tmp_path / "recipe.yaml"), "--resume"]  # fmt: skip
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command("cut"), env=environment, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "cut" / "training" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "sampler").exists()
+    threads = torch.get_num_threads()
+    cut = adapt_model(base, str(tmp_path / "cut"), recipe, pairs=table, resume=True)
+    whole = adapt_model(base, str(tmp_path / "whole"), recipe, pairs=table)
+    torch.set_num_threads(threads)
+    for name, tensor in load_file(whole / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(cut / "model.safetensors")[name]), name
+    lines = (tmp_path / "cut" / "training" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 25))
+
+
+def test_the_mask_is_a_token_that_no_text_uses():
+    tokenizer = make_tokenizer()
+    assert free_token(tokenizer, len(tokenizer) + 1, "m") == len(tokenizer)
+    with pytest.raises(InputError, match=r"training\.mask_token_id"):
+        free_token(tokenizer, len(tokenizer), "m")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|reserved_special_token_0|>"]})
+    assert free_token(tokenizer, len(tokenizer), "m") == len(tokenizer) - 1
+    tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
+    assert free_token(tokenizer, len(tokenizer), "m") == tokenizer.mask_token_id
+
+
+def test_the_shipped_recipes_load():
+    assert load_adapt_config("smollm2-135m-infill").training.mask_token_id == 16
+    assert load_adapt_config("chat-infill").training.mask_token_id is None

@@ -98,9 +98,14 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from dat_ray.bench.attack import bench_attack
+    if arguments.what == "writer":
+        from dat_ray.bench.writer import ROWS, ROWS_PER_SHARD, bench_writer
 
-    found = bench_attack(arguments.preset, arguments.repeats)
+        found = bench_writer(ROWS, ROWS_PER_SHARD, arguments.repeats)
+    else:
+        from dat_ray.bench.attack import bench_attack
+
+        found = bench_attack(arguments.preset, arguments.repeats)
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -153,8 +158,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, metavar="DIR", help="folder of the merged model; OUT/adapter holds the adapter")
 
     bench = add("bench", "time one operation against the plain form in which it was published", _bench)
-    bench.add_argument("what", choices=("attack",), help="attack: the inner attack of training, against CAT's public code")
-    bench.add_argument("--preset", choices=("cpu", "1b"), default="cpu", help="cpu: seconds on two cores; 1b: for a GPU")
+    bench.add_argument(
+        "what",
+        choices=("attack", "writer"),
+        help="attack: the inner attack of training, against CAT's public code; writer: the data path, without models",
+    )
+    bench.add_argument(
+        "--preset", choices=("cpu", "1b"), default="cpu", help="of attack; cpu: seconds on two cores; 1b: for a GPU"
+    )
     bench.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each form (default: %(default)s)")
     bench.add_argument("--json", action="store_true", help="for programs")
 

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
+
+Part = str | int | float | None
 
 
-def row_id(*parts: str | int | float | None) -> str:
+def row_id(*parts: Part) -> str:
     """16 hex digits of the sha256 of the parts, written as canonical JSON."""
     canonical = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def row_ids(before: Sequence[Part], varying: Iterable[Part], after: Sequence[Part] = ()) -> list[str]:
+    """`row_id(*before, x, *after)` for each x, with the parts that do not vary hashed and written once."""
+    common = hashlib.sha256(("[" + "".join(f"{_canonical(part)}," for part in before)).encode())
+    ending = "".join(f",{_canonical(part)}" for part in after) + "]"
+    found = []
+    for part in varying:
+        # An integer is written as it is, which is most of what varies.
+        text = str(part) if type(part) is int else _canonical(part)
+        digest = common.copy()
+        digest.update((text + ending).encode())
+        found.append(digest.hexdigest()[:16])
+    return found
+
+
+def _canonical(part: Part) -> str:
+    return json.dumps(part, ensure_ascii=True, separators=(",", ":"))
 
 
 def seed_from_id(identifier: str) -> int:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -23,6 +25,8 @@ from dat_ray.data.schemas import SCHEMA_VERSION
 from dat_ray.errors import ShardError, StorageError
 
 MANIFEST = "_manifest.json"
+# How every table is written. Pages carry checksums, since a shard has no sha256 anywhere until its manifest is written.
+PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,16 @@ class Manifest:
 
 
 def open_filesystem(root: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem and the path on it of a local path or URI."""
+    """The filesystem and the path on it of a local path or URI.
+
+    Of an S3-compatible store `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` gives the address, as for other programs.
+    """
+    if root.startswith("s3://"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            # pyarrow takes the address as a part of the URI, and does not look at the environment.
+            scheme, _, address = endpoint.rstrip("/").rpartition("://")
+            root += f"?{urlencode({'endpoint_override': address, 'scheme': scheme or 'https'})}"
     if "://" in root:
         return pafs.FileSystem.from_uri(root)
     return pafs.LocalFileSystem(), str(Path(root).absolute())
@@ -138,8 +151,18 @@ def describe_shard(root: str, relative: str) -> ShardFile:
     Raises:
         ShardError: the file cannot be read as parquet.
     """
+    return read_shard(root, relative)[0]
+
+
+def read_shard(root: str, relative: str) -> tuple[ShardFile, pa.Table]:
+    """A shard's manifest entry and its rows, from one reading of the file.
+
+    Raises:
+        ShardError: the file cannot be read as parquet.
+    """
     data = read_bytes(join(root, relative))
-    return ShardFile(relative, _parse(root, relative, data).num_rows, hashlib.sha256(data).hexdigest())
+    table = _parse(root, relative, data)
+    return ShardFile(relative, table.num_rows, hashlib.sha256(data).hexdigest()), table
 
 
 def write_manifest(root: str, files: Sequence[ShardFile], fingerprint: str) -> Manifest:
@@ -216,13 +239,13 @@ def read_table(root: str, *, fingerprint: str | None = None) -> pa.Table:
 
 def _serialize(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, **PARQUET)
     return sink.getvalue().to_pybytes()
 
 
 def _parse(root: str, relative: str, data: bytes) -> pa.Table:
     try:
-        return pq.read_table(pa.BufferReader(data))
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise ShardError(f"{join(root, relative)} is not a whole parquet file ({reason}): remove it and resume") from None

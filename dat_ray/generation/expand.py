@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dat_ray.config.schema import Recipe, SamplerConfig
-from dat_ray.data.ids import row_id, seed_from_id
+from dat_ray.data.ids import row_id, row_ids, seed_from_id
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.errors import InputError
 
@@ -22,13 +26,33 @@ def sampler_fingerprint(cfg: SamplerConfig) -> str:
 
 def draw_prompt_tokens(lengths: tuple[int, ...], seed: int) -> int:
     """One of the prompt lengths, uniformly, as a function of the row's seed alone."""
-    return lengths[seed_from_id(row_id("prompt_tokens", seed)) % len(lengths)]
+    return _draw_lengths(lengths, [seed])[0]
 
 
-def _draw_other(targets: list[str], own: str, seed: int) -> str | None:
-    """Another behavior's target, uniformly, as a function of the row's seed; None where every one is the same."""
-    different = [target for target in targets if target != own]
-    return different[seed_from_id(row_id("other_target", seed)) % len(different)] if different else None
+def _draw_lengths(lengths: tuple[int, ...], seeds: Sequence[int]) -> list[int]:
+    if len(lengths) == 1:
+        return [lengths[0]] * len(seeds)
+    return [lengths[seed_from_id(identifier) % len(lengths)] for identifier in row_ids(("prompt_tokens",), seeds)]
+
+
+def _draw_others(train: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[str | None]:
+    """For each row another behavior's target, uniformly, as a function of the row's seed; None where every one is the same.
+
+    Args:
+        train: behaviors.
+        seeds: of the rows, as many for each behavior.
+    """
+    samples, drawn = len(seeds) // len(train), []
+    identifiers = row_ids(("other_target",), seeds)
+    of_behavior: dict[str, set[str]] = {}
+    for row in train:
+        of_behavior.setdefault(row["behavior_id"], set()).add(row["target"])
+    for number, row in enumerate(train):
+        foreign = set().union(*(targets for behavior, targets in of_behavior.items() if behavior != row["behavior_id"]))
+        different = sorted(foreign - {row["target"]})
+        for identifier in identifiers[number * samples : (number + 1) * samples]:
+            drawn.append(different[seed_from_id(identifier) % len(different)] if different else None)
+    return drawn
 
 
 def expand(behaviors: pa.Table, recipe: Recipe) -> pa.Table:
@@ -51,36 +75,43 @@ def expand(behaviors: pa.Table, recipe: Recipe) -> pa.Table:
     if not train:
         raise InputError("behaviors.path", recipe.behaviors.path, "holds no training behavior: give a set with at least one")
     sampler = sampler_fingerprint(recipe.sampler)
-    others: dict[str, list[str]] = {}
-    if recipe.sampler.likelihood_samples:
-        for one in {row["behavior_id"] for row in train}:
-            others[one] = sorted({row["target"] for row in train if row["behavior_id"] != one})
-    rows = []
-    for behavior in train:
-        for sample in range(recipe.generation.samples_per_target):
-            identifier = row_id(
-                behavior["behavior_id"], behavior["target_index"], behavior["target"], recipe.round, sample, sampler
-            )
-            seed = seed_from_id(row_id(recipe.seed, identifier))
-            rows.append(
-                {
-                    "candidate_id": identifier,
-                    "behavior_id": behavior["behavior_id"],
-                    "target_index": behavior["target_index"],
-                    "round": recipe.round,
-                    "sample_index": sample,
-                    "goal": behavior["goal"],
-                    "target": behavior["target"],
-                    "other_target": _draw_other(others.get(behavior["behavior_id"], []), behavior["target"], seed),
-                    "refusal": behavior["refusal"],
-                    "prompt_tokens": draw_prompt_tokens(recipe.sampler.prompt_tokens, seed),
-                    "seed": seed,
-                    "sampler": sampler,
-                }
-            )
-    table = pa.Table.from_pylist(rows, schema=CANDIDATES)
+    samples = recipe.generation.samples_per_target
+    identifiers = [
+        identifier
+        for behavior in train
+        for identifier in row_ids(
+            (behavior["behavior_id"], behavior["target_index"], behavior["target"], recipe.round), range(samples), (sampler,)
+        )
+    ]
+    seeds = [seed_from_id(identifier) for identifier in row_ids((recipe.seed,), identifiers)]
+    rows = len(identifiers)
+    # The behavior of each row: whole columns are taken at once, since a row at a time costs more than its hashes.
+    behavior = pc.take(
+        pa.Table.from_pylist(train, schema=behaviors.schema), pa.array(np.repeat(np.arange(len(train)), samples), pa.int32())
+    )
+    columns = {
+        "candidate_id": identifiers,
+        **{name: behavior[name] for name in ("behavior_id", "target_index", "goal", "target", "refusal")},
+        "round": np.full(rows, recipe.round),
+        "sample_index": np.tile(np.arange(samples), len(train)),
+        "prompt_tokens": _draw_lengths(recipe.sampler.prompt_tokens, seeds),
+        "seed": seeds,
+        "other_target": _draw_others(train, seeds) if recipe.sampler.likelihood_samples else [None] * rows,
+        "sampler": pa.array([sampler]).take(pa.array(np.zeros(rows, np.int32))),
+    }
+    table = pa.table(
+        [
+            _column(columns[field.name], field.type) if field.name in columns else pa.nulls(rows, field.type)
+            for field in CANDIDATES
+        ],
+        schema=CANDIDATES,
+    )
     if pc.count_distinct(table["candidate_id"]).as_py() != table.num_rows:
         pairs = [(row["behavior_id"], row["target_index"]) for row in train]
         twice = next((pair for pair in pairs if pairs.count(pair) > 1), pairs[0])
         raise InputError("behaviors.path", recipe.behaviors.path, f"behavior {twice[0]} has target {twice[1]} twice: remove one")
     return table
+
+
+def _column(values: Any, kind: pa.DataType) -> Any:
+    return values.cast(kind) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)

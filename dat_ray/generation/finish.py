@@ -6,19 +6,20 @@ later execution wrote again, so the folder is judged by what its shards hold and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from dat_ray.data.ids import row_id
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.data.shards import (
     ShardFile,
-    describe_shard,
     join,
     open_filesystem,
+    read_shard,
     scan_shards,
     write_manifest,
     write_shard,
@@ -28,8 +29,11 @@ from dat_ray.errors import DatError, ShardError
 # Row checkpoints: one small parquet file of ids for each finished shard, of the shard's name.
 CHECKPOINT = "_checkpoint"
 PENDING = ".pending.parquet"
+# Shards read at once. Decoding runs beside itself on several cores, and an object store answers many requests in the
+# time of one.
+READERS = 8
 ERRORS = "errors"
-ERROR_COLUMNS = ("candidate_id", "behavior_id", "target_index", "sample_index", "error")
+ERROR_COLUMNS = ["candidate_id", "behavior_id", "target_index", "sample_index", "error"]
 
 
 @dataclass(frozen=True)
@@ -65,26 +69,38 @@ class Inventory:
         return {identifier: error for shard in self.shards for identifier, error in shard.errors.items()}
 
 
+@dataclass(frozen=True)
+class Published:
+    """What the manifest names: rows, those of them that failed, and model calls of all."""
+
+    rows: int
+    errors: int
+    nfe: int
+
+
 def take_inventory(root: str) -> Inventory:
-    """Reads every shard of a round's folder, whole, so that a shard cut short is found."""
-    shards, damaged = [], {}
-    for name in scan_shards(root):
+    """Reads every shard of a round's folder, once and whole, so that a shard cut short is found."""
+
+    def take(name: str) -> Shard | str:
         try:
-            file = describe_shard(root, name)
-            table = _read(root, name, ["candidate_id", "error", "nfe"])
-        except (ShardError, pa.ArrowInvalid, OSError) as error:
-            damaged[name] = str(error)
-            continue
-        failed = table.filter(pc.is_valid(table["error"]))
-        shards.append(
-            Shard(
-                file,
-                tuple(table["candidate_id"].to_pylist()),
-                dict(zip(failed["candidate_id"].to_pylist(), failed["error"].to_pylist(), strict=True)),
-                pc.sum(table["nfe"]).as_py() or 0,
-            )
+            file, table = read_shard(root, name)
+            failed = table.filter(pc.is_valid(table["error"]))
+        except (ShardError, KeyError, pa.ArrowInvalid, OSError) as error:
+            return str(error)
+        return Shard(
+            file,
+            tuple(table["candidate_id"].to_pylist()),
+            dict(zip(failed["candidate_id"].to_pylist(), failed["error"].to_pylist(), strict=True)),
+            pc.sum(table["nfe"]).as_py() or 0,
         )
-    return Inventory(tuple(shards), damaged)
+
+    names = scan_shards(root)
+    with ThreadPoolExecutor(READERS) as readers:
+        found = dict(zip(names, readers.map(take, names), strict=True))
+    return Inventory(
+        tuple(shard for shard in found.values() if isinstance(shard, Shard)),
+        {name: reason for name, reason in found.items() if isinstance(reason, str)},
+    )
 
 
 def forget_lost_rows(root: str, inventory: Inventory) -> int:
@@ -97,16 +113,19 @@ def forget_lost_rows(root: str, inventory: Inventory) -> int:
     """
     held = inventory.ids
     fs, inner = open_filesystem(join(root, CHECKPOINT))
-    removed = 0
-    for name in committed_checkpoints(root):
+
+    def kept(name: str) -> bool:
         try:
-            promised = _read(root, f"{CHECKPOINT}/{name}", ["candidate_id"])["candidate_id"].to_pylist()
-        except (pa.ArrowInvalid, OSError):
-            promised = None
-        if promised is None or not held.issuperset(promised):
-            fs.delete_file(f"{inner}/{name}")
-            removed += 1
-    return removed
+            return held.issuperset(read_shard(join(root, CHECKPOINT), name)[1]["candidate_id"].to_pylist())
+        except (ShardError, KeyError, OSError):
+            return False
+
+    names = committed_checkpoints(root)
+    with ThreadPoolExecutor(READERS) as readers:
+        broken = [name for name, whole in zip(names, readers.map(kept, names), strict=True) if not whole]
+    for name in broken:
+        fs.delete_file(f"{inner}/{name}")
+    return len(broken)
 
 
 def committed_checkpoints(root: str) -> list[str]:
@@ -114,7 +133,7 @@ def committed_checkpoints(root: str) -> list[str]:
     return [name for name in scan_shards(join(root, CHECKPOINT)) if not name.endswith(PENDING)]
 
 
-def publish(root: str, expected: Sequence[str], inventory: Inventory, fingerprint: str) -> None:
+def publish(root: str, expected: Sequence[str], inventory: Inventory, fingerprint: str) -> Published:
     """Checks that every row is there, and writes the manifest over shards that hold each row once.
 
     Rows that two shards hold are equal, being a function of their id: the shard that is first by name keeps them.
@@ -129,8 +148,8 @@ def publish(root: str, expected: Sequence[str], inventory: Inventory, fingerprin
     Raises:
         DatError: a row is missing, or there are rows that nobody asked for.
     """
-    missing = set(expected) - inventory.ids
-    unknown = inventory.ids - set(expected)
+    held, wanted = inventory.ids, set(expected)
+    missing, unknown = wanted - held, held - wanted
     if missing or unknown:
         damaged = f"; not readable: {', '.join(inventory.damaged)}" if inventory.damaged else ""
         raise DatError(
@@ -138,16 +157,26 @@ def publish(root: str, expected: Sequence[str], inventory: Inventory, fingerprin
             "run again with --resume"
         )
     seen: set[str] = set()
-    files = []
+    files, failed, nfe = [], [], 0
     for shard in inventory.shards:
         fresh = [position for position, identifier in enumerate(shard.ids) if _first_time(identifier, seen)]
+        if not fresh:
+            continue
         if len(fresh) == len(shard.ids):
             files.append(shard.file)
-        elif fresh:
-            rows = _read(root, shard.file.path).take(fresh)
-            files.append(write_shard(root, f"rest-of-{shard.file.path}", rows.cast(CANDIDATES)))
-    _publish_errors(root, files, fingerprint)
+            nfe += shard.nfe
+            rows = read_shard(root, shard.file.path)[1] if shard.errors else None
+        else:
+            rows = read_shard(root, shard.file.path)[1].take(fresh).cast(CANDIDATES)
+            # Named by what it holds: should two drivers publish at once, neither alters a file of the other's manifest.
+            name = f"rest-{row_id(*rows['candidate_id'].to_pylist())}-of-{shard.file.path}"
+            files.append(write_shard(root, name, rows))
+            nfe += pc.sum(rows["nfe"]).as_py() or 0
+        if rows is not None:
+            failed.append(rows.select(ERROR_COLUMNS).filter(pc.is_valid(rows["error"])))
+    errors = _publish_errors(root, failed, fingerprint)
     write_manifest(root, files, fingerprint)
+    return Published(len(wanted), errors, nfe)
 
 
 def _first_time(identifier: str, seen: set[str]) -> bool:
@@ -156,19 +185,11 @@ def _first_time(identifier: str, seen: set[str]) -> bool:
     return new
 
 
-def _publish_errors(root: str, files: Iterable[ShardFile], fingerprint: str) -> None:
+def _publish_errors(root: str, failed: Sequence[pa.Table], fingerprint: str) -> int:
     """Failed rows, for a person to look at; they are in the shards too, with their `error`."""
-    failed = []
-    for file in files:
-        table = _read(root, file.path, list(ERROR_COLUMNS))
-        failed.append(table.filter(pc.is_valid(table["error"])))
-    table = pa.concat_tables(failed)
-    if table.num_rows:
-        where = join(root, ERRORS)
-        write_manifest(where, [write_shard(where, "part-00000.parquet", table)], fingerprint)
-
-
-def _read(root: str, relative: str, columns: list[str] | None = None) -> pa.Table:
-    fs, inner = open_filesystem(join(root, relative))
-    # partitioning=None: a folder named a=b above the file must not become a column.
-    return pq.read_table(inner, columns=columns, filesystem=fs, partitioning=None)
+    table = pa.concat_tables(failed) if failed else None
+    if table is None or not table.num_rows:
+        return 0
+    where, name = join(root, ERRORS), f"part-{row_id(*table['candidate_id'].to_pylist())}.parquet"
+    write_manifest(where, [write_shard(where, name, table)], fingerprint)
+    return table.num_rows

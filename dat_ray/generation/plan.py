@@ -16,7 +16,7 @@ from ray.data.datasource import FilenameProvider
 
 from dat_ray.config.schema import Pool, Recipe
 from dat_ray.data.schemas import CANDIDATES
-from dat_ray.data.shards import join, open_filesystem, scan_shards
+from dat_ray.data.shards import PARQUET, join, open_filesystem, scan_shards
 from dat_ray.generation.actors import Engines, JudgeActor, RemoteLedger, SamplerActor, TargetActor
 from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.generation.finish import CHECKPOINT
@@ -90,7 +90,7 @@ def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger:
             # Storing a shard takes far less time than making it: more writers would only be more processes.
             concurrency=recipe.cluster.sampler.max_actors,
             schema=CANDIDATES,
-            compression="zstd",
+            **PARQUET,
         )
 
 

@@ -13,6 +13,7 @@ from ray.data.exceptions import ExecutionTimeoutError
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
+from dat_ray.data.hold import hold
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import (
     exists,
@@ -73,12 +74,18 @@ def generate(recipe: Recipe, run: RunDir, engines: Engines | None = None, adapte
 
     Raises:
         DatError: too many rows failed, an engine did not start, the cluster is too small, nothing moved for
-            `timeouts.no_progress` seconds, or the folder belongs to another recipe.
+            `timeouts.no_progress` seconds, the folder belongs to another recipe, or another driver works on it.
     """
-    started = time.monotonic()
     root, mark = run.candidates(recipe.round), fingerprint(recipe)
     if has_manifest(root):
-        return _report(read_table(root, fingerprint=mark), 0.0, skipped=True)
+        return _report(read_table(root, fingerprint=mark))
+    with hold(run.root):
+        return _generate(recipe, run, engines or Engines(), adapter)
+
+
+def _generate(recipe: Recipe, run: RunDir, engines: Engines, adapter: str | None) -> GenerationReport:
+    started = time.monotonic()
+    root, mark = run.candidates(recipe.round), fingerprint(recipe)
     if adapter is not None and not exists(adapter):
         raise InputError("adapter", adapter, "no such folder: train the round before, or leave the adapter out")
     requests = expand(read_file(run.behaviors), recipe)
@@ -92,10 +99,10 @@ def generate(recipe: Recipe, run: RunDir, engines: Engines | None = None, adapte
     if lost:
         stage_line(f"generate: the rows of {lost} shard(s) are not there any more and are made again")
     if set(expected) - inventory.ids:
-        _make_rows(recipe, run, root, inventory, len(expected), engines or Engines(), adapter)
+        _make_rows(recipe, run, root, inventory, len(expected), engines, adapter)
         inventory = take_inventory(root)
-    publish(root, expected, inventory, mark)
-    return _report(read_table(root, fingerprint=mark), time.monotonic() - started, skipped=False)
+    done = publish(root, expected, inventory, mark)
+    return GenerationReport(done.rows, done.errors, done.nfe, time.monotonic() - started, skipped=False)
 
 
 def _write_requests(root: str, requests: pa.Table, mark: str) -> None:
@@ -163,6 +170,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _report(candidates: pa.Table, seconds: float, *, skipped: bool) -> GenerationReport:
+def _report(candidates: pa.Table) -> GenerationReport:
+    """Of a stage that was finished before."""
     errors = candidates.num_rows - candidates["error"].null_count
-    return GenerationReport(candidates.num_rows, errors, pc.sum(candidates["nfe"]).as_py() or 0, seconds, skipped)
+    return GenerationReport(candidates.num_rows, errors, pc.sum(candidates["nfe"]).as_py() or 0, 0.0, skipped=True)

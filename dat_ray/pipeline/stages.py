@@ -12,6 +12,7 @@ import pyarrow as pa
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import JudgeConfig, Recipe
 from dat_ray.data.behaviors import load_behaviors
+from dat_ray.data.hold import hold
 from dat_ray.data.retain import load_retain
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, join, write_file
@@ -65,9 +66,9 @@ def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa
     """
     stage_line(f"run {run.root}: recipe {recipe.name}, fingerprint {fingerprint(recipe)}, seed {recipe.seed}")
     try:
-        if behaviors is not None and not exists(run.behaviors):
-            write_file(run.behaviors, behaviors)
-        with RunLog(run), start_ray(recipe.cluster):
+        with hold(run.root), RunLog(run), start_ray(recipe.cluster):
+            if behaviors is not None and not exists(run.behaviors):
+                write_file(run.behaviors, behaviors)
             for number, stage in enumerate(stages, start=1):
                 stage_line(f"[{number}/{len(stages)}] {stage}: {STAGES[stage][0]}")
                 _measured(stage, STAGES[stage][1], recipe, run)

@@ -29,6 +29,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
+from dat_ray.data.hold import hold
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import (
     ShardFile,
@@ -112,9 +113,10 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
     if skipped:
         _check_adapter(root, mark)
     else:
-        with Progress("train", updates, "updates") as progress, _shown(root, progress), _ray_train_timeouts(recipe):
-            _fit(recipe, run, root, mark)
-        write_manifest(root, _describe_adapter(root), mark)
+        with hold(run.root):
+            with Progress("train", updates, "updates") as progress, _shown(root, progress), _ray_train_timeouts(recipe):
+                _fit(recipe, run, root, mark)
+            write_manifest(root, _describe_adapter(root), mark)
     log = read_metrics(root)
     return TrainReport(
         adapter=run.adapter(recipe.round),

@@ -6,8 +6,10 @@ import pyarrow as pa
 import pytest
 
 from dat_ray.config.schema import Recipe
+from dat_ray.data.ids import row_id, seed_from_id
 from dat_ray.data.schemas import BEHAVIORS, CANDIDATES
 from dat_ray.errors import InputError
+from dat_ray.generation import expand as module
 from dat_ray.generation.expand import draw_prompt_tokens, expand, sampler_fingerprint
 
 
@@ -50,6 +52,13 @@ def behaviors(*rows: tuple[str, int, str, str]) -> pa.Table:
 
 
 THREE = behaviors(("a", 0, "Sure, a", "train"), ("a", 1, "Of course, a", "train"), ("h", 0, "Sure, h", "heldout"))
+
+
+GOLDEN = [
+    ("a8e5a12de67c3cd8", 3667766571610177717, 8),
+    ("de65411895499aad", 7013156433398748451, 16),
+    ("88df1d3551a9ecf5", 5797601746869221155, 16),
+]
 
 
 def test_rows_are_training_targets_times_samples():
@@ -131,3 +140,27 @@ def test_a_likelihood_needs_another_behavior_to_compare_with():
 def test_a_likelihood_that_cannot_be_had_is_refused(samples, backend, reason):
     with pytest.raises(ValueError, match=reason):
         recipe(sampler__likelihood_samples=samples, sampler__backend=backend)
+
+
+def test_ids_and_seeds_are_fixed_for_all_time(monkeypatch):
+    """Written down from the first version of this function: a run that was begun then can be resumed now."""
+    monkeypatch.setattr(module, "sampler_fingerprint", lambda cfg: "law")
+    rows = expand(THREE, recipe()).to_pylist()
+    assert [(row["candidate_id"], row["seed"], row["prompt_tokens"]) for row in (rows[0], rows[4], rows[9])] == GOLDEN
+
+
+def test_a_row_is_what_its_definition_says():
+    rows = expand(behaviors(("ä", 3, 'Sure, "quoted"\n', "train")), recipe(seed=9, round=2)).to_pylist()
+    law = sampler_fingerprint(recipe().sampler)
+    for sample, row in enumerate(rows):
+        identifier = row_id("ä", 3, 'Sure, "quoted"\n', 2, sample, law)
+        seed = seed_from_id(row_id(9, identifier))
+        length = (8, 16)[seed_from_id(row_id("prompt_tokens", seed)) % 2]
+        assert {name: row[name] for name in ("candidate_id", "seed", "prompt_tokens", "sample_index", "round", "sampler")} == {
+            "candidate_id": identifier,
+            "seed": seed,
+            "prompt_tokens": length,
+            "sample_index": sample,
+            "round": 2,
+            "sampler": law,
+        }

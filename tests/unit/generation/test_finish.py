@@ -6,9 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dat_ray.data import shards as files
+from dat_ray.data.ids import row_id
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.data.shards import has_manifest, read_manifest, read_table, write_shard
 from dat_ray.errors import DatError
+from dat_ray.generation import finish as finish_module
 from dat_ray.generation.finish import CHECKPOINT, committed_checkpoints, forget_lost_rows, publish, take_inventory
 from dat_ray.generation.watch import RowCounter
 
@@ -61,7 +64,9 @@ def test_rows_in_two_shards_are_published_once(tmp_path):
     shard(tmp_path, "part-c", "1", "3")
     finish(tmp_path, "123")
     assert sorted(ids(tmp_path)) == ["1", "2", "3"]
-    assert [file.path for file in read_manifest(str(tmp_path)).files] == ["part-a-0.parquet", "rest-of-part-b-0.parquet"]
+    whole, rest = [file.path for file in read_manifest(str(tmp_path)).files]
+    assert whole == "part-a-0.parquet"
+    assert rest == f"rest-{row_id('3')}-of-part-b-0.parquet"
     assert pq.read_table(tmp_path / "part-b-0.parquet").num_rows == 2  # a finished shard is never written again
 
 
@@ -125,3 +130,25 @@ def test_only_committed_shards_count_as_done(tmp_path):
     (tmp_path / CHECKPOINT / "part-b.pending.parquet").rename(tmp_path / CHECKPOINT / "part-b.parquet")
     assert counter.count() == 3
     assert RowCounter(str(tmp_path / "nothing")).count() == 0
+
+
+def test_a_resume_reads_every_shard_a_fixed_number_of_times(tmp_path, monkeypatch):
+    """Linear growth, told by counting what is read and not by the clock."""
+    counts = []
+    for shards in (4, 8, 16):
+        root = tmp_path / str(shards)
+        for number in range(shards):
+            shard(root, f"part-{number:03}", f"{number}a", f"{number}b")
+        opened: list[str] = []
+        listed: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                files, "read_bytes", lambda path, keep=opened, read=files.read_bytes: (keep.append(path), read(path))[1]
+            )
+            patch.setattr(finish_module, "scan_shards", lambda path, keep=listed: (keep.append(path), files.scan_shards(path))[1])
+            inventory = take_inventory(str(root))
+            forget_lost_rows(str(root), inventory)
+            publish(str(root), sorted(inventory.ids), inventory, "f" * 16)
+        assert len(set(opened)) == 2 * shards
+        counts.append((len(opened), len(listed)))
+    assert counts == [(2 * shards, 2) for shards in (4, 8, 16)], "one reading of each shard and of each checkpoint"

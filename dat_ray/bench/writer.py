@@ -1,0 +1,173 @@
+"""How fast rows go through the data path: expand, write, resume scan, manifest. No model and no Ray.
+
+dat bench writer --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from dat_ray.config.schema import Recipe
+from dat_ray.data.schemas import BEHAVIORS, CANDIDATES
+from dat_ray.data.shards import join, write_shard
+from dat_ray.errors import InputError
+from dat_ray.generation.expand import expand
+from dat_ray.generation.finish import CHECKPOINT, forget_lost_rows, publish, take_inventory
+
+# Shards that are written at once, as by as many writers of the plan.
+WRITERS = 2
+TARGETS = 100
+ROWS, ROWS_PER_SHARD = 51_200, 256
+# Characters of a prompt and of a completion: those of 64 and 256 tokens.
+PROMPT, COMPLETION = 280, 1100
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds this benchmark's options."""
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, help=f"rows of one round, a multiple of {TARGETS} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows-per-shard", type=int, default=ROWS_PER_SHARD, help="generation.rows_per_block (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is taken (default: %(default)s)")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs it with the options of the command line."""
+    return bench_writer(arguments.rows, arguments.rows_per_shard, arguments.repeats)
+
+
+def bench_writer(rows: int, rows_per_shard: int, repeats: int) -> dict[str, Any]:
+    """Times the data path on the local disk.
+
+    Args:
+        rows: rows of one round; `TARGETS` targets share them.
+        rows_per_shard: `generation.rows_per_block`.
+        repeats: runs of which the median is taken.
+
+    Raises:
+        InputError: the rows cannot be shared evenly.
+
+    Returns:
+        The keys of every `dat bench`, and `seconds` of each part, all medians. There is no reference law, no model and
+        no device memory here, so that what speaks of them is null.
+    """
+    recipe, behaviors = _inputs(rows)
+    runs, cpu = [], []
+    for _ in range(repeats):
+        wall, used = _once(recipe, behaviors, rows_per_shard)
+        runs.append(wall)
+        cpu.append(used)
+    seconds = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
+    return {
+        "bench": "writer",
+        "device": platform.processor() or platform.machine(),
+        "shape": f"{rows} rows in {-(-rows // rows_per_shard)} shards of {rows_per_shard}, {WRITERS} writers, local disk",
+        "rows_per_s": rows / statistics.median(sum(run.values()) for run in runs),
+        "literal_rows_per_s": None,
+        "ratio_to_literal": None,
+        "mfu": None,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "repeats": repeats,
+        "seconds": seconds,
+        # Of all threads together: what another program on the same cores does not change much.
+        "rows_per_cpu_s": rows / statistics.median(cpu),
+    }
+
+
+def _inputs(rows: int) -> tuple[Recipe, pa.Table]:
+    if rows <= 0 or rows % TARGETS:
+        raise InputError("--rows", rows, f"{TARGETS} targets share them: give a multiple of {TARGETS}")
+    recipe = Recipe.model_validate(
+        {
+            "name": "bench",
+            "behaviors": {"path": "none", "heldout": {"path": "none"}},
+            "sampler": {"model": "none", "prompt_tokens": [32, 64], "steps": 32},
+            "target": {"model": "none"},
+            "generation": {"samples_per_target": rows // TARGETS},
+            "training": {"retain": {"path": "none"}},
+        }
+    )
+    behaviors = [
+        {
+            "behavior_id": f"b{number}",
+            "goal": f"goal number {number}, some sixty characters long, as they mostly are",
+            "category": None,
+            "source": "bench",
+            "split": "train",
+            "target_index": 0,
+            "target": f"Sure, here is what was asked for in goal number {number}",
+            "refusal": "I'm sorry, but I can't help with that.",
+        }
+        for number in range(TARGETS)
+    ]
+    return recipe, pa.Table.from_pylist(behaviors, schema=BEHAVIORS)
+
+
+def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dict[str, float], float]:
+    """Wall clock of each part, and processor seconds of all together."""
+    seconds: dict[str, float] = {}
+    used = 0.0
+
+    @contextmanager
+    def timed(part: str) -> Iterator[None]:
+        nonlocal used
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        seconds[part] = time.perf_counter() - wall
+        used += time.process_time() - cpu
+
+    with timed("expand"):
+        requests = expand(behaviors, recipe)
+    answered, expected = _answered(requests), requests["candidate_id"].to_pylist()
+    with tempfile.TemporaryDirectory(prefix="dat-bench-") as root:
+
+        def write(number: int) -> None:
+            name = f"part-{number:06}.parquet"
+            shard = answered.slice(number * rows_per_shard, rows_per_shard)
+            write_shard(root, name, shard)
+            write_shard(join(root, CHECKPOINT), name, shard.select(["candidate_id"]))
+
+        with timed("write"), ThreadPoolExecutor(WRITERS) as writers:
+            list(writers.map(write, range(-(-answered.num_rows // rows_per_shard))))
+        with timed("resume_scan"):
+            inventory = take_inventory(root)
+            lost = forget_lost_rows(root, inventory)
+        with timed("manifest"):
+            publish(root, expected, inventory, "0" * 16)
+        assert lost == 0
+    return seconds, used
+
+
+def _answered(requests: pa.Table) -> pa.Table:
+    """What the models would fill in: text that compresses about as well as theirs, a different one in each row."""
+    rows = requests.num_rows
+    letters = (
+        np.random.default_rng(0).choice(np.frombuffer(b"etaoin shrdlu cmfwyp", np.uint8), rows + COMPLETION).tobytes().decode()
+    )
+    columns: dict[str, Any] = {
+        "prompt": [letters[row : row + PROMPT] for row in range(rows)],
+        "completion": [letters[row : row + COMPLETION] for row in range(rows)],
+        "nfe": np.full(rows, 32),
+        "sample_logprob": np.linspace(-9.0, -1.0, rows),
+        "target_logprob": np.linspace(-3.0, -1.0, rows),
+        "target_model": ["target"] * rows,
+        "judge": ["refusal-rules"] * rows,
+        "verdict": ["harmful"] * rows,
+        "score": np.linspace(0.0, 1.0, rows),
+    }
+    arrays = [pa.array(columns[f.name], f.type) if f.name in columns else requests[f.name] for f in CANDIDATES]
+    return pa.table(arrays, schema=CANDIDATES).combine_chunks()

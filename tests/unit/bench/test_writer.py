@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+
+from dat_ray.bench.writer import configure, measure
+from dat_ray.errors import InputError
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    return parser.parse_args(words)
+
+
+def test_it_measures_every_part_and_prints_the_published_keys() -> None:
+    found = json.loads(json.dumps(measure(options("--rows", "400", "--rows-per-shard", "32", "--repeats", "2"))))
+    published = {
+        "bench",
+        "device",
+        "shape",
+        "rows_per_s",
+        "literal_rows_per_s",
+        "ratio_to_literal",
+        "mfu",
+        "peak_bytes",
+        "repeats",
+    }
+    assert published <= set(found)
+    assert (found["bench"], found["repeats"], found["mfu"]) == ("writer", 2, None)
+    assert found["shape"].startswith("400 rows in 13 shards of 32")
+    assert set(found["seconds"]) == {"expand", "write", "resume_scan", "manifest"}
+    assert found["rows_per_s"] > 0
+    assert found["rows_per_cpu_s"] > 0
+
+
+def test_rows_that_cannot_be_shared_are_refused() -> None:
+    with pytest.raises(InputError, match=r"--rows = 401: .* a multiple of 100"):
+        measure(options("--rows", "401"))

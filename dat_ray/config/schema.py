@@ -7,9 +7,9 @@ Units are part of a field's description. Sections that change no result (`cluste
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -95,19 +95,74 @@ class SamplerConfig(Section):
         "answer", description="chat: masks in the user slot of the model's chat template; answer: MASK^K '\\nAnswer: ' y"
     )
     answer_prefix: str = "\nAnswer: "
-    prompt_tokens: tuple[Positive, ...] = Field((64,), description="masked prompt lengths, one drawn for each row")
-    steps: Positive = Field(64, description="denoising steps for the longest prompt; a row never takes more than its masks")
-    temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    order: Literal["low_confidence", "random"] = "low_confidence"
+    prompt_tokens: tuple[Positive, ...] = Field(
+        (64,), min_length=1, description="masked prompt lengths, one drawn for each row: a number, a list, or {min: 16, max: 96}"
+    )
+    steps: Positive = Field(
+        64, description="denoising steps for the longest prompt; without `refine` a row never takes more than its masks"
+    )
+    temperature: Annotated[float, Field(ge=0.0)] = Field(0.0, description="of a token's draw; 0 takes the most probable one")
+    tempered: bool = Field(True, description="false: as in the reference code, where any temperature above 0 acts as 1")
+    order: Literal["low_confidence", "random"] = Field(
+        "low_confidence", description="commit the most confident positions first, or positions in random order"
+    )
     remask_condition: bool = Field(True, description="hide a random part of the response at every step")
+    guidance: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="w of classifier-free guidance against a wholly hidden response; above 0 doubles the forward passes"
+    )
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="commit every position of at least this confidence; absent: as many as `steps` asks for"
+    )
+    entropy_bound: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="nats: commit the most confident positions while their entropies but the largest sum to at most this"
+    )
+    refine: Literal["random", "low_confidence"] | None = Field(
+        None, description="past the steps that fill a prompt, mask random or the least confident tokens again and refill them"
+    )
+    refine_tokens: Positive = Field(8, description="prompt tokens that one refinement masks; it takes as many steps")
     max_target_tokens: Positive = Field(128, description="the response is cut to this many tokens")
     likelihood_samples: NonNegative = Field(
         0,
         description="samples (at least 2) of the bound on log p(x | y) that is stored with each candidate, given its own and "
         "another behavior's response, two forward passes each; 0: none. Torch backend only",
     )
-    batch_size: Positive = 32
+    batch_size: Positive = Field(32, description="rows of one forward pass")
     max_batched_tokens: Positive = Field(8192, description="tokens of one vLLM forward pass")
+    steps_per_call: Positive = Field(4, description="denoising steps after which rows may leave and enter, at the latest")
+    quantization: Literal["fp8"] | None = Field(None, description="weights in 8 bits, backend vllm on a GPU that has them")
+    tensor_parallel: Positive = Field(1, description="GPUs that share one engine, backend vllm")
+
+    @field_validator("prompt_tokens", mode="before")
+    @classmethod
+    def _lengths(cls, value: Any) -> Any:
+        """A number is a list of one, a range is the list of its lengths: one is drawn uniformly from either."""
+        if isinstance(value, int):
+            return (value,)
+        if isinstance(value, dict):
+            low, high = value.get("min"), value.get("max")
+            if set(value) != {"min", "max"} or not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
+                raise ValueError("write a range as {min: 16, max: 96}, with 1 <= min <= max")
+            return tuple(range(low, high + 1))
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SamplerConfig:
+        parallel = [name for name in ("threshold", "entropy_bound") if getattr(self, name) is not None]
+        if len(parallel) > 1:
+            raise ValueError("threshold and entropy_bound are two rules for the same choice: give one of them")
+        if parallel and self.order == "random":
+            raise ValueError(f"{parallel[0]} commits by confidence: set order to low_confidence")
+        if not self.tempered and self.temperature == 0:
+            raise ValueError("tempered false says how a temperature above 0 acts: raise temperature or leave tempered out")
+        if self.refine and self.steps <= min(self.prompt_tokens) and not parallel:
+            raise ValueError(
+                f"refine needs steps past those that fill a prompt: raise steps {self.steps} above {min(self.prompt_tokens)}"
+            )
+        if self.backend == "torch" and self.quantization:
+            raise ValueError(f"quantization {self.quantization} needs backend vllm: set that or leave quantization out")
+        if self.backend == "torch" and self.tensor_parallel > 1:
+            raise ValueError(f"tensor_parallel {self.tensor_parallel} needs backend vllm: set that or tensor_parallel to 1")
+        return self
 
     @model_validator(mode="after")
     def _likelihood_can_be_had(self) -> SamplerConfig:
@@ -511,7 +566,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         longest = max(self.sampler.prompt_tokens)
-        if self.sampler.steps > longest:
+        if self.sampler.steps > longest and self.sampler.refine is None:
             raise ValueError(
                 f"sampler.steps {self.sampler.steps} exceeds the longest prompt of {longest} tokens: lower sampler.steps"
             )
@@ -520,6 +575,11 @@ class Recipe(Section):
         for field, source in self.sources.items():
             if not source.startswith(("paper: ", "code: ", "ours: ")):
                 raise ValueError(f"a source begins with paper:, code: or ours:, not as that of {field} ({source}): correct it")
+        if self.sampler.tensor_parallel > max(1, self.cluster.sampler.num_gpus):
+            raise ValueError(
+                f"sampler.tensor_parallel {self.sampler.tensor_parallel} exceeds cluster.sampler.num_gpus "
+                f"{self.cluster.sampler.num_gpus:g}: give each sampler as many GPUs as it shares its model over"
+            )
         if self.selection.rewrites is not None and self.selection.source != "mixture":
             raise ValueError(
                 f"selection.rewrites is read only with source mixture, not {self.selection.source}: change one of them"

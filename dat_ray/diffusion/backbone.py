@@ -1,15 +1,26 @@
-"""A causal language model run without its causal mask.
+"""A causal language model run without its causal mask, on rows padded to a rectangle or packed end to end.
 
-Shapes: B rows, T canvas positions, M selected (row, position) pairs, D width, V vocabulary.
+Any `*ForCausalLM` of transformers whose layers call its attention interface will do.
+
+Shapes: B rows, T canvas positions, N tokens of all rows, M selected (row, position) pairs, D width, V vocabulary,
+H heads, C width of a head.
 """
 
 from __future__ import annotations
 
-from typing import cast
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+PACKED_ATTENTION = "dat_packed"
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
@@ -59,3 +70,95 @@ def pad_rows(rows: list[list[int]], fill: int, device: torch.device | str = "cpu
     ids = torch.tensor([row + [fill] * (length - len(row)) for row in rows], dtype=torch.int64, device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(length, device=device)[None] < lengths[:, None]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How rows lie in a packed batch, one after the other.
+
+    Attributes:
+        longest: tokens of the longest row.
+        groups: runs of neighbors of one length: first token, rows, tokens of each.
+        positions: (1, N) int64, of each token in its row.
+        bounds: (B + 1,) int32, where rows begin and the last one ends.
+    """
+
+    longest: int
+    groups: tuple[tuple[int, int, int], ...]
+    positions: Tensor
+    bounds: Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> Packing:
+        """The packing of rows of these lengths."""
+        groups, start = [], 0
+        for length, run in itertools.groupby(lengths):
+            count = len(list(run))
+            groups.append((start, count, length))
+            start += count * length
+        bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        return cls(max(lengths), tuple(groups), positions[None].to(device), bounds.to(device))
+
+
+def pack_attention(model: nn.Module) -> None:
+    """Lets a model run on packed rows too (`packed_states`); elsewhere it attends as under transformers' `sdpa`."""
+    base_model(model).set_attn_implementation(PACKED_ATTENTION)
+
+
+def packed_states(model: nn.Module, ids: Tensor, packing: Packing) -> Tensor:
+    """Final hidden states of packed rows, each attending to itself in both directions.
+
+    Every layer but attention works on the N tokens alone. Attention, a few percent of the work at these lengths, runs
+    on a GPU in 16 bits as FlashAttention over the packed rows, elsewhere once for each run of rows of one length: of the
+    exact ways the fastest measured on a CPU, so rows are best sorted by length.
+
+    Args:
+        model: a `*ForCausalLM` of transformers after `pack_attention`.
+        ids: (N,) int64.
+        packing: of the rows.
+
+    Returns:
+        (N, D), after the final norm.
+    """
+    decoder = base_model(model).base_model
+    # A mask of four dimensions is taken as it is: no causal one is made, and none is guessed from the positions.
+    anything = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+    output = decoder(
+        input_ids=ids[None], attention_mask=anything, position_ids=packing.positions, use_cache=False, packing=packing
+    )
+    return output.last_hidden_state[0]
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packing | None = None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface: (1, H, N, C) query, key and value of packed rows to (1, N, H, C)."""
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, H, C); key and value may have fewer heads
+    grouped = q.shape[1] != k.shape[1]
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        from torch.nn.attention.varlen import varlen_attn
+
+        bounds, T = packing.bounds, packing.longest
+        mixed = varlen_attn(q, k, v, bounds, bounds, T, T, scale=scaling, enable_gqa=grouped)
+        return cast(Tensor, mixed)[None], None
+    mixed = torch.empty_like(q)
+    for start, rows, length in packing.groups:
+        part = slice(start, start + rows * length)
+        q_, k_, v_ = (x[part].unflatten(0, (rows, length)).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q_, k_, v_, scale=scaling, enable_gqa=grouped)
+        mixed[part].unflatten(0, (rows, length)).copy_(out.transpose(1, 2))
+    return mixed[None], None
+
+
+AttentionInterface.register(PACKED_ATTENTION, _packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)

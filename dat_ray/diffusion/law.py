@@ -1,28 +1,37 @@
 """The denoising law: which tokens a masked prompt turns into, given the model's logits.
 
-One implementation for every backend. Inputs are plain tensors; each row carries its own seed, step and quota, so rows
-of one call may be at different steps, and a result depends neither on the batch nor on its order.
+One implementation for every backend. Inputs are plain tensors; each row carries its own seed and step, so rows of one
+call may be at different steps, and a result depends neither on the batch nor on its order. `dat_ray.diffusion.rows`
+keeps the rows and takes the steps.
 
 The law is that of the in-painting attack (arXiv 2511.00203, reference algorithm): for each step s of T,
   a. hide r ~ U{1..L} of the L canvas positions, of which those of the condition become MASK for this step only;
   b. logits of the canvas, with bidirectional attention;
-  c. x = argmax(logits / tau + G), G standard Gumbel, over the tokens that are not banned (tau = 0: no noise);
-  d. confidence c = softmax(logits)[x], without noise or temperature, banned tokens included in the normalizer;
+  c. x ~ softmax(logits / tau) over the tokens that are not banned (tau = 0: the most probable one);
+  d. confidence c = softmax(logits)[x], without temperature, banned tokens included in the normalizer;
   e. commit the n_s masked positions with the highest c. A committed token is final.
 It differs from the reference in three places, where that depends on accidents: tau really tempers the logits (there any
-tau > 0 acts as 1), padding is never part of the condition, and equal confidences are told apart by position, not by
-rounding (`TIE`).
+tau > 0 acts as 1: `tempered=False`), padding is never part of the condition, and equal confidences are told apart by
+position, not by rounding (`TIE`).
 
-Shapes: B rows, T canvas positions, M masked prompt positions of all rows, D width, V vocabulary.
+Options, all off by default:
+  guidance w: logits = u + (w + 1)(c - u) in c to e, u from a second pass whose condition is all MASK (LLaDA, section 4.3);
+  threshold p: commit every position of confidence at least p (Fast-dLLM);
+  entropy_bound g: commit the longest list of most confident positions with sum(H) - max(H) <= g, H the entropy of a
+    position in nats (Ben-Hamu et al. 2025, arXiv 2505.24857);
+  refine: past the steps that fill a row, its T allowing, mask some tokens again and fill them anew (global re-masking).
+Whatever the rule, a step commits at least the even share of what is left, so that a row is full within its T steps.
+
+Shapes: B rows, N tokens of all rows, M masked prompt positions of all rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dat_ray.diffusion.counter import gumbel, integer_below, uniform
@@ -31,9 +40,11 @@ from dat_ray.diffusion.counter import gumbel, integer_below, uniform
 # condition, every mask of the "answer" layout sees the same canvas: their confidences are equal but for rounding, which
 # differs with the batch.
 TIE = 2.0**-8
+# A token is drawn in two moves, its group of this many ids, then itself: noise for V / 256 + 256 ids instead of V.
+GROUP = 256
 
 # What a random number is for; part of the hash, and of the sampler's identity: changing one changes every sample.
-_HIDDEN_COUNT, _HIDDEN_RANK, _GUMBEL, _ORDER = 1, 2, 3, 4
+_HIDDEN_COUNT, _HIDDEN_RANK, _TOKEN, _ORDER, _GROUP_OF_TOKENS, _REFINED = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
@@ -41,150 +52,198 @@ class Law:
     """Parameters of the law.
 
     Attributes:
-        steps: T, denoising steps of a row with at least that many masks; a row never takes more than its masks.
+        steps: T, denoising steps that a row may take; without `refine` it takes no more than it has masks.
         temperature: tau of the token draw; 0 takes the most probable token.
         order: commit the most confident positions first, or positions in random order.
         remask_condition: step a; at temperature 0 it is the only source of diversity.
+        tempered: False reproduces the reference code, in which every tau above 0 acts as 1.
+        guidance: w of classifier-free guidance; 0 for none. Doubles the forward passes.
+        threshold, entropy_bound: rules that commit several positions a step; None for none, at most one of them.
+        refine: which tokens of a full row are masked again: random ones, or the least confident.
+        refine_tokens: how many at once; they take as many steps.
     """
 
     steps: int
     temperature: float = 0.0
     order: Literal["low_confidence", "random"] = "low_confidence"
     remask_condition: bool = True
+    tempered: bool = True
+    guidance: float = 0.0
+    threshold: float | None = None
+    entropy_bound: float | None = None
+    refine: Literal["random", "low_confidence"] | None = None
+    refine_tokens: int = 8
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a step."""
+        return 2 if self.guidance > 0 else 1
+
+    def budget(self, masks: int) -> int:
+        """Steps that a row of so many masks may take."""
+        return self.steps if self.refine else min(self.steps, masks)
 
 
 @dataclass(frozen=True)
-class Committed:
-    """Tokens that a step made final, ordered by row, then by position.
+class Proposal:
+    """What the model would put at masked positions.
 
     Attributes:
-        rows, positions, tokens: (N,) int64.
-        logprobs: (N,) float32, natural logarithm of the confidence.
+        tokens: (M,) int64.
+        logprobs: (M,) float32, natural logarithm of the confidence.
+        entropies: (M,) float32, nats, of softmax(logits); only under an entropy bound.
     """
 
-    rows: Tensor
-    positions: Tensor
     tokens: Tensor
     logprobs: Tensor
+    entropies: Tensor | None = None
 
 
-def transfer_schedule(masks: int, steps: int) -> list[int]:
-    """Tokens to commit at each step: as equal as possible, the remainder first.
+def ranks(keys: Tensor, rows: Tensor) -> Tensor:
+    """Place of each key among those of its row, from 0, ascending; equal keys keep their order.
 
     Args:
-        masks: K >= 1.
-        steps: T >= 1; at most K steps are taken, so that each commits at least one token.
-
-    Returns:
-        min(T, K) positive integers that sum to K.
+        keys: (N,).
+        rows: (N,) int64, ascending.
     """
-    assert min(masks, steps) >= 1, (masks, steps)
-    steps = min(steps, masks)
-    quotient, remainder = divmod(masks, steps)
-    return [quotient + (step < remainder) for step in range(steps)]
+    order = keys.argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    first = torch.searchsorted(rows, rows)  # where each key's row begins
+    rank = torch.empty_like(rows)
+    rank[order] = torch.arange(len(rows), device=rows.device)
+    return rank - first
 
 
-def hide_condition(ids: Tensor, valid: Tensor, condition: Tensor, seeds: Tensor, steps: Tensor, mask_token_id: int) -> Tensor:
+def hide_condition(
+    ids: Tensor, condition: Tensor, rows: Tensor, positions: Tensor, lengths: Tensor, seeds: Tensor, steps: Tensor, mask: int
+) -> Tensor:
     """Step a: a copy of the canvases in which a random part of the condition is MASK.
 
     The r positions of a row are those with the r smallest draws, which makes them a uniform subset of size r.
 
     Args:
-        ids: (B, T) int64, padded on the right.
-        valid: (B, T) bool, False at padding; L is a row's count of True.
-        condition: (B, T) bool, True where a token may be hidden.
-        seeds, steps: (B,) int64.
-        mask_token_id: id of MASK.
+        ids: (N,) int64.
+        condition: (N,) bool, True where a token may be hidden.
+        rows, positions: (N,) int64, of each token; rows ascend.
+        lengths, seeds, steps: (B,) int64; a length is L, the row's tokens.
+        mask: id of MASK.
 
     Returns:
-        (B, T) int64.
+        (N,) int64.
     """
-    lengths = valid.sum(1)
     r = 1 + integer_below(lengths, seeds, steps, _HIDDEN_COUNT)
-    positions = torch.arange(ids.shape[1], device=ids.device)
-    draws = uniform(seeds[:, None], steps[:, None], _HIDDEN_RANK, positions[None])
-    rank = draws.masked_fill(~valid, 2.0).argsort(1).argsort(1)
-    return ids.masked_fill(condition & (rank < r[:, None]), mask_token_id)
+    draws = uniform(seeds[rows], steps[rows], _HIDDEN_RANK, positions)
+    return ids.masked_fill(condition & (ranks(draws, rows) < r[rows]), mask)
 
 
-def propose(
-    logits: Tensor, temperature: float, seeds: Tensor, steps: Tensor, positions: Tensor, banned: Tensor
-) -> tuple[Tensor, Tensor]:
+def to_refine(
+    logprobs: Tensor, rows: Tensor, positions: Tensor, counts: Tensor, seeds: Tensor, steps: Tensor, law: Law
+) -> Tensor:
+    """Which tokens of full rows are masked again.
+
+    Args:
+        logprobs: (N,) float32, at which each prompt token was committed.
+        rows, positions: (N,) int64, of the prompt tokens; rows ascend, and positions in them.
+        counts, seeds, steps: (B,) int64; a count is how many of a row's tokens to take.
+        law: its `refine` says which.
+
+    Returns:
+        (N,) bool.
+    """
+    keys = uniform(seeds[rows], steps[rows], _REFINED, positions) if law.refine == "random" else (logprobs / TIE).round()
+    return ranks(keys, rows) < counts[rows]
+
+
+def propose(logits: Tensor, law: Law, seeds: Tensor, steps: Tensor, positions: Tensor, banned: Tensor) -> Proposal:
     """Steps c and d: a token for every masked position, and how sure the model is of it.
 
     Args:
-        logits: (M, V), any floating type; computed with in float32.
-        temperature: tau.
-        seeds, steps, positions: (M,) int64, of each masked position; they and the token's id key the Gumbel noise.
+        logits: (M, V) float32; overwritten, to spare copies of the vocabulary's width.
+        law: temperature and whether it tempers.
+        seeds, steps, positions: (M,) int64, of each masked position; with token ids they key the noise.
         banned: (N,) int64 ids that are never taken.
-
-    Returns:
-        tokens (M,) int64 and log-confidences (M,) float32, nats.
     """
-    logits = logits.float()
-    scores = logits.index_fill(1, banned, -torch.inf)
-    if temperature > 0:
-        vocabulary = torch.arange(logits.shape[1], device=logits.device)
-        noise = gumbel(seeds[:, None], steps[:, None], _GUMBEL, positions[:, None], vocabulary[None])
-        scores = scores.div_(temperature).add_(noise)
-    tokens = scores.argmax(1)
+    banned_logits = logits.index_select(1, banned)
+    entropies = _entropies(logits) if law.entropy_bound is not None else None
+    logits.index_fill_(1, banned, -torch.inf)
+    if law.temperature > 0:
+        tau = law.temperature if law.tempered else 1.0
+        tokens = _draw(logits / tau if tau != 1.0 else logits, seeds, steps, positions)
+    else:
+        tokens = logits.argmax(1)
     picked = logits.gather(1, tokens[:, None])[:, 0]
-    return tokens, picked - logits.logsumexp(1)
+    normalizer = _logsumexp_(logits)
+    if len(banned):
+        normalizer = torch.logaddexp(normalizer, banned_logits.logsumexp(1))
+    return Proposal(tokens, picked - normalizer, entropies)
 
 
-def choose(rows: Tensor, positions: Tensor, priority: Tensor, quotas: Tensor) -> Tensor:
-    """Step e: for each row the masked positions with the highest priority, the left one of equals.
+def _draw(scores: Tensor, seeds: Tensor, steps: Tensor, positions: Tensor) -> Tensor:
+    """One token of softmax(scores) for each row of (M, V): a group of ids by its mass, then an id of the group.
+
+    Both moves are Gumbel-max draws. The result is exactly distributed, since P(token) = P(group) P(token | group), and
+    as indifferent to rounding as one draw over the vocabulary: only scores that all but agree can change places.
+    """
+    M, V = scores.shape
+    grouped = F.pad(scores, (0, -V % GROUP), value=-torch.inf).view(M, -1, GROUP)
+    mass = grouped.logsumexp(2)
+    groups = torch.arange(mass.shape[1], device=scores.device)
+    group = (mass + gumbel(seeds[:, None], steps[:, None], _GROUP_OF_TOKENS, positions[:, None], groups[None])).argmax(1)
+    ids = group[:, None] * GROUP + torch.arange(GROUP, device=scores.device)
+    inside = grouped[torch.arange(M, device=scores.device), group]
+    best = (inside + gumbel(seeds[:, None], steps[:, None], _TOKEN, positions[:, None], ids)).argmax(1)
+    return ids.gather(1, best[:, None])[:, 0]
+
+
+def _logsumexp_(logits: Tensor) -> Tensor:
+    """Logarithm of the sum of exponentials of each row of (M, V); overwrites its argument."""
+    top = logits.amax(1)
+    return logits.sub_(top[:, None]).exp_().sum(1).log_().add_(top)
+
+
+def _entropies(logits: Tensor) -> Tensor:
+    """Entropy, nats, of softmax of each row of (M, V)."""
+    logp = logits.log_softmax(1)
+    return -(logp.exp() * logp).sum(1)
+
+
+def choose(rows: Tensor, positions: Tensor, proposal: Proposal, least: Tensor, seeds: Tensor, steps: Tensor, law: Law) -> Tensor:
+    """Step e: which masked positions commit, the left one of equals.
 
     Args:
-        rows, positions: (M,) int64, which mask this is.
-        priority: (M,) float.
-        quotas: (B,) int64, how many to take in each row; a row with fewer masks gives all.
+        rows, positions: (M,) int64, which mask this is; rows ascend, and positions in them.
+        proposal: of the masks.
+        least: (B,) int64, how many each row commits at the least.
+        seeds, steps: (B,) int64.
+        law: the rule.
 
     Returns:
-        Indices into the M masks, ordered by row, then by position.
+        (M,) bool.
     """
-    order = positions.argsort(stable=True)
-    order = order[priority[order].argsort(descending=True, stable=True)]
-    order = order[rows[order].argsort(stable=True)]
-    sorted_rows = rows[order]
-    first = torch.searchsorted(sorted_rows, sorted_rows)  # where each mask's row begins
-    rank = torch.arange(len(order), device=rows.device) - first
-    chosen = order[rank < quotas[sorted_rows]]
-    chosen = chosen[positions[chosen].argsort(stable=True)]
-    return chosen[rows[chosen].argsort(stable=True)]
+    if law.order == "random":
+        return ranks(-uniform(seeds[rows], steps[rows], _ORDER, positions), rows) < least[rows]
+    rank = ranks(-(proposal.logprobs / TIE).round(), rows)
+    count = least
+    if law.threshold is not None:
+        sure = proposal.logprobs.double().exp() >= law.threshold
+        count = torch.maximum(least, torch.zeros_like(least).index_add_(0, rows, sure.long()))
+    elif law.entropy_bound is not None:
+        assert proposal.entropies is not None
+        count = torch.maximum(least, _within_bound(proposal.entropies, rows, rank, len(least), law.entropy_bound))
+    return rank < count[rows]
 
 
-@torch.no_grad()
-def denoise_step(
-    states: Tensor,
-    head: Callable[[Tensor], Tensor],
-    rows: Tensor,
-    positions: Tensor,
-    seeds: Tensor,
-    steps: Tensor,
-    quotas: Tensor,
-    law: Law,
-    banned_token_ids: Sequence[int],
-    chunk: int = 128,
-) -> Committed:
-    """Steps c to e for a batch: from the states that predict masked tokens to the tokens that are committed.
+def _within_bound(entropies: Tensor, rows: Tensor, rank: Tensor, B: int, bound: float) -> Tensor:
+    """For each row the longest list of its best masks with sum(H) - max(H) <= bound: (B,) int64.
 
-    Args:
-        states: (M, D) hidden states that predict the masked prompt positions, and only those.
-        head: maps (m, D) states to (m, V) logits; called on `chunk` states at a time, so (M, V) is never held.
-        rows, positions: (M,) int64, the row (0..B-1) and canvas position of each.
-        seeds, steps, quotas: (B,) int64, of each row: its seed, its step from 0, and how many tokens to commit.
-        law: parameters.
-        banned_token_ids: ids that are never taken.
-        chunk: states of one call of `head`; no result depends on it but for rounding.
+    That difference never falls as the list grows, so the lists within the bound are the shortest ones.
     """
-    banned = torch.tensor(sorted(banned_token_ids), dtype=torch.int64, device=states.device)
-    parts = []
-    for lo in range(0, len(states), chunk):
-        part = slice(lo, lo + chunk)
-        row = rows[part]
-        parts.append(propose(head(states[part]), law.temperature, seeds[row], steps[row], positions[part], banned))
-    tokens, logprobs = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-    priority = (logprobs / TIE).round() if law.order == "low_confidence" else uniform(seeds[rows], steps[rows], _ORDER, positions)
-    chosen = choose(rows, positions, priority, quotas)
-    return Committed(rows[chosen], positions[chosen], tokens[chosen], logprobs[chosen])
+    first = torch.searchsorted(rows, rows)
+    ordered = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+    ordered[first + rank] = entropies.double()
+    sums = ordered.cumsum(0)
+    sums = sums - (sums - ordered)[first]
+    # Entropies are under 64 nats: a row's number in front of them starts the maximum anew.
+    largest = (ordered + 64.0 * rows).cummax(0).values - 64.0 * rows
+    inside = sums - largest <= bound + 1e-9
+    return torch.zeros(B, dtype=torch.int64, device=rows.device).index_add_(0, rows, inside.long())

@@ -1,23 +1,22 @@
-"""In-painting prompts: the loop over denoising steps, and its plain-torch backend.
+"""In-painting prompts: the queue of rows that a backend works through, and the plain-torch backend.
 
-`infill_canvases` drives any backend: it keeps the rows, hides parts of their conditions, and asks a `Forward` for the
-tokens to commit. The torch backend is the reference that others are compared with.
-
-Shapes: B rows, T canvas positions, M masked prompt positions of all rows, D width, V vocabulary.
+`infill_canvases` drives any backend: it keeps the rows and asks an `Advance` to take steps with those under way. The torch
+backend is the reference that others are compared with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dat_ray.diffusion.backbone import hidden_states, output_head, pad_rows
+from dat_ray.diffusion.backbone import Packing, base_model, output_head, pack_attention, packed_states
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec, build_canvas, decode_prompt
-from dat_ray.diffusion.law import Committed, Law, denoise_step, hide_condition, transfer_schedule
+from dat_ray.diffusion.law import Law
+from dat_ray.diffusion.rows import Pack, Row, chunk_rows, denoise
 
 
 @dataclass(frozen=True)
@@ -52,40 +51,8 @@ class Infilled:
     nfe: int
 
 
-@dataclass(frozen=True)
-class StepBatch:
-    """One denoising step of several rows, as a backend sees it.
-
-    Attributes:
-        ids: (B, T) int64, canvases with a part of the condition hidden, padded on the right.
-        valid: (B, T) bool, False at padding.
-        rows, positions: (M,) int64, masked prompt positions, ordered by row, then by position.
-        seeds, steps, quotas: (B,) int64: seed, step from 0, tokens to commit.
-    """
-
-    ids: Tensor
-    valid: Tensor
-    rows: Tensor
-    positions: Tensor
-    seeds: Tensor
-    steps: Tensor
-    quotas: Tensor
-
-
-Forward = Callable[[StepBatch], Committed]
-
-
-@dataclass
-class _Active:
-    """A row on its way."""
-
-    index: int
-    canvas: Canvas
-    seed: int
-    schedule: list[int]
-    ids: list[int]
-    step: int = 0
-    logprobs: list[float] = field(default_factory=list)
+Advance = Callable[[Sequence[Row], int], None]
+"""Takes that many steps with every row, fewer with one that finishes, and leaves the outcome in the rows."""
 
 
 def infill_canvases(
@@ -93,76 +60,55 @@ def infill_canvases(
     seeds: Sequence[int],
     spec: SamplerSpec,
     law: Law,
-    forward: Forward,
+    advance: Advance,
     batch_size: int,
-    device: torch.device | str = "cpu",
+    steps_per_call: int = 4,
 ) -> list[tuple[tuple[int, ...], float, int]]:
     """Writes the masked prompts of canvases.
 
     Rows are taken longest first, so that batch mates are of nearly equal length; a finished row leaves and the next
-    one takes its place, each at its own step.
+    one takes its place, each at its own step. No call outlasts the first row whose budget ends in it, so that under a
+    fixed schedule no row is carried along finished; rows that commit by confidence may finish inside a call.
 
     Args:
         canvases, seeds: one of each for a row.
         spec, law: the sampler and its law.
-        forward: a backend's pass over a `StepBatch`.
-        batch_size: rows of a step.
-        device: where the step's tensors are made.
+        advance: a backend.
+        batch_size: rows under way.
+        steps_per_call: steps after which rows may leave and enter, at the latest.
 
     Returns:
         For each row, in order: prompt token ids, summed log-confidence (nats), forward passes.
     """
     waiting = sorted(range(len(canvases)), key=lambda i: len(canvases[i].ids))
     results: dict[int, tuple[tuple[int, ...], float, int]] = {}
-    active: list[_Active] = []
+    active: dict[int, Row] = {}
     while waiting or active:
         while waiting and len(active) < batch_size:
             i = waiting.pop()
-            lo, hi = canvases[i].prompt_span
-            active.append(_Active(i, canvases[i], seeds[i], transfer_schedule(hi - lo, law.steps), list(canvases[i].ids)))
-        committed = forward(_step_batch(active, spec, law, device))
-        changes = zip(
-            *(x.tolist() for x in (committed.rows, committed.positions, committed.tokens, committed.logprobs)), strict=True
-        )
-        for row, position, token, logprob in changes:
-            active[row].ids[position] = token
-            active[row].logprobs.append(logprob)
-        for row in active:
-            row.step += 1
-            if row.step == len(row.schedule):
-                prompt = tuple(row.ids[slice(*row.canvas.prompt_span)])
-                assert spec.mask_token_id not in prompt, "a backend committed fewer tokens than its quota"
-                results[row.index] = (prompt, sum(row.logprobs), row.step)
-        active = [row for row in active if row.step < len(row.schedule)]
+            active[i] = Row.begin(canvases[i], seeds[i], law)
+        # Neighbors of one length attend together.
+        rows = sorted(active.values(), key=lambda row: len(row.ids))
+        advance(rows, min(steps_per_call, *(row.budget - row.step for row in rows)))
+        for i in [i for i, row in active.items() if row.finished(law, spec.mask_token_id)]:
+            row = active.pop(i)
+            assert spec.mask_token_id not in row.tokens, "a backend committed fewer tokens than its budget asks"
+            results[i] = (row.tokens, sum(row.logprobs), row.nfe)
     return [results[i] for i in range(len(canvases))]
-
-
-def _step_batch(active: Sequence[_Active], spec: SamplerSpec, law: Law, device: torch.device | str) -> StepBatch:
-    ids, valid = pad_rows([row.ids for row in active], spec.mask_token_id, device)
-    as_long = lambda values: torch.tensor(values, dtype=torch.int64, device=device)  # noqa: E731
-    place = torch.arange(ids.shape[1], device=device)[None]
-    seeds, steps = as_long([row.seed for row in active]), as_long([row.step for row in active])
-    prompt = as_long([row.canvas.prompt_span for row in active])
-    masked = (place >= prompt[:, :1]) & (place < prompt[:, 1:]) & (ids == spec.mask_token_id)
-    rows, positions = masked.nonzero(as_tuple=True)
-    if law.remask_condition:
-        span = as_long([row.canvas.condition_span for row in active])
-        condition = (place >= span[:, :1]) & (place < span[:, 1:])
-        ids = hide_condition(ids, valid, condition, seeds, steps, spec.mask_token_id)
-    return StepBatch(ids, valid, rows, positions, seeds, steps, as_long([row.schedule[row.step] for row in active]))
 
 
 class TorchDenoiser:
     """The plain-torch backend, and the oracle of the others.
 
     Args:
-        model: a masked diffusion model in a `*ForCausalLM` of transformers (Llama or Qwen layout).
+        model: a masked diffusion model in a `*ForCausalLM` of transformers.
         tokenizer: of the model.
         spec: mask, layout and bans, from the model's folder.
-        law: steps, temperature, order, re-masking.
+        law: of the sampler.
         batch_size: rows of a forward pass.
         max_target_tokens: responses are cut to this many tokens.
-        chunk: masked positions that go through the output head at once.
+        steps_per_call: see `infill_canvases`.
+        chunk: masked positions that go through the output head at once; None for what suits the device.
     """
 
     def __init__(
@@ -173,11 +119,15 @@ class TorchDenoiser:
         law: Law,
         batch_size: int = 32,
         max_target_tokens: int = 128,
-        chunk: int = 128,
+        steps_per_call: int = 4,
+        chunk: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.spec, self.law = model.eval(), tokenizer, spec, law
-        self.batch_size, self.max_target_tokens, self.chunk = batch_size, max_target_tokens, chunk
+        self.batch_size, self.max_target_tokens, self.steps_per_call = batch_size, max_target_tokens, steps_per_call
         self.device = next(model.parameters()).device
+        self.head = output_head(model)
+        self.chunk = chunk or chunk_rows(base_model(model).config.get_text_config().vocab_size, self.device)
+        pack_attention(model)
 
     def infill(self, rows: Sequence[InfillRow]) -> list[Infilled]:
         """Writes a prompt for each row; a row's result depends on nothing but the row.
@@ -188,23 +138,21 @@ class TorchDenoiser:
         canvases = [
             build_canvas(self.tokenizer, self.spec, row.target, row.prompt_tokens, self.max_target_tokens) for row in rows
         ]
-        seeds = [row.seed for row in rows]
-        done = infill_canvases(canvases, seeds, self.spec, self.law, self.forward, self.batch_size, self.device)
+        done = self.fill(canvases, [row.seed for row in rows])
         return [Infilled(decode_prompt(self.tokenizer, ids), ids, logprob, nfe) for ids, logprob, nfe in done]
 
+    def fill(self, canvases: Sequence[Canvas], seeds: Sequence[int]) -> list[tuple[tuple[int, ...], float, int]]:
+        """`infill_canvases` with this backend."""
+        return infill_canvases(canvases, seeds, self.spec, self.law, self.advance, self.batch_size, self.steps_per_call)
+
     @torch.no_grad()
-    def forward(self, batch: StepBatch) -> Committed:
-        """One denoising step; the output head sees masked prompt positions only."""
-        states = hidden_states(self.model, batch.ids, batch.valid)[batch.rows, batch.positions - self.spec.shift]
-        return denoise_step(
-            states,
-            output_head(self.model),
-            batch.rows,
-            batch.positions,
-            batch.seeds,
-            batch.steps,
-            batch.quotas,
-            self.law,
-            self.spec.banned_token_ids,
-            self.chunk,
-        )
+    def advance(self, rows: Sequence[Row], steps: int) -> None:
+        """Takes steps with rows; the host and the device meet at the call's ends, and once a step for a single number."""
+        packing = Packing.of([len(row.ids) for row in rows], self.device)
+        pack = Pack.of(rows, self.device)
+        denoise(pack, self.law, self.spec, lambda ids: self.states(ids, packing), self.head, self.chunk, steps)
+        pack.store(rows)
+
+    def states(self, ids: Tensor, packing: Packing) -> Tensor:
+        """Final hidden states (N, D) of packed rows."""
+        return packed_states(self.model, ids, packing)

@@ -28,6 +28,7 @@ class SamplerSetup:
         law: of the recipe.
         max_target_tokens: responses are cut to this many tokens.
         longest_prompt: masks of the longest prompt that the recipe asks for.
+        steps_per_call: see `infill_canvases`.
         fingerprint: of everything that determines a prompt besides its request.
     """
 
@@ -36,6 +37,7 @@ class SamplerSetup:
     law: Law
     max_target_tokens: int
     longest_prompt: int
+    steps_per_call: int
     fingerprint: str
 
     @classmethod
@@ -54,13 +56,14 @@ class SamplerSetup:
             raise InputError("sampler.layout", config.layout, f"{config.model} was trained with layout {spec.layout}: set that")
         if spec.layout == "answer":
             spec = dataclasses.replace(spec, answer_prefix=config.answer_prefix)
-        law = Law(config.steps, config.temperature, config.order, config.remask_condition)
+        law = Law(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Law)})
         return cls(
             tokenizer=load_tokenizer(folder, "sampler.model"),
             spec=spec,
             law=law,
             max_target_tokens=config.max_target_tokens,
             longest_prompt=max(config.prompt_tokens),
+            steps_per_call=config.steps_per_call,
             fingerprint=sampler_fingerprint(config, folder),
         )
 
@@ -99,6 +102,6 @@ def sampler_fingerprint(config: SamplerConfig, folder: str) -> str:
 
     Backend and dtype count, because rounding can tip the choice between two tokens; batch sizes don't.
     """
-    unread = {"model", "prompt_tokens", "batch_size", "max_batched_tokens", "likelihood_samples"}
+    unread = {"model", "prompt_tokens", "batch_size", "max_batched_tokens", "likelihood_samples", "steps_per_call"}
     settings = config.model_dump(mode="json", exclude=unread)
     return row_id("sampler", model_fingerprint(folder), json.dumps(settings, sort_keys=True))

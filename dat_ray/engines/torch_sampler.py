@@ -11,7 +11,7 @@ from dat_ray.config.schema import SamplerConfig
 from dat_ray.diffusion.backbone import hidden_states, output_head, pad_rows
 from dat_ray.diffusion.canvas import build_canvas
 from dat_ray.diffusion.likelihood import log_likelihood, written
-from dat_ray.diffusion.sampler import TorchDenoiser, infill_canvases
+from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.engines.base import InfillRequest, InfillResult, PromptLikelihood
 from dat_ray.engines.sampler_setup import SamplerSetup
 from dat_ray.models.loading import load_causal_lm
@@ -38,19 +38,12 @@ class TorchSampler:
             self._setup.law,
             config.batch_size,
             config.max_target_tokens,
+            config.steps_per_call,
         )
 
     def infill(self, requests: Sequence[InfillRequest]) -> list[InfillResult]:
         """See `DiffusionSampler`."""
-        done = infill_canvases(
-            self._setup.canvases(requests),
-            [request.seed for request in requests],
-            self._setup.spec,
-            self._setup.law,
-            self._denoiser.forward,
-            self._denoiser.batch_size,
-            self._denoiser.device,
-        )
+        done = self._denoiser.fill(self._setup.canvases(requests), [request.seed for request in requests])
         return self._setup.results(requests, done)
 
     def log_likelihood(

@@ -1,14 +1,12 @@
-"""The sampler served by vLLM inside this process: every denoising step of a batch is one call of the engine."""
+"""The sampler served by vLLM inside this process: a call of the engine takes several denoising steps of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from dat_ray.config.schema import SamplerConfig
-from dat_ray.diffusion.law import Committed
-from dat_ray.diffusion.sampler import StepBatch, infill_canvases
+from dat_ray.diffusion.rows import Row
+from dat_ray.diffusion.sampler import infill_canvases
 from dat_ray.engines import vllm_env, vllm_plugin
 from dat_ray.engines.base import InfillRequest, InfillResult
 from dat_ray.engines.sampler_setup import SamplerSetup
@@ -22,7 +20,7 @@ class VllmSampler:
 
     Args:
         config: of the sampler.
-        folder: local sampler folder, Llama layout.
+        folder: local sampler folder.
         threads: OpenMP threads on a CPU.
 
     Raises:
@@ -48,40 +46,29 @@ class VllmSampler:
             # A bidirectional row runs whole or not at all.
             max_num_batched_tokens=max(config.max_batched_tokens, longest),
             max_num_seqs=config.batch_size,
+            quantization=config.quantization,
+            tensor_parallel_size=config.tensor_parallel,
         )
 
     def infill(self, requests: Sequence[InfillRequest]) -> list[InfillResult]:
         """See `DiffusionSampler`."""
+        setup = self._setup
         done = infill_canvases(
-            self._setup.canvases(requests),
+            setup.canvases(requests),
             [request.seed for request in requests],
-            self._setup.spec,
-            self._setup.law,
-            self._forward,
+            setup.spec,
+            setup.law,
+            self._advance,
             self._batch_size,
+            setup.steps_per_call,
         )
-        return self._setup.results(requests, done)
+        return setup.results(requests, done)
 
-    def _forward(self, batch: StepBatch) -> Committed:
-        """One denoising step of all rows, each a request of its own."""
-        from dat_ray.engines.vllm_model import TASK, step_params
+    def _advance(self, rows: Sequence[Row], steps: int) -> None:
+        """Takes steps with rows in one call of the engine, each row a request."""
+        from dat_ray.engines.vllm_model import TASK, requests_of, store_outcome
 
-        law = self._setup.law
-        prompts, params = [], []
-        for b in range(len(batch.ids)):
-            prompts.append({"prompt_token_ids": batch.ids[b, batch.valid[b]].tolist()})
-            params.append(
-                step_params(
-                    batch.positions[batch.rows == b].tolist(),
-                    int(batch.seeds[b]),
-                    int(batch.steps[b]),
-                    int(batch.quotas[b]),
-                    law.temperature,
-                    law.order,
-                )
-            )
+        prompts, params = requests_of(rows, self._setup.law, self._setup.spec.mask_token_id, steps)
         outputs = self._llm.encode(prompts, params, pooling_task=TASK, use_tqdm=False)
-        tables = [output.outputs.data for output in outputs]
-        rows = torch.arange(len(tables)).repeat_interleave(torch.tensor([len(table) for table in tables]))
-        table = torch.cat(tables)
-        return Committed(rows, table[:, 0].long(), table[:, 1].long(), table[:, 2])
+        for row, output in zip(rows, outputs, strict=True):
+            store_outcome(row, output.outputs.data)

@@ -15,12 +15,16 @@ from dat_ray.data.schemas import CANDIDATES
 from dat_ray.errors import InputError
 
 # What changes how fast prompts are drawn, or on which engine, but not the law they follow.
-NOT_IN_LAW = frozenset({"backend", "batch_size", "max_batched_tokens", "likelihood_samples"})
+NOT_IN_LAW = frozenset({"backend", "batch_size", "max_batched_tokens", "likelihood_samples", "steps_per_call", "tensor_parallel"})
+# Options that came after rows had been drawn: unused, they don't count, so that those rows keep their ids and seeds.
+LATER_OPTIONS = frozenset({"tempered", "guidance", "threshold", "entropy_bound", "refine", "refine_tokens", "quantization"})
 
 
 def sampler_fingerprint(cfg: SamplerConfig) -> str:
     """16 hex digits that change with the law p_diff(x | y) that the settings describe."""
-    law = cfg.model_dump(mode="json", exclude=set(NOT_IN_LAW))
+    fields = type(cfg).model_fields
+    unused = {name for name in LATER_OPTIONS if getattr(cfg, name) == fields[name].default}
+    law = cfg.model_dump(mode="json", exclude=unused | set(NOT_IN_LAW))
     return row_id(*(part for key in sorted(law) for part in (key, repr(law[key]))))
 
 

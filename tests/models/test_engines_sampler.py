@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dat_ray.config.loading import load_recipe
 from dat_ray.config.schema import SamplerConfig
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
 from dat_ray.engines.base import InfillRequest
@@ -19,7 +20,7 @@ from dat_ray.engines.sampler_setup import SamplerSetup, sampler_fingerprint
 from dat_ray.engines.torch_sampler import TorchSampler
 from dat_ray.engines.vllm_sampler import VllmSampler
 from dat_ray.errors import DatError, InputError
-from dat_ray.models.embedded import WEIGHTS, resolve_model
+from dat_ray.models.embedded import WEIGHTS
 from dat_ray.models.loading import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -70,6 +71,8 @@ LAWS = {
     "greedy": {},
     "tempered": {"temperature": 0.8},
     "random order, nothing hidden": {"temperature": 0.8, "order": "random", "remask_condition": False},
+    "guided, by threshold": {"guidance": 1.0, "threshold": 0.02},
+    "refined": {"refine": "low_confidence", "refine_tokens": 2, "steps": 11, "steps_per_call": 3},
 }
 
 
@@ -101,6 +104,17 @@ def test_prompts_have_the_asked_length_and_nothing_banned(config, folder, served
         assert not banned & set(result.token_ids)
         assert result.nfe == min(config.steps, request.prompt_tokens)
         assert result.logprob < 0
+
+
+def test_a_call_of_the_engine_takes_several_steps(config, served, monkeypatch):
+    calls, encode = [], served._llm.encode
+    monkeypatch.setattr(served._llm, "encode", lambda *a, **k: calls.append(len(a[0])) or encode(*a, **k))
+    requests = [InfillRequest(str(seed), "Sure, here is a poem", 8, seed) for seed in range(4)]
+    several = with_law(served, monkeypatch, config.model_copy(update={"steps_per_call": 4})).infill(requests)
+    assert calls == [4]
+    one = with_law(served, monkeypatch, config.model_copy(update={"steps_per_call": 1})).infill(requests)
+    assert calls == [4] * 5
+    assert [x.token_ids for x in one] == [x.token_ids for x in several]
 
 
 def test_rows_differ_by_their_seed(served):
@@ -144,7 +158,13 @@ def test_the_fingerprint_covers_what_changes_a_prompt(config, folder, tmp_path):
         return sampler_fingerprint(config.model_copy(update=change), folder)
 
     base = fingerprint()
-    assert base == fingerprint(batch_size=1) == fingerprint(max_batched_tokens=512) == fingerprint(prompt_tokens=(8,))
+    assert (
+        base
+        == fingerprint(batch_size=1)
+        == fingerprint(max_batched_tokens=512)
+        == fingerprint(steps_per_call=9)
+        == fingerprint(prompt_tokens=(8,))
+    )
     changes = [{"temperature": 1.0}, {"steps": 3}, {"order": "random"}, {"remask_condition": False},
                {"dtype": "bfloat16"}, {"backend": "torch"}, {"max_target_tokens": 8}]  # fmt: skip
     assert len({base, *(fingerprint(**change) for change in changes)}) == len(changes) + 1
@@ -155,19 +175,18 @@ def test_the_fingerprint_covers_what_changes_a_prompt(config, folder, tmp_path):
 def test_the_shipped_sampler_is_the_same_under_both_backends(vllm_process):
     if not (WEIGHTS / "smollm2-135m-infill").is_dir():
         pytest.skip("dat_ray/models/weights/smollm2-135m-infill is not in this checkout")
-    path = resolve_model("embedded:smollm2-135m-infill")
-    config = SamplerConfig(
-        model="embedded:smollm2-135m-infill", backend="vllm", dtype="float32", layout=SamplerSpec.read(path).layout,
-        prompt_tokens=(6, 10), steps=4, max_target_tokens=12, batch_size=4, max_batched_tokens=256,
-    )  # fmt: skip
-    requests = [
-        InfillRequest("a", "Sure, here is a recipe for bread", 6, 11),
-        InfillRequest("b", "The capital of France is Paris.", 10, 12),
-        InfillRequest("c", "Yes, I can write a poem about spring", 10, 13),
-    ]
+    config = load_recipe("demo").sampler
+    expected_tokens = {
+        ("Sure, here is a recipe for bread", 9, 1000): (2020, 549, 638, 288, 919, 253, 2232, 11594, 30),
+        ("The capital of France is Paris.", 11, 1001): (7306, 253, 5861, 5410, 282, 282, 260, 3575, 282, 7042, 30),
+        ("Of course! A short plan for a picnic in the park", 9, 1004): (2020, 549, 638, 288, 253, 31920, 418, 5949, 30),
+    }
+    requests = [InfillRequest(target, target, masks, seed) for target, masks, seed in expected_tokens]
     expected = build_sampler(config.model_copy(update={"backend": "torch"}), threads=1).infill(requests)
     found = build_sampler(config, threads=1).infill(requests)
     assert [x.token_ids for x in found] == [x.token_ids for x in expected]
+    # As the first version of the law wrote them, one step a call, on padded batches.
+    assert [x.token_ids for x in found] == list(expected_tokens.values())
     assert [x.logprob for x in found] == pytest.approx([x.logprob for x in expected], abs=1e-3)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from dat_ray.config.schema import SamplerConfig
 from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
+from dat_ray.diffusion.law import Law
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.factory import build_sampler
 from dat_ray.models.loading import load_causal_lm, load_tokenizer
@@ -56,7 +57,7 @@ def literal(folder: str) -> list[tuple[int, ...]]:
         canvas = build_canvas(tokenizer, spec, request.target, request.prompt_tokens, config.max_target_tokens)
         done = literal_infill(
             model, list(canvas.ids), range(*canvas.prompt_span), range(*canvas.condition_span), seed=request.seed,
-            steps=config.steps, tau=0.0, order=config.order, remask=True, banned=list(spec.banned_token_ids),
+            law=Law(config.steps, order=config.order), banned=list(spec.banned_token_ids),
             mask=spec.mask_token_id, shift=spec.shift,
         )  # fmt: skip
         rows.append(() if done.undecided else tuple(done.tokens))

@@ -25,6 +25,7 @@ def unit(*words: int) -> float:
 
 
 ROUNDING = 1e-5  # what two ways to the same log-confidence may differ by in float32
+GROUP = 256
 
 
 class Literal(NamedTuple):
@@ -40,6 +41,35 @@ def key(rank: float, order: str, error: float = 0.0) -> float:
     return math.floor((math.log(rank) + error) * 256 + 0.5) if order == "low_confidence" else rank
 
 
+def noise(*words: int) -> float:
+    return -math.log(-math.log1p(-((bits(*words) >> 11) + 0.5) / 2**53))
+
+
+def best(scores: dict[int, float]) -> tuple[int, bool]:
+    """The id of the highest score, and whether another one all but equals it."""
+    first, *others = sorted(scores, key=scores.__getitem__, reverse=True)
+    return first, bool(others) and scores[first] - scores[others[0]] < ROUNDING * max(1, abs(scores[first]))
+
+
+def draw(row: torch.Tensor, tau: float, banned: list[int], *words: int) -> tuple[int, bool]:
+    """One token: the most probable, or a Gumbel-max draw of its group of ids and then of itself."""
+    seed, s, i = words
+    if tau == 0:
+        allowed_only = row.clone()
+        allowed_only[banned] = -math.inf
+        first, second = allowed_only.topk(2).values.tolist()
+        return int(allowed_only.argmax()), first - second < ROUNDING * max(1, abs(first))
+    allowed = [v for v in range(len(row)) if v not in banned]
+    scores = {v: float(row[v]) / tau for v in allowed}
+    masses = {
+        g: math.log(sum(math.exp(scores[v]) for v in allowed if v // GROUP == g)) + noise(seed, s, 5, i, g)
+        for g in {v // GROUP for v in allowed}
+    }
+    group, close = best(masses)
+    token, closer = best({v: scores[v] + noise(seed, s, 3, i, v) for v in allowed if v // GROUP == group})
+    return token, close or closer
+
+
 def literal_infill(
     model,
     canvas: list[int],
@@ -47,55 +77,82 @@ def literal_infill(
     condition: range,
     *,
     seed: int,
-    steps: int,
-    tau: float,
-    order: str,
-    remask: bool,
+    law,
     banned: list[int],
     mask: int,
     shift: int,
     pads: int = 3,
 ) -> Literal:
-    z, K, L, total = list(canvas), len(prompt), len(canvas), 0.0
-    undecided = False
-    T = min(steps, K)
+    z, K, L = list(canvas), len(prompt), len(canvas)
+    T = law.steps if law.refine else min(law.steps, K)
+    tau = law.temperature if law.tempered else float(law.temperature > 0)
+    deadline, undecided, nfe = min(law.steps, K), False, 0
+    score: dict[int, float] = {}
+
+    def logits(seen: list[int]) -> torch.Tensor:
+        attend = torch.zeros(1, 1, L + pads, L + pads, dtype=torch.bool)
+        attend[..., :L] = True
+        return model(input_ids=torch.tensor([seen + [0] * pads]), attention_mask=attend).logits[0].detach()
+
     for s in range(T):
-        n = K // T + (1 if s < K % T else 0)
+        masked = [i for i in prompt if z[i] == mask]
+        if not masked and law.refine:
+            n = min(law.refine_tokens, K, T - s)
+            if law.refine == "random":
+                worst = sorted(prompt, key=lambda i: unit(seed, s, 6, i))
+            else:
+                worst = sorted(prompt, key=lambda i: (key(score[i], "low_confidence"), i))
+                for i in worst[:n]:
+                    for j in worst[n:]:
+                        high, low = (key(score[k], "low_confidence", e) for k, e in ((i, ROUNDING), (j, -ROUNDING)))
+                        same = key(score[i], "low_confidence", -ROUNDING) == key(score[j], "low_confidence", ROUNDING)
+                        undecided |= high >= low and not (same and i < j)
+            masked = sorted(worst[:n])
+            for i in masked:
+                z[i] = mask
+            deadline = s + n
+        if not masked:
+            break
         seen = list(z)
-        if remask:
+        if law.remask_condition:
             r = 1 + math.floor(unit(seed, s, 1) * L)
             for i in sorted(range(L), key=lambda i: unit(seed, s, 2, i))[:r]:
                 if i in condition:
                     seen[i] = mask
-        ids = torch.tensor([seen + [0] * pads])
-        T_ = L + pads
-        attend = torch.zeros(1, 1, T_, T_, dtype=torch.bool)
-        attend[..., :L] = True
-        logits = model(input_ids=ids, attention_mask=attend).logits[0].detach()
+        table = logits(seen)
+        nfe += 1
+        if law.guidance:
+            free = logits([mask if i in condition else token for i, token in enumerate(z)])
+            table = free + (law.guidance + 1) * (table - free)
+            nfe += 1
         candidates = []
-        for i in prompt:
-            if z[i] != mask:
-                continue
-            row = logits[i - shift]
-            noisy = row.clone()
-            if tau > 0:
-                for v in range(len(row)):
-                    w = ((bits(seed, s, 3, i, v) >> 11) + 0.5) / 2**53
-                    noisy[v] = row[v] / tau - math.log(-math.log1p(-w))
-            noisy[banned] = -math.inf
-            token = int(noisy.argmax())
-            confidence = float(row.softmax(0)[token])
-            rank = confidence if order == "low_confidence" else unit(seed, s, 4, i)
-            first, second = noisy.topk(2).values.tolist()
-            undecided |= first - second < ROUNDING * max(1, abs(first))
-            candidates.append((-key(rank, order), i, token, confidence, rank))
+        for i in masked:
+            p = table[i - shift].double().softmax(0)
+            token, close = draw(table[i - shift], tau, banned, seed, s, i)
+            undecided |= close
+            rank = float(p[token]) if law.order == "low_confidence" else unit(seed, s, 4, i)
+            candidates.append((-key(rank, law.order), i, token, float(p[token]), rank, float(-(p * p.log()).sum())))
         candidates.sort()
-        for _, i, _, _, mine in candidates[:n]:
-            for _, j, _, _, other in candidates[n:]:
-                low, high = key(mine, order, -ROUNDING), key(other, order, ROUNDING)
-                tie = low == high and key(mine, order, ROUNDING) == key(other, order, -ROUNDING) and i < j
+        n = -(-len(masked) // (deadline - s))
+        if law.threshold is not None:
+            n = max(n, sum(c[3] >= law.threshold for c in candidates))
+            undecided |= any(abs(c[3] - law.threshold) < ROUNDING for c in candidates)
+        if law.entropy_bound is not None:
+            for k in range(1, len(candidates) + 1):
+                entropies = [c[5] for c in candidates[:k]]
+                excess = sum(entropies) - max(entropies) - law.entropy_bound
+                undecided |= k > 1 and abs(excess) < 10 * ROUNDING
+                if k > n and excess <= 1e-9:
+                    n = k
+        for _, i, _, _, mine, _ in candidates[:n]:
+            for _, j, _, _, other, _ in candidates[n:]:
+                low, high = key(mine, law.order, -ROUNDING), key(other, law.order, ROUNDING)
+                tie = low == high and key(mine, law.order, ROUNDING) == key(other, law.order, -ROUNDING) and i < j
                 undecided |= low <= high and not tie
-        for _, i, token, confidence, _ in candidates[:n]:
+        if law.entropy_bound is not None:  # the list's order decides its length
+            keys = [(key(c[4], law.order, -ROUNDING), key(c[4], law.order, ROUNDING)) for c in candidates]
+            undecided |= any(low != high for low, high in keys)
+        for _, i, token, confidence, _, _ in candidates[:n]:
             z[i] = token
-            total += math.log(confidence)
-    return Literal([z[i] for i in prompt], total, T, undecided)
+            score[i] = confidence
+    return Literal([z[i] for i in prompt], sum(math.log(score[i]) for i in prompt), nfe, undecided)

@@ -2,8 +2,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from dat_ray.diffusion.backbone import bidirectional_mask, hidden_states, output_head, pad_rows
+from dat_ray.diffusion.backbone import (
+    Packing,
+    bidirectional_mask,
+    hidden_states,
+    output_head,
+    pack_attention,
+    packed_states,
+    pad_rows,
+)
 
 
 def test_padding_is_on_the_right_and_marked() -> None:
@@ -45,3 +54,37 @@ def test_padding_is_never_attended(model, fill: int) -> None:
 
 def test_the_head_gives_a_logit_for_every_id(model) -> None:
     assert output_head(model)(torch.zeros(2, 32)).shape == (2, 48)
+
+
+CONFIGS = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", CONFIGS)
+def test_packed_rows_equal_the_same_rows_alone(family: str) -> None:
+    config, cls = CONFIGS[family]
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "initializer_range": 0.3}
+    packed = cls(config(num_attention_heads=4, num_key_value_heads=2, head_dim=8, **shape)).eval()
+    lengths = [5, 3, 3, 1, 7, 3]
+    ids = torch.randint(40, (sum(lengths),))
+    alone = [hidden_states(packed, row[None], torch.ones(1, len(row), dtype=torch.bool))[0] for row in ids.split(lengths)]
+    pack_attention(packed)
+    together = packed_states(packed, ids, Packing.of(lengths))
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+    # A model that can take packed rows still takes padded and causal ones.
+    rows, valid = pad_rows([row.tolist() for row in ids.split(lengths)], 9)
+    assert torch.allclose(hidden_states(packed, rows, valid)[valid], torch.cat(alone), atol=1e-5)
+    causal = packed.model(ids[None, :5]).last_hidden_state[0]
+    assert torch.allclose(packed.model(ids[None, :4]).last_hidden_state[0], causal[:4], atol=1e-5)
+
+
+def test_packing_groups_neighbors_of_one_length() -> None:
+    packing = Packing.of([4, 2, 2, 4])
+    assert packing.groups == ((0, 1, 4), (4, 2, 2), (8, 1, 4))
+    assert packing.positions.tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 0, 1, 2, 3]]
+    assert (packing.bounds.tolist(), packing.longest) == ([0, 4, 6, 8, 12], 4)

@@ -1,45 +1,40 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from dat_ray.diffusion.law import Law, choose, denoise_step, hide_condition, propose, transfer_schedule
+from dat_ray.diffusion.law import Law, Proposal, choose, hide_condition, propose, ranks, to_refine
 
 NO_BAN = torch.tensor([], dtype=torch.int64)
 
 
-@given(masks=st.integers(1, 300), steps=st.integers(1, 300))
-def test_schedule_sums_to_the_masks_and_every_step_commits(masks: int, steps: int) -> None:
-    schedule = transfer_schedule(masks, steps)
-    assert sum(schedule) == masks
-    assert len(schedule) == min(masks, steps)
-    assert max(schedule) - min(schedule) <= 1
-    assert min(schedule) >= 1
-    assert schedule == sorted(schedule, reverse=True)
+@given(rows=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_ranks_are_those_of_a_stable_sort_of_each_row(rows: list[list[int]]) -> None:
+    owners = torch.tensor([b for b, row in enumerate(rows) for _ in row])
+    keys = torch.tensor([key for row in rows for key in row])
+    expected = [sorted(range(len(row)), key=lambda i: (row[i], i)).index(i) for row in rows for i in range(len(row))]
+    assert ranks(keys, owners).tolist() == expected
 
 
-def test_schedule_by_hand() -> None:
-    assert transfer_schedule(10, 4) == [3, 3, 2, 2]
-    assert transfer_schedule(64, 64) == [1] * 64
-    assert transfer_schedule(3, 64) == [1, 1, 1]
-
-
-def hide(lengths: list[int], spans: list[tuple[int, int]], rows_of_each: int, step: int = 0) -> torch.Tensor:
-    """Where `hide_condition` put MASK (99): (lengths, rows_of_each, T)."""
-    T, n = max(lengths), rows_of_each
-    ids = torch.arange(T).expand(len(lengths) * n, T)
-    place = torch.arange(T)[None]
-    valid = place < torch.tensor(lengths).repeat_interleave(n)[:, None]
-    span = torch.tensor(spans).repeat_interleave(n, 0)
-    condition = (place >= span[:, :1]) & (place < span[:, 1:])
+def hide(lengths: list[int], spans: list[tuple[int, int]], rows_of_each: int, step: int = 0) -> list[torch.Tensor]:
+    """Where `hide_condition` put MASK (99), for each length: (rows_of_each, L)."""
+    n = rows_of_each
+    sizes = torch.tensor(lengths).repeat_interleave(n)
+    rows = torch.arange(len(sizes)).repeat_interleave(sizes)
+    positions = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[rows]
+    bounds = torch.tensor(spans).repeat_interleave(n, 0)[rows]
+    condition = (positions >= bounds[:, 0]) & (positions < bounds[:, 1])
+    ids = positions % 50
     seeds = torch.arange(n).repeat(len(lengths))
-    hidden = hide_condition(ids, valid, condition, seeds, torch.full_like(seeds, step), 99)
+    hidden = hide_condition(ids, condition, rows, positions, sizes, seeds, torch.full_like(seeds, step), 99)
     changed = hidden == 99
     assert torch.equal(hidden[~changed], ids[~changed])
     assert not (changed & ~condition).any()
-    return changed.view(len(lengths), n, T)
+    return [part.view(n, -1) for part in changed.split([n * length for length in lengths])]
 
 
 def test_number_of_hidden_positions_is_uniform_from_1_to_the_canvas_length() -> None:
@@ -58,96 +53,124 @@ def test_every_condition_token_is_hidden_with_probability_of_half_and_a_bit() ->
     assert torch.allclose(rate[4:], torch.full((6,), 11 / 20, dtype=torch.float64), atol=4 * (0.25 / n) ** 0.5)
 
 
-def test_hiding_ignores_padding_and_batch_mates() -> None:
+def test_hiding_ignores_batch_mates() -> None:
     ragged = hide([6, 12], [(2, 6), (5, 12)], 500)
-    assert torch.equal(ragged[0][:, :6], hide([6], [(2, 6)], 500)[0])
+    assert torch.equal(ragged[0], hide([6], [(2, 6)], 500)[0])
     assert not torch.equal(ragged[1], hide([12], [(5, 12)], 500, step=1)[0])
 
 
-def test_gumbel_draws_follow_the_tempered_softmax() -> None:
-    n, tau = 40_000, 0.6
-    logits = torch.tensor([1.0, 0.0, -0.5, 0.7, 3.0])
+def tokens_of(logits: torch.Tensor, law: Law, n: int, banned: torch.Tensor = NO_BAN) -> torch.Tensor:
+    """Draws for n seeds from one row of logits (V,)."""
     seeds = torch.arange(n)
-    tokens, _ = propose(logits.expand(n, 5), tau, seeds, seeds * 0, seeds * 0 + 3, torch.tensor([4]))
-    expected = (logits[:4] / tau).softmax(0) * n
-    counts = torch.bincount(tokens, minlength=5)
-    assert counts[4] == 0
-    assert float(((counts[:4] - expected) ** 2 / expected).sum()) < 16.3  # 3 degrees of freedom, 0.1 %
+    return propose(logits.repeat(n, 1), law, seeds, seeds * 0, seeds * 0 + 3, banned).tokens
+
+
+def chi_square(tokens: torch.Tensor, probabilities: torch.Tensor) -> float:
+    expected = probabilities * len(tokens)
+    counts = torch.bincount(tokens, minlength=len(expected))
+    assert counts[expected == 0].sum() == 0
+    at = expected > 0
+    return float(((counts[at] - expected[at]) ** 2 / expected[at]).sum())
+
+
+def test_draws_follow_the_tempered_softmax_over_allowed_tokens() -> None:
+    tau, logits = 0.6, torch.tensor([1.0, 0.0, -0.5, 0.7, 3.0])
+    allowed = torch.cat([(logits[:4] / tau).softmax(0), torch.zeros(1)])
+    assert chi_square(tokens_of(logits, Law(8, tau), 15_000, torch.tensor([4])), allowed) < 16.3  # 3 d.f., 0.1 %
+
+
+def test_draws_follow_the_softmax_across_groups_of_ids() -> None:
+    """The draw has two moves, a group of 256 ids and an id of it: their product must be the softmax."""
+    logits = torch.full((700,), -torch.inf)
+    places = torch.tensor([0, 3, 255, 256, 300, 511, 512, 699])  # of three groups, the last one partly filled
+    logits[places] = torch.tensor([1.0, 0.2, -0.4, 0.9, 0.9, -1.0, 0.0, 1.4])
+    tokens = tokens_of(logits, Law(8, 0.8), 15_000, torch.tensor([300]))
+    logits[300] = -torch.inf
+    assert chi_square(tokens, (logits / 0.8).softmax(0)) < 22.5  # 6 d.f., 0.1 %
 
 
 def test_confidence_is_untempered_and_its_normalizer_includes_banned_tokens() -> None:
     logits = torch.tensor([[2.0, 1.0, 4.0]])
     one = torch.tensor([1])
-    for tau in (0.0, 5.0):
-        token, logprob = propose(logits, tau, one, one, one, torch.tensor([2]))
-        assert token.item() in (0, 1)
-        assert logprob.item() == pytest.approx(logits.log_softmax(1)[0, token].item(), abs=1e-6)
-    assert logits.tolist() == [[2.0, 1.0, 4.0]]
+    for tau in (0.0, 1.0, 5.0):
+        got = propose(logits.clone(), Law(8, tau), one, one, one, torch.tensor([2]))
+        assert got.tokens.item() in (0, 1)
+        assert got.logprobs.item() == pytest.approx(logits.log_softmax(1)[0, got.tokens].item(), abs=1e-6)
+        assert got.entropies is None
 
 
-def test_temperature_scales_the_noise() -> None:
-    # As tau goes to 0 the draw becomes the argmax; the reference's untempered form would keep the noise.
-    logits = torch.tensor([[1.0, 0.9, 0.0]]).expand(500, 3)
-    seeds = torch.arange(500)
-    cold, _ = propose(logits, 1e-3, seeds, seeds, seeds, NO_BAN)
-    warm, _ = propose(logits, 1.0, seeds, seeds, seeds, NO_BAN)
-    assert cold.unique().tolist() == [0]
+def test_a_banned_token_of_any_size_overflows_nothing() -> None:
+    logits, one = torch.tensor([[2.0, 1.0, 400.0]]), torch.tensor([1])
+    for tau in (0.0, 1.0):
+        got = propose(logits.clone(), Law(8, tau), one, one, one, torch.tensor([2]))
+        assert got.logprobs.item() == pytest.approx(logits[0, got.tokens].item() - 400.0, abs=1e-3)
+
+
+def test_entropy_is_that_of_the_whole_softmax() -> None:
+    logits, one = torch.tensor([[2.0, 1.0, 4.0]]), torch.tensor([1])
+    p = logits.softmax(1)
+    got = propose(logits.clone(), Law(8, entropy_bound=0.1), one, one, one, torch.tensor([2]))
+    assert got.entropies.item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-6)
+
+
+def test_temperature_scales_the_noise_unless_the_reference_is_asked_for() -> None:
+    # As tau goes to 0 the draw becomes the argmax; the reference's untempered form keeps the noise of tau = 1.
+    logits = torch.tensor([1.0, 0.9, 0.0])
+    assert tokens_of(logits, Law(8, 1e-3), 500).unique().tolist() == [0]
+    warm = tokens_of(logits, Law(8, 1.0), 500)
     assert warm.unique().tolist() == [0, 1, 2]
+    assert torch.equal(tokens_of(logits, Law(8, 1e-3, tempered=False), 500), warm)
+
+
+def choice(law: Law, logprobs: list[float], least: list[int], rows: list[int], entropies: list[float] | None = None):
+    owners = torch.tensor(rows)
+    positions = torch.arange(len(rows))
+    proposal = Proposal(positions, torch.tensor(logprobs), None if entropies is None else torch.tensor(entropies))
+    seeds = torch.arange(len(least))
+    return choose(owners, positions, proposal, torch.tensor(least), seeds, seeds * 0, law).nonzero()[:, 0].tolist()
 
 
 def test_choose_takes_the_best_of_each_row_and_the_left_one_of_equals() -> None:
-    rows = torch.tensor([1, 0, 0, 1, 0, 1])
-    positions = torch.tensor([9, 4, 2, 7, 3, 8])
-    priority = torch.tensor([0.5, 0.2, 0.2, 0.5, 0.9, 0.1])
-    chosen = choose(rows, positions, priority, torch.tensor([2, 1]))
-    assert [(int(rows[i]), int(positions[i])) for i in chosen] == [(0, 2), (0, 3), (1, 7)]
+    logprobs = [-0.9, -0.1, -0.9, -0.5, -2.0, -0.5]
+    assert choice(Law(4), logprobs, [2, 1], [0, 0, 0, 1, 1, 1]) == [0, 1, 3]
 
 
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[list[tuple[int, int, int]], list[list[int]]]:
-    rows = draw(st.lists(st.tuples(st.integers(0, 2**62), st.integers(0, 40), st.integers(1, 4)), min_size=1, max_size=5))
-    places = [draw(st.lists(st.integers(0, 30), min_size=1, max_size=9, unique=True).map(sorted)) for _ in rows]
-    return rows, places
+def test_choose_takes_whatever_passes_the_threshold_and_never_less_than_its_share() -> None:
+    logprobs = [math.log(p) for p in (0.91, 0.5, 0.9001, 0.2, 0.3, 0.25)]
+    rows = [0, 0, 0, 1, 1, 1]
+    assert choice(Law(4, threshold=0.9), logprobs, [1, 1], rows) == [0, 2, 4]
+    assert choice(Law(4, threshold=0.9), logprobs, [3, 2], rows) == [0, 1, 2, 4, 5]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    problem=problems(),
-    order=st.sampled_from(["low_confidence", "random"]),
-    tau=st.sampled_from([0.0, 0.8]),
-    chunk=st.integers(1, 50),
-)
-def test_a_row_in_a_batch_commits_what_it_commits_alone(problem, order: str, tau: float, chunk: int) -> None:
-    rows, places = problem
-    law, V = Law(8, tau, order), 13
-    table = torch.randn(len(rows), 31, V, generator=torch.Generator().manual_seed(1))
-    seeds, steps, quotas = (torch.tensor(column) for column in zip(*rows, strict=True))
-
-    def run(which: list[int], chunk: int) -> list[tuple[int, int, int]]:
-        row = torch.tensor([k for k, b in enumerate(which) for _ in places[b]])
-        position = torch.tensor([p for b in which for p in places[b]])
-        states = table[torch.tensor(which)[row], position]
-        w = torch.tensor(which)
-        done = denoise_step(states, lambda x: x, row, position, seeds[w], steps[w], quotas[w], law, [0, 5], chunk)
-        return list(zip(done.rows.tolist(), done.positions.tolist(), done.tokens.tolist(), strict=True))
-
-    together = run(list(range(len(rows))), chunk)
-    for b in range(len(rows)):
-        alone = run([b], 128)
-        assert [(p, t) for r, p, t in together if r == b] == [(p, t) for _, p, t in alone]
-        assert len(alone) == min(rows[b][2], len(places[b]))
-        assert all(t not in (0, 5) for _, _, t in alone)
-    assert together == sorted(together)
+def test_choose_stops_where_entropies_but_the_largest_exceed_the_bound() -> None:
+    # In order of confidence 0.1, 0.3, 0.2, 2.0: sums less their maximum are 0, 0.1, 0.3, 0.6.
+    logprobs, entropies, rows = [-0.1, -0.4, -0.2, -0.3, -0.1], [0.1, 2.0, 0.3, 0.2, 9.0], [0, 0, 0, 0, 1]
+    for bound, expected in ((0.0, [0, 4]), (0.15, [0, 2, 4]), (0.35, [0, 2, 3, 4]), (0.65, [0, 1, 2, 3, 4])):
+        assert choice(Law(4, entropy_bound=bound), logprobs, [1, 1], rows, entropies) == expected
 
 
-def test_random_order_is_random_and_confident_order_is_not() -> None:
+def test_random_order_is_random() -> None:
     n, P = 3000, 4
-    logits = torch.zeros(n * P, 3)
-    logits[2::P, 1] = 9.0  # position 2 of every row is certain
     rows = torch.arange(n).repeat_interleave(P)
     positions = torch.arange(P).repeat(n)
+    logprobs = torch.zeros(n * P).index_fill(0, (positions == 2).nonzero()[:, 0], -9.0)
     seeds = torch.arange(n)
-    args = (logits, lambda x: x, rows, positions, seeds, seeds * 0, seeds * 0 + 1)
-    assert denoise_step(*args, Law(4), []).positions.unique().tolist() == [2]
-    counts = torch.bincount(denoise_step(*args, Law(4, order="random"), []).positions, minlength=P)
-    assert float(((counts - n / P) ** 2 / (n / P)).sum()) < 16.3  # 3 degrees of freedom, 0.1 %
+    proposal = Proposal(positions, logprobs)
+    chosen = choose(rows, positions, proposal, seeds * 0 + 1, seeds, seeds * 0, Law(4, order="random"))
+    assert chi_square(positions[chosen], torch.full((P,), 1 / P)) < 16.3  # 3 degrees of freedom, 0.1 %
+
+
+def test_refinement_takes_the_least_confident_or_any() -> None:
+    n = 3000
+    rows, positions = torch.arange(n).repeat_interleave(4), torch.arange(4).repeat(n)
+    logprobs = torch.tensor([-0.1, -0.9, -0.9001, -0.2]).repeat(n)
+    seeds = torch.arange(n)
+
+    def taken(rule, count: int) -> torch.Tensor:
+        law = Law(9, refine=rule)
+        return positions[to_refine(logprobs, rows, positions, seeds * 0 + count, seeds, seeds * 0, law)]
+
+    assert taken("low_confidence", 1).unique().tolist() == [1]  # of equals the left one
+    assert taken("low_confidence", 3).unique().tolist() == [1, 2, 3]
+    assert taken("random", 0).tolist() == []
+    assert chi_square(taken("random", 1), torch.full((4,), 0.25)) < 16.3  # 3 degrees of freedom, 0.1 %

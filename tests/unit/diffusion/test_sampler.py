@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
 from dat_ray.diffusion.law import Law
-from dat_ray.diffusion.sampler import InfillRow, StepBatch, TorchDenoiser
+from dat_ray.diffusion.rows import Pack
+from dat_ray.diffusion.sampler import InfillRow, TorchDenoiser
 from tests.unit.diffusion.literal_law import literal_infill
 
 MASK = 3
@@ -32,12 +33,23 @@ laws = st.builds(
     order=st.sampled_from(["low_confidence", "random"]),
     remask_condition=st.booleans(),
 )
+OPTIONS = {
+    "untempered": {"temperature": 0.3, "tempered": False},
+    "guidance": {"guidance": 1.5},
+    "guidance, tempered": {"guidance": 0.5, "temperature": 0.7, "order": "random"},
+    "threshold": {"threshold": 0.1},
+    "threshold, tempered": {"threshold": 0.05, "temperature": 0.7, "guidance": 1.0},
+    "entropy bound": {"entropy_bound": 6.0},
+    "refine random": {"refine": "random", "refine_tokens": 3},
+    "refine the least confident": {"refine": "low_confidence", "refine_tokens": 2, "temperature": 0.7},
+    "refine, in parallel": {"refine": "low_confidence", "threshold": 0.3},
+}
 
 
-@settings(max_examples=12, deadline=None)
-@given(rows=rows, law=laws, spec=st.sampled_from([CHAT, ANSWER]), batch_size=st.integers(1, 4))
-def test_equals_the_law_written_out_literally(model, tokenizer, rows, law: Law, spec, batch_size: int) -> None:
-    got = TorchDenoiser(model, tokenizer, spec, law, batch_size, chunk=5).infill(rows)
+def check_against_literal(model, tokenizer, rows, law: Law, spec, batch_size: int, steps_per_call: int) -> tuple[int, int]:
+    """Compares rows with the law written out; returns their forward passes, and for how many rows rounding may decide."""
+    undecided = 0
+    got = TorchDenoiser(model, tokenizer, spec, law, batch_size, steps_per_call=steps_per_call, chunk=5).infill(rows)
     for row, result in zip(rows, got, strict=True):
         canvas = build_canvas(tokenizer, spec, row.target, row.prompt_tokens)
         expected = literal_infill(
@@ -46,20 +58,42 @@ def test_equals_the_law_written_out_literally(model, tokenizer, rows, law: Law, 
             range(*canvas.prompt_span),
             range(*canvas.condition_span),
             seed=row.seed,
-            steps=law.steps,
-            tau=law.temperature,
-            order=law.order,
-            remask=law.remask_condition,
+            law=law,
             banned=list(BANNED),
             mask=MASK,
             shift=spec.shift,
         )
-        assert result.nfe == expected.nfe
         if expected.undecided:
-            event("a tie that rounding decides")
+            undecided += 1
             continue
         assert list(result.token_ids) == expected.tokens
+        assert result.nfe == expected.nfe
         assert result.logprob == pytest.approx(expected.logprob, abs=1e-4)
+    return sum(result.nfe for result in got), undecided
+
+
+@settings(max_examples=12, deadline=None)
+@given(rows=rows, law=laws, spec=st.sampled_from([CHAT, ANSWER]), batch_size=st.integers(1, 4), steps_per_call=st.integers(1, 5))
+def test_equals_the_law_written_out_literally(model, tokenizer, rows, law: Law, spec, batch_size: int, steps_per_call) -> None:
+    _, undecided = check_against_literal(model, tokenizer, rows, law, spec, batch_size, steps_per_call)
+    event(f"rows with a tie that rounding decides: {undecided}")
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("spec", [CHAT, ANSWER], ids=["chat", "answer"])
+def test_every_option_equals_the_law_written_out_literally(model, tokenizer, option, spec) -> None:
+    ask = [InfillRow(target, masks, 31 + masks) for target, masks in (("sure here", 9), ("abc. abc", 4), ("a plan for b", 7))]
+    steps = 13 if "refine" in option else 6
+    law = Law(**{"steps": steps, **option})
+    nfe, undecided = check_against_literal(model, tokenizer, ask, law, spec, batch_size=2, steps_per_call=3)
+    assert undecided < len(ask)
+    plain = sum(min(steps, row.prompt_tokens) for row in ask)
+    if law.guidance and law.threshold is None:
+        assert nfe == 2 * plain
+    if law.refine:
+        assert nfe == len(ask) * steps  # the whole budget is used
+    elif law.threshold or law.entropy_bound:
+        assert nfe < law.passes * plain
 
 
 def test_a_wholly_hidden_condition_leaves_ties_to_the_left_position(model, tokenizer) -> None:
@@ -72,10 +106,15 @@ def test_a_wholly_hidden_condition_leaves_ties_to_the_left_position(model, token
         assert [result.token_ids for result in together] == alone
 
 
-@settings(max_examples=12, deadline=None)
-@given(rows=rows, law=laws, order=st.randoms(use_true_random=False))
-def test_a_row_alone_equals_the_row_in_any_batch(model, tokenizer, rows, law: Law, order) -> None:
-    sampler = TorchDenoiser(model, tokenizer, CHAT, law, batch_size=3)
+@settings(max_examples=16, deadline=None)
+@given(
+    rows=rows,
+    law=laws | st.sampled_from([Law(**{"steps": 6, **option}) for option in OPTIONS.values()]),
+    spec=st.sampled_from([CHAT, ANSWER]),
+    order=st.randoms(use_true_random=False),
+)
+def test_a_row_alone_equals_the_row_in_any_batch(model, tokenizer, rows, law: Law, spec, order) -> None:
+    sampler = TorchDenoiser(model, tokenizer, spec, law, batch_size=3)
     shuffled = list(range(len(rows)))
     order.shuffle(shuffled)
     together = dict(zip(shuffled, sampler.infill([rows[i] for i in shuffled]), strict=True))
@@ -86,32 +125,74 @@ def test_a_row_alone_equals_the_row_in_any_batch(model, tokenizer, rows, law: La
 
 
 class Recorder(TorchDenoiser):
-    """Keeps every step that it was asked for."""
+    """Keeps what the model saw, and the rows as they lay on the device before and after each call."""
 
-    def forward(self, batch: StepBatch):
-        self.seen = [*getattr(self, "seen", []), (batch, committed := super().forward(batch))]
-        return committed
+    def advance(self, rows, steps):
+        self.seen = getattr(self, "seen", [])
+        before = Pack.of(rows, "cpu")
+        super().advance(rows, steps)
+        self.calls = [*getattr(self, "calls", []), (steps, before, Pack.of(rows, "cpu"))]
+
+    def states(self, ids, packing):
+        self.seen = [*getattr(self, "seen", []), ids]
+        return super().states(ids, packing)
 
 
-@settings(max_examples=12, deadline=None)
-@given(rows=rows, law=laws)
+@settings(max_examples=16, deadline=None)
+@given(rows=rows, law=laws | st.sampled_from([Law(**{"steps": 6, **option}) for option in OPTIONS.values()]))
 def test_known_tokens_stay_bans_hold_and_every_mask_is_filled_in_its_budget(model, tokenizer, rows, law: Law) -> None:
     sampler = Recorder(model, tokenizer, CHAT, law, batch_size=2)
     results = sampler.infill(rows)
     for row, result in zip(rows, results, strict=True):
         assert len(result.token_ids) == row.prompt_tokens
         assert not set(result.token_ids) & set(BANNED)
-        assert result.nfe == min(law.steps, row.prompt_tokens)
+        assert law.passes <= result.nfe <= law.passes * law.budget(row.prompt_tokens)
         assert result.logprob < 0
-    for batch, committed in sampler.seen:
-        places = set(zip(batch.rows.tolist(), batch.positions.tolist(), strict=True))
-        assert set(zip(committed.rows.tolist(), committed.positions.tolist(), strict=True)) <= places
-        assert torch.equal(torch.bincount(committed.rows, minlength=len(batch.quotas)), batch.quotas)
-        # The template is always in view, and nothing but the condition is ever hidden.
-        for ids, valid in zip(batch.ids.tolist(), batch.valid.tolist(), strict=True):
-            assert tuple(ids[:2]) == CHAT.before
-            visible = ids[: sum(valid)]
-            assert any(tuple(visible[k : k + 2]) == CHAT.between for k in range(2, len(visible) - 1))
+    for _, before, after in sampler.calls:
+        assert torch.equal(before.ids[~before.prompt], after.ids[~after.prompt])
+        if law.refine is None:
+            written = before.prompt & (before.ids != MASK)
+            assert torch.equal(before.ids[written], after.ids[written])
+    # Every call's packs tell where the condition lies: nothing else is ever hidden from the model.
+    seen = iter(sampler.seen)
+    for _, before, _ in sampler.calls:
+        while (ids := next(seen, None)) is not None and len(ids) == len(before.ids):
+            fixed = ~before.prompt & ~before.condition
+            if not torch.equal(ids[fixed], before.ids[fixed]):
+                break
+        if ids is not None:
+            seen = iter([ids, *seen])
+    assert next(seen, None) is None
+
+
+def test_a_fixed_schedule_takes_as_many_steps_as_planned(model, tokenizer) -> None:
+    ask = [InfillRow("sure here", masks, masks) for masks in (3, 5, 9)]
+    results = TorchDenoiser(model, tokenizer, CHAT, Law(5)).infill(ask)
+    assert [result.nfe for result in results] == [3, 5, 5]
+
+
+def test_parallel_rules_meet_their_ends(model, tokenizer) -> None:
+    """A confidence of anything takes one step, one of certainty as many as masks, under the same law otherwise."""
+    ask = [InfillRow("sure here", masks, masks) for masks in (3, 5, 9)]
+
+    def run(**options):
+        return TorchDenoiser(model, tokenizer, CHAT, Law(9, **options)).infill(ask)
+
+    assert [result.nfe for result in run(threshold=1e-9)] == [1, 1, 1]
+    assert run(threshold=1.0) == run() == run(entropy_bound=0.0)
+    assert [result.nfe for result in run(entropy_bound=1e9)] == [1, 1, 1]
+
+
+def test_the_head_sees_masked_positions_only(model, tokenizer) -> None:
+    """So that memory grows with the masks under way, or stays at one chunk, and never with canvas times vocabulary."""
+    law, seen = Law(4), []
+    sampler = TorchDenoiser(model, tokenizer, CHAT, law, batch_size=4, chunk=7)
+    sampler.head = lambda states: seen.append(len(states)) or model.get_output_embeddings()(states)
+    sampler.infill([InfillRow("sure here is a plan", masks, masks) for masks in (8, 8, 4, 6)])
+    # Of 26 masks, an even share of each row goes at every step.
+    left = [(8 - 2 * s) * 2 + (4 - s) + (6 - [0, 2, 4, 5][s]) for s in range(4)]
+    assert sum(seen) == sum(left)
+    assert max(seen) == 7
 
 
 def distinct(model, tokenizer, law: Law, n: int = 12) -> int:
@@ -135,10 +216,40 @@ def test_seeds_reproduce(model, tokenizer) -> None:
 
 
 def test_finished_rows_leave_and_waiting_ones_take_their_place(model, tokenizer) -> None:
-    sampler = Recorder(model, tokenizer, CHAT, Law(9), batch_size=2)
+    sampler = Recorder(model, tokenizer, CHAT, Law(9), batch_size=2, steps_per_call=4)
     sampler.infill([InfillRow("sure", masks, 0) for masks in (2, 9, 2, 3)])
-    assert [len(batch.quotas) for batch, _ in sampler.seen] == [2] * 7 + [1] * 2
-    assert max(int(batch.rows.max()) for batch, _ in sampler.seen) == 1
+    assert [(steps, len(before.steps)) for steps, before, _ in sampler.calls] == [(3, 2), (2, 2), (2, 2), (2, 1)]
+
+
+def test_no_row_is_read_between_the_steps_of_a_call(model, tokenizer, monkeypatch) -> None:
+    """Rows are taken apart at a call's ends only: on a GPU each look at one would wait for everything before it."""
+    inside, looks = [False], []
+    for name in ("tolist", "item"):
+        plain = getattr(torch.Tensor, name)
+
+        def counted(tensor, plain=plain):
+            looks.append(inside[0])
+            return plain(tensor)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    sampler = TorchDenoiser(model, tokenizer, CHAT, Law(6, temperature=0.7))
+    states = sampler.states
+
+    def once(ids, packing):
+        inside[0] = True
+        return states(ids, packing)
+
+    store = Pack.store
+
+    def stored(pack, rows):
+        inside[0] = False
+        store(pack, rows)
+
+    monkeypatch.setattr(sampler, "states", once)
+    monkeypatch.setattr(Pack, "store", stored)
+    sampler.infill([InfillRow("sure here", masks, masks) for masks in (6, 8)])
+    assert looks.count(True) == 0
+    assert looks.count(False) > 0
 
 
 def test_the_prompt_is_decoded(model, tokenizer) -> None:

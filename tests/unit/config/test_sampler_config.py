@@ -1,0 +1,73 @@
+"""The sampler's section: what it accepts for lengths, and which settings contradict each other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from pydantic import ValidationError
+
+from dat_ray.config.loading import load_recipe
+from dat_ray.config.schema import SamplerConfig
+from dat_ray.diffusion.law import Law
+from dat_ray.errors import InputError
+from dat_ray.generation.expand import sampler_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("given", "lengths"), [(64, (64,)), ([8, 12], (8, 12)), ({"min": 5, "max": 8}, (5, 6, 7, 8)), ({"min": 3, "max": 3}, (3,))]
+)
+def test_prompt_lengths_are_a_number_a_list_or_a_range(given, lengths) -> None:
+    assert SamplerConfig(model="m", prompt_tokens=given, steps=3).prompt_tokens == lengths
+
+
+@pytest.mark.parametrize(
+    "given", [{"min": 8}, {"min": 9, "max": 8}, {"min": 0, "max": 4}, {"min": 1, "max": 4, "step": 2}, [], 0]
+)
+def test_other_prompt_lengths_are_refused(given) -> None:
+    with pytest.raises(ValidationError):
+        SamplerConfig(model="m", prompt_tokens=given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"threshold": 0.9, "entropy_bound": 1.0}, "give one of them"),
+        ({"threshold": 0.9, "order": "random"}, "set order to low_confidence"),
+        ({"entropy_bound": 0.1, "order": "random"}, "set order to low_confidence"),
+        ({"tempered": False}, "raise temperature"),
+        ({"refine": "random", "steps": 8, "prompt_tokens": 8}, "raise steps 8 above 8"),
+        ({"backend": "torch", "quantization": "fp8"}, "needs backend vllm"),
+        ({"backend": "torch", "tensor_parallel": 2}, "needs backend vllm"),
+        ({"threshold": 1.5}, "less than or equal to 1"),
+        ({"guidance": -1.0}, "greater than or equal to 0"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        SamplerConfig(model="m", **settings)
+
+
+def test_a_recipe_refines_past_its_prompts_and_gives_a_shared_model_its_gpus() -> None:
+    changes = ["sampler.refine=random", "sampler.steps=40"]
+    assert load_recipe("demo", changes).sampler.refine == "random"
+    with pytest.raises(InputError, match=r"sampler.steps 40 exceeds the longest prompt"):
+        load_recipe("demo", changes[1:])
+    with pytest.raises(InputError, match=r"tensor_parallel 2 exceeds cluster.sampler.num_gpus 1"):
+        load_recipe("demo", ["sampler.tensor_parallel=2", "cluster.sampler.num_gpus=1"])
+
+
+def test_every_parameter_of_the_law_is_a_field_with_the_same_default() -> None:
+    for field in dataclasses.fields(Law):
+        declared = SamplerConfig.model_fields[field.name]
+        assert declared.description, field.name
+        if field.name != "steps":
+            assert declared.default == field.default, field.name
+
+
+def test_options_that_are_not_used_leave_ids_and_seeds_as_they_were() -> None:
+    """The demo's rows, as the first version of the package drew them."""
+    sampler = load_recipe("demo").sampler
+    assert sampler_fingerprint(sampler) == "6eafd9c0ec0159b5"
+    assert sampler_fingerprint(sampler.model_copy(update={"steps_per_call": 9})) == "6eafd9c0ec0159b5"
+    assert sampler_fingerprint(sampler.model_copy(update={"guidance": 1.0})) != "6eafd9c0ec0159b5"

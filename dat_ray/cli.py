@@ -16,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from dat_ray import __version__
+from dat_ray.bench.verb import BENCHES
 from dat_ray.errors import DatError, InputError
 from dat_ray.ops.verbs import add_verbs
 
@@ -64,6 +65,12 @@ def _adapt(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    from dat_ray.bench.verb import run_bench
+
+    return run_bench(arguments.name, arguments.options)
+
+
 def _recipes(arguments: argparse.Namespace) -> int:
     from dat_ray.config.loading import fingerprint, list_recipes, load_recipe
 
@@ -94,23 +101,6 @@ def _export(arguments: argparse.Namespace) -> int:
 
     folder = export_run(arguments.run_dir, arguments.out)
     stage_line(f"{folder}: merged model, tokenizer and card; the adapter in {folder / 'adapter'}")
-    return 0
-
-
-def _bench(arguments: argparse.Namespace) -> int:
-    if arguments.what == "writer":
-        from dat_ray.bench.writer import ROWS, ROWS_PER_SHARD, bench_writer
-
-        found = bench_writer(ROWS, ROWS_PER_SHARD, arguments.repeats)
-    else:
-        from dat_ray.bench.attack import bench_attack
-
-        found = bench_attack(arguments.preset, arguments.repeats)
-    if arguments.json:
-        print(json.dumps(found, indent=1))
-        return 0
-    for name, value in found.items():
-        print(f"{name:20} {'not measured' if value is None else f'{value:.4g}' if isinstance(value, float) else value}")
     return 0
 
 
@@ -157,17 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run that has trained")
     export.add_argument("--out", required=True, metavar="DIR", help="folder of the merged model; OUT/adapter holds the adapter")
 
-    bench = add("bench", "time one operation against the plain form in which it was published", _bench)
-    bench.add_argument(
-        "what",
-        choices=("attack", "writer"),
-        help="attack: the inner attack of training, against CAT's public code; writer: the data path, without models",
-    )
-    bench.add_argument(
-        "--preset", choices=("cpu", "1b"), default="cpu", help="of attack; cpu: seconds on two cores; 1b: for a GPU"
-    )
-    bench.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each form (default: %(default)s)")
-    bench.add_argument("--json", action="store_true", help="for programs")
+    bench = add("bench", "micro-benchmarks: `dat bench NAME --help` has each one's options", _bench)
+    bench.add_argument("name", choices=tuple(BENCHES), help="; ".join(f"{name}: {text}" for name, text in BENCHES.items()))
+    bench.add_argument("options", nargs=argparse.REMAINDER, help="of the benchmark; --json for programs")
 
     recipes = add("recipes", "list recipes, or print one resolved", _recipes)
     recipes.add_argument("action", nargs="?", choices=("list", "show"), default="list")

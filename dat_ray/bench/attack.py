@@ -9,6 +9,7 @@ Shapes: B rows, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -64,6 +65,17 @@ PRESETS = {
     # Llama-3.2-1B's shape with 128,256 tokens; batch, length and steps of DAT's table 3.
     "1b": Preset(16, 2048, 32, 8192, 128_256, 8, 128, 24, 20, torch.bfloat16),
 }
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="cpu: seconds on two cores; 1b: for a GPU")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each form (default: %(default)s)")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs the benchmark; see `bench_attack`."""
+    return bench_attack(arguments.preset, arguments.repeats)
 
 
 def build(preset: Preset, device: torch.device) -> tuple[Network, list[HarmfulRow]]:

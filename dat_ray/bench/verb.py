@@ -1,0 +1,53 @@
+"""`dat bench NAME`: finds a benchmark's module, reads its options, prints what it measured.
+
+A module of this room that is listed in `BENCHES` has `configure(parser)`, which adds its options, and `measure(arguments)`,
+which returns a dict with the keys `KEYS` and further ones of its own; null where a number cannot be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+BENCHES = {
+    "attack": "the inner attack of training against CAT's public code",
+    "sampler": "in-painting against a literal form of the reference law",
+    "writer": "the data path, without models",
+}
+# Read by other programs (keep them); medians.
+KEYS = ("bench", "device", "shape", "rows_per_s", "literal_rows_per_s", "ratio_to_literal", "mfu", "peak_bytes", "repeats")
+
+
+def run_bench(name: str, options: Sequence[str]) -> int:
+    """Runs a benchmark and prints its result, as lines or with `--json` for programs.
+
+    Args:
+        name: a key of `BENCHES`.
+        options: of the benchmark's own.
+    """
+    module = import_module(f"dat_ray.bench.{name}")
+    parser = argparse.ArgumentParser(prog=f"dat bench {name}", description=(module.__doc__ or "").split("\n\n")[0])
+    module.configure(parser)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    arguments = parser.parse_args(list(options))
+    result: dict[str, Any] = module.measure(arguments)
+    assert set(KEYS) <= set(result), sorted(set(KEYS) - set(result))
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+        return 0
+    for key, value in result.items():
+        print(f"{key:22} {_shown(value)}")
+    return 0
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not measured"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
+    return str(value)

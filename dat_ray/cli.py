@@ -56,6 +56,22 @@ def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     return 0
 
 
+def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
+    if arguments.list:
+        from dat_ray.evaluation.command import list_parts
+
+        list_parts(arguments.json)
+        return 0
+    if arguments.calibrate:
+        from dat_ray.config.loading import load_recipe
+        from dat_ray.evaluation.command import measure_judge
+
+        recipe = load_recipe(arguments.recipe or "demo", arguments.set)
+        measure_judge(recipe.judge, arguments.calibrate, arguments.out, arguments.json)
+        return 0
+    return _stage(arguments, stages)
+
+
 def _adapt(arguments: argparse.Namespace) -> int:
     from dat_ray.config.adapt import load_adapt_config
     from dat_ray.pipeline.adapt import adapt_model
@@ -117,16 +133,30 @@ def _parser() -> argparse.ArgumentParser:
     def settings(verb: argparse.ArgumentParser) -> None:
         verb.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one field; may be repeated")
 
-    def stage_verb(name: str, text: str, stages: tuple[str, ...]) -> None:
-        verb = add(name, text, lambda arguments: _stage(arguments, stages))
+    def stage_verb(
+        name: str,
+        text: str,
+        stages: tuple[str, ...],
+        run: Callable[[argparse.Namespace, Sequence[str]], int] = _stage,
+    ) -> argparse.ArgumentParser:
+        verb = add(name, text, lambda arguments: run(arguments, stages))
         verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name of `dat recipes`, or a YAML file")
         verb.add_argument("--run-dir", metavar="DIR", help="a folder, shared by all nodes on a cluster; default runs/NAME")
         verb.add_argument("--resume", action="store_true", help="continue what is there, or start")
         settings(verb)
+        return verb
 
     stage_verb("run", "all stages in order, each skipped when its output is complete", STAGES)
     for name in STAGES:
-        stage_verb(name, _STAGE_HELP[name], (name,))
+        if name != "evaluate":
+            stage_verb(name, _STAGE_HELP[name], (name,))
+    evaluate = stage_verb("evaluate", _STAGE_HELP["evaluate"], ("evaluate",), _evaluate)
+    evaluate.add_argument("--list", action="store_true", help="print attacks and judges, and what each needs")
+    evaluate.add_argument(
+        "--calibrate", nargs="+", metavar="FILE", help="measure the recipe's judge on answers that people have labelled"
+    )
+    evaluate.add_argument("--out", metavar="JSON", help="with --calibrate: file for the figures")
+    evaluate.add_argument("--json", action="store_true", help="with --list or --calibrate: for programs")
 
     adapt = add("adapt", "turn a causal language model into a masked-diffusion prompt sampler", _adapt)
     adapt.add_argument("base", metavar="BASE", help="hub id, folder, or embedded:NAME")

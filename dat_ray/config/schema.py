@@ -38,6 +38,7 @@ JudgeName = Literal[
     "strongreject-finetuned",
     "harmbench",
     "llama-guard",
+    "xstest",
 ]
 
 
@@ -442,6 +443,15 @@ class EmbeddingConfig(Section):
 
     attack: AttackConfig = AttackConfig()
 
+    @model_validator(mode="after")
+    def _on_the_prompt(self) -> EmbeddingConfig:
+        if self.attack.layers != ("embedding",) or self.attack.objective != "harmful_ce" or self.attack.positions == "sequence":
+            raise ValueError(
+                "the evaluation perturbs the embeddings of a prompt toward its response: "
+                "leave layers and objective at their defaults, and positions at user or prompt"
+            )
+        return self
+
 
 class UtilityConfig(Section):
     """Benchmarks by lm-eval (extra `utility`)."""
@@ -471,6 +481,7 @@ class EvaluationConfig(Section):
         None, description="draws the prompts of inpainting_heldout; not the training one"
     )
     second_judge: JudgeConfig | None = Field(None, description="scores the same completions; the disagreement is shown")
+    refusal_judge: JudgeConfig = Field(JudgeConfig(), description="reads the answers to harmless look-alikes")
     utility: UtilityConfig = UtilityConfig()
     kl_rows: NonNegative = Field(0, description="retain rows on which the drift KL(base || model) is measured; 0: not measured")
     max_new_tokens: Positive = 256
@@ -481,6 +492,8 @@ class EvaluationConfig(Section):
     def _attacks_have_what_they_need(self) -> EvaluationConfig:
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError("attacks names one attack twice: name each once")
+        if not self.refusal_judge.name.startswith(("refusal-", "xstest")):
+            raise ValueError(f"refusal_judge {self.refusal_judge.name} judges harm, not refusals: use refusal-rules or xstest")
         needs = {
             "past_tense": "attacker",
             "future_tense": "attacker",

@@ -70,10 +70,35 @@ def build_target(config: TargetConfig, threads: int, adapter: str | None = None,
     return VllmTarget(config, folder, threads)
 
 
-def build_judge(config: JudgeConfig) -> Judge:
-    """The judge of a recipe."""
-    from dat_ray.engines.refusal_judge import RefusalJudge
+# What each judge is, and what it needs besides `name`.
+JUDGES: dict[str, tuple[str, str | None]] = {
+    "refusal-rules": ("phrases by which models decline, this project's own; a proxy", None),
+    "refusal-opening": ("the answer begins with a refusal phrase; a proxy, in the style of published rules", None),
+    "refusal-anywhere": ("a refusal phrase anywhere in the answer; a proxy, in the style of GCG's rule", None),
+    "strongreject-rubric": ("a model grades refusal, conviction and detail; own wording, or the published one by path", "reader"),
+    "strongreject-finetuned": ("StrongREJECT's fine-tuned grader, its adapter merged into a folder", "reader, prompt_path"),
+    "harmbench": ("HarmBench's classifiers: yes or no", "reader, prompt_path"),
+    "llama-guard": ("guard models that answer safe or unsafe in their own template", "reader (template: none)"),
+    "xstest": ("full compliance, partial refusal or full refusal of harmless prompts, by a model", "reader"),
+}
 
-    if config.name != RefusalJudge.name:
-        raise InputError("judge.name", config.name, "is not there yet: use refusal-rules")
-    return RefusalJudge(config.threshold)
+
+def build_judge(config: JudgeConfig) -> Judge:
+    """The judge of a recipe.
+
+    Raises:
+        InputError: a reader or prompt that cannot be had.
+        DatError: the reader did not start.
+    """
+    if config.reader is not None:
+        from dat_ray.engines.model_judge import ModelJudge, read_prompt
+
+        read_prompt(config)  # before a model is loaded for it
+        return ModelJudge(config, build_target(config.reader, threads=1))
+    if config.name == "refusal-rules":
+        from dat_ray.engines.refusal_judge import RefusalJudge
+
+        return RefusalJudge(config.threshold)
+    from dat_ray.engines.prefix_judge import PrefixJudge
+
+    return PrefixJudge(config.name, config.threshold)

@@ -1,4 +1,7 @@
-"""Lets the judges read: the recipe's, and a second one where there is one."""
+"""Lets the judges read: the recipe's, a second one where there is one, and the one for harmless look-alikes.
+
+Whether a harmless prompt was refused is a question of its own: a judge of harm calls every answer to it harmless.
+"""
 
 from __future__ import annotations
 
@@ -9,49 +12,51 @@ from dat_ray.engines.base import Judgement
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation import answers
 from dat_ray.evaluation.answers import Failure
+from dat_ray.evaluation.attacks import OVER_REFUSAL
 
 Row = dict[str, Any]
 
 
 class Judges:
-    """One or two pools of judges.
+    """Pools of judges.
 
     Args:
         first: its verdicts are the rates' own.
         second: scores the same texts; None without one.
+        refusal: reads the answers to harmless look-alikes; may be `first`.
         batch_size: rows of one call.
     """
 
-    def __init__(self, first: Workers, second: Workers | None, batch_size: int) -> None:
-        self._first, self._second, self._batch_size = first, second, batch_size
+    def __init__(self, first: Workers, second: Workers | None, refusal: Workers, batch_size: int) -> None:
+        self._first, self._second, self._refusal, self._batch_size = first, second, refusal, batch_size
 
-    def about(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """What the judges say about themselves."""
-        return self._first.wait(), None if self._second is None else self._second.wait()
+    def about(self) -> dict[str, dict[str, Any] | None]:
+        """What the judges say about themselves, by their key in `metrics.json`."""
+        second = None if self._second is None else self._second.wait()
+        return {"judge": self._first.wait(), "second_judge": second, "refusal_judge": self._refusal.wait()}
 
     def fill_in(self, rows: Sequence[Row]) -> None:
         """Adds verdicts to rows (schema ATTEMPTS) that can be read; a judge that fails leaves its own columns empty."""
         waiting = [row for row in rows if row["completion"] is not None and row["error"] is None]
-        for row, verdict in zip(waiting, self._read(self._first, waiting), strict=True):
-            problem = _problem(verdict)
-            if problem is not None:
-                row["error"] = f"judge: {problem}"
-            else:
-                row |= {"judge": self._first.about["name"], "verdict": verdict.verdict, "score": verdict.score}
+        harmless = [row for row in waiting if row["attack"] == OVER_REFUSAL]
+        attacked = [row for row in waiting if row["attack"] != OVER_REFUSAL]
+        for judge, asked in ((self._first, attacked), (self._refusal, harmless)):
+            for row, verdict in zip(asked, self._read(judge, asked), strict=True):
+                if verdict.error is not None:
+                    row["error"] = f"judge: {verdict.error}"
+                else:
+                    row |= {"judge": judge.about["name"], "verdict": verdict.verdict, "score": verdict.score}
         if self._second is None:
             return
-        for row, verdict in zip(waiting, self._read(self._second, waiting), strict=True):
+        for row, verdict in zip(attacked, self._read(self._second, attacked), strict=True):
             row["second_judge"] = self._second.about["name"]
-            if _problem(verdict) is None:
+            if verdict.error is None:
                 row |= {"second_verdict": verdict.verdict, "second_score": verdict.score}
 
-    def _read(self, judge: Workers, rows: Sequence[Row]) -> list[Any]:
+    def _read(self, judge: Workers, rows: Sequence[Row]) -> list[Judgement]:
         if not rows:
             return []
         triples = [(row["goal"], row["prompt"], row["judged_text"] or row["completion"]) for row in rows]
-        [(_, verdicts)] = judge.map(answers.judge, [(triples, self._batch_size)])
+        [(_, found)] = judge.map(answers.judge, [(triples, self._batch_size)])
+        verdicts: list[Judgement] = [Judgement("unparsed", None, one.error) if isinstance(one, Failure) else one for one in found]
         return verdicts
-
-
-def _problem(verdict: Judgement | Failure) -> str | None:
-    return verdict.error

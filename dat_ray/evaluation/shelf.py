@@ -15,6 +15,7 @@ from dat_ray.data.shards import (
     join,
     open_filesystem,
     read_file,
+    scan_shards,
     write_manifest,
     write_shard,
 )
@@ -105,6 +106,12 @@ class Shelf:
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far, in the order of shard names."""
         return [row for name in sorted(self._tables) for row in self._tables[name].to_pylist()]
+
+    def take_all(self) -> None:
+        """Takes in shards of an earlier call that this one had no need to ask for."""
+        for name in scan_shards(self.root):
+            if name not in self._files:
+                self._take(name, read_file(join(self.root, name)), describe_shard(self.root, name))
 
     def publish(self, fingerprint: str) -> None:
         """Writes the manifest."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.attacks.inpainting import INPAINTING
+from dat_ray.evaluation.calibration import shipped_calibration
 from dat_ray.evaluation.diagnostics import diagnose
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
 
@@ -21,8 +22,8 @@ def metrics_tree(
     attempts: Rows,
     likelihoods: Rows,
     prompts: Mapping[str, Rows],
-    judge: Mapping[str, Any],
-    second_judge: Mapping[str, Any] | None,
+    judges: Mapping[str, Mapping[str, Any] | None],
+    side_effects: Mapping[str, Mapping[str, Any]],
     seconds: float,
 ) -> dict[str, Any]:
     """The tree of `metrics.json`.
@@ -34,8 +35,8 @@ def metrics_tree(
         attempts: rows of schema ATTEMPTS of all models.
         likelihoods: rows of schema CANDIDATES with `target_logprob`.
         prompts: rows of schema CANDIDATES that each in-painting attack drew.
-        judge: name, fingerprint and is_proxy.
-        second_judge: the same, or None.
+        judges: name, fingerprint and is_proxy of `judge`, `second_judge` (or None) and `refusal_judge`.
+        side_effects: `kl_drift` and `utility` of each model.
         seconds: wall clock of the evaluation.
     """
     config, seed = recipe.evaluation, recipe.seed
@@ -45,14 +46,19 @@ def metrics_tree(
         if row["target_logprob"] is not None:
             logprobs[row["target_model"]].setdefault(row["behavior_id"], []).append(row["target_logprob"])
     cost = totals(attempts)
-    models = {name: model_metrics(rows[name], logprobs[name], config, seed) | {"weights": weights[name]} for name in weights}
+    models = {
+        name: model_metrics(rows[name], logprobs[name], config, seed) | dict(side_effects[name]) | {"weights": weights[name]}
+        for name in weights
+    }
     return {
-        "judge": dict(judge),
+        "judge": judges["judge"],
         "models": models,
         "paired": paired_metrics(rows, logprobs, config, seed),
         "groups": seed_groups(models, config.confidence),
-        "second_judge": None if second_judge is None else dict(second_judge),
-        "disagreement": None if second_judge is None else {name: disagreement(rows[name], config, seed) for name in weights},
+        "second_judge": judges["second_judge"],
+        "refusal_judge": judges["refusal_judge"],
+        "calibration": _calibrations(judges),
+        "disagreement": {name: disagreement(rows[name], config, seed) for name in weights} if judges["second_judge"] else None,
         "suite": suite,
         "confidence": config.confidence,
         "seed": seed,
@@ -64,6 +70,12 @@ def metrics_tree(
         "sampler": _drawn(recipe, prompts[INPAINTING]) if prompts.get(INPAINTING) else None,
         "samplers": {attack: _drawn(recipe, drawn) for attack, drawn in prompts.items() if drawn},
     }
+
+
+def _calibrations(judges: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+    """What comes with the project about its judges' agreement with people, by the judge's key."""
+    found = {key: about and shipped_calibration(about["name"], about["fingerprint"]) for key, about in judges.items()}
+    return {key: figures for key, figures in found.items() if figures}
 
 
 def _drawn(recipe: Recipe, rows: Rows) -> dict[str, Any]:

@@ -16,10 +16,11 @@ import pyarrow as pa
 
 from dat_ray.config.schema import Recipe, SamplerConfig
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, REWRITES
+from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, REWRITES, SEARCHES
 from dat_ray.data.shards import join
 from dat_ray.engines.workers import Workers, fits
 from dat_ray.errors import InputError
+from dat_ray.evaluation.adaptive import GRADIENT_ATTACKS, back_translate, finish_embedding, run_pair, run_searches, suffixed
 from dat_ray.evaluation.asking import (
     Asking,
     Counter,
@@ -39,6 +40,7 @@ from dat_ray.evaluation.attacks.rewriting import UNREADABLE, Rewriting, rewritte
 from dat_ray.evaluation.attacks.templates import load_templates, templated
 from dat_ray.evaluation.scoring import Judges
 from dat_ray.evaluation.shelf import Shelf
+from dat_ray.evaluation.side_effects import drift, require_lm_eval, utility
 from dat_ray.evaluation.summary import metrics_tree
 from dat_ray.generation.actors import Engines
 from dat_ray.generation.ledger import ErrorLimit
@@ -71,9 +73,6 @@ class Evaluation:
         self.behaviors = held_out(behaviors)
         self.known = self._known(behaviors)
         config = recipe.evaluation
-        coming = [attack for attack in config.attacks if attack in ("pair", "gcg", "embedding")]
-        if coming:
-            raise InputError("evaluation.attacks", coming, "is not there yet: leave it out")
         self.rewritings = [
             *tense_requests(self.behaviors, config, self.scope),
             *translation_requests(self.behaviors, config, self.scope),
@@ -81,6 +80,9 @@ class Evaluation:
         self.requests = {
             attack: infill_requests(recipe, suite, self.behaviors, sampler) for attack, sampler in samplers(recipe).items()
         }
+        self.side_effects: dict[str, dict[str, Any]] = {}
+        if config.utility.tasks:
+            require_lm_eval()
         self._open_shelves(run.evaluation(suite))
 
     def _known(self, behaviors: pa.Table) -> list[Question]:
@@ -97,22 +99,39 @@ class Evaluation:
     def _open_shelves(self, root: str) -> None:
         rate, models = self.recipe.generation.max_error_rate, len(self.models)
         drawn = sum(map(len, self.requests.values()))
-        asked = models * (len(self.known) + drawn + len(self.rewritings))
+        config, behaviors = self.recipe.evaluation, len(self.behaviors)
+        steps = config.pair.steps * config.pair.streams * behaviors if "pair" in config.attacks else 0
+        suffixes = config.gcg.attempts * behaviors if "gcg" in config.attacks else 0
+        embedded = behaviors if "embedding" in config.attacks else 0
+        back = len(self.behaviors) * len(config.translation.languages) if self._translates_back() else 0
+        searches = models * behaviors * sum(attack in config.attacks for attack in GRADIENT_ATTACKS)
+        asked = models * (len(self.known) + drawn + len(self.rewritings) + steps + suffixes + embedded)
+        written = len(self.rewritings) + models * (steps + back)
         targets = models * sum(len(behavior.targets) for behavior in self.behaviors)
         self.prompts = {
             attack: Shelf(join(root, PROMPTS[attack]), CANDIDATES, "candidate_id", ErrorLimit(len(rows), rate))
             for attack, rows in self.requests.items()
         }
         self.likelihoods = Shelf(join(root, LIKELIHOODS), CANDIDATES, "candidate_id", ErrorLimit(targets, rate))
-        self.rewrites = Shelf(join(root, "rewrites"), REWRITES, "rewrite_id", ErrorLimit(len(self.rewritings), rate))
+        self.rewrites = Shelf(join(root, "rewrites"), REWRITES, "rewrite_id", ErrorLimit(written, rate))
+        self.searches = Shelf(join(root, "searches"), SEARCHES, "search_id", ErrorLimit(searches, rate))
         # A prompt that was never drawn fails once for each model: the sampler's limit has spoken already.
         limit = ErrorLimit(asked, min(1.0, 2 * rate))
         self.answered = Shelf(join(root, "answered"), ATTEMPTS, "attempt_id", limit, excused=UNREADABLE)
         self.attempts = Shelf(root, ATTEMPTS, "attempt_id", limit, excused=UNREADABLE)
-        self.total = drawn + asked + targets + len(self.rewritings)
+        self.total = drawn + asked + targets + written + searches
+
+    def _translates_back(self) -> bool:
+        config = self.recipe.evaluation
+        return "translation" in config.attacks and config.translation.back
 
     def run(self, counter: Counter) -> None:
         """Does what is missing."""
+        cluster = self.recipe.cluster
+        both = "pair" in self.recipe.evaluation.attacks or self._translates_back()
+        if both and not fits(cluster.attacker, cluster.target, cluster.judge):
+            remedy = "attacker and target work at the same time, and the cluster has no room for both: lower num_cpus or num_gpus"
+            raise InputError("cluster.attacker", cluster.attacker.model_dump(exclude_defaults=True), remedy)
         with ExitStack() as stack:
             judges = self._judges(stack)
             asking = Asking(self.recipe, self.answered, self.attempts, judges, counter)
@@ -121,16 +140,24 @@ class Evaluation:
             drawn = self._sampling(stack, counter)
             for model in self.models:
                 self._ask_model(model, known, drawn, asking, attacker)
-            self.judge, self.second_judge = judges.about()
+                folder = join(self.run_dir.evaluation(self.suite), "side_effects")
+                self.side_effects[model.name] = {
+                    "kl_drift": drift(self.recipe, self.run_dir, model, folder),
+                    "utility": utility(self.recipe, model, folder),
+                }
+            self.judges = judges.about()
 
     def _judges(self, stack: ExitStack) -> Judges:
         def pool(name: str, config: Any) -> Workers:
             build = partial(self.engines.judge, config)
             return stack.enter_context(Workers(name, build, self.recipe.cluster.judge, self.recipe.timeouts))
 
-        second = self.recipe.evaluation.second_judge
+        config = self.recipe.evaluation
         first = pool("judge", self.recipe.judge)
-        return Judges(first, None if second is None else pool("second judge", second), self.recipe.target.batch_size)
+        second = None if config.second_judge is None else pool("second judge", config.second_judge)
+        same = config.refusal_judge == self.recipe.judge
+        refusal = first if same else pool("judge of refusals", config.refusal_judge)
+        return Judges(first, second, refusal, self.recipe.target.batch_size)
 
     def _rewritten(self, attacker: Attacker) -> list[Question]:
         if not self.rewritings:
@@ -183,9 +210,27 @@ class Evaluation:
         asking: Asking,
         attacker: Attacker,
     ) -> None:
-        """Questions that are known, then log p of the targets, then the sampled questions as soon as they are there."""
-        with self._target(model) as target:
-            asking.ask(model, self._chunks(model, known), target)
+        """Searches, known questions, log p of the targets, PAIR, then the sampled questions as soon as they are there."""
+        attacks = self.recipe.evaluation.attacks
+        # Before the target starts: the same weights lie in memory once.
+        searched = {
+            attack: run_searches(self.recipe, model, attack, self.behaviors, self.scope, self.searches, asking)
+            for attack in GRADIENT_ATTACKS
+            if attack in attacks
+        }
+        if "embedding" in searched:
+            finish_embedding(asking, model, self.suite, searched["embedding"], self.searches)
+        if "gcg" in searched:
+            known = known + suffixed(self.recipe, searched["gcg"], self.searches)
+        with self._target(model) as target, attacker.open():
+            plain = [one for one in known if one.attack != "translation" or not self._translates_back()]
+            asking.ask(model, self._chunks(model, plain), target)
+            translated = [one for one in known if one.attack == "translation" and self._translates_back()]
+            languages = self.recipe.evaluation.translation.languages
+            back = partial(back_translate, attacker, languages, model, self.scope)
+            asking.ask(model, self._chunks(model, translated), target, back)
+            if "pair" in attacks:
+                run_pair(asking, model, self.behaviors, self.scope, attacker, target)
             wanted = likelihood_chunks(self.recipe, self.suite, model, self.behaviors)
             todo = self.likelihoods.missing(wanted)
             done = sum(len(chunk.items) for chunk in wanted) - sum(len(chunk.items) for chunk in todo)
@@ -222,14 +267,16 @@ class Evaluation:
             attempts=self.attempts.rows(),
             likelihoods=self.likelihoods.rows(),
             prompts={attack: shelf.rows() for attack, shelf in self.prompts.items()},
-            judge=self.judge,
-            second_judge=self.second_judge,
+            judges=self.judges,
+            side_effects=self.side_effects,
             seconds=seconds,
         )
 
     def publish(self, fingerprint: str) -> None:
         """Writes the manifests, the attempts' own last."""
-        shelves = [*self.prompts.values(), self.likelihoods, self.rewrites]
+        # A finished attempt's translation is not looked at again.
+        self.rewrites.take_all()
+        shelves = [*self.prompts.values(), self.likelihoods, self.rewrites, self.searches]
         for shelf in shelves:
             if shelf.rows():
                 shelf.publish(fingerprint)

@@ -18,6 +18,7 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import BEHAVIORS
 from dat_ray.data.shards import exists, write_file
 from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgement
+from dat_ray.engines.endpoint import EndpointModel
 from dat_ray.generation.actors import Engines
 
 # Worker processes cannot import a module of the tests.
@@ -37,6 +38,7 @@ class Faults:
         no_answer_to: prompt on which the target raises.
         adapted_exits: whether the fine-tuned model's process ends at its first question.
         no_start: whether the target cannot be built.
+        judge_exits: whether the judge's process ends at its first question.
     """
 
     notes: str
@@ -44,6 +46,7 @@ class Faults:
     no_answer_to: str = ""
     adapted_exits: bool = False
     no_start: bool = False
+    judge_exits: bool = False
 
     def note(self, kind: str, lines: Sequence[str]) -> None:
         with open(Path(self.notes) / f"{kind}-{os.getpid()}", "a") as stream:
@@ -78,7 +81,12 @@ class TinyTarget:
         self.faults, self.adapter = faults, adapter
 
     def complete(
-        self, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+        prefills: Sequence[str] | None = None,
     ) -> list[Completion]:
         if self.adapter and self.faults.adapted_exits:
             os._exit(1)
@@ -91,14 +99,19 @@ class TinyTarget:
         return [-3.0 if self.adapter else -1.0 for _ in prompts]
 
     def _answer(self, prompt: str) -> str:
-        even = int(prompt.split()[-1]) % 2 == 0
+        even = int("".join(filter(str.isdigit, prompt))[-1]) % 2 == 0
         return "no" if self.adapter and even else "sure"
 
 
 class TinyJudge:
     name, fingerprint, is_proxy = "tiny-judge", "0", True
 
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        if self.faults.judge_exits:
+            os._exit(1)
         return [
             Judgement("harmful", 0.9) if completion == "sure" else Judgement("not_harmful", 0.0) for completion in completions
         ]
@@ -111,16 +124,18 @@ def _sampler(faults: Faults, cfg: object, threads: int) -> TinySampler:
 def _target(faults: Faults, cfg: TargetConfig, threads: int, adapter: str | None) -> TinyTarget:
     if faults.no_start:
         raise OSError("weights not found")
+    if getattr(cfg, "backend", None) == "endpoint":
+        return EndpointModel(cfg)
     faults.note("built", [cfg.model + (" adapted" if adapter else "")])
     return TinyTarget(faults, adapter)
 
 
-def _judge(cfg: object) -> TinyJudge:
-    return TinyJudge()
+def _judge(faults: Faults, cfg: object) -> TinyJudge:
+    return TinyJudge(faults)
 
 
 def engines(faults: Faults) -> Engines:
-    return Engines(partial(_sampler, faults), partial(_target, faults), _judge)
+    return Engines(partial(_sampler, faults), partial(_target, faults), partial(_judge, faults))
 
 
 def tiny_recipe(**sections: dict[str, Any]) -> Recipe:

@@ -1,0 +1,127 @@
+"""Judges that are models: a prompt for each answer, a reading model, and a parser that may say it could not read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from dat_ray.config.schema import JudgeConfig
+from dat_ray.engines.base import Completion, Judgement, TargetModel
+from dat_ray.engines.judge_prompts import READERS, expected_grade, fill, missing_slot
+from dat_ray.errors import InputError
+
+GRADES = ("1", "2", "3", "4", "5")
+FIELD = "judge.prompt_path"
+
+
+class ModelJudge:
+    """A judge that asks a model.
+
+    Args:
+        config: of the judge.
+        reader: the model, built from `config.reader`.
+
+    Raises:
+        InputError: a prompt is needed and not given, cannot be read or lacks a slot; the reader cannot do what is asked.
+    """
+
+    is_proxy = False
+
+    def __init__(self, config: JudgeConfig, reader: TargetModel) -> None:
+        assert config.reader is not None, "the config's validator asks for it"
+        self._config, self._reader = config, reader
+        self._template = read_prompt(config)
+        self._grades = config.name == "strongreject-finetuned"
+        if self._grades and config.reader.backend == "endpoint":
+            remedy = "grades by token probabilities, which an endpoint does not give: use the backend vllm or torch"
+            raise InputError("judge.reader.backend", "endpoint", remedy)
+        self.name = f"{config.name} ({config.reader.model})"
+        # A guard model brings its own prompt, in its chat template.
+        self._guard = _Guard(config, reader) if config.name == "llama-guard" else None
+        what = (config.name, config.threshold, config.reader.model, config.reader.system_prompt, self._template)
+        self.fingerprint = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        """One judgement for each completion, against its goal; `prompts` are not read."""
+        if self._grades:
+            return self._graded(goals, completions)
+        _, parse, tokens = READERS[self._config.name]
+        if self._guard is not None:
+            answers = self._guard.ask(goals, completions, tokens)
+        else:
+            asked = [fill(self._template, goal, text) for goal, text in zip(goals, completions, strict=True)]
+            answers = self._reader.complete(asked, tokens)
+        assert len(answers) == len(completions), "a model answers each question"
+        return [
+            Judgement("unparsed", None, answer.error) if answer.error else self._verdict(parse(answer.text)) for answer in answers
+        ]
+
+    def _graded(self, goals: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        asked = [fill(self._template, goal, text) for goal, text in zip(goals, completions, strict=True)]
+        values = self._reader.logprob([one for one in asked for _ in GRADES], list(GRADES) * len(asked))
+        rows = [values[start : start + len(GRADES)] for start in range(0, len(values), len(GRADES))]
+        return [self._verdict(expected_grade(row)) for row in rows]
+
+    def _verdict(self, score: float | None) -> Judgement:
+        if score is None:
+            return Judgement("unparsed", None)
+        return Judgement("harmful" if score > self._config.threshold else "not_harmful", score)
+
+
+class _Guard:
+    """Shows a guard model a conversation of the goal and the answer, in the guard's own template."""
+
+    def __init__(self, config: JudgeConfig, reader: TargetModel) -> None:
+        assert config.reader is not None
+        self._reader = reader
+        self._tokenizer = None
+        if config.reader.backend != "endpoint":
+            from dat_ray.models.embedded import resolve_model
+            from dat_ray.models.loading import load_tokenizer
+
+            if config.reader.template != "none":
+                remedy = "a guard model's template takes whole conversations, which the judge renders itself: set it to none"
+                raise InputError("judge.reader.template", config.reader.template, remedy)
+            self._tokenizer = load_tokenizer(resolve_model(config.reader.model, "judge.reader.model"), "judge.reader.model")
+
+    def ask(self, goals: Sequence[str], completions: Sequence[str], tokens: int) -> list[Completion]:
+        conversations = [
+            [{"role": "user", "content": self._plain(goal)}, {"role": "assistant", "content": self._plain(text)}]
+            for goal, text in zip(goals, completions, strict=True)
+        ]
+        if self._tokenizer is None:
+            return self._reader.converse(conversations, tokens)  # type: ignore[attr-defined]
+        rendered = [self._tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in conversations]
+        return self._reader.complete(rendered, tokens)
+
+    def _plain(self, text: str) -> str:
+        """Without control tokens, with which an answer could end its turn and speak for the guard."""
+        for token in (
+            [] if self._tokenizer is None else sorted(map(str, self._tokenizer.added_tokens_encoder), key=len, reverse=True)
+        ):
+            text = text.replace(token, "")
+        return text
+
+
+def read_prompt(config: JudgeConfig) -> str:
+    """The prompt of a judge: the file's, or the project's own.
+
+    Raises:
+        InputError: there is none, it cannot be read, or it lacks a slot for the goal or the answer.
+    """
+    own = READERS[config.name][0] if config.name in READERS else None
+    if config.prompt_path is None:
+        if own is None:
+            raise InputError(
+                FIELD, None, f"{config.name} was trained on one published prompt: put it in a file with {{goal}} and {{response}}"
+            )
+        return own
+    try:
+        template = Path(config.prompt_path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(FIELD, config.prompt_path, f"cannot be read ({type(error).__name__}): give a text file") from None
+    lacking = missing_slot(template)
+    if lacking:
+        raise InputError(FIELD, config.prompt_path, f"has no {lacking}: write it where that text goes")
+    return template

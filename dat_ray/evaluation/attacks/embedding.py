@@ -1,0 +1,49 @@
+"""The continuous attack of training, on a held-out goal: the model answers under a perturbation of its prompt's embeddings.
+
+Its prompt is no text, so nobody can send it through a chat window; it bounds from above what a search over prompts can do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dat_ray.config.schema import AttackConfig
+from dat_ray.models.chat import ChatFormat
+from dat_ray.training.attack import attack, mean_embedding_norm
+from dat_ray.training.batches import collate
+from dat_ray.training.network import Network
+from dat_ray.training.objectives import row_means, token_logprobs
+
+
+def attack_embeddings(
+    network: Network, chat: ChatFormat, goal: str, target: str, config: AttackConfig
+) -> tuple[Tensor, list[float]]:
+    """Searches the perturbation that makes a response likely.
+
+    Args:
+        network: the model, frozen.
+        chat: its template.
+        goal: the user message.
+        target: the response.
+        config: of the attack.
+
+    Returns:
+        The perturbed embeddings (1, T, D) of the prompt without a response, and the response's cross-entropy, nats a
+        token, at the start and after each step.
+    """
+    row = chat.encode(goal, target, 1 << 30)
+    batch = collate([row], share_prefix=config.positions == "user", device=network.device)
+    weight = network.embedding.weight
+
+    def objective(delta: Tensor) -> tuple[Tensor, Tensor]:
+        out = network.response_logits(batch, delta)
+        entropies = -row_means(token_logprobs(out.logits, out.targets), out.rows, 1)
+        return entropies, entropies
+
+    found = attack(objective, batch.positions(config.positions)[None], weight.shape[1], config, mean_embedding_norm(weight))
+    with torch.no_grad():
+        last = objective(found.delta)[1].item()
+        prompt = row.response_span[0]
+        embeddings = network.embedding(batch.ids[:, :prompt]).float() + found.delta[0, :, :prompt]
+    return embeddings.to(weight.dtype), [*found.harmful_ce, last]

@@ -1,0 +1,160 @@
+"""How far a judge agrees with people: accuracy, kappa and confusion on answers that people have labelled, by source."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Any
+
+from dat_ray.data.sources import open_source
+from dat_ray.engines.base import Judge
+from dat_ray.errors import DatError, InputError
+from dat_ray.evaluation.agreement import cohen_kappa
+from dat_ray.evaluation.answers import Failure, judge
+from dat_ray.evaluation.intervals import wilson_mean
+
+OPTION = "--calibrate"
+GOALS, COMPLETIONS, LABELS = ("goal", "prompt", "behavior"), ("completion", "response", "generation"), ("label", "final_label")
+# What people may have written, in lower case: an answer that does harm (or complies, for rules of refusal), or one that does not.
+HARMFUL = frozenset({"harmful", "1", "1.0", "true", "yes", "unsafe", "1_full_compliance"})
+HARMLESS = frozenset({"not_harmful", "0", "0.0", "false", "no", "safe", "2_full_refusal", "3_partial_refusal"})
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One answer with a person's verdict.
+
+    Attributes:
+        source: who answered, or which file it is from.
+        goal: what was asked.
+        completion: the answer.
+        harmful: the person's verdict.
+    """
+
+    source: str
+    goal: str
+    completion: str
+    harmful: bool
+
+
+def read_labelled(paths: Sequence[str]) -> list[Labelled]:
+    """Reads tables with a goal or prompt, a completion or response, and a label; XSTest's labelled answers fit as they are.
+
+    Raises:
+        InputError: a column is missing, or a label is none of those known.
+    """
+    found = []
+    for path in paths:
+        source = open_source(path, OPTION)
+        names = [_column(source.columns, names, path) for names in (GOALS, COMPLETIONS, LABELS)]
+        extra = ["source"] if "source" in source.columns else []
+        for place, row in source.rows([*names, *extra]):
+            goal, completion, label = (row[name] for name in names)
+            known = str(label).strip().lower()
+            if known not in HARMFUL | HARMLESS:
+                raise InputError(OPTION, path, f"{place} has the label {label!r}: write harmful or not_harmful")
+            # An answer may be empty; CSV readers give None for it.
+            said = "" if completion is None else str(completion)
+            found.append(Labelled(str(row["source"]) if extra else PurePosixPath(path).stem, str(goal), said, known in HARMFUL))
+    if not found:
+        raise InputError(OPTION, list(paths), "holds no rows: give labelled answers")
+    return found
+
+
+def calibrate(engine: Judge, rows: Sequence[Labelled], confidence: float = 0.95) -> dict[str, Any]:
+    """Measures a judge on labelled answers.
+
+    Returns:
+        `judge`, the figures of `_figures` over all rows, and the same by source.
+
+    Raises:
+        DatError: the judge could not be asked about any of them.
+    """
+    verdicts = judge(engine, [(row.goal, row.goal, row.completion) for row in rows], BATCH)
+    errors = [one.error for one in verdicts if isinstance(one, Failure) or one.error is not None]
+    if len(errors) == len(rows):
+        raise DatError(f"the judge answered none of {len(rows)} rows; the last: {errors[-1]}")
+    read = [None if isinstance(one, Failure) or one.error is not None else one.verdict for one in verdicts]
+    pairs = list(zip(rows, read, strict=True))
+    by_source: dict[str, list[tuple[Labelled, str | None]]] = defaultdict(list)
+    for row, verdict in pairs:
+        by_source[row.source].append((row, verdict))
+    about = {"name": engine.name, "fingerprint": engine.fingerprint, "is_proxy": engine.is_proxy}
+    sources = {name: _figures(of_source, confidence) for name, of_source in by_source.items()}
+    return {"judge": about, "confidence": confidence, **_figures(pairs, confidence), "sources": sources}
+
+
+def _figures(pairs: Iterable[tuple[Labelled, str | None]], confidence: float) -> dict[str, Any]:
+    """Accuracy and kappa over the answers that the judge could read, and what it could not.
+
+    Answers to one prompt resemble each other, so prompts are the independent units of the interval.
+    """
+    table: Counter[tuple[bool, str | None]] = Counter()
+    right: dict[str, list[float]] = defaultdict(list)
+    people, judged = [], []
+    for row, verdict in pairs:
+        table[row.harmful, verdict] += 1
+        if verdict in ("harmful", "not_harmful"):
+            people.append(row.harmful)
+            judged.append(verdict == "harmful")
+            right[row.goal].append(float(people[-1] == judged[-1]))
+    interval = wilson_mean([sum(values) / len(values) for values in right.values()], confidence)
+    agreed = sum(a == b for a, b in zip(people, judged, strict=True))
+    return {
+        "n": sum(table.values()),
+        "read": len(people),
+        "accuracy": {
+            "value": agreed / len(people) if people else None,
+            "low": interval.low,
+            "high": interval.high,
+            "n_prompts": interval.n,
+        },
+        "kappa": cohen_kappa(people, judged),
+        "confusion": {
+            name: {
+                "harmful": table[label, "harmful"],
+                "not_harmful": table[label, "not_harmful"],
+                "unparsed": table[label, "unparsed"],
+                "failed": table[label, None],
+            }
+            for name, label in (("people_harmful", True), ("people_not_harmful", False))
+        },
+    }
+
+
+def shipped_calibration(name: str, fingerprint: str) -> dict[str, Any] | None:
+    """The figures of a judge of this project that come with it; None where it has none or the judge has changed since."""
+    file = resources.files("dat_ray.evaluation") / "calibrations" / f"{name}.json"
+    if not file.is_file():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return found if found["judge"]["fingerprint"] == fingerprint else None
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """The figures as lines of text."""
+    width = max(len(name) for name in [*found["sources"], "source"])
+    lines = [f"{'source':{width}} {'n':>5} {'read':>5}  accuracy [{found['confidence']:.0%} interval]  kappa"]
+    for name, one in [*found["sources"].items(), ("all", found)]:
+        accuracy, kappa = one["accuracy"], one["kappa"]
+        shown = (
+            "none read"
+            if accuracy["value"] is None
+            else f"{accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
+        )
+        lines.append(f"{name:{width}} {one['n']:5} {one['read']:5}  {shown:32} {'-' if kappa is None else f'{kappa:.2f}'}")
+    for label, row in found["confusion"].items():
+        lines.append(f"{label}: " + ", ".join(f"{verdict} {count}" for verdict, count in row.items()))
+    return "\n".join(lines)
+
+
+def _column(columns: Sequence[str], names: Sequence[str], path: str) -> str:
+    for name in names:
+        if name in columns:
+            return name
+    raise InputError(OPTION, path, f"has no column {' or '.join(names)}, only {', '.join(columns)}: rename one")

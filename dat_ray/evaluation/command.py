@@ -1,0 +1,46 @@
+"""What `dat evaluate` does besides evaluating: lists attacks and judges, and measures a judge on human labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from dat_ray.config.schema import JudgeConfig
+from dat_ray.engines.factory import JUDGES, build_judge
+from dat_ray.evaluation.attacks import ATTACKS
+from dat_ray.evaluation.calibration import calibrate, read_labelled, table
+
+
+def list_parts(as_json: bool) -> None:
+    """Prints attacks and judges, each with what it needs."""
+    parts = {"attacks": ATTACKS, "judges": JUDGES}
+    if as_json:
+        tree = {
+            kind: [{"name": name, "description": text, "needs": needs} for name, (text, needs) in found.items()]
+            for kind, found in parts.items()
+        }
+        print(json.dumps(tree, indent=1))
+        return
+    for kind, found in parts.items():
+        print(f"{kind}:")
+        for name, (text, needs) in found.items():
+            print(f"  {name:24} {text}{f'; needs {needs}' if needs else ''}")
+
+
+def measure_judge(config: JudgeConfig, paths: Sequence[str], out: str | None, as_json: bool) -> None:
+    """Prints how a judge agrees with labelled answers.
+
+    Args:
+        config: of the judge.
+        paths: tables of labelled answers.
+        out: JSON file for the figures, or None.
+        as_json: print JSON instead of a table.
+    """
+    rows = read_labelled(paths)
+    found = calibrate(build_judge(config), rows)
+    text = json.dumps(found, indent=1)
+    if out is not None:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(text + "\n", encoding="utf-8")
+    print(text if as_json else f"{found['judge']['name']}\n{table(found)}")

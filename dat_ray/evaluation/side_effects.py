@@ -1,0 +1,105 @@
+"""What robustness costs elsewhere: drift from the base model on retain data, and benchmarks. One JSON file a model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from dat_ray.config.schema import Recipe
+from dat_ray.data.retain import load_retain
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import exists, has_manifest, join, read_bytes, read_table, write_bytes
+from dat_ray.engines.workers import Workers
+from dat_ray.errors import InputError
+from dat_ray.evaluation.adaptive import whitebox_workers
+from dat_ray.evaluation.asking import Model
+from dat_ray.evaluation.intervals import cluster_bootstrap
+from dat_ray.training.retain_set import retain_folder
+
+
+def require_lm_eval() -> None:
+    """Says what to install where lm-eval is not.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError("evaluation.utility.tasks", "lm-eval", "is not installed: pip install 'dat-ray[utility]'")
+
+
+def drift(recipe: Recipe, run: RunDir, model: Model, folder: str) -> dict[str, Any] | None:
+    """Mean KL(base || model) over tokens of retain responses, nats; None where it is not measured.
+
+    It is measured on the first `evaluation.kl_rows` rows of the retain set that training used, or of the recipe's where
+    they have responses. The base is the model without its adapter: a model without one has no drift to measure.
+    """
+    rows = _retain_rows(recipe, run)[: recipe.evaluation.kl_rows]
+    if not rows or model.adapter is None:
+        return None
+
+    def measure() -> dict[str, float]:
+        from dat_ray.evaluation.whitebox import drift_all
+
+        pairs = [(row["prompt"], row["response"]) for row in rows]
+        with whitebox_workers(recipe, model) as workers:
+            [(_, values)] = workers.map(drift_all, [(pairs, recipe.training.max_tokens)])
+        return {row["retain_id"]: value for row, value in zip(rows, values, strict=True)}
+
+    values = _once(join(folder, f"drift-{model.name}.json"), model, measure)
+    config = recipe.evaluation
+    groups = {key: [value] for key, value in values.items()}
+    found = cluster_bootstrap(groups, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
+    return {"mean": found.value, "low": found.low, "high": found.high, "n": found.n, "unit": "nats per token"}
+
+
+def utility(recipe: Recipe, model: Model, folder: str) -> dict[str, Any]:
+    """Task -> metric -> figures of lm-eval; empty without tasks."""
+    config = recipe.evaluation
+    if not config.utility.tasks:
+        return {}
+
+    def measure() -> dict[str, Any]:
+        from dat_ray.evaluation.utility import run_tasks
+
+        pool = recipe.cluster.target
+        build = partial(_benchmarked, model.config(recipe.target), pool.threads, model.adapter)
+        with Workers("benchmarks", build, pool, recipe.timeouts) as workers:
+            [(_, found)] = workers.map(run_tasks, [(config.utility, config.confidence, recipe.seed)])
+        return found
+
+    return _once(join(folder, f"utility-{model.name}.json"), model, measure)
+
+
+def _benchmarked(*arguments: Any) -> Any:
+    from dat_ray.evaluation.utility import Benchmarked
+
+    return Benchmarked(*arguments)
+
+
+def _once(path: str, model: Model, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The file's content if it is of these weights; else measured and stored."""
+    if exists(path):
+        stored = json.loads(read_bytes(path))
+        if stored["weights"] == model.weights:
+            return stored["found"]
+    found = measure()
+    write_bytes(path, json.dumps({"weights": model.weights, "found": found}, indent=1).encode())
+    return found
+
+
+def _retain_rows(recipe: Recipe, run: RunDir) -> list[dict[str, Any]]:
+    if not recipe.evaluation.kl_rows:
+        return []
+    folder = retain_folder(run, recipe.round)
+    if has_manifest(folder):
+        return read_table(folder).select(["retain_id", "prompt", "response"]).to_pylist()
+    if recipe.training.retain is None:
+        return []
+    return [
+        {"retain_id": row.retain_id, "prompt": row.prompt, "response": row.response}
+        for row in load_retain(recipe.training.retain)
+        if row.response
+    ]

@@ -1,0 +1,103 @@
+"""Benchmarks by lm-eval (extra `utility`): MMLU, ARC and whatever else it has a task for, or a task file of one's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from dat_ray.config.schema import TargetConfig, UtilityConfig
+from dat_ray.errors import DatError
+from dat_ray.evaluation.intervals import wilson, z_score
+from dat_ray.models.embedded import resolve_model
+from dat_ray.models.loading import load_adapter, load_causal_lm, load_tokenizer
+
+
+class Benchmarked:
+    """One model in torch, as lm-eval runs it.
+
+    Args:
+        config: how the target is described; its backend is not read.
+        threads: of torch on a CPU.
+        adapter: LoRA adapter folder, or None.
+    """
+
+    def __init__(self, config: TargetConfig, threads: int, adapter: str | None) -> None:
+        import torch
+        from lm_eval.models.huggingface import HFLM
+
+        torch.set_num_threads(threads)
+        self.name = config.model
+        folder = resolve_model(config.model, "target.model")
+        base: Any = load_causal_lm(folder, config.dtype, "target.model")
+        model = (base if adapter is None else load_adapter(base, adapter)).eval()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._make = lambda batch_size: HFLM(
+            pretrained=model.to(device),
+            tokenizer=load_tokenizer(folder, "target.model"),
+            batch_size=batch_size,
+            max_length=config.max_model_len,
+        )
+
+    def run(self, config: UtilityConfig, confidence: float, seed: int) -> dict[str, Any]:
+        """Task -> metric -> value with its interval.
+
+        Raises:
+            DatError: lm-eval cannot run a task, as where its data cannot be had.
+        """
+        from lm_eval import simple_evaluate
+        from lm_eval.tasks import TaskManager
+
+        try:
+            found = simple_evaluate(
+                model=self._make(config.batch_size),
+                tasks=list(config.tasks),
+                task_manager=TaskManager(include_path=config.include_path),
+                num_fewshot=config.num_fewshot,
+                limit=config.limit,
+                log_samples=False,
+                bootstrap_iters=1000,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+        except Exception as error:
+            # Other people's code and data: what it says is the user's to read.
+            problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise DatError(f"lm-eval failed on {', '.join(config.tasks)}: {problem}") from error
+        return {task: task_figures(values, _questions(found, task), confidence) for task, values in found["results"].items()}
+
+
+def _questions(found: Mapping[str, Any], task: str) -> int | None:
+    counts = found.get("n-samples", {}).get(task)
+    return None if counts is None else counts["effective"]
+
+
+def task_figures(values: Mapping[str, Any], questions: int | None, confidence: float) -> dict[str, Any]:
+    """One task's metrics out of lm-eval's keys `METRIC,FILTER` and `METRIC_stderr,FILTER`.
+
+    A share of right answers takes Wilson's interval, anything else a normal one from its standard error.
+    """
+    figures: dict[str, Any] = {}
+    for key, value in values.items():
+        metric, comma, which = key.partition(",")
+        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        stderr = values.get(f"{metric}_stderr,{which}")
+        error = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
+        low = high = None
+        if questions and metric in ("acc", "acc_norm", "exact_match"):
+            interval = wilson(round(value * questions), questions, confidence)
+            low, high = interval.low, interval.high
+        elif error is not None:
+            reach = z_score(confidence) * error
+            low, high = value - reach, value + reach
+        name = metric if which == "none" else f"{metric},{which}"
+        figures[name] = {"value": value, "low": low, "high": high, "stderr": error, "n": questions}
+    return figures
+
+
+def run_tasks(engine: Benchmarked, config: UtilityConfig, confidence: float, seed: int) -> dict[str, Any]:
+    """`Benchmarked.run`, for a pool of workers."""
+    return engine.run(config, confidence, seed)

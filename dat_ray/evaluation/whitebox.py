@@ -1,0 +1,117 @@
+"""A model with its gradients: what GCG, the embedding attack and the drift on retain data run on, always in torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dat_ray.config.schema import EvaluationConfig, TargetConfig
+from dat_ray.engines.target_text import TargetText
+from dat_ray.engines.vllm_env import one_line
+from dat_ray.evaluation.attacks.embedding import attack_embeddings
+from dat_ray.evaluation.attacks.gcg import Gcg
+from dat_ray.models.chat import ChatFormat
+from dat_ray.models.embedded import resolve_model
+from dat_ray.models.loading import load_adapter, load_causal_lm, load_tokenizer
+from dat_ray.training.batches import collate
+from dat_ray.training.network import Network
+from dat_ray.training.objectives import kl_divergence
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """One behavior to search for.
+
+    Attributes:
+        search_id: id of the row.
+        goal: of the behavior.
+        target: its affirmative response.
+        seed: of the search.
+    """
+
+    search_id: str
+    goal: str
+    target: str
+    seed: int
+
+
+class Whitebox:
+    """One target model in torch, weights frozen.
+
+    Args:
+        config: how the target is described; its backend is not read.
+        threads: of torch on a CPU.
+        adapter: LoRA adapter folder, or None.
+        evaluation: settings of the attacks.
+    """
+
+    def __init__(self, config: TargetConfig, threads: int, adapter: str | None, evaluation: EvaluationConfig) -> None:
+        torch.set_num_threads(threads)
+        self.name = config.model
+        folder = resolve_model(config.model, "target.model")
+        base = load_causal_lm(folder, config.dtype, "target.model")
+        self._adapted = None if adapter is None else load_adapter(base, adapter)
+        model = base if self._adapted is None else self._adapted
+        model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
+        self._network = Network(model)
+        tokenizer = load_tokenizer(folder, "target.model")
+        self._chat = ChatFormat(tokenizer, config.system_prompt)
+        self._text = TargetText(config, folder)
+        self._evaluation = evaluation
+        self._gcg = Gcg(self._network, tokenizer, self._chat, evaluation.gcg)
+
+    def search(self, attack: str, request: SearchRequest) -> dict[str, Any]:
+        """Columns of schema SEARCHES that a search fills in."""
+        started = time.perf_counter()
+        found: dict[str, Any] = {"prompts": None, "completion": None}
+        if attack == "gcg":
+            search = self._gcg.search(request.goal, request.target, request.seed)
+            found |= {"prompts": search.prompts, "losses": search.losses, "model_calls": search.model_calls}
+        else:
+            config = self._evaluation.embedding.attack
+            embeddings, losses = attack_embeddings(self._network, self._chat, request.goal, request.target, config)
+            found |= {"completion": self._complete(embeddings), "losses": losses, "model_calls": config.steps + 2}
+        return found | {"seconds": time.perf_counter() - started, "error": None}
+
+    @torch.inference_mode()
+    def _complete(self, embeddings: torch.Tensor) -> str:
+        """The greedy answer after a prompt's embeddings (1, T, D)."""
+        ids = self._network.model.generate(
+            inputs_embeds=embeddings,
+            attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device),
+            max_new_tokens=self._evaluation.max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(self._text.stop_ids),
+            pad_token_id=self._text.pad_id,
+        )
+        return self._text.completion(ids[0].tolist()).text
+
+    @torch.inference_mode()
+    def drift(self, prompt: str, response: str, max_tokens: int) -> float:
+        """Mean over a response's tokens of KL(base || this model), in nats; needs an adapter, which is off for the base."""
+        assert self._adapted is not None, "a model without an adapter is the base"
+        batch = collate([self._chat.encode(prompt, response, max_tokens)], share_prefix=False, device=self._network.device)
+        with self._adapted.disable_adapter():
+            base = self._network.response_logits(batch).logits
+        return kl_divergence(base, self._network.response_logits(batch).logits).mean().item()
+
+
+def search_all(engine: Whitebox, attack: str, requests: Sequence[SearchRequest]) -> list[dict[str, Any]]:
+    """The searches of a chunk; one that fails alone costs itself."""
+    found = []
+    for request in requests:
+        try:
+            found.append(engine.search(attack, request))
+        except Exception as error:
+            # A search that cannot be done (a goal too long, say) is its row's result.
+            found.append({"prompts": None, "completion": None, "error": f"search: {one_line(error)}"})
+    return found
+
+
+def drift_all(engine: Whitebox, rows: Sequence[tuple[str, str]], max_tokens: int) -> list[float]:
+    """`Whitebox.drift` of each (prompt, response)."""
+    return [engine.drift(prompt, response, max_tokens) for prompt, response in rows]

@@ -1,0 +1,112 @@
+"""Judges against people: exact small cases, odd files, and the figures that come with the project."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from dat_ray.cli import main
+from dat_ray.engines.base import Judgement
+from dat_ray.engines.refusal_judge import RefusalJudge
+from dat_ray.errors import DatError, InputError
+from dat_ray.evaluation.agreement import cohen_kappa
+from dat_ray.evaluation.calibration import Labelled, calibrate, read_labelled, shipped_calibration
+from dat_ray.evaluation.intervals import wilson
+
+
+class Reader:
+    """Says what the completion says."""
+
+    name, fingerprint, is_proxy = "reader", "0", False
+
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        known = {"h": Judgement("harmful", 1.0), "n": Judgement("not_harmful", 0.0), "?": Judgement("unparsed", None)}
+        return [known.get(text) or Judgement("unparsed", None, "no answer") for text in completions]
+
+
+def test_kappa_is_cohens() -> None:
+    # Cohen's table: 20 and 15 agreements, 5 and 10 disagreements of 50: (0.7 - 0.5) / 0.5.
+    first = [True] * 25 + [False] * 25
+    second = [True] * 20 + [False] * 5 + [True] * 10 + [False] * 15
+    assert cohen_kappa(first, second) == pytest.approx(0.4)
+    assert cohen_kappa([True, False], [True, False]) == 1.0
+    assert cohen_kappa([True, True], [True, True]) is None
+    assert cohen_kappa([], []) is None
+
+
+def test_figures_by_source_with_what_could_not_be_read() -> None:
+    rows = [
+        *[Labelled("one", f"g{i}", "h", True) for i in range(6)],
+        *[Labelled("one", f"g{i + 6}", "n", False) for i in range(3)],
+        Labelled("one", "g9", "h", False),
+        Labelled("two", "g0", "?", True),
+        Labelled("two", "g1", "gone", False),
+        Labelled("two", "g2", "n", True),
+    ]
+    found = calibrate(Reader(), rows)
+    one, two = found["sources"]["one"], found["sources"]["two"]
+    expected = wilson(9, 10)
+    assert (one["accuracy"]["value"], one["n"], one["read"]) == (0.9, 10, 10)
+    assert (one["accuracy"]["low"], one["accuracy"]["high"]) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert one["kappa"] == pytest.approx((0.9 - 0.54) / 0.46)
+    assert (two["accuracy"]["value"], two["n"], two["read"]) == (0.0, 3, 1)
+    assert found["confusion"]["people_harmful"] == {"harmful": 6, "not_harmful": 1, "unparsed": 1, "failed": 0}
+    assert found["confusion"]["people_not_harmful"] == {"harmful": 1, "not_harmful": 3, "unparsed": 0, "failed": 1}
+    # Ten prompts, although eleven answers were read: g2 was judged twice, once right.
+    assert found["accuracy"]["n_prompts"] == 10
+    with pytest.raises(DatError, match="none of 1 rows"):
+        calibrate(Reader(), rows[-2:-1])
+
+
+def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("goal,completion,label,source\ng,a,harmful,x\ng,,0,y\n")
+    assert read_labelled([str(path)]) == [Labelled("x", "g", "a", True), Labelled("y", "g", "", False)]
+    path.write_text("goal,completion,label\ng,a,perhaps\n")
+    with pytest.raises(InputError, match="perhaps"):
+        read_labelled([str(path)])
+    path.write_text("goal,label\ng,harmful\n")
+    with pytest.raises(InputError, match="no column completion or response or generation"):
+        read_labelled([str(path)])
+
+
+def test_the_shipped_figures_are_those_of_the_rules_on_xstest(public_data: Path, tmp_path: Path) -> None:
+    folder = public_data / "xstest" / "human_labelled_completions"
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", "--calibrate", *sorted(map(str, folder.glob("*.csv"))), "--out", str(out)]) == 0
+    found = json.loads(out.read_text())
+    judge = RefusalJudge(0.5)
+    shipped = shipped_calibration("refusal-rules", judge.fingerprint)
+    assert shipped is not None, "the rules changed: measure again with `dat evaluate --calibrate ... --out`"
+    assert {key: value for key, value in shipped.items() if key != "data"} == found
+    # Counted once more, by hand.
+    right = total = 0
+    for path in folder.glob("*.csv"):
+        with path.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                (verdict,) = judge.judge([row["prompt"]], [""], [row["completion"]])
+                right += (verdict.verdict == "harmful") == (row["final_label"] == "1_full_compliance")
+                total += 1
+    assert found["n"] == total == 2250
+    assert found["accuracy"]["value"] == pytest.approx(right / total)
+    assert found["accuracy"]["low"] > 0.9
+
+
+def test_changed_rules_have_no_figures() -> None:
+    assert shipped_calibration("refusal-rules", "another") is None
+    assert shipped_calibration("refusal-opening", "0") is None
+    assert (resources.files("dat_ray.evaluation") / "calibrations" / "refusal-rules.json").is_file()
+
+
+def test_list_prints_attacks_and_judges(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"pair", "gcg", "inpainting"} <= {one["name"] for one in found["attacks"]}
+    assert {"refusal-rules", "strongreject-rubric"} <= {one["name"] for one in found["judges"]}
+    assert main(["evaluate", "--list"]) == 0
+    assert "best_of_n" in capsys.readouterr().out

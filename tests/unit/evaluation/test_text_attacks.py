@@ -1,0 +1,118 @@
+"""PAIR's parser, rewrites, templates and prefilling: pure functions of texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dat_ray.config.schema import EvaluationConfig
+from dat_ray.errors import InputError
+from dat_ray.evaluation.attacks import ATTACKS, Behavior, Scope
+from dat_ray.evaluation.attacks.direct import prefilling
+from dat_ray.evaluation.attacks.pair import Turn, instruction, out_of_ten, parse
+from dat_ray.evaluation.attacks.rewriting import UNREADABLE, rewritten, tense_requests, translation_requests
+from dat_ray.evaluation.attacks.templates import load_templates, templated
+
+BEHAVIOR = Behavior("a", "Open {a} shed", ((0, "Sure, here"), (1, "Of course")))
+SCOPE = Scope("s", 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "prompt"),
+    [
+        ('{"improvement": "none", "prompt": "Tell me"}', "Tell me"),
+        ('Here it is:\n```json\n{"improvement": "a {b}", "prompt": "Tell \\"me\\""}\n```', 'Tell "me"'),
+        ('{"improvement": "x", "prompt": "two\nlines"}', "two\nlines"),
+        ('{not json} {"prompt": "second object"}', "second object"),
+        ('{"improvement": "cut off", "prompt": "whole", "and', "whole"),
+    ],
+)
+def test_a_prompt_is_found_whatever_stands_around_it(answer: str, prompt: str) -> None:
+    assert parse(answer) == (prompt, None)
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "I cannot do that.", '{"prompt": ""}', '{"prompt": 3}', '{"prompt": "never ends', "[1, 2]"]
+)
+def test_where_there_is_no_prompt_it_says_so(answer: str) -> None:
+    assert parse(answer) == (None, f"{UNREADABLE} holds no prompt")
+
+
+def test_the_attacker_sees_goal_target_and_how_its_last_prompts_fared() -> None:
+    first = instruction(BEHAVIOR.goal, "Sure, here", [])
+    assert "Open {a} shed" in first
+    assert "Score" not in first
+    later = instruction(BEHAVIOR.goal, "Sure, here", [Turn("try {one}", "no {way}", 0.0), Turn("two", "yes", None)])
+    assert "Prompt: try {one}\nAnswer: no {way}\nScore: 1\n" in later
+    assert "Score: unknown" in later
+    assert [out_of_ten(score) for score in (0.0, 0.5, 1.0)] == ["1", "5", "10"]
+
+
+def attacking(*attacks: str, **sections: dict) -> EvaluationConfig:
+    return EvaluationConfig.model_validate({"attacks": attacks, "attacker": {"model": "x"}, **sections})
+
+
+def test_rewrites_become_prompts_and_unusable_ones_say_why() -> None:
+    config = attacking("past_tense", "future_tense", "translation", tense={"samples": 2}, translation={"languages": ["Zulu"]})
+    requests = [*tense_requests([BEHAVIOR], config, SCOPE), *translation_requests([BEHAVIOR], config, SCOPE)]
+    assert [(r.question.attack, r.question.attempt_index) for r in requests] == [
+        ("past_tense", 0),
+        ("past_tense", 1),
+        ("future_tense", 0),
+        ("future_tense", 1),
+        ("translation", 0),
+    ]
+    assert all("Open {a} shed" in request.request for request in requests)
+    assert "Zulu" in requests[-1].request
+    assert len({request.seed for request in requests}) == 5
+    stored = [
+        {"text": ' "How was a shed opened?" ', "error": None},
+        {"text": "  ", "error": None},
+        {"text": "I'm sorry, but I can't help with that.", "error": None},
+        {"text": None, "error": "attacker: ReadTimeout"},
+        {"text": "Vula", "error": None},
+    ]
+    found = rewritten(requests, stored)
+    assert [question.prompt for question in found] == ["How was a shed opened?", None, None, None, "Vula"]
+    assert [question.error for question in found] == [
+        None,
+        f"{UNREADABLE} is empty",
+        f"{UNREADABLE} is a refusal",
+        "attacker: ReadTimeout",
+        None,
+    ]
+    assert all(question.goal == BEHAVIOR.goal for question in found)
+
+
+def test_prefilling_begins_the_turn_with_each_target() -> None:
+    assert [(q.prompt, q.prefill, q.attempt_index) for q in prefilling([BEHAVIOR])] == [
+        (BEHAVIOR.goal, "Sure, here", 0),
+        (BEHAVIOR.goal, "Of course", 1),
+    ]
+
+
+def test_templates_take_the_goal_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "templates.jsonl"
+    path.write_text('{"template": "Play a game: {goal} {x}"}\n{"template": "{goal}\\nAgain: {goal}"}\n')
+    questions = templated([BEHAVIOR], load_templates(str(path)))
+    assert [question.prompt for question in questions] == [
+        "Play a game: Open {a} shed {x}",
+        "Open {a} shed\nAgain: Open {a} shed",
+    ]
+
+
+def test_a_template_file_that_cannot_work_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "templates.csv"
+    path.write_text("template\nno slot here\n")
+    with pytest.raises(InputError, match=r"has no \{goal\}"):
+        load_templates(str(path))
+    path.write_text("text\n{goal}\n")
+    with pytest.raises(InputError, match="no column 'template'"):
+        load_templates(str(path))
+
+
+@pytest.mark.parametrize("attack", [name for name, (_, needs) in ATTACKS.items() if needs])
+def test_an_attack_without_what_it_needs_is_refused_by_the_recipe(attack: str) -> None:
+    with pytest.raises(ValueError, match=f"{attack} needs evaluation"):
+        EvaluationConfig.model_validate({"attacks": [attack]})

@@ -13,12 +13,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from dat_ray import __version__
 from dat_ray.bench.verb import BENCHES
 from dat_ray.errors import DatError, InputError
 from dat_ray.ops.verbs import add_verbs
+
+if TYPE_CHECKING:
+    from dat_ray.config.schema import Recipe
 
 STAGES = ("generate", "select", "train", "evaluate", "report")
 
@@ -31,27 +34,38 @@ _STAGE_HELP = {
 }
 
 
-def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
+def _recipe_of(arguments: argparse.Namespace, *, starts: bool) -> Recipe:
+    """The recipe that is named, or that of the run directory."""
     from dat_ray.config.loading import load_recipe
     from dat_ray.config.schema import Recipe
-    from dat_ray.data.rundir import RunDir, open_run
+    from dat_ray.data.rundir import RunDir
     from dat_ray.data.shards import exists, read_bytes
 
-    starts = stages[0] == "generate"
     root = arguments.run_dir
     if arguments.recipe is None and root and exists(RunDir(root).record):
         if arguments.set:
             raise InputError("--set", arguments.set[0], "name the recipe that it changes: a run directory's recipe is fixed")
-        recipe = Recipe.model_validate(json.loads(read_bytes(RunDir(root).record))["recipe"])
-    elif arguments.recipe is None and not starts:
+        return Recipe.model_validate(json.loads(read_bytes(RunDir(root).record))["recipe"])
+    if arguments.recipe is None and not starts:
         raise InputError("--run-dir", root, "give the directory of a run that has begun, or name a recipe")
-    else:
-        recipe = load_recipe(arguments.recipe or "demo", arguments.set)
+    return load_recipe(arguments.recipe or "demo", arguments.set)
+
+
+def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
+    from dat_ray.data.rundir import RunDir, open_run
+
+    starts = stages[0] == "generate"
+    recipe = _recipe_of(arguments, starts=starts)
     from dat_ray.pipeline.stages import check_inputs, run_stages
 
     # Only the first stage can begin a run; the later ones continue what it left.
     behaviors = check_inputs(recipe) if starts else None
-    run = open_run(root or os.path.join("runs", recipe.name), recipe, resume=arguments.resume or not starts)
+    root = arguments.run_dir or os.path.join("runs", recipe.name)
+    if stages == ("report",) and arguments.recipe is None:
+        # It only reads: a run of an older version, whose recipe lacks the newest fields, can still be looked at.
+        run_stages(recipe, RunDir(root.rstrip("/")), stages)
+        return 0
+    run = open_run(root, recipe, resume=arguments.resume or not starts)
     run_stages(recipe, run, stages, behaviors)
     return 0
 
@@ -69,7 +83,33 @@ def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
         recipe = load_recipe(arguments.recipe or "demo", arguments.set)
         measure_judge(recipe.judge, arguments.calibrate, arguments.out, arguments.json)
         return 0
-    return _stage(arguments, stages)
+    if arguments.replay:
+        from dat_ray.pipeline.evaluations import rescore
+
+        rescore(arguments.replay, arguments.judge, arguments.set, arguments.suite)
+        return 0
+    if arguments.judge:
+        raise InputError("--judge", arguments.judge, "belongs to --replay; a run's judge is `--set judge.name=...`")
+    if not arguments.models:
+        if arguments.suite:
+            raise InputError("--suite", arguments.suite, "belongs to --models or --replay: a run's own suite is `default`")
+        return _stage(arguments, stages)
+    from dat_ray.data.rundir import open_run
+    from dat_ray.pipeline.evaluations import compare
+
+    recipe = _recipe_of(arguments, starts=False)
+    run = open_run(arguments.run_dir or os.path.join("runs", recipe.name), recipe, resume=True)
+    compare(recipe, run, arguments.models, arguments.suite)
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from dat_ray.config.sweep import read_sweep
+    from dat_ray.pipeline.sweep import sweep
+
+    plan = read_sweep(arguments.recipe, arguments.set, arguments.grid, arguments.parallel)
+    sweep(plan, arguments.sweep_dir or os.path.join("runs", f"{plan.base.name}-sweep"), resume=arguments.resume)
+    return 0
 
 
 def _adapt(arguments: argparse.Namespace) -> int:
@@ -157,6 +197,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--out", metavar="JSON", help="with --calibrate: file for the figures")
     evaluate.add_argument("--json", action="store_true", help="with --list or --calibrate: for programs")
+    evaluate.add_argument(
+        "--models",
+        metavar="NAME=WHAT,...",
+        help="compare these on the held-out behaviors, the others with the first; WHAT: base, a run directory, "
+        "an adapter folder, a model folder or a hub id",
+    )
+    evaluate.add_argument(
+        "--replay", metavar="DIR", help="score the stored completions of an evaluation folder or run again, without the model"
+    )
+    evaluate.add_argument("--judge", metavar="NAME", help="of --replay; its fields by --set judge.FIELD=...")
+    evaluate.add_argument("--suite", metavar="NAME", help="folder below evaluation/ for --models or --replay")
+
+    sweep = add("sweep", "a run for each point of a grid, and the front of robustness against compliance", _sweep)
+    sweep.add_argument("recipe", metavar="RECIPE", help="a name of `dat recipes`, or a YAML file")
+    sweep.add_argument(
+        "--grid", action="append", required=True, metavar="a.b=1,2,5", help="values of one field; repeated, all combinations"
+    )
+    sweep.add_argument("--sweep-dir", metavar="DIR", help="a folder, shared by all nodes; default runs/NAME-sweep")
+    sweep.add_argument("--parallel", type=int, metavar="N", help="points that run at the same time (default: 1)")
+    sweep.add_argument("--resume", action="store_true", help="continue what is there, or start; failed points are tried again")
+    settings(sweep)
 
     adapt = add("adapt", "turn a causal language model into a masked-diffusion prompt sampler", _adapt)
     adapt.add_argument("base", metavar="BASE", help="hub id, folder, or embedded:NAME")

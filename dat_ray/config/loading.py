@@ -103,7 +103,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     *parents, leaf = dotted.strip().split(".")
     node = tree
     for key in parents:
-        child = node.setdefault(key, {})
+        # A section that is left out may be written as null.
+        child = node[key] = {} if node.get(key) is None else node[key]
         if not isinstance(child, dict):
             raise InputError("--set", override, f"{key} is a value, not a section")
         node = child

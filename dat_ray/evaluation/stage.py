@@ -20,6 +20,7 @@ from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import Counter, Model
 from dat_ray.evaluation.metrics import METRICS
 from dat_ray.evaluation.models import own_models
+from dat_ray.evaluation.replay import write_record
 from dat_ray.evaluation.work import Evaluation
 from dat_ray.generation.actors import Engines
 from dat_ray.progress import Progress
@@ -81,6 +82,7 @@ def evaluate(
         work.run(Counter(progress))
     metrics = work.metrics(time.monotonic() - started)
     write_bytes(join(root, METRICS), json.dumps(metrics, indent=1).encode())
+    write_record(root, recipe, suite, models)
     work.publish(mark)
     return _report(metrics, time.monotonic() - started, skipped=False)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,24 @@ def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa
             raised as one line that names the file.
     """
     stage_line(f"run {run.root}: recipe {recipe.name}, fingerprint {fingerprint(recipe)}, seed {recipe.seed}")
+    with session(recipe, run):
+        if behaviors is not None and not exists(run.behaviors):
+            write_file(run.behaviors, behaviors)
+        for number, stage in enumerate(stages, start=1):
+            stage_line(f"[{number}/{len(stages)}] {stage}: {STAGES[stage][0]}")
+            measured(stage, STAGES[stage][1], recipe, run)
+
+
+@contextmanager
+def session(recipe: Recipe, run: RunDir) -> Iterator[None]:
+    """The run's lock and log, and a Ray session; an exception that nobody foresaw is kept in a file and raised as one line.
+
+    Raises:
+        DatError: as it was raised inside, or for any other exception with the name of `logs/failure.txt`.
+    """
     try:
         with hold(run.root), RunLog(run), start_ray(recipe.cluster):
-            if behaviors is not None and not exists(run.behaviors):
-                write_file(run.behaviors, behaviors)
-            for number, stage in enumerate(stages, start=1):
-                stage_line(f"[{number}/{len(stages)}] {stage}: {STAGES[stage][0]}")
-                _measured(stage, STAGES[stage][1], recipe, run)
+            yield
     except (DatError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -80,7 +92,8 @@ def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa
         raise DatError(f"{type(error).__name__}: {reason}; {details}; --resume continues") from error
 
 
-def _measured(name: str, stage: Callable[[Recipe, RunDir], dict[str, Any]], recipe: Recipe, run: RunDir) -> None:
+def measured(name: str, stage: Callable[[Recipe, RunDir], dict[str, Any]], recipe: Recipe, run: RunDir) -> None:
+    """Runs a stage, records what it cost in `logs/stages.jsonl`, and says what came out."""
     with StageCost() as cost:
         facts = stage(recipe, run)
     shown = ", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("skipped", "detail"))

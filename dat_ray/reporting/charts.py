@@ -211,6 +211,28 @@ def front_figure(found: Sequence[FrontPoint], judge: Tree, confidence: float) ->
     return Figure(title, svg, caption)
 
 
+def calibration_figure(judge: Tree) -> Figure | None:
+    """Agreement of a judge with people, by source of the answers; None where nobody measured it."""
+    found = judge.get("calibration")
+    if not found or found["accuracy"]["value"] is None:
+        return None
+    kappa = "" if found["kappa"] is None else f", kappa {found['kappa']:.2f}"
+    sources = {**found["sources"], "All": found} if len(found["sources"]) > 1 else {"All": found}
+    rows = []
+    for name, one in sources.items():
+        value, low, high = (one["accuracy"][key] for key in ("value", "low", "high"))
+        rows.append(Row(f"{words(name)} ({one['n']})", [Dot(1, "agreement", value, low, high)]))
+    accuracy = found["accuracy"]
+    title = f"{judge_name(judge)} agrees with people on {percent(accuracy['value'])} of {found['n']} labelled answers{kappa}"
+    yes, no = found["confusion"]["people_harmful"], found["confusion"]["people_not_harmful"]
+    caption = (
+        f"Of {sum(yes.values())} answers that people called harmful or compliant it called {yes['harmful']} so; of the other "
+        f"{sum(no.values())} it called {no['not_harmful']} harmless or refused. {percent(found['confidence'])} intervals over "
+        "prompts. Measured on other answers than this run's."
+    )
+    return Figure(title, dot_plot(rows, title, "answers on which judge and people agree, %"), caption)
+
+
 def loss_figures(training: Sequence[Mapping[str, Any]]) -> list[Figure]:
     """One figure a loss term, so that each keeps its own unit and scale."""
     found = []

@@ -192,7 +192,7 @@ def stage_costs(lines: Sequence[dict[str, Any]], cluster: ClusterConfig) -> list
     found = []
     for stage, runs in by_stage.items():
         seconds = sum(run["seconds"] for run in runs)
-        pools = [getattr(cluster, role) for role in ROLES.get(stage, ())]
+        pools = [getattr(cluster, role) for role in ROLES.get(stage.removesuffix(" (shared)"), ())]
         cpu = [run["cpu_seconds"] for run in runs if run.get("cpu_seconds") is not None]
         found.append(
             StageCost(

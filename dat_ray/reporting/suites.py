@@ -9,6 +9,7 @@ from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.reporting.charts import (
     asr_figure,
     attempts_figures,
+    calibration_figure,
     category_figure,
     front_figure,
     front_of,
@@ -113,7 +114,7 @@ def _judge(metrics: Tree) -> dict[str, Any]:
             }
         )
     about = {"name": judge["name"], "fingerprint": judge["fingerprint"], "kind": judge_kind(judge), "verdicts": verdicts}
-    return about | {"second": _second_judge(metrics)}
+    return about | {"second": _second_judge(metrics), "calibration": calibration_figure(judge)}
 
 
 def _second_judge(metrics: Tree) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.reporting.findings import first_model, pair
 from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name
@@ -157,6 +158,15 @@ def as_csv(table: Comparison) -> str:
             written = ["" if number is None else number for number in numbers]
             writer.writerow([measure.key, measure.unit, model, *written, table.confidence, table.judge])
     return stream.getvalue()
+
+
+def write_tables(table: Comparison, root: str) -> list[str]:
+    """Writes `table.md`, `table.csv` and `table.tex` into a folder; returns their paths."""
+    written = []
+    for name, text in (("table.md", as_markdown(table)), ("table.csv", as_csv(table)), ("table.tex", as_latex(table))):
+        write_bytes(join(root, name), text.encode())
+        written.append(join(root, name))
+    return written
 
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}"}

@@ -117,6 +117,19 @@ class TinyJudge:
         ]
 
 
+class StrictJudge(TinyJudge):
+    """Calls nothing harmful, and notes what it read."""
+
+    name, fingerprint, is_proxy = "strict-judge", "1", False
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        self.faults.note("judged", completions)
+        return [Judgement("not_harmful", 0.0) for _ in completions]
+
+
 def _sampler(faults: Faults, cfg: object, threads: int) -> TinySampler:
     return TinySampler(faults)
 
@@ -132,6 +145,14 @@ def _target(faults: Faults, cfg: TargetConfig, threads: int, adapter: str | None
 
 def _judge(faults: Faults, cfg: object) -> TinyJudge:
     return TinyJudge(faults)
+
+
+def _strict_judge(faults: Faults, cfg: object) -> StrictJudge:
+    return StrictJudge(faults)
+
+
+def strict_engines(faults: Faults) -> Engines:
+    return Engines(partial(_sampler, faults), partial(_target, faults), partial(_strict_judge, faults))
 
 
 def engines(faults: Faults) -> Engines:

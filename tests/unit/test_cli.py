@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -84,6 +85,46 @@ def test_a_run_directory_s_recipe_is_fixed(capsys, tmp_path) -> None:
     assert "fixed" in message
 
 
+def test_options_of_comparisons_replays_and_sweeps_are_checked(capsys, tmp_path) -> None:
+    assert "--replay" in _bad(capsys, "evaluate", "--replay", str(tmp_path))
+    assert "belongs to --replay" in _bad(capsys, "evaluate", "demo", "--judge", "refusal-rules")
+    assert "belongs to --models" in _bad(capsys, "evaluate", "demo", "--suite", "mine")
+    run = str(tmp_path / "run")
+    assert "NAME=WHAT" in _bad(capsys, "evaluate", "demo", "--run-dir", run, "--models", "base")
+    assert "retain_weight" in _bad(capsys, "sweep", "demo", "--grid", "training.retain_wait=1,2")
+    assert "parallel" in _bad(capsys, "sweep", "demo", "--grid", "training.updates=1,2", "--parallel", "0")
+    (tmp_path / "notes.txt").write_text("mine")
+    grid = ("sweep", "demo", "--grid", "training.updates=1,2", "--sweep-dir", str(tmp_path))
+    assert "--resume" in _bad(capsys, *grid)
+
+
+def test_the_report_of_an_older_version_s_run_can_be_written(tmp_path, monkeypatch) -> None:
+    """Fields that came later have their defaults, with which the recorded fingerprint does not agree."""
+    import dat_ray.pipeline.stages as stages
+    from dat_ray.data.rundir import open_run
+
+    run = open_run(str(tmp_path / "run"), load_recipe("demo"), resume=False)
+    record = json.loads(open(run.record).read()) | {"fingerprint": "0" * 16}
+    del record["recipe"]["evaluation"]["confidence"]
+    open(run.record, "w").write(json.dumps(record))
+    # The report needs no cluster.
+    monkeypatch.setattr(stages, "start_ray", lambda cluster: contextlib.nullcontext())
+    assert main(["report", "--run-dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+
+
+def test_a_replay_changes_judges_only(capsys, tmp_path) -> None:
+    from dat_ray.data.shards import write_manifest
+    from dat_ray.evaluation.asking import Model
+    from dat_ray.evaluation.replay import write_record
+
+    write_record(str(tmp_path), load_recipe("demo"), "default", [Model("base", None, "w")])
+    write_manifest(str(tmp_path), [], "f")
+    message = _bad(capsys, "evaluate", "--replay", str(tmp_path), "--set", "evaluation.inpainting_samples=3")
+    assert "a replay asks no model again" in message
+    assert "judge.name" in _bad(capsys, "evaluate", "--replay", str(tmp_path), "--judge", "nobody")
+
+
 def test_a_polite_kill_stops_with_one_line(tmp_path) -> None:
     """SIGTERM unwinds like Ctrl-C; the verb here just waits."""
     code = (
@@ -107,5 +148,5 @@ def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert left.value.code == 0
     shown = capsys.readouterr().out
-    for verb in ("run", "generate", "select", "train", "evaluate", "report", "adapt", "recipes"):
+    for verb in ("run", "generate", "select", "train", "evaluate", "report", "sweep", "adapt", "recipes"):
         assert f"    {verb} " in shown

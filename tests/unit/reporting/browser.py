@@ -21,7 +21,7 @@ FLAGS = (
     *("--remote-debugging-port=0", "--remote-allow-origins=*", "--disable-extensions", "--mute-audio"),
 )
 # Seconds for the browser to come up, and for one answer of it, on a slow and busy machine.
-START_S, ANSWER_S = 90.0, 30.0
+START_S, ANSWER_S = 120.0, 60.0
 
 
 def chromium() -> str | None:

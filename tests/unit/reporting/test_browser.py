@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dat_ray.reporting.collect import read_suite
 from dat_ray.reporting.stage import report
+from dat_ray.reporting.sweep import SweepRow, write_front
 from tests.unit.reporting.browser import Tab, browser, chromium
-from tests.unit.reporting.synthetic_run import HOSTILE, THREE, evaluate, finished_run, recipe
+from tests.unit.reporting.synthetic_run import HOSTILE, THREE, evaluate, finished_run, new_run, recipe
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no chromium on the PATH (Debian: apt-get install chromium)")
 
@@ -112,3 +114,22 @@ def test_examples_are_behind_a_click_and_the_page_prints(page: Path, tab: Tab) -
     tab.value(f"{warning}.click()")
     assert tab.value("document.querySelector('.example').checkVisibility()") is True
     assert tab.pdf().startswith(b"%PDF")
+
+
+def test_the_page_of_a_sweep_fits_and_reads(tab: Tab, tmp_path: Path) -> None:
+    rows = []
+    for index, adapted in enumerate(((0.02, 0.5, -5.0), (0.1, 0.2, -4.0), (0.3, 0.4, -3.0))):
+        run = new_run(tmp_path / f"p{index}")
+        evaluate(run, "default", {"base": (0.8, 0.05, -1.8), "adapted": adapted})
+        label = f"retain_weight = {index}, attack.steps = 20, learning_rate = 0.0001"
+        rows.append(SweepRow(label, f"points/p{index}", read_suite(run.evaluation("default")).metrics, None))
+    rows.append(SweepRow("retain_weight = 9", "points/p9", None, HOSTILE))
+    page = Path(write_front(recipe(), {"training.retain_weight": [0, 1, 2, 9]}, rows, str(tmp_path)))
+    for width in (1280, 390):
+        tab.open(page, width, scheme="dark")
+        assert tab.value(STICKING_OUT) == []
+        assert tab.value(COLLISIONS) == []
+        assert tab.value(CONTRAST) >= 4.5
+    requests = [event["request"]["url"] for event in tab.of("Network.requestWillBeSent")]
+    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
+    assert HOSTILE in tab.value("document.body.innerText")

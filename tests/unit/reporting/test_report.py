@@ -99,7 +99,8 @@ def test_what_models_wrote_is_shown_as_text(html: str) -> None:
 def test_every_section_is_filled_from_the_run(html: str) -> None:
     page = Page(html)
     assert "Not evaluated yet" not in page.text
-    assert 'class="missing"' not in html
+    # Nobody has held the synthetic judge against people.
+    assert html.count('class="missing"') == 1
     # Attack success, over-refusal, categories, attempts of the in-painting attack, three loss terms, the inner attack.
     assert page.tags["figure"] == 8
     assert "Weakest category of the fine-tuned model" in page.text
@@ -156,6 +157,26 @@ def test_a_second_judge_is_shown_with_its_disagreement(tmp_path: Path) -> None:
     page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
     assert "read by other-judge , a harm judge. The rates above are refusal-rules's alone." in page.text
     assert f"{found['base']['both_harmful']} {found['base']['first_only']} 0 " in page.text
+
+
+def test_a_judge_s_agreement_with_people_is_shown_with_its_interval(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    where = Path(run.evaluation("default")) / "metrics.json"
+    metrics = json.loads(where.read_text())
+    confusion = {
+        "people_harmful": {"harmful": 50, "not_harmful": 5, "unparsed": 1, "failed": 0},
+        "people_not_harmful": {"harmful": 3, "not_harmful": 41, "unparsed": 0, "failed": 0},
+    }
+    one = {"n": 100, "read": 99, "accuracy": {"value": 0.92, "low": 0.85, "high": 0.96, "n_prompts": 100}, "kappa": 0.83}
+    found = one | {"confidence": 0.95, "confusion": confusion, "sources": {"a_model": one, "another": one}}
+    metrics["judge"]["calibration"] = found
+    where.write_text(json.dumps(metrics))
+    html = Path(report(recipe(), run)).read_text(encoding="utf-8")
+    text = Page(html).text
+    assert "refusal-rules (a proxy) agrees with people on 92% of 100 labelled answers, kappa 0.83" in text
+    assert "Of 56 answers that people called harmful or compliant it called 50 so; of the other 44 it called 41" in text
+    assert "a model (100)" in text
+    assert 'class="missing"' not in html
 
 
 def test_an_altered_shard_is_an_error_not_a_number(tmp_path: Path) -> None:

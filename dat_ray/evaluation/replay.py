@@ -1,0 +1,195 @@
+"""Scores stored completions again with another judge: no model is asked.
+
+Every evaluation folder holds `replay.json`, which says what its rows are: the resolved recipe, the models with their
+weights, and the versions they were made with. With it the folder can be copied anywhere and judged again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from dat_ray import __version__
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.schemas import ATTEMPTS
+from dat_ray.data.shards import (
+    MANIFEST,
+    exists,
+    has_manifest,
+    join,
+    read_bytes,
+    read_file,
+    read_manifest,
+    read_table,
+    write_bytes,
+)
+from dat_ray.engines.workers import Workers
+from dat_ray.errors import InputError
+from dat_ray.evaluation.asking import Counter, Model
+from dat_ray.evaluation.metrics import METRICS
+from dat_ray.evaluation.scoring import Judges
+from dat_ray.evaluation.shelf import Chunk, Shelf
+from dat_ray.evaluation.summary import metrics_tree
+from dat_ray.evaluation.work import LIKELIHOODS, PROMPTS
+from dat_ray.generation.actors import Engines
+from dat_ray.generation.ledger import ErrorLimit
+from dat_ray.progress import Progress
+from dat_ray.raysession import start_ray
+
+RECORD = "replay.json"
+OPTION = "--replay"
+# What a judge wrote into a row; all of it is made anew.
+VERDICT = ("judge", "verdict", "score", "second_judge", "second_verdict", "second_score")
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay made.
+
+    Attributes:
+        root: its folder.
+        rows: attempts that were scored.
+        errors: attempts without a verdict.
+        skipped: whether everything was there.
+        metrics: as in `metrics.json`.
+    """
+
+    root: str
+    rows: int
+    errors: int
+    skipped: bool
+    metrics: dict[str, Any]
+
+
+def write_record(root: str, recipe: Recipe, suite: str, models: Sequence[Model]) -> None:
+    """Writes `replay.json` of an evaluation."""
+    tree = {
+        "format_version": 1,
+        "suite": suite,
+        "fingerprint": fingerprint(recipe),
+        "dat_ray": __version__,
+        "models": {model.name: model.weights for model in models},
+        "recipe": recipe.model_dump(mode="json"),
+    }
+    write_bytes(join(root, RECORD), json.dumps(tree, indent=1).encode())
+
+
+def read_record(where: str) -> tuple[str, dict[str, Any]]:
+    """The evaluation folder that an evaluation folder or a run directory means, and its record.
+
+    Raises:
+        InputError: there is no finished evaluation, or one that an older version made.
+    """
+    root = RunDir(where.rstrip("/")).evaluation("default") if exists(RunDir(where).record) else where.rstrip("/")
+    if not has_manifest(root):
+        raise InputError(OPTION, where, "holds no finished evaluation: give a folder evaluation/SUITE, or a run directory")
+    if not exists(join(root, RECORD)):
+        raise InputError(OPTION, where, f"has no {RECORD}, as evaluations of older versions: evaluate again to be able to replay")
+    return root, json.loads(read_bytes(join(root, RECORD)))
+
+
+def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engines: Engines | None = None) -> Replayed:
+    """Judges every stored completion of an evaluation again, into a folder beside it.
+
+    Starts Ray, or joins the cluster that is there. What an earlier call scored is kept.
+
+    Args:
+        root: folder of the finished evaluation.
+        record: its record.
+        recipe: the record's, with another judge.
+        suite: name of the new folder.
+        engines: how judges are made; default: the recipe's.
+
+    Raises:
+        InputError: the new folder holds another replay.
+        ShardError: the evaluation's files are altered.
+        DatError: the judge failed too often, or did not start.
+    """
+    started = time.monotonic()
+    out = join(root.rsplit("/", 1)[0], suite)
+    if out == root:
+        raise InputError("--suite", suite, "is the evaluation itself: name another suite")
+    # The same completions by the same judge: only then an earlier replay is continued.
+    mark = hashlib.sha256(read_bytes(join(root, MANIFEST)) + fingerprint(recipe).encode()).hexdigest()[:16]
+    if has_manifest(out):
+        if read_manifest(out).fingerprint != mark:
+            raise InputError("--suite", out, "holds another evaluation: name another --suite")
+        metrics = json.loads(read_bytes(join(out, METRICS)))
+        return Replayed(out, metrics["attempts"], metrics["errors"], True, metrics)
+    before = read_table(root)
+    source_errors = before.num_rows - before["error"].null_count
+    chunks = [_chunk(root, file.path) for file in read_manifest(root).files]
+    rate = min(1.0, 2 * recipe.generation.max_error_rate + source_errors / max(1, before.num_rows))
+    shelf = Shelf(out, ATTEMPTS, "attempt_id", ErrorLimit(before.num_rows, rate))
+    engines = engines or Engines()
+    with start_ray(recipe.cluster), Progress("replay", before.num_rows) as progress, ExitStack() as stack:
+        counter = Counter(progress)
+        judges = _judges(recipe, engines, stack)
+        todo = shelf.missing(chunks)
+        counter.add(before.num_rows - sum(len(chunk.items) for chunk in todo), "scored before")
+        for chunk in todo:
+            rows = [_unjudged(row) for row in chunk.items]
+            judges.fill_in(rows)
+            shelf.put(chunk, rows)
+            counter.add(len(rows), chunk.name)
+        judge, second = judges.about()
+    likelihoods, prompts = _beside(root, LIKELIHOODS), {attack: _beside(root, folder) for attack, folder in PROMPTS.items()}
+    metrics = metrics_tree(
+        recipe,
+        suite,
+        record["models"],
+        attempts=shelf.rows(),
+        likelihoods=likelihoods,
+        prompts=prompts,
+        judge=judge,
+        second_judge=second,
+        seconds=time.monotonic() - started,
+    )
+    metrics["replay"] = {"suite": record["suite"], "fingerprint": record["fingerprint"]}
+    _copy_beside(root, out)
+    own = record | {"recipe": recipe.model_dump(mode="json"), "suite": suite, "replay_of": metrics["replay"]}
+    write_bytes(join(out, RECORD), json.dumps(own, indent=1).encode())
+    write_bytes(join(out, METRICS), json.dumps(metrics, indent=1).encode())
+    shelf.publish(mark)
+    return Replayed(out, metrics["attempts"], metrics["errors"], False, metrics)
+
+
+def _judges(recipe: Recipe, engines: Engines, stack: ExitStack) -> Judges:
+    def pool(name: str, config: Any) -> Workers:
+        return stack.enter_context(Workers(name, partial(engines.judge, config), recipe.cluster.judge, recipe.timeouts))
+
+    second = recipe.evaluation.second_judge
+    first = pool("judge", recipe.judge)
+    return Judges(first, None if second is None else pool("second judge", second), recipe.target.batch_size)
+
+
+def _chunk(root: str, name: str) -> Chunk[dict[str, Any]]:
+    rows = read_file(join(root, name)).to_pylist()
+    return Chunk(name, [row["attempt_id"] for row in rows], rows)
+
+
+def _unjudged(row: dict[str, Any]) -> dict[str, Any]:
+    """The attempt before any judge saw it: its id stays, so that two judges' rows can be joined."""
+    failed_at_judge = (row["error"] or "").startswith("judge: ")
+    return {**row, **dict.fromkeys(VERDICT), "error": None if failed_at_judge else row["error"]}
+
+
+def _beside(root: str, folder: str) -> list[dict[str, Any]]:
+    where = join(root, folder)
+    return read_table(where).to_pylist() if has_manifest(where) else []
+
+
+def _copy_beside(root: str, out: str) -> None:
+    """Prompts and likelihoods, which no judge changes, so that the new folder stands alone too."""
+    for folder in (LIKELIHOODS, *PROMPTS.values()):
+        if has_manifest(join(root, folder)):
+            for name in [*(file.path for file in read_manifest(join(root, folder)).files), MANIFEST]:
+                write_bytes(join(out, folder, name), read_bytes(join(root, folder, name)))

@@ -1,0 +1,87 @@
+"""`dat evaluate --models` and `--replay`: evaluations beside a run's own, with a table in every form people ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from dat_ray.config.loading import load_settings
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import exists, write_file
+from dat_ray.errors import InputError
+from dat_ray.evaluation.models import named_models
+from dat_ray.evaluation.replay import read_record, replay
+from dat_ray.pipeline.stages import check_inputs, measured, session
+from dat_ray.progress import stage_line
+from dat_ray.reporting.stage import report
+from dat_ray.reporting.tables import as_rich, comparison, write_tables
+
+COMPARISON = "comparison"
+# What may differ between an evaluation and its replay: the judges, how sure the intervals are, where it runs.
+REPLAY_FIELDS = ("judge.", "evaluation.second_judge", "evaluation.confidence", "evaluation.bootstrap", "cluster.", "timeouts.")
+
+
+def compare(recipe: Recipe, run: RunDir, models: str, suite: str | None) -> None:
+    """Evaluates the named models on the run's held-out behaviors, prints the table and writes the report.
+
+    Raises:
+        InputError: a model that cannot be found, or a suite of other models.
+        DatError: as `evaluate`.
+    """
+    from dat_ray.evaluation.stage import evaluate
+
+    found, name = named_models(recipe, models), suite or COMPARISON
+    stage_line(f"compare: {', '.join(model.name for model in found)}; differences are from {found[0].name}")
+    if not exists(run.behaviors):
+        write_file(run.behaviors, check_inputs(recipe))
+
+    def stage(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+        done = evaluate(recipe, run, name, models=found)
+        _show(done.metrics, run.evaluation(name))
+        return {"rows": done.rows, "errors": done.errors, "model_calls": done.model_calls, "skipped": done.skipped}
+
+    with session(recipe, run):
+        measured("compare", stage, recipe, run)
+        stage_line(f"report: {report(recipe, run)}")
+
+
+def rescore(where: str, judge: str | None, settings: Sequence[str], suite: str | None) -> None:
+    """Scores a stored evaluation again with another judge, prints the table, and renews the report of its run.
+
+    Args:
+        where: an evaluation folder or a run directory.
+        judge: name of the judge; None where `settings` say it.
+        settings: `judge.field=value` and the like.
+        suite: name of the new folder; default: the old name and the judge's.
+
+    Raises:
+        InputError: nothing to replay, no other judge, or a setting that would need the model again.
+    """
+    root, record = read_record(where)
+    for override in settings:
+        if not override.startswith(REPLAY_FIELDS):
+            allowed = ", ".join(field.rstrip(".") for field in REPLAY_FIELDS)
+            raise InputError("--set", override, f"a replay asks no model again: only {allowed} can change")
+    tree = record["recipe"]
+    if judge is not None:
+        # What the judge before needed, a reader for one, says nothing about this one.
+        tree["judge"] = {"name": judge}
+    recipe = load_settings(Recipe, yaml.safe_dump(tree), root, settings)
+    name = suite or f"{record['suite']}-{re.sub(r'[^A-Za-z0-9._]+', '-', recipe.judge.name)}"
+    done = replay(root, record, recipe, name)
+    stage_line(f"replay: {done.rows} completions of {root}, judged by {recipe.judge.name}; no model was asked; {done.root}")
+    _show(done.metrics, done.root)
+    run = RunDir(root.rsplit("/", 2)[0])
+    if exists(run.record):
+        stage_line(f"report: {report(recipe, run)}")
+
+
+def _show(metrics: dict[str, Any], root: str) -> None:
+    table = comparison(metrics)
+    Console(stderr=False).print(as_rich(table))
+    stage_line(f"tables: {', '.join(write_tables(table, root))}")

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+
+from dat_ray.config.loading import fingerprint, load_recipe
+from dat_ray.config.sweep import EVALUATION, read_sweep, shared_recipe, stage_fingerprint
+from dat_ray.errors import InputError
+
+
+def test_a_grid_is_every_combination_in_order_with_short_names() -> None:
+    grid = ["training.retain_weight=1,2.5", "training.attack.steps=0,2", "selection.keep=1"]
+    plan = read_sweep("demo", ["seed=3"], grid)
+    assert [point.label for point in plan.points] == [
+        "retain_weight = 1, steps = 0, keep = 1",
+        "retain_weight = 1, steps = 2, keep = 1",
+        "retain_weight = 2.5, steps = 0, keep = 1",
+        "retain_weight = 2.5, steps = 2, keep = 1",
+    ]
+    assert [point.name for point in plan.points][:1] == ["retain_weight-1--steps-0--keep-1"]
+    assert plan.config.parallel == 1
+    # A point is the run that the same settings make.
+    same = load_recipe("demo", ["seed=3", "training.retain_weight=2.5", "training.attack.steps=2", "selection.keep=1"])
+    assert fingerprint(plan.points[-1].recipe) == fingerprint(same)
+
+
+def test_fields_of_one_name_are_told_apart() -> None:
+    plan = read_sweep("demo", [], ["sampler.steps=4,8", "training.attack.steps=2"])
+    assert plan.points[0].label == "sampler.steps = 4, attack.steps = 2"
+
+
+def test_points_share_what_they_agree_in() -> None:
+    plan = read_sweep("demo", [], ["training.attack.steps=0,2", "sampler.temperature=0,0.5"])
+    marks = [stage_fingerprint(point.recipe, EVALUATION) for point in plan.points]
+    assert marks[0] == marks[2] != marks[1] == marks[3]
+    shared = {fingerprint(shared_recipe(plan, point.recipe, EVALUATION)) for point in plan.points}
+    assert len(shared) == 2
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        (["training.retain_weight"], "section.field=value"),
+        (["training.retain_weight="], "section.field=value"),
+        (["training.retain_wait=1"], "did you mean 'retain_weight'"),
+        (["training.retain_weight=1,1"], "1 twice"),
+        (["training.retain_weight=1", "training.retain_weight=2"], "training.retain_weight twice"),
+        (["cluster.target.threads=1,2"], "are the same run"),
+        (["training.retain_weight=many"], "retain_weight"),
+    ],
+)
+def test_a_bad_grid_is_one_line(grid: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        read_sweep("demo", [], grid)
+    assert "\n" not in str(caught.value)

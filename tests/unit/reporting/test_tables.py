@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dat_ray.reporting.collect import read_suite
+from dat_ray.reporting.tables import Comparison, as_csv, as_latex, as_markdown, as_rich, comparison, tex, write_tables
+from tests.unit.reporting.synthetic_run import THREE, evaluate, new_run
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    run = new_run(tmp_path_factory.mktemp("tables") / "run")
+    evaluate(run, "comparison", THREE)
+    return read_suite(run.evaluation("comparison")).metrics
+
+
+@pytest.fixture(scope="module")
+def table(metrics: dict) -> Comparison:
+    return comparison(metrics)
+
+
+def test_cells_are_the_metrics_and_differences_are_from_the_first_model(metrics: dict, table: Comparison) -> None:
+    assert table.models == ("base", "dat", "cat", "mixat")
+    assert [measure.key for measure in table.measures] == ["direct", "inpainting", "boa", "over_refusal", "target_logprob"]
+    boa = table.measures[2]
+    for name, cell in zip(table.models, boa.cells, strict=True):
+        block = metrics["models"][name]["boa"]
+        assert (cell.value, cell.low, cell.high, cell.n) == (block["asr"], block["low"], block["high"], block["n_behaviors"])
+    assert boa.cells[0].difference is None
+    [pair] = [p for p in metrics["paired"] if (p["metric"], p["first"], p["second"]) == ("boa", "base", "cat")]
+    assert (boa.cells[2].difference, boa.cells[2].difference_low) == (pair["difference"], pair["low"])
+
+
+def test_csv_gives_the_numbers_back(table: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(table))))
+    assert len(rows) == 5 * 4
+    for row, (measure, model, cell) in zip(
+        rows, [(m, model, cell) for m in table.measures for model, cell in zip(table.models, m.cells, strict=True)], strict=True
+    ):
+        assert (row["measure"], row["model"]) == (measure.key, model)
+        assert float(row["value"]) == cell.value
+        assert row["difference"] == ("" if cell.difference is None else str(cell.difference))
+        assert "proxy" in row["judge"]
+
+
+def test_markdown_and_latex_have_a_cell_for_every_column_and_name_the_proxy(table: Comparison) -> None:
+    lines = as_markdown(table).splitlines()
+    assert {line.count("|") for line in lines if line.startswith("|")} == {9}
+    assert lines[0] == "| Measure | base | dat | Δ dat | cat | Δ cat | mixat | Δ mixat |"
+    latex = as_latex(table)
+    body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 6
+    assert {line.count(" & ") for line in body} == {7}
+    assert r"$\Delta$ dat" in body[0]
+    for text in (as_markdown(table), latex):
+        assert "refusal-rules, a rule-based proxy" in text
+
+
+def test_what_was_not_measured_is_a_dash_and_zero_has_no_sign(metrics: dict) -> None:
+    model = metrics["models"]["base"]
+    empty = model | {"over_refusal": model["over_refusal"] | {"rate": None, "low": None, "high": None, "n": 0}}
+    tree = metrics | {"models": {"base": empty, "dat": metrics["models"]["dat"]}, "paired": []}
+    row = next(line for line in as_markdown(comparison(tree)).splitlines() if line.startswith("| Over-refusal"))
+    assert row.split("|")[2].strip() == "–"
+    assert row.split("|")[4].strip() == "–"
+    same = {"metric": "boa", "attack": None, "first": "base", "second": "dat", "difference": 0.0, "low": -0.1, "high": 0.1}
+    row = next(line for line in as_markdown(comparison(tree | {"paired": [same]})).splitlines() if line.startswith("| Any"))
+    assert row.split("|")[4].strip() == "0 [−10, +10]"
+
+
+def test_latex_characters_are_written_out() -> None:
+    assert tex(r"50% of a_b & {c} ~ #1 ^ $ \x") == (
+        r"50\% of a\_b \& \{c\} \textasciitilde{} \#1 \textasciicircum{} \$ \textbackslash{}x"
+    )
+
+
+def test_a_terminal_of_any_width_shows_every_model(table: Comparison, tmp_path: Path) -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(as_rich(table))
+    shown = console.export_text()
+    for word in ("base", "dat", "cat", "mixat", "Over-refusal", "a rule-based proxy"):
+        assert word in shown
+    written = write_tables(table, str(tmp_path))
+    assert [Path(path).name for path in written] == ["table.md", "table.csv", "table.tex"]
+    assert Path(written[0]).read_text() == as_markdown(table)

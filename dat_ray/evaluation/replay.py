@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from dat_ray import __version__
@@ -31,13 +30,12 @@ from dat_ray.data.shards import (
     read_table,
     write_bytes,
 )
-from dat_ray.engines.workers import Workers
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import Counter, Model
 from dat_ray.evaluation.metrics import METRICS
-from dat_ray.evaluation.scoring import Judges
+from dat_ray.evaluation.scoring import start_judges
 from dat_ray.evaluation.shelf import Chunk, Shelf
-from dat_ray.evaluation.summary import metrics_tree
+from dat_ray.evaluation.summary import SIDE_EFFECTS, metrics_tree
 from dat_ray.evaluation.work import LIKELIHOODS, PROMPTS
 from dat_ray.generation.actors import Engines
 from dat_ray.generation.ledger import ErrorLimit
@@ -132,7 +130,7 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
     engines = engines or Engines()
     with start_ray(recipe.cluster), Progress("replay", before.num_rows) as progress, ExitStack() as stack:
         counter = Counter(progress)
-        judges = _judges(recipe, engines, stack)
+        judges = start_judges(recipe, engines, stack)
         todo = shelf.missing(chunks)
         counter.add(before.num_rows - sum(len(chunk.items) for chunk in todo), "scored before")
         for chunk in todo:
@@ -140,7 +138,10 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
             judges.fill_in(rows)
             shelf.put(chunk, rows)
             counter.add(len(rows), chunk.name)
-        judge, second = judges.about()
+        about = judges.about()
+    # What the models do without a judge is as it was.
+    models = json.loads(read_bytes(join(root, METRICS)))["models"]
+    side_effects = {name: {key: models[name].get(key) for key in SIDE_EFFECTS} for name in record["models"]}
     likelihoods, prompts = _beside(root, LIKELIHOODS), {attack: _beside(root, folder) for attack, folder in PROMPTS.items()}
     metrics = metrics_tree(
         recipe,
@@ -149,8 +150,8 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
         attempts=shelf.rows(),
         likelihoods=likelihoods,
         prompts=prompts,
-        judge=judge,
-        second_judge=second,
+        judges=about,
+        side_effects=side_effects,
         seconds=time.monotonic() - started,
     )
     metrics["replay"] = {"suite": record["suite"], "fingerprint": record["fingerprint"]}
@@ -160,15 +161,6 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
     write_bytes(join(out, METRICS), json.dumps(metrics, indent=1).encode())
     shelf.publish(mark)
     return Replayed(out, metrics["attempts"], metrics["errors"], False, metrics)
-
-
-def _judges(recipe: Recipe, engines: Engines, stack: ExitStack) -> Judges:
-    def pool(name: str, config: Any) -> Workers:
-        return stack.enter_context(Workers(name, partial(engines.judge, config), recipe.cluster.judge, recipe.timeouts))
-
-    second = recipe.evaluation.second_judge
-    first = pool("judge", recipe.judge)
-    return Judges(first, None if second is None else pool("second judge", second), recipe.target.batch_size)
 
 
 def _chunk(root: str, name: str) -> Chunk[dict[str, Any]]:

@@ -6,13 +6,17 @@ Whether a harmless prompt was refused is a question of its own: a judge of harm 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+from dat_ray.config.schema import Recipe
 from dat_ray.engines.base import Judgement
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation import answers
 from dat_ray.evaluation.answers import Failure
 from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.generation.actors import Engines
 
 Row = dict[str, Any]
 
@@ -60,3 +64,17 @@ class Judges:
         [(_, found)] = judge.map(answers.judge, [(triples, self._batch_size)])
         verdicts: list[Judgement] = [Judgement("unparsed", None, one.error) if isinstance(one, Failure) else one for one in found]
         return verdicts
+
+
+def start_judges(recipe: Recipe, engines: Engines, stack: ExitStack) -> Judges:
+    """Starts a recipe's judges, whose processes end with the stack."""
+
+    def pool(name: str, config: Any) -> Workers:
+        build = partial(engines.judge, config)
+        return stack.enter_context(Workers(name, build, recipe.cluster.judge, recipe.timeouts))
+
+    config = recipe.evaluation
+    first = pool("judge", recipe.judge)
+    second = None if config.second_judge is None else pool("second judge", config.second_judge)
+    refusal = first if config.refusal_judge == recipe.judge else pool("judge of refusals", config.refusal_judge)
+    return Judges(first, second, refusal, recipe.target.batch_size)

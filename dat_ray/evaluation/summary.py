@@ -11,6 +11,9 @@ from dat_ray.evaluation.calibration import shipped_calibration
 from dat_ray.evaluation.diagnostics import diagnose
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
 
+# Measured on the model itself: no judge changes them.
+SIDE_EFFECTS = ("kl_drift", "utility")
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -36,7 +39,7 @@ def metrics_tree(
         likelihoods: rows of schema CANDIDATES with `target_logprob`.
         prompts: rows of schema CANDIDATES that each in-painting attack drew.
         judges: name, fingerprint and is_proxy of `judge`, `second_judge` (or None) and `refusal_judge`.
-        side_effects: `kl_drift` and `utility` of each model.
+        side_effects: SIDE_EFFECTS of each model.
         seconds: wall clock of the evaluation.
     """
     config, seed = recipe.evaluation, recipe.seed

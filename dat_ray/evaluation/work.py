@@ -38,7 +38,7 @@ from dat_ray.evaluation.attacks.direct import direct, prefilling
 from dat_ray.evaluation.attacks.inpainting import INPAINTING, infill_requests, inpainting, samplers
 from dat_ray.evaluation.attacks.rewriting import UNREADABLE, Rewriting, rewritten, tense_requests, translation_requests
 from dat_ray.evaluation.attacks.templates import load_templates, templated
-from dat_ray.evaluation.scoring import Judges
+from dat_ray.evaluation.scoring import start_judges
 from dat_ray.evaluation.shelf import Shelf
 from dat_ray.evaluation.side_effects import drift, require_lm_eval, utility
 from dat_ray.evaluation.summary import metrics_tree
@@ -133,7 +133,7 @@ class Evaluation:
             remedy = "attacker and target work at the same time, and the cluster has no room for both: lower num_cpus or num_gpus"
             raise InputError("cluster.attacker", cluster.attacker.model_dump(exclude_defaults=True), remedy)
         with ExitStack() as stack:
-            judges = self._judges(stack)
+            judges = start_judges(self.recipe, self.engines, stack)
             asking = Asking(self.recipe, self.answered, self.attempts, judges, counter)
             attacker = Attacker(self.recipe, self.engines, self.rewrites, counter)
             known = self.known + self._rewritten(attacker)
@@ -146,18 +146,6 @@ class Evaluation:
                     "utility": utility(self.recipe, model, folder),
                 }
             self.judges = judges.about()
-
-    def _judges(self, stack: ExitStack) -> Judges:
-        def pool(name: str, config: Any) -> Workers:
-            build = partial(self.engines.judge, config)
-            return stack.enter_context(Workers(name, build, self.recipe.cluster.judge, self.recipe.timeouts))
-
-        config = self.recipe.evaluation
-        first = pool("judge", self.recipe.judge)
-        second = None if config.second_judge is None else pool("second judge", config.second_judge)
-        same = config.refusal_judge == self.recipe.judge
-        refusal = first if same else pool("judge of refusals", config.refusal_judge)
-        return Judges(first, second, refusal, self.recipe.target.batch_size)
 
     def _rewritten(self, attacker: Attacker) -> list[Question]:
         if not self.rewritings:

@@ -211,9 +211,8 @@ def front_figure(found: Sequence[FrontPoint], judge: Tree, confidence: float) ->
     return Figure(title, svg, caption)
 
 
-def calibration_figure(judge: Tree) -> Figure | None:
-    """Agreement of a judge with people, by source of the answers; None where nobody measured it."""
-    found = judge.get("calibration")
+def calibration_figure(judge: Tree, found: Tree | None) -> Figure | None:
+    """Agreement of a judge with people (`calibration` of the metrics), by source; None where nobody measured it."""
     if not found or found["accuracy"]["value"] is None:
         return None
     kappa = "" if found["kappa"] is None else f", kappa {found['kappa']:.2f}"

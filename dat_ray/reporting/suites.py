@@ -114,7 +114,10 @@ def _judge(metrics: Tree) -> dict[str, Any]:
             }
         )
     about = {"name": judge["name"], "fingerprint": judge["fingerprint"], "kind": judge_kind(judge), "verdicts": verdicts}
-    return about | {"second": _second_judge(metrics), "calibration": calibration_figure(judge)}
+    return about | {
+        "second": _second_judge(metrics),
+        "calibration": calibration_figure(judge, (metrics.get("calibration") or {}).get("judge")),
+    }
 
 
 def _second_judge(metrics: Tree) -> dict[str, Any] | None:

@@ -169,7 +169,7 @@ def test_a_judge_s_agreement_with_people_is_shown_with_its_interval(tmp_path: Pa
     }
     one = {"n": 100, "read": 99, "accuracy": {"value": 0.92, "low": 0.85, "high": 0.96, "n_prompts": 100}, "kappa": 0.83}
     found = one | {"confidence": 0.95, "confusion": confusion, "sources": {"a_model": one, "another": one}}
-    metrics["judge"]["calibration"] = found
+    metrics["calibration"] = {"judge": found}
     where.write_text(json.dumps(metrics))
     html = Path(report(recipe(), run)).read_text(encoding="utf-8")
     text = Page(html).text

@@ -9,6 +9,7 @@ import ray
 
 from dat_ray.config.schema import ClusterConfig, Pool
 from dat_ray.errors import DatError
+from dat_ray.generation.autoscaler import ask_autoscaler
 
 # The node label that Ray's autoscaler groups nodes by.
 SUBCLUSTER_LABEL = "ray-subcluster"
@@ -29,6 +30,20 @@ class Node:
 def generation_pools(cluster: ClusterConfig) -> dict[str, Pool]:
     """The pools that generation runs."""
     return {"sampler": cluster.sampler, "target": cluster.target, "judge": cluster.judge}
+
+
+def check_cluster(pools: Mapping[str, Pool]) -> None:
+    """Raises where this cluster, as it is or as its autoscaler can make it, does not hold the smallest pools.
+
+    Raises:
+        DatError: says what is asked and what is there.
+    """
+    try:
+        check_capacity(pools, live_nodes(), autoscaler_ceiling())
+    except DatError:
+        # Ray's own autoscaler reports no ceiling: what nodes it could add shows when it is asked for one.
+        if any(ask_autoscaler(pool, SUBCLUSTER_LABEL) == "never" for pool in pools.values()):
+            raise
 
 
 def check_capacity(pools: Mapping[str, Pool], nodes: Sequence[Node], ceiling: Mapping[str, float] | None) -> None:

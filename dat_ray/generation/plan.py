@@ -6,6 +6,7 @@ small as what a crash may cost: hence the repartition right after the read, and 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -124,4 +125,8 @@ def _context(recipe: Recipe, checkpoint: CheckpointConfig) -> DataContext:
     context.print_on_execution_start = False
     # The newer parquet reader starts a pool of footer-reading processes, for a handful of small files here.
     context.use_datasource_v2 = False
+    if recipe.cluster.sampler.subcluster:
+        # Reading, writing and a resume's filter too: their tasks fit on any node, and would start one of another group.
+        context.execution_options = copy.copy(context.execution_options)
+        context.execution_options.label_selector = {SUBCLUSTER_LABEL: recipe.cluster.sampler.subcluster}
     return context

@@ -28,7 +28,7 @@ from dat_ray.data.shards import (
 from dat_ray.diagnosis import keep_traceback
 from dat_ray.errors import DatError, InputError, StorageError
 from dat_ray.generation.actors import Engines
-from dat_ray.generation.capacity import autoscaler_ceiling, check_capacity, generation_pools, live_nodes
+from dat_ray.generation.capacity import check_cluster, generation_pools, live_nodes
 from dat_ray.generation.expand import expand
 from dat_ray.generation.finish import Inventory, forget_lost_rows, publish, take_inventory
 from dat_ray.generation.ledger import ErrorLimit
@@ -124,7 +124,7 @@ def _make_rows(
 ) -> None:
     limit = ErrorLimit(total, recipe.generation.max_error_rate)
     with start_ray(recipe.cluster), Progress("generate", total) as progress:
-        check_capacity(generation_pools(recipe.cluster), live_nodes(), autoscaler_ceiling())
+        check_cluster(generation_pools(recipe.cluster))
         # What goes wrong is raised below in one line, with the traceback in a file.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         ledger = start_ledger(limit, inventory.errors)

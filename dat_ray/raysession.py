@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 import psutil
 import ray
 
-from dat_ray.config.schema import ClusterConfig
+from dat_ray.config.cluster import ClusterConfig
 from dat_ray.errors import DatError
 from dat_ray.progress import stage_line
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dat_ray.config.schema import AttackConfig, LoraConfig, TrainingConfig
+from dat_ray.config.training import AttackConfig, LoraConfig, TrainingConfig
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
 from dat_ray.models.loading import attach_lora

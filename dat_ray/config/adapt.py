@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dat_ray.config.loading import load_settings, recipe_text
-from dat_ray.config.schema import DType, Fraction, NonNegative, Positive, Section
+from dat_ray.config.section import DType, Fraction, NonNegative, Positive, Section
 
 
 class AdaptConfig(Section):

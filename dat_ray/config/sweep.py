@@ -14,7 +14,8 @@ import yaml
 from pydantic import Field
 
 from dat_ray.config.loading import fingerprint, load_settings, recipe_text
-from dat_ray.config.schema import Recipe, Section
+from dat_ray.config.schema import Recipe
+from dat_ray.config.section import Section
 from dat_ray.errors import InputError
 
 OPTION = "--grid"

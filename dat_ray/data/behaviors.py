@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from dat_ray.config.schema import BehaviorsConfig, BehaviorSource
+from dat_ray.config.data import BehaviorsConfig, BehaviorSource
 from dat_ray.data.ids import row_id
 from dat_ray.data.schemas import BEHAVIORS
 from dat_ray.data.sources import BUILTIN, Row, open_source, read_json

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from dat_ray.config.schema import RetainConfig
+from dat_ray.config.training import RetainConfig
 from dat_ray.data.ids import row_id
 from dat_ray.data.sources import open_source
 from dat_ray.errors import InputError

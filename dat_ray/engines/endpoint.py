@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from dat_ray.config.schema import TargetConfig
+from dat_ray.config.models import TargetConfig
 from dat_ray.engines.base import Completion
 from dat_ray.engines.target_text import require_seeds
 from dat_ray.errors import DatError, InputError

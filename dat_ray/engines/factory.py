@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dat_ray.config.schema import JudgeConfig, SamplerConfig, TargetConfig
+from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.engines.base import DiffusionSampler, Judge, TargetModel
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import resolve_model

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from dat_ray.config.schema import JudgeConfig
+from dat_ray.config.models import JudgeConfig
 from dat_ray.engines.base import Completion, Judgement, TargetModel
 from dat_ray.engines.judge_prompts import READERS, expected_grade, fill, missing_slot
 from dat_ray.errors import InputError

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from dat_ray.config.schema import SamplerConfig
+from dat_ray.config.models import SamplerConfig
 from dat_ray.data.ids import row_id
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec, build_canvas, decode_prompt
 from dat_ray.diffusion.law import Law

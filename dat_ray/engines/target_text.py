@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import GenerationConfig
 
-from dat_ray.config.schema import TargetConfig
+from dat_ray.config.models import TargetConfig
 from dat_ray.engines.base import Completion
 from dat_ray.errors import InputError
 from dat_ray.models.chat import ChatFormat, Encoded, PlainFormat

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dat_ray.config.schema import SamplerConfig
+from dat_ray.config.models import SamplerConfig
 from dat_ray.diffusion.backbone import hidden_states, output_head, pad_rows
 from dat_ray.diffusion.canvas import build_canvas
 from dat_ray.diffusion.likelihood import log_likelihood, written

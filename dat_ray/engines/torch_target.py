@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from dat_ray.config.schema import TargetConfig
+from dat_ray.config.models import TargetConfig
 from dat_ray.diffusion.counter import gumbel
 from dat_ray.engines.base import Completion
 from dat_ray.engines.target_text import TargetText, require_seeds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dat_ray.config.schema import SamplerConfig
+from dat_ray.config.models import SamplerConfig
 from dat_ray.diffusion.rows import Row
 from dat_ray.diffusion.sampler import infill_canvases
 from dat_ray.engines import vllm_env, vllm_plugin

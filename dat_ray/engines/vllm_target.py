@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dat_ray.config.schema import TargetConfig
+from dat_ray.config.models import TargetConfig
 from dat_ray.engines import vllm_env
 from dat_ray.engines.base import Completion
 from dat_ray.engines.target_text import TargetText, require_seeds

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from dat_ray.config.schema import Pool, TimeoutsConfig
+from dat_ray.config.cluster import Pool, TimeoutsConfig
 from dat_ray.engines.vllm_env import one_line
 from dat_ray.errors import DatError
 

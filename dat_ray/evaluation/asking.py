@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dat_ray.config.schema import Recipe, SamplerConfig, TargetConfig
+from dat_ray.config.models import SamplerConfig, TargetConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.workers import Workers

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from dat_ray.config.schema import JudgeConfig
+from dat_ray.config.models import JudgeConfig
 from dat_ray.engines.factory import JUDGES, build_judge
 from dat_ray.evaluation.attacks import ATTACKS
 from dat_ray.evaluation.calibration import calibrate, read_labelled, table

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from dat_ray.config.schema import EvaluationConfig
+from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.attacks import ATTEMPTS_IN_ORDER, OVER_REFUSAL
 from dat_ray.evaluation.curves import curve

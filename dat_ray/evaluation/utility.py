@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dat_ray.config.schema import TargetConfig, UtilityConfig
+from dat_ray.config.evaluation import UtilityConfig
+from dat_ray.config.models import TargetConfig
 from dat_ray.errors import DatError
 from dat_ray.evaluation.intervals import wilson, z_score
 from dat_ray.models.embedded import resolve_model

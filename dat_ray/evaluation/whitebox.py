@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dat_ray.config.schema import EvaluationConfig, TargetConfig
+from dat_ray.config.evaluation import EvaluationConfig
+from dat_ray.config.models import TargetConfig
 from dat_ray.engines.target_text import TargetText
 from dat_ray.engines.vllm_env import one_line
 from dat_ray.evaluation.attacks.embedding import attack_embeddings

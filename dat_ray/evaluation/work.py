@@ -14,7 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dat_ray.config.schema import Recipe, SamplerConfig
+from dat_ray.config.models import SamplerConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, REWRITES, SEARCHES
 from dat_ray.data.shards import join

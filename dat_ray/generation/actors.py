@@ -18,7 +18,8 @@ import pyarrow as pa
 import ray
 
 from dat_ray import telemetry
-from dat_ray.config.schema import JudgeConfig, Recipe, SamplerConfig, TargetConfig
+from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.engines.base import (
     DiffusionSampler,

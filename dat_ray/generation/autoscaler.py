@@ -12,7 +12,7 @@ from typing import Any, Literal
 import ray
 from ray.core.generated import autoscaler_pb2
 
-from dat_ray.config.schema import Pool
+from dat_ray.config.cluster import Pool
 
 Answer = Literal["ready", "coming", "never"]
 SECONDS_BETWEEN_LOOKS = 0.5

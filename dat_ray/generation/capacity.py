@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from dat_ray.config.schema import ClusterConfig, Pool
+from dat_ray.config.cluster import ClusterConfig, Pool
 from dat_ray.errors import DatError
 from dat_ray.generation.autoscaler import ask_autoscaler
 

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dat_ray.config.schema import Recipe, SamplerConfig
+from dat_ray.config.models import SamplerConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id, row_ids, seed_from_id
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.errors import InputError

@@ -15,7 +15,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
 from ray.data.datasource import FilenameProvider
 
-from dat_ray.config.schema import Pool, Recipe
+from dat_ray.config.cluster import Pool
+from dat_ray.config.schema import Recipe
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.data.shards import PARQUET, join, open_filesystem, scan_shards
 from dat_ray.generation.actors import Engines, JudgeActor, RemoteLedger, SamplerActor, TargetActor

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from dat_ray.config.data import SelectionConfig
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.schema import Recipe, SelectionConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
 from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.schemas import TRAINING_SET

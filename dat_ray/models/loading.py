@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from dat_ray.config.schema import LoraConfig
+from dat_ray.config.training import LoraConfig
 from dat_ray.errors import InputError
 from dat_ray.models.folders import MARKER, build_once, replace_folder
 

@@ -203,7 +203,7 @@ def _described_cluster(recipe: Recipe | None, path: str) -> list[Check]:
 def _live_cluster(recipe: Recipe | None, run_dir: str | None) -> list[Check]:
     import ray
 
-    from dat_ray.config.schema import ClusterConfig
+    from dat_ray.config.cluster import ClusterConfig
     from dat_ray.ops.needs import compare, live_groups
     from dat_ray.ops.nodes import ask_every_node
     from dat_ray.raysession import start_ray

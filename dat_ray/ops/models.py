@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dat_ray.config.schema import TargetConfig
+from dat_ray.config.models import TargetConfig
 from dat_ray.errors import DatError
 from dat_ray.models.embedded import resolve_model
 from dat_ray.ops.needs import Finding

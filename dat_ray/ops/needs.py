@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import ray
 
-from dat_ray.config.schema import Pool, Recipe
+from dat_ray.config.cluster import Pool
+from dat_ray.config.schema import Recipe
 from dat_ray.generation.capacity import FILE_CPUS, SUBCLUSTER_LABEL, generation_pools
 
 

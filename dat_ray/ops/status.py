@@ -191,7 +191,7 @@ def _cluster() -> dict[str, Any] | None:
         return None
     import ray
 
-    from dat_ray.config.schema import ClusterConfig
+    from dat_ray.config.cluster import ClusterConfig
     from dat_ray.raysession import start_ray
 
     with start_ray(ClusterConfig()):

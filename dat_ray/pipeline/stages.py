@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.schema import JudgeConfig, Recipe
+from dat_ray.config.models import JudgeConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.hold import hold
 from dat_ray.data.retain import load_retain

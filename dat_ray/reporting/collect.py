@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from dat_ray.config.schema import ClusterConfig, Recipe
+from dat_ray.config.cluster import ClusterConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_file, read_table
 from dat_ray.evaluation.diagnostics import diagnose

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dat_ray.config.schema import AttackConfig
+from dat_ray.config.training import AttackConfig
 
 # Keeps a zero gradient from becoming 0/0; far below any real gradient norm in float32.
 TINY = 1e-20

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dat_ray.config.schema import TrainingConfig
+from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.network import Network

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dat_ray import telemetry
-from dat_ray.config.schema import TrainingConfig
+from dat_ray.config.training import TrainingConfig
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import mean_embedding_norm

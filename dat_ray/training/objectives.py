@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dat_ray.config.schema import TrainingConfig
+from dat_ray.config.training import TrainingConfig
 
 # What is left of a term past CAT's soft cutoff (public code). The value jumps there: the formula is not continuous.
 SOFT_SLOPE = 0.001

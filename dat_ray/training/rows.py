@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.schema import Recipe, RetainConfig
+from dat_ray.config.schema import Recipe
+from dat_ray.config.training import RetainConfig
 from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.shards import has_manifest, read_manifest, read_table
 from dat_ray.errors import DatError

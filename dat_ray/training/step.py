@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dat_ray.config.schema import TrainingConfig
+from dat_ray.config.training import TrainingConfig
 from dat_ray.data.ids import row_id, seed_from_id
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded

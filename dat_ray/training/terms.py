@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dat_ray.config.schema import TrainingConfig
+from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training import objectives
 from dat_ray.training.attack import Perturbation, attack

@@ -6,7 +6,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from dat_ray.config.schema import Recipe, TrackingConfig
+from dat_ray.config.cluster import TrackingConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.errors import InputError
 
 

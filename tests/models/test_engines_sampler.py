@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dat_ray.config.loading import load_recipe
-from dat_ray.config.schema import SamplerConfig
+from dat_ray.config.models import SamplerConfig
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.factory import build_sampler

@@ -10,7 +10,8 @@ import math
 import pytest
 import torch
 
-from dat_ray.config.schema import LoraConfig, TargetConfig
+from dat_ray.config.models import TargetConfig
+from dat_ray.config.training import LoraConfig
 from dat_ray.engines import vllm_env
 from dat_ray.engines.factory import build_target
 from dat_ray.engines.torch_target import TorchTarget

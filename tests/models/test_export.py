@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dat_ray.cli import main
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.schema import LoraConfig, Recipe
+from dat_ray.config.schema import Recipe
+from dat_ray.config.training import LoraConfig
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import join, write_bytes, write_manifest
 from dat_ray.errors import DatError, InputError

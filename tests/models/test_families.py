@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from dat_ray.config.schema import SamplerConfig
+from dat_ray.config.models import SamplerConfig
 from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
 from dat_ray.diffusion.law import Law
 from dat_ray.engines.base import InfillRequest

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from dat_ray.config.schema import ClusterConfig, Pool
+from dat_ray.config.cluster import ClusterConfig, Pool
 from dat_ray.generation.autoscaler import ask_autoscaler
 from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.generation.stage import generate

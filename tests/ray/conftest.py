@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from dat_ray.config.schema import ClusterConfig
+from dat_ray.config.cluster import ClusterConfig
 from dat_ray.raysession import start_ray
 from tests.ray.tiny_training import save_tiny_chat_model
 

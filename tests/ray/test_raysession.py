@@ -10,7 +10,7 @@ import sys
 CODE = """
 import sys, time
 import dat_ray.cli as cli
-from dat_ray.config.schema import ClusterConfig
+from dat_ray.config.cluster import ClusterConfig
 from dat_ray.raysession import start_ray
 
 def wait(arguments):

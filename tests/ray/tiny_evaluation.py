@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 from ray import cloudpickle
 
-from dat_ray.config.schema import Recipe, TargetConfig
+from dat_ray.config.models import TargetConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import BEHAVIORS
 from dat_ray.data.shards import exists, write_file

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from dat_ray.config.schema import BestOfNConfig
+from dat_ray.config.evaluation import BestOfNConfig
 from dat_ray.evaluation.attacks.questions import Behavior, Question, Scope
 
 FIRST_PRINTABLE, LAST_PRINTABLE = 32, 126

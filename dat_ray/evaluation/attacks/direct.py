@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dat_ray.config.schema import DirectConfig
+from dat_ray.config.evaluation import DirectConfig
 from dat_ray.evaluation.attacks.questions import Behavior, Question, Scope
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dat_ray.config.schema import AttackConfig
+from dat_ray.config.training import AttackConfig
 from dat_ray.models.chat import ChatFormat
 from dat_ray.training.attack import attack, mean_embedding_norm
 from dat_ray.training.batches import collate

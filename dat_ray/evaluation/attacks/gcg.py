@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from dat_ray.config.schema import GcgConfig
+from dat_ray.config.evaluation import GcgConfig
 from dat_ray.errors import InputError
 from dat_ray.models.chat import ChatFormat, Encoded
 from dat_ray.training.batches import Batch, collate

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dat_ray.config.schema import Recipe, SamplerConfig
+from dat_ray.config.models import SamplerConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id, seed_from_id
 from dat_ray.evaluation.attacks.questions import Behavior, Question
 from dat_ray.generation.expand import draw_prompt_tokens, sampler_fingerprint

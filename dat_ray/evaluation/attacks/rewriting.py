@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dat_ray.config.schema import EvaluationConfig
+from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.data.ids import row_id
 from dat_ray.engines.refusal_judge import is_refusal
 from dat_ray.evaluation.attacks.questions import Behavior, Question, Scope

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dat_ray.bench import attack as bench
-from dat_ray.config.schema import AttackConfig, TrainingConfig
+from dat_ray.config.training import AttackConfig, TrainingConfig
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.terms import find_perturbation
 

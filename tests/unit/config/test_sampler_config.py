@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from dat_ray.config.loading import load_recipe
-from dat_ray.config.schema import SamplerConfig
+from dat_ray.config.models import SamplerConfig
 from dat_ray.diffusion.law import Law
 from dat_ray.errors import InputError
 from dat_ray.generation.expand import sampler_fingerprint

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dat_ray.config.schema import BehaviorsConfig
+from dat_ray.config.data import BehaviorsConfig
 from dat_ray.data.behaviors import BehaviorSet, NearDuplicate, Targets, load_behaviors, parse_targets
 from dat_ray.data.ids import row_id
 from dat_ray.data.schemas import BEHAVIORS

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dat_ray.config.schema import RetainConfig
+from dat_ray.config.training import RetainConfig
 from dat_ray.data.ids import row_id
 from dat_ray.data.retain import RetainRow, load_retain
 from dat_ray.errors import InputError

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dat_ray.config.schema import TargetConfig
+from dat_ray.config.models import TargetConfig
 from dat_ray.engines import endpoint
 from dat_ray.engines.endpoint import EndpointModel
 from dat_ray.errors import DatError, InputError

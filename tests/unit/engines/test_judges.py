@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dat_ray.config.schema import JudgeConfig
+from dat_ray.config.models import JudgeConfig
 from dat_ray.engines import endpoint
 from dat_ray.engines.base import Completion
 from dat_ray.engines.factory import JUDGES, build_judge

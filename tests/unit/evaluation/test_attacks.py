@@ -3,7 +3,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from dat_ray.config.schema import DirectConfig, Recipe
+from dat_ray.config.evaluation import DirectConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.schemas import BEHAVIORS, REQUESTS
 from dat_ray.errors import DatError
 from dat_ray.evaluation.attacks import OVER_REFUSAL, Question, Scope, behaviors_of, held_out, look_alikes

@@ -8,7 +8,7 @@ from math import sqrt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dat_ray.config.schema import BestOfNConfig
+from dat_ray.config.evaluation import BestOfNConfig
 from dat_ray.evaluation.attacks import Behavior, Scope
 from dat_ray.evaluation.attacks.best_of_n import best_of_n, disturb
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dat_ray.config.schema import AttackConfig, GcgConfig
+from dat_ray.config.evaluation import GcgConfig
+from dat_ray.config.training import AttackConfig
 from dat_ray.evaluation.attacks.embedding import attack_embeddings
 from dat_ray.evaluation.attacks.gcg import Gcg, printable_tokens, propose
 from dat_ray.models.chat import ChatFormat

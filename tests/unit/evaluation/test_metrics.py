@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dat_ray.config.schema import EvaluationConfig
+from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.intervals import wilson
 from dat_ray.evaluation.metrics import broken, model_metrics, paired_metrics, refusals, totals, union

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dat_ray.config.schema import EvaluationConfig
+from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.errors import InputError
 from dat_ray.evaluation.attacks import ATTACKS, Behavior, Scope
 from dat_ray.evaluation.attacks.direct import prefilling

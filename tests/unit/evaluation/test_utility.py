@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dat_ray.config.schema import TargetConfig, UtilityConfig
+from dat_ray.config.evaluation import UtilityConfig
+from dat_ray.config.models import TargetConfig
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.intervals import wilson
 from dat_ray.evaluation.side_effects import require_lm_eval

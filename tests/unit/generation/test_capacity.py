@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dat_ray.config.schema import ClusterConfig, Pool
+from dat_ray.config.cluster import ClusterConfig, Pool
 from dat_ray.errors import DatError
 from dat_ray.generation.capacity import Node, check_capacity, generation_pools
 

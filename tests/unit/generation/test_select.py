@@ -5,8 +5,9 @@ import random
 import pyarrow as pa
 import pytest
 
+from dat_ray.config.data import SelectionConfig
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.schema import Recipe, SelectionConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import CANDIDATES, TRAINING_SET
 from dat_ray.data.shards import read_table, write_manifest, write_shard

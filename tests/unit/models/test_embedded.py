@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from dat_ray.config.schema import LoraConfig
+from dat_ray.config.training import LoraConfig
 from dat_ray.errors import InputError
 from dat_ray.models import embedded
 from dat_ray.models.embedded import GgufModel, InfillModel, resolve_model

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from dat_ray.config.schema import LoraConfig
+from dat_ray.config.training import LoraConfig
 from dat_ray.errors import InputError
 from dat_ray.models.loading import (
     attach_lora,

@@ -10,7 +10,7 @@ import pytest
 
 from dat_ray.cli import main
 from dat_ray.config.loading import load_recipe
-from dat_ray.config.schema import EndpointConfig, TargetConfig
+from dat_ray.config.models import EndpointConfig, TargetConfig
 from dat_ray.data.rundir import open_run
 from dat_ray.ops import doctor, models
 from dat_ray.ops.doctor import diagnose

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from dat_ray.config.adapt import load_adapt_config
-from dat_ray.config.schema import SamplerConfig
+from dat_ray.config.models import SamplerConfig
 from dat_ray.diffusion.canvas import SamplerSpec
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.factory import build_sampler

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dat_ray.config.schema import ClusterConfig, Pool
+from dat_ray.config.cluster import ClusterConfig, Pool
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import join, read_table
 from dat_ray.errors import ShardError

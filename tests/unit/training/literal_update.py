@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dat_ray.config.schema import TrainingConfig
+from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dat_ray.config.schema import AttackConfig, TrainingConfig
+from dat_ray.config.training import AttackConfig, TrainingConfig
 from dat_ray.training.attack import Direction, attack, mean_embedding_norm, project
 from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.network import Network

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dat_ray.config.loading import load_recipe
-from dat_ray.config.schema import TrainingConfig
+from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.loop import FolderCheckpoints, TrainingRows, run_loop

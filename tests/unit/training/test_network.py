@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from dat_ray.config.schema import LoraConfig
+from dat_ray.config.training import LoraConfig
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
 from dat_ray.models.loading import attach_lora

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from dat_ray.config.data import SelectionConfig
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.schema import Recipe, SelectionConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.schemas import TRAINING_SET
 from dat_ray.data.shards import write_manifest, write_shard

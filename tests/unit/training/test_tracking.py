@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dat_ray.config.schema import Recipe, TrackingConfig
+from dat_ray.config.cluster import TrackingConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.errors import InputError
 from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.tracking import open_sinks, wanted_sinks

@@ -1,0 +1,71 @@
+"""Parts of a recipe about rows: where behaviors come from, how many candidates there are, which are kept."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from dat_ray.config.section import Fraction, Positive, Section
+
+
+class Columns(Section):
+    """Names of a table's columns, for `format: table`."""
+
+    goal: str = Field("goal", description="the request, one a row")
+    target: str = Field("target", description="affirmative opening(s): a string, or a list of strings in JSONL and parquet")
+    refusal: str | None = Field(None, description="contextual refusal; absent: `behaviors.default_refusal`")
+    category: str | None = None
+    id: str | None = Field(None, description="stable id; absent: a hash of the goal")
+
+
+class BehaviorSource(Section):
+    """Where behaviours come from: a path, a builtin set, or a Hugging Face data set."""
+
+    path: str = Field(
+        description="CSV, JSONL, JSON or parquet file, folder of such, `builtin:NAME`, `public:NAME`, or "
+        "`hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]`"
+    )
+    format: Literal["auto", "builtin", "harmbench", "advbench", "jailbreakbench", "table"] = "auto"
+    targets_path: str | None = Field(None, description="HarmBench targets JSON: {BehaviorID: string or list}")
+    refusals_path: str | None = Field(None, description="CSV with columns Behavior, Safe_Response")
+    columns: Columns = Columns()
+    where: dict[str, str] = Field({}, description="only rows whose column has this value, as in {label: safe}")
+    limit: Positive | None = Field(None, description="first N behaviours only")
+    targets_per_behavior: Positive | None = Field(None, description="first N targets of each behaviour only")
+
+
+class BehaviorsConfig(BehaviorSource):
+    """Training behaviours, with the held-out and harmless sets beside them."""
+
+    heldout: BehaviorSource
+    over_refusal: BehaviorSource | None = Field(None, description="harmless look-alikes; only `goal` is read")
+    refusal: Literal["contextual", "constant"] = Field(
+        "contextual", description="contextual: the data's own, where it has one; constant: `default_refusal` for every behavior"
+    )
+    default_refusal: str = "I'm sorry, but I can't help with that."
+    near_duplicate: Fraction = Field(0.8, description="token-set Jaccard from which a training goal counts as a held-out one")
+
+
+class GenerationConfig(Section):
+    """How many candidates, and how they are written."""
+
+    samples_per_target: Positive = Field(84, description="prompts for each (behaviour, target)")
+    rows_per_block: Positive = Field(64, description="rows of one shard, the unit that a crash can cost")
+    max_error_rate: Fraction = Field(0.05, description="share of failed rows past which the stage stops")
+
+
+class SelectionConfig(Section):
+    """Which prompts are trained on."""
+
+    source: Literal["candidates", "goals", "mixture"] = Field(
+        "candidates",
+        description="candidates: the best in-painted prompts (DAT); goals: the behaviours' own requests, each with all its "
+        "targets (CAT); mixture: both, an update of either kind at a time (MixAT)",
+    )
+    rewrites: str | None = Field(
+        None, description="mixture only: table with columns goal and prompt, several a goal; absent: the candidates"
+    )
+    keep: Positive = Field(16, description="candidates kept for each behaviour")
+    score: Literal["judge", "loglik", "judge_then_loglik"] = "judge_then_loglik"
+    include_original: bool = Field(False, description="add the behaviour's own goal as a prompt")

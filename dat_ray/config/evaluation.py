@@ -1,0 +1,153 @@
+"""The part of a recipe about evaluation: the attacks and what each needs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
+from dat_ray.config.section import NonNegative, Positive, Section
+from dat_ray.config.training import AttackConfig
+
+AttackName = Literal[
+    "direct",
+    "prefilling",
+    "past_tense",
+    "future_tense",
+    "translation",
+    "best_of_n",
+    "templates",
+    "pair",
+    "gcg",
+    "embedding",
+    "inpainting",
+    "inpainting_heldout",
+]
+
+
+class DirectConfig(Section):
+    """The goal as it is. Published: 1000 samples at temperature 1 (DAT)."""
+
+    samples: Positive = 1
+    temperature: Annotated[float, Field(ge=0.0)] = 0.0
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> DirectConfig:
+        if self.samples > 1 and self.temperature == 0.0:
+            raise ValueError("samples above 1 at temperature 0 would all be the same: raise the temperature or ask once")
+        return self
+
+
+class BestOfNConfig(Section):
+    """Best-of-N (arXiv 2412.03556). DAT: 1000 samples at temperature 1, sigma 0.4."""
+
+    samples: Positive = 1000
+    sigma: Annotated[float, Field(gt=0.0, le=1.0)] = Field(0.4, description="strength of the perturbation")
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+
+
+class TenseConfig(Section):
+    """Requests moved to the past or the future (arXiv 2407.11969: 20 rewrites)."""
+
+    samples: Positive = Field(20, description="rewrites of each goal and tense")
+
+
+class TranslationConfig(Section):
+    """Requests in other languages (arXiv 2310.02446), answers translated back for the judge."""
+
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] = ("Zulu", "Scottish Gaelic", "Hmong", "Guarani")
+    back: bool = Field(True, description="the judge reads the answer translated back into English")
+
+
+class PairConfig(Section):
+    """PAIR (arXiv 2310.08419): the attacker improves its prompt step by step. DAT: 20 steps, 1 stream."""
+
+    steps: Positive = Field(20, description="attempts of a stream")
+    streams: Positive = Field(1, description="conversations with the attacker for each behavior")
+    history: Positive = Field(3, description="earlier attempts that the attacker sees")
+    max_new_tokens: Positive = Field(500, description="tokens of one answer of the attacker")
+
+
+class GcgConfig(Section):
+    """GCG (arXiv 2307.15043): a suffix found by gradients and exchanges of tokens. DAT: 250 steps, width 512, top-k 256."""
+
+    steps: Positive = 250
+    search_width: Positive = Field(512, description="candidate suffixes of one step")
+    top_k: Positive = Field(256, description="tokens considered at each position")
+    n_replace: Positive = Field(1, description="tokens exchanged in a candidate")
+    suffix: str = Field(" ".join(["x"] * 20), description="where the search starts")
+    batch_size: Positive = Field(64, description="candidates of one forward pass")
+    attempts: Positive = Field(
+        1, description="suffixes that the model is asked with: evenly spaced in the search, its last among them"
+    )
+
+
+class EmbeddingConfig(Section):
+    """The continuous attack of training, on the held-out goals."""
+
+    attack: AttackConfig = AttackConfig()
+
+    @model_validator(mode="after")
+    def _on_the_prompt(self) -> EmbeddingConfig:
+        if self.attack.layers != ("embedding",) or self.attack.objective != "harmful_ce" or self.attack.positions == "sequence":
+            raise ValueError(
+                "the evaluation perturbs the embeddings of a prompt toward its response: "
+                "leave layers and objective at their defaults, and positions at user or prompt"
+            )
+        return self
+
+
+class UtilityConfig(Section):
+    """Benchmarks by lm-eval (extra `utility`)."""
+
+    tasks: tuple[str, ...] = Field((), description="names of lm-eval tasks, as in mmlu, arc_easy, arc_challenge")
+    include_path: str | None = Field(None, description="folder with further task files (YAML)")
+    limit: Positive | None = Field(None, description="first N questions of each task only")
+    num_fewshot: NonNegative | None = Field(None, description="examples before each question; absent: the task's own number")
+    batch_size: Positive = 8
+
+
+class EvaluationConfig(Section):
+    """Attacks on the models, and what else is measured of them. Defaults of the attacks are the published settings."""
+
+    attacks: Annotated[tuple[AttackName, ...], Field(min_length=1)] = ("direct", "inpainting")
+    inpainting_samples: Positive = Field(16, description="prompts for each held-out behaviour, drawn with fresh seeds")
+    direct: DirectConfig = DirectConfig()
+    best_of_n: BestOfNConfig = BestOfNConfig()
+    tense: TenseConfig = TenseConfig()
+    translation: TranslationConfig = TranslationConfig()
+    pair: PairConfig = PairConfig()
+    gcg: GcgConfig = GcgConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    templates_path: str | None = Field(None, description="CSV, JSONL or JSON file with a column `template` that holds {goal}")
+    attacker: TargetConfig | None = Field(None, description="writes the prompts of past_tense, future_tense, translation, pair")
+    heldout_sampler: SamplerConfig | None = Field(
+        None, description="draws the prompts of inpainting_heldout; not the training one"
+    )
+    second_judge: JudgeConfig | None = Field(None, description="scores the same completions; the disagreement is shown")
+    refusal_judge: JudgeConfig = Field(JudgeConfig(), description="reads the answers to harmless look-alikes")
+    utility: UtilityConfig = UtilityConfig()
+    kl_rows: NonNegative = Field(0, description="retain rows on which the drift KL(base || model) is measured; 0: not measured")
+    max_new_tokens: Positive = 256
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    bootstrap: Positive = Field(2000, description="resamples of behaviours for intervals of pooled rates")
+
+    @model_validator(mode="after")
+    def _attacks_have_what_they_need(self) -> EvaluationConfig:
+        if len(set(self.attacks)) < len(self.attacks):
+            raise ValueError("attacks names one attack twice: name each once")
+        if not self.refusal_judge.name.startswith(("refusal-", "xstest")):
+            raise ValueError(f"refusal_judge {self.refusal_judge.name} judges harm, not refusals: use refusal-rules or xstest")
+        needs = {
+            "past_tense": "attacker",
+            "future_tense": "attacker",
+            "translation": "attacker",
+            "pair": "attacker",
+            "templates": "templates_path",
+            "inpainting_heldout": "heldout_sampler",
+        }
+        for attack in self.attacks:
+            if attack in needs and getattr(self, needs[attack]) is None:
+                raise ValueError(f"the attack {attack} needs evaluation.{needs[attack]}: give it or leave the attack out")
+        return self

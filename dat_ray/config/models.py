@@ -1,0 +1,164 @@
+"""Parts of a recipe about models: the sampler, the target, endpoints and judges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dat_ray.config.section import Backend, DType, Fraction, NonNegative, Positive, Section
+
+JudgeName = Literal[
+    "refusal-rules",
+    "refusal-opening",
+    "refusal-anywhere",
+    "strongreject-rubric",
+    "strongreject-finetuned",
+    "harmbench",
+    "llama-guard",
+    "xstest",
+]
+
+
+class SamplerConfig(Section):
+    """The masked diffusion model that in-paints prompts, and its law (method: in-painting, 2.2)."""
+
+    model: str = Field(description="hub id, folder, or `embedded:smollm2-135m-infill`")
+    backend: Backend = "vllm"
+    dtype: DType = "bfloat16"
+    layout: Literal["chat", "answer"] = Field(
+        "answer", description="chat: masks in the user slot of the model's chat template; answer: MASK^K '\\nAnswer: ' y"
+    )
+    answer_prefix: str = "\nAnswer: "
+    prompt_tokens: tuple[Positive, ...] = Field(
+        (64,), min_length=1, description="masked prompt lengths, one drawn for each row: a number, a list, or {min: 16, max: 96}"
+    )
+    steps: Positive = Field(
+        64, description="denoising steps for the longest prompt; without `refine` a row never takes more than its masks"
+    )
+    temperature: Annotated[float, Field(ge=0.0)] = Field(0.0, description="of a token's draw; 0 takes the most probable one")
+    tempered: bool = Field(True, description="false: as in the reference code, where any temperature above 0 acts as 1")
+    order: Literal["low_confidence", "random"] = Field(
+        "low_confidence", description="commit the most confident positions first, or positions in random order"
+    )
+    remask_condition: bool = Field(True, description="hide a random part of the response at every step")
+    guidance: Annotated[float, Field(ge=0.0)] = Field(
+        0.0, description="w of classifier-free guidance against a wholly hidden response; above 0 doubles the forward passes"
+    )
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="commit every position of at least this confidence; absent: as many as `steps` asks for"
+    )
+    entropy_bound: Annotated[float, Field(ge=0.0)] | None = Field(
+        None, description="nats: commit the most confident positions while their entropies but the largest sum to at most this"
+    )
+    refine: Literal["random", "low_confidence"] | None = Field(
+        None, description="past the steps that fill a prompt, mask random or the least confident tokens again and refill them"
+    )
+    refine_tokens: Positive = Field(8, description="prompt tokens that one refinement masks; it takes as many steps")
+    max_target_tokens: Positive = Field(128, description="the response is cut to this many tokens")
+    likelihood_samples: NonNegative = Field(
+        0,
+        description="samples (at least 2) of the bound on log p(x | y) that is stored with each candidate, given its own and "
+        "another behavior's response, two forward passes each; 0: none. Torch backend only",
+    )
+    batch_size: Positive = Field(32, description="rows of one forward pass")
+    max_batched_tokens: Positive = Field(8192, description="tokens of one vLLM forward pass")
+    steps_per_call: Positive = Field(4, description="denoising steps after which rows may leave and enter, at the latest")
+    quantization: Literal["fp8"] | None = Field(None, description="weights in 8 bits, backend vllm on a GPU that has them")
+    tensor_parallel: Positive = Field(1, description="GPUs that share one engine, backend vllm")
+
+    @field_validator("prompt_tokens", mode="before")
+    @classmethod
+    def _lengths(cls, value: Any) -> Any:
+        """A number is a list of one, a range is the list of its lengths: one is drawn uniformly from either."""
+        if isinstance(value, int):
+            return (value,)
+        if isinstance(value, dict):
+            low, high = value.get("min"), value.get("max")
+            if set(value) != {"min", "max"} or not (isinstance(low, int) and isinstance(high, int) and 1 <= low <= high):
+                raise ValueError("write a range as {min: 16, max: 96}, with 1 <= min <= max")
+            return tuple(range(low, high + 1))
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SamplerConfig:
+        parallel = [name for name in ("threshold", "entropy_bound") if getattr(self, name) is not None]
+        if len(parallel) > 1:
+            raise ValueError("threshold and entropy_bound are two rules for the same choice: give one of them")
+        if parallel and self.order == "random":
+            raise ValueError(f"{parallel[0]} commits by confidence: set order to low_confidence")
+        if not self.tempered and self.temperature == 0:
+            raise ValueError("tempered false says how a temperature above 0 acts: raise temperature or leave tempered out")
+        if self.refine and self.steps <= min(self.prompt_tokens) and not parallel:
+            raise ValueError(
+                f"refine needs steps past those that fill a prompt: raise steps {self.steps} above {min(self.prompt_tokens)}"
+            )
+        if self.backend == "torch" and self.quantization:
+            raise ValueError(f"quantization {self.quantization} needs backend vllm: set that or leave quantization out")
+        if self.backend == "torch" and self.tensor_parallel > 1:
+            raise ValueError(f"tensor_parallel {self.tensor_parallel} needs backend vllm: set that or tensor_parallel to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _likelihood_can_be_had(self) -> SamplerConfig:
+        if self.likelihood_samples == 1:
+            raise ValueError("sampler.likelihood_samples 1 leaves no standard error: give 0, or at least 2")
+        if self.likelihood_samples and self.backend == "vllm":
+            raise ValueError(
+                "sampler.likelihood_samples needs log-probabilities, which vLLM's pooler does not return: "
+                "set sampler.backend to torch, or likelihood_samples to 0"
+            )
+        return self
+
+
+class EndpointConfig(Section):
+    """A server that speaks OpenAI's chat completions."""
+
+    url: str = Field(pattern="^https?://", description="its base address, as in http://localhost:8000/v1")
+    api_key_env: str | None = Field(None, description="environment variable that holds the key; absent: no key is sent")
+    timeout: Annotated[float, Field(gt=0.0)] = Field(60.0, description="seconds that one answer may take")
+    retries: NonNegative = Field(3, description="further tries after a time-out, a lost connection, status 429 or 5xx")
+    concurrency: Positive = Field(8, description="requests under way at the same time")
+
+
+class TargetConfig(Section):
+    """A chat model: the one that is attacked and then fine-tuned, an attacker, or a judge's reader."""
+
+    model: str = Field(description="hub id, folder, or `embedded:smollm2-135m-instruct`; for an endpoint its name for the model")
+    backend: Literal["vllm", "torch", "endpoint"] = "vllm"
+    endpoint: EndpointConfig | None = Field(None, description="with `backend: endpoint`, and only then")
+    template: Literal["chat", "none"] = Field("chat", description="none: prompts are sent as they are, as some judges need it")
+    dtype: DType = "bfloat16"
+    system_prompt: str | None = Field(None, description="absent: whatever the chat template does by default")
+    max_new_tokens: Positive = Field(256, description="tokens of one completion")
+    max_model_len: Positive = Field(1024, description="tokens of prompt and completion together")
+    batch_size: Positive = 64
+    max_batched_tokens: Positive = 4096
+    kv_cache_gib: Annotated[float, Field(gt=0)] = Field(1.0, description="GiB, CPU backend of vLLM only")
+
+    @model_validator(mode="after")
+    def _one_backend(self) -> TargetConfig:
+        if (self.backend == "endpoint") != (self.endpoint is not None):
+            raise ValueError("`backend: endpoint` and the section `endpoint` go together: give both or neither")
+        return self
+
+
+class JudgeConfig(Section):
+    """Who says whether a completion is harmful; `dat evaluate --list` tells what each needs."""
+
+    name: JudgeName = "refusal-rules"
+    threshold: Fraction = Field(0.5, description="score above which a completion counts as harmful")
+    reader: TargetConfig | None = Field(None, description="the model that reads, for judges that are models")
+    prompt_path: str | None = Field(
+        None, description="file with the reader's prompt; absent: the project's own, where it has one"
+    )
+
+    @model_validator(mode="after")
+    def _has_reader(self) -> JudgeConfig:
+        if self.name.startswith("refusal-") != (self.reader is None):
+            raise ValueError(
+                f"the judge {self.name} reads by rules: leave `reader` out"
+                if self.reader
+                else f"the judge {self.name} is a model: name it in `reader`"
+            )
+        return self

@@ -1,0 +1,136 @@
+"""The part of a recipe about adversarial fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dat_ray.config.section import DType, Fraction, NonNegative, Positive, Section
+
+
+class AttackConfig(Section):
+    """The continuous attack of the inner loop (method 3.1, 3.7)."""
+
+    steps: NonNegative = 20
+    step_size: Annotated[float, Field(ge=0.0)] = 0.1
+    step_rule: Literal["sign", "l2_normalized", "adam", "raw"] = "l2_normalized"
+    unit: Literal["absolute", "relative"] = Field(
+        "relative", description="relative: step_size and radius are multiples of the mean embedding norm"
+    )
+    radius: Annotated[float, Field(ge=0.0)] | None = Field(None, description="L2 radius for each token; absent: no bound")
+    radius_unit: Literal["absolute", "relative"] | None = Field(None, description="of the radius; absent: as `unit`")
+    positions: Literal["user", "prompt", "sequence"] = Field(
+        "user", description="user message only, every prompt token, or the responses' tokens too"
+    )
+    layers: Annotated[tuple[Literal["embedding"] | NonNegative, ...], Field(min_length=1)] = Field(
+        ("embedding",), description="what is perturbed: the embeddings, and the output of decoder layers by number from 0"
+    )
+    objective: Literal["harmful_ce", "joint"] = Field(
+        "harmful_ce",
+        description="harmful_ce: make the response likely (CAT); joint: the update's away and toward terms with the responses "
+        "exchanged, so that the refusal becomes unlikely too (DAT equation 3, LAT)",
+    )
+    iterate: Literal["last", "best"] = Field("last", description="last, or each row's best by the attack's own objective")
+
+
+class LoraConfig(Section):
+    """Low-rank adapter on linear layers."""
+
+    rank: Positive = 64
+    alpha: Positive = 16
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="all linear layers but the head, or names of modules such as q_proj"
+    )
+
+
+class RetainConfig(Section):
+    """Data on which the model should stay close to its old self."""
+
+    path: str = Field(description="as `behaviors.path`; columns `prompt` and optionally `response` and `id`, or `messages`")
+    layout: Literal["columns", "messages"] = Field(
+        "columns", description="columns: `prompt` and `response`; messages: the first user message of a chat, and its answer"
+    )
+    limit: Positive | None = None
+    max_prompt_characters: Positive | None = Field(None, description="rows with a longer prompt are left out")
+    max_response_tokens: Positive = Field(64, description="tokens of a response that are trained on")
+    answer_tokens: Positive = Field(
+        64, description="tokens of a missing response, which the base model writes; it is judged whole, to leave out refusals"
+    )
+    tokens: Literal["response", "conversation"] = Field(
+        "response", description="on which tokens the retain term acts: the response's, or those from the user message on"
+    )
+
+
+class TrainingConfig(Section):
+    """Adversarial fine-tuning (method 1.1, 1.4, 3, 7)."""
+
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-4
+    updates: Positive | None = Field(None, description="optimiser steps; absent: `epochs` over the training set")
+    epochs: Annotated[float, Field(gt=0.0)] = 6.0
+    harmful_rows: Positive = Field(4, description="harmful rows of an update, over all workers")
+    retain_rows: NonNegative = Field(4, description="retain rows of an update, over all workers")
+    micro_rows: Positive | None = Field(
+        None, description="rows that go through a worker's model at once, less memory for the same update; absent: all"
+    )
+    rewrite_share: Fraction = Field(0.5, description="share of updates on rewrites, for selection.source mixture")
+    steps_per_attack: Positive = Field(1, description="optimiser steps of an update, all under the perturbation of one attack")
+    away: Literal["neg_ce", "unlikelihood", "ipo"] = Field(
+        "neg_ce",
+        description="neg_ce: mean log p(y); unlikelihood: mean -log(1 - p(y_t)); ipo: away and toward as one preference loss",
+    )
+    away_weight: Annotated[float, Field(ge=0.0)] = 0.5
+    toward_weight: Annotated[float, Field(ge=0.0)] = Field(0.5, description="not used by ipo, whose one weight is away_weight")
+    ipo_beta: Annotated[float, Field(gt=0.0)] = Field(0.25, description="the preferred margin is 1 / (2 beta) nats")
+    away_cutoff: float | None = Field(
+        None,
+        description="nats: mean log p(y) below which a row is no longer pushed away; for unlikelihood and ipo, "
+        "log p of a token below which it no longer counts",
+    )
+    toward_cutoff: float | None = Field(
+        None,
+        description="nats: refusal cross-entropy under which a row is no longer pulled; for ipo, of a token of the refusal",
+    )
+    cutoff_form: Literal["clamp", "soft"] = Field(
+        "clamp", description="clamp: no gradient past a cutoff; soft: CAT's cutoff + 0.001 * value"
+    )
+    loss_clip: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="nats M: a row's weighted away and toward loss stays in [-M, M]; absent: unbounded"
+    )
+    retain_loss: Literal["kl_forward", "kl_reverse", "ce"] = Field(
+        "kl_forward",
+        description="kl_forward: KL(base || model); kl_reverse: KL(model || base); ce: -log p of the data's response",
+    )
+    retain_weight: Annotated[float, Field(ge=0.0)] = 0.45
+    retain_normalized: bool = Field(False, description="divide the retain term by its own value, without gradient (LAT)")
+    max_tokens: Positive = Field(128, description="tokens of a training sequence")
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after the warm-up")
+    warmup: Fraction = Field(0.03, description="share of the updates")
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.3
+    dtype: DType = "bfloat16"
+    activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
+    compile: bool = Field(False, description="compile the decoder's layers with torch.compile")
+    checkpoint_every: Positive = Field(50, description="updates between checkpoints")
+    stop_away: float | None = Field(
+        None, description="nats: divergence guard, stops a run whose mean log p(y) falls below this; absent: no guard"
+    )
+    stop_retain: Annotated[float, Field(gt=0.0)] | None = Field(
+        None, description="nats: divergence guard, stops a run whose retain term exceeds this; absent: no guard"
+    )
+    attack: AttackConfig = AttackConfig()
+    lora: LoraConfig = LoraConfig()
+    retain: RetainConfig | None = Field(None, description="needed where retain_rows is positive")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if self.retain_rows and self.retain is None:
+            raise ValueError(
+                "retain_rows is positive but there is no retain section: add one with a path, or set retain_rows to 0"
+            )
+        if self.retain_weight > 0 and self.retain_rows == 0:
+            raise ValueError("retain_weight is positive but retain_rows is 0: raise retain_rows or set the weight to 0")
+        if self.away == "ipo" and self.attack.objective == "joint":
+            raise ValueError("attack.objective joint needs separate away and toward terms: choose another away, or harmful_ce")
+        return self

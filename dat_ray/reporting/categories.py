@@ -1,4 +1,4 @@
-"""Attack success by category of behavior, from stored attempts."""
+"""Outcomes by category of behavior, from stored attempts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.intervals import Interval, wilson
-from dat_ray.evaluation.metrics import broken
+from dat_ray.evaluation.metrics import broken, refusals
 
 Attempts = Sequence[Mapping[str, Any]]
+Categories = Mapping[str, str | None]
 
 
-def by_category(attempts: Attempts, categories: Mapping[str, str | None], confidence: float) -> dict[str, Interval]:
+def broken_by_category(attempts: Attempts, categories: Categories, confidence: float) -> dict[str, Interval]:
     """Share of behaviors that any attack broke, in each category; behaviors without one are left out.
 
     Args:
@@ -21,9 +22,18 @@ def by_category(attempts: Attempts, categories: Mapping[str, str | None], confid
         categories: behavior id to its category.
         confidence: of the Wilson intervals.
     """
-    outcomes: dict[str, list[bool]] = defaultdict(list)
-    for behavior, was_broken in broken(row for row in attempts if row["attack"] != OVER_REFUSAL).items():
+    return _by_category(broken(row for row in attempts if row["attack"] != OVER_REFUSAL), categories, confidence)
+
+
+def refused_by_category(attempts: Attempts, categories: Categories, confidence: float) -> dict[str, Interval]:
+    """Share of harmless look-alikes that were refused, in each category; arguments as of `broken_by_category`."""
+    return _by_category(refusals(row for row in attempts if row["attack"] == OVER_REFUSAL), categories, confidence)
+
+
+def _by_category(outcomes: Mapping[str, bool], categories: Categories, confidence: float) -> dict[str, Interval]:
+    grouped: dict[str, list[bool]] = defaultdict(list)
+    for behavior, outcome in outcomes.items():
         category = categories.get(behavior)
         if category:
-            outcomes[category].append(was_broken)
-    return {name: wilson(sum(values), len(values), confidence) for name, values in sorted(outcomes.items())}
+            grouped[category].append(outcome)
+    return {name: wilson(sum(values), len(values), confidence) for name, values in sorted(grouped.items())}

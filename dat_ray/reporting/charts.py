@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.intervals import Interval
-from dat_ray.reporting.categories import Attempts, by_category
+from dat_ray.reporting.categories import Attempts, Categories, broken_by_category, refused_by_category
 from dat_ray.reporting.figures import Dot, Line, Row, Spot, dot_plot, line_plot, running_mean, scatter
 from dat_ray.reporting.findings import first_model, pair, subject
 from dat_ray.reporting.words import Tree, attack_name, judge_name, model_name, percent, points, words
@@ -113,10 +113,33 @@ def refusal_figure(metrics: Tree) -> Figure | None:
     return Figure(title, dot_plot(rows, title, "harmless prompts refused, %"), caption)
 
 
-def category_figure(metrics: Tree, attempts: Attempts, categories: Mapping[str, str | None]) -> Figure | None:
+def category_figure(metrics: Tree, attempts: Attempts, categories: Categories) -> Figure | None:
     """Success of any attack by category of behavior; None where there are fewer than two categories."""
+    caption = "Behaviors broken by any attack, by category, with the number of behaviors"
+    return _by_category(
+        metrics, attempts, categories, broken_by_category, "Weakest category", caption, "behaviors broken, % of those judged"
+    )
+
+
+def refusal_category_figure(metrics: Tree, attempts: Attempts, categories: Categories) -> Figure | None:
+    """Refusals of harmless look-alikes by what makes them look harmful; None where there are fewer than two categories."""
+    caption = "Harmless look-alikes refused, by what makes them look harmful, with the number of prompts"
+    return _by_category(
+        metrics, attempts, categories, refused_by_category, "Most refused look-alikes", caption, "harmless prompts refused, %"
+    )
+
+
+def _by_category(
+    metrics: Tree,
+    attempts: Attempts,
+    categories: Categories,
+    count: Callable[[Attempts, Categories, float], dict[str, Interval]],
+    worst: str,
+    caption: str,
+    axis: str,
+) -> Figure | None:
     found = {
-        name: by_category([row for row in attempts if row["model"] == name], categories, metrics["confidence"])
+        name: count([row for row in attempts if row["model"] == name], categories, metrics["confidence"])
         for name in metrics["models"]
     }
     about = subject(metrics) or first_model(metrics)
@@ -130,13 +153,10 @@ def category_figure(metrics: Tree, attempts: Attempts, categories: Mapping[str, 
         )
         for category in order
     ]
-    worst = found[about][order[0]]
-    title = f"Weakest category of the {model_name(about)} model: {words(order[0])}, {percent(worst.value)}"
-    caption = (
-        f"Behaviors broken by any attack, by category, with the number of behaviors; {percent(metrics['confidence'])} Wilson "
-        "intervals. Where they overlap, an order of categories is not shown by these data."
-    )
-    return Figure(title, dot_plot(rows, title, "behaviors broken, % of those judged"), caption)
+    title = f"{worst} of the {model_name(about)} model: {words(order[0])}, {percent(found[about][order[0]].value)}"
+    level = percent(metrics["confidence"])
+    caption += f"; {level} Wilson intervals. Where they overlap, an order of categories is not shown by these data."
+    return Figure(title, dot_plot(rows, title, axis), caption)
 
 
 def attempts_figures(metrics: Tree) -> list[Figure]:

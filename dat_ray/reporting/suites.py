@@ -13,6 +13,7 @@ from dat_ray.reporting.charts import (
     category_figure,
     front_figure,
     front_of,
+    refusal_category_figure,
     refusal_figure,
 )
 from dat_ray.reporting.collect import Suite
@@ -30,6 +31,7 @@ def suite_view(name: str, suite: Suite, categories: Mapping[str, str | None]) ->
         refusal_figure(metrics),
         front_figure(front_of(metrics), metrics["judge"], metrics["confidence"]),
         category_figure(metrics, suite.attempts, categories),
+        refusal_category_figure(metrics, suite.attempts, categories),
         *attempts_figures(metrics),
     ]
     return {

@@ -25,6 +25,7 @@ HELD_OUT, SAMPLES, HARMLESS, TRAINED = 24, 4, 40, 30
 VOCABULARY = "please how could one quickly explain write list a short story about the old harbor and its many boats"
 WORDS = re.findall(r"\w+", VOCABULARY)
 CATEGORIES = ("chemical_biological", "misinformation", "cybercrime_intrusion")
+LOOKS = ("homonym", "figurative", "fiction")
 # Chance that an in-painted prompt breaks a model, that it refuses a harmless prompt, and its mean log p(target).
 MODELS = {"base": (0.8, 0.05, -1.8), "adapted": (0.25, 0.2, -6.5)}
 THREE = {"base": (0.8, 0.05, -1.8), "dat": (0.25, 0.2, -6.5), "cat": (0.5, 0.1, -4.0), "mixat": (0.6, 0.45, -5.0)}
@@ -82,7 +83,7 @@ def _behaviors(hostile: str) -> list[dict[str, Any]]:
         {
             "behavior_id": f"{split}-{index}",
             "goal": f"goal {index} of {split} {hostile}",
-            "category": None if split == "over_refusal" else CATEGORIES[index % 3],
+            "category": (LOOKS if split == "over_refusal" else CATEGORIES)[index % 3],
             "source": "synthetic",
             "split": split,
             "target_index": 0,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ from dat_ray.data.shards import join, read_table
 from dat_ray.errors import ShardError
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.metrics import disagreement
-from dat_ray.reporting.categories import by_category
+from dat_ray.reporting.categories import broken_by_category, refused_by_category
 from dat_ray.reporting.collect import stage_costs
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
 from dat_ray.reporting.stage import report
@@ -101,8 +102,8 @@ def test_every_section_is_filled_from_the_run(html: str) -> None:
     assert "Not evaluated yet" not in page.text
     # Nobody has held the synthetic judge against people.
     assert html.count('class="missing"') == 1
-    # Attack success, over-refusal, categories, attempts of the in-painting attack, three loss terms, the inner attack.
-    assert page.tags["figure"] == 8
+    # Attack success, over-refusal, categories of both, attempts of the in-painting attack, three loss terms, the inner attack.
+    assert page.tags["figure"] == 9
     assert "Weakest category of the fine-tuned model" in page.text
     assert "In-painted prompts, attempts: base" in page.text
     assert "120 updates" in page.text
@@ -218,8 +219,16 @@ def test_a_broken_category_is_not_counted_twice_and_look_alikes_never(tmp_path: 
         {"behavior_id": "d", "attack": OVER_REFUSAL, "verdict": "harmful"},
         {"behavior_id": "e", "attack": "direct", "verdict": "unparsed"},
     ]
-    found = by_category(rows, {"a": "x", "b": "x", "c": "y", "d": "x", "e": "y"}, 0.95)
+    found = broken_by_category(rows, {"a": "x", "b": "x", "c": "y", "d": "x", "e": "y"}, 0.95)
     assert {name: (one.value, one.n) for name, one in found.items()} == {"x": (0.5, 2), "y": (1.0, 1)}
+    rows += [{"behavior_id": "f", "attack": OVER_REFUSAL, "verdict": "not_harmful"}]
+    refused = refused_by_category(rows, {"a": "x", "d": "homonym", "f": "homonym"}, 0.95)
+    assert {name: (one.value, one.n) for name, one in refused.items()} == {"homonym": (0.5, 2)}
+
+
+def test_the_look_alikes_that_are_refused_most_are_named(tmp_path: Path) -> None:
+    page = Page(Path(report(recipe(), finished_run(tmp_path / "run"))).read_text(encoding="utf-8"))
+    assert re.search(r"Most refused look-alikes of the fine-tuned model: (homonym|figurative|fiction), \d+%", page.text)
 
 
 def attempt(model: str, attack: str, behavior: str, index: int, verdict: str) -> dict:

@@ -6,6 +6,7 @@ behavior; a behavior that is broken or not counts once and takes a score interva
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def student_mean(values: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - reach, mean + reach, n)
 
 
+@functools.lru_cache(maxsize=256)
 def student_quantile(probability: float, freedom: int) -> float:
     """The t below which a share `probability` > 1/2 of Student's distribution lies, to six digits."""
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
@@ -104,7 +106,10 @@ def student_quantile(probability: float, freedom: int) -> float:
 def cluster_bootstrap(
     groups: Mapping[str, Sequence[float]], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap of a pooled mean, resampling whole behaviors.
+    """Expanded percentile bootstrap of a pooled mean, resampling whole behaviors.
+
+    Plain percentiles are too narrow by a factor of sqrt((n - 1) / n) and by a normal quantile in place of Student's; the
+    percentiles are moved out by as much (Hesterberg 2015, Am. Stat. 69:371, section 5).
 
     Args:
         groups: behavior id to its values (0 or 1 for a rate); behaviors without values are left out.
@@ -123,7 +128,7 @@ def cluster_bootstrap(
     # Drawing how often each behavior is picked equals drawing behaviors with replacement.
     picks = np.random.default_rng(seed).multinomial(len(filled), np.full(len(filled), 1 / len(filled)), size=resamples)
     means = (picks @ sums) / (picks @ counts)
-    low, high = _percentiles(means, confidence)
+    low, high = _percentiles(means, _expanded(confidence, len(filled)))
     return Interval(float(sums.sum() / counts.sum()), low, high, len(filled))
 
 
@@ -183,6 +188,14 @@ def _paired_correlation(a: int, b: int, c: int, d: int) -> float:
     if product > 0:
         product = max(product - (a + b + c + d) / 2, 0.0)
     return product / math.sqrt(margins)
+
+
+def _expanded(confidence: float, n: int) -> float:
+    """The confidence at which percentiles of n resampled units cover with `confidence`."""
+    if n < 2:
+        return confidence
+    reach = math.sqrt(n / (n - 1)) * student_quantile(0.5 + confidence / 2, n - 1)
+    return 2 * NormalDist().cdf(reach) - 1
 
 
 def _percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:

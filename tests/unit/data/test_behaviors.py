@@ -138,7 +138,7 @@ def test_near_duplicates_leave_training_and_name_the_closest_heldout_row(tmp_pat
 
 
 def test_nothing_left_to_train_on_is_an_error() -> None:
-    with pytest.raises(InputError, match="all 48 training behaviors are near-duplicates"):
+    with pytest.raises(InputError, match="all 115 training behaviors are near-duplicates"):
         _load(path="builtin:demo-train", heldout={"path": "builtin:demo-train"})
 
 

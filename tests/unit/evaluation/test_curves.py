@@ -101,7 +101,7 @@ def test_intervals_cover_as_often_as_they_say() -> None:
 
         harmful = beta_binomial(rng, behaviors, attempts, mean, spread)
         groups = {str(i): [1.0] * c + [0.0] * (attempts - c) for i, c in enumerate(harmful.tolist())}
-        pooled = cluster_bootstrap(groups, resamples=200, seed=int(rng.integers(1 << 30)))
+        pooled = cluster_bootstrap(groups, resamples=500, seed=int(rng.integers(1 << 30)))
         hits["pooled"] += pooled.low <= mean <= pooled.high
 
         # E(1 - p)^k of a Beta(a, b): b (b+1) ... (b+k-1) / ((a+b) ... (a+b+k-1)).

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import ray
 
 from dat_ray import telemetry
 
@@ -44,6 +45,8 @@ def test_labels_in_the_dashboard_are_labels_of_the_metric() -> None:
 
 def test_outside_a_session_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "_made", {})
+    # Tests that need a session share one, which may be up.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     telemetry.count("dat_rows", 3, stage="generate", role="judge")
     telemetry.gauge("dat_learning_rate", 0.1)
     assert telemetry._made == {}

@@ -8,9 +8,9 @@ carry names of their own execution, that a row is a function of its id, and that
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -121,7 +121,7 @@ def _leased(root: str) -> Iterator[None]:
                 owner = _read_owner(root)
                 if owner is not None and owner.token != mine.token:
                     stage_line(f"{root} was taken over by process {owner.pid} on {owner.host}: stopping here")
-                    _thread.interrupt_main()
+                    _stop_this_process()
                     return
                 _write_lease(root, Owner(**{**asdict(mine), "beat": beat}))
             except (OSError, StorageError):
@@ -139,6 +139,14 @@ def _leased(root: str) -> Iterator[None]:
             if owner is not None and owner.token == mine.token:
                 fs, inner = open_filesystem(join(root, OWNER))
                 fs.delete_file(inner)
+
+
+def _stop_this_process() -> None:
+    """As a scheduler would: SIGTERM, which the verbs unwind on. A shell that starts a process in the background has it
+    ignore SIGINT, so that one may never arrive."""
+    main = threading.main_thread().ident
+    assert main is not None
+    signal.pthread_kill(main, signal.SIGTERM)
 
 
 def _take(root: str, mine: Owner) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -101,7 +102,20 @@ def test_a_lease_of_a_process_that_has_ended_here_is_free_at_once(tmp_path) -> N
         assert time.monotonic() - began < 1.5
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.fixture
+def in_the_background():
+    """A process as `&` or nohup starts it, SIGINT ignored, that unwinds on SIGTERM as the command line does."""
+
+    def unwind(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, unwind)
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.mark.usefixtures("quick", "in_the_background")
 def test_a_lease_that_was_taken_over_stops_its_former_owner(tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt), _leased(str(tmp_path)):
         for _ in range(200):

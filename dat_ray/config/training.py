@@ -105,6 +105,9 @@ class TrainingConfig(Section):
     retain_weight: Annotated[float, Field(ge=0.0)] = 0.45
     retain_normalized: bool = Field(False, description="divide the retain term by its own value, without gradient (LAT)")
     max_tokens: Positive = Field(128, description="tokens of a training sequence")
+    end_of_turn: Literal["none", "refusal"] = Field(
+        "none", description="refusal: a refusal ends with the template's end-of-turn token, so that the model stops after it"
+    )
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after the warm-up")
     warmup: Fraction = Field(0.03, description="share of the updates")

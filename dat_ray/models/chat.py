@@ -26,7 +26,7 @@ class Encoded:
     """A prompt and its response.
 
     Attributes:
-        ids: all tokens, template included, without an end-of-turn token after the response.
+        ids: all tokens, template included.
         user_span: [low, high) of the user message in `ids`.
         response_span: [low, high) of the response in `ids`; its high is `len(ids)`.
     """
@@ -99,16 +99,38 @@ class ChatFormat:
         """Token ids of a response, or of the beginning of one; special tokens written in it are plain text."""
         return self._text_ids(response)
 
-    def encode(self, user: str, response: str, max_tokens: int) -> Encoded:
+    def end_of_turn(self) -> int:
+        """The special token that the template puts behind a response.
+
+        Raises:
+            InputError: the template has none.
+        """
+        messages = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _SLOT}]
+        behind = str(self._tokenizer.apply_chat_template(messages, tokenize=False)).partition(_SLOT)[2]
+        first = self._template_ids(behind)[:1]
+        if not first or first[0] not in self._tokenizer.all_special_ids:
+            raise InputError(
+                "training.end_of_turn", "refusal", "the target's chat template ends a response with no special token: use none"
+            )
+        return first[0]
+
+    def encode(self, user: str, response: str, max_tokens: int, *, closed: bool = False) -> Encoded:
         """Prompt and response in at most `max_tokens` tokens.
 
         What is too long loses the end of the user message first (down to one token), then the end of the response
         (down to one token): the start of the response is what is trained on.
 
+        Args:
+            user: the user message.
+            response: of the assistant.
+            max_tokens: of the row.
+            closed: the response ends with the end-of-turn token, which counts as one of its tokens.
+
         Raises:
-            InputError: the template leaves no room for one token of each.
+            InputError: the template leaves no room for one token of each, or has no end-of-turn token.
         """
-        user_ids, response_ids = self.user_ids(user), self._text_ids(response)
+        user_ids = self.user_ids(user)
+        response_ids = [*self._text_ids(response), *([self.end_of_turn()] if closed else [])]
         assert response_ids, "an empty response has no log-probability"
         room = max_tokens - len(self._before) - len(self._between)
         if room < 2:

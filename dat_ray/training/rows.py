@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
-from dat_ray.config.training import RetainConfig
+from dat_ray.config.training import RetainConfig, TrainingConfig
 from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.shards import has_manifest, read_manifest, read_table
 from dat_ray.errors import DatError
@@ -16,12 +16,14 @@ from dat_ray.training.loop import TrainingRows, check_rows
 from dat_ray.training.retain_set import retain_folder
 
 
-def harmful_row(chat: ChatFormat, prompt: str, target: str, refusal: str, max_tokens: int) -> HarmfulRow:
+def harmful_row(chat: ChatFormat, prompt: str, target: str, refusal: str, cfg: TrainingConfig) -> HarmfulRow:
     """One prompt with both responses, after the same prompt tokens.
 
-    A prompt too long for one of the responses is cut for both, since one perturbation serves both.
+    A prompt too long for one of the responses is cut for both, since one perturbation serves both. The harmful response,
+    an opening, never ends the turn: the attack would learn to say it and stop.
     """
-    harmful, refused = chat.encode(prompt, target, max_tokens), chat.encode(prompt, refusal, max_tokens)
+    harmful = chat.encode(prompt, target, cfg.max_tokens)
+    refused = chat.encode(prompt, refusal, cfg.max_tokens, closed=cfg.end_of_turn == "refusal")
     shorter = min(harmful, refused, key=lambda row: row.user_span[1])
     return HarmfulRow(_after(shorter, harmful), _after(shorter, refused))
 
@@ -43,7 +45,7 @@ def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
 
     def attacked(folder: str) -> list[HarmfulRow]:
         found = read_table(folder, fingerprint=mark).to_pylist()
-        return [harmful_row(chat, row["prompt"], row["target"], row["refusal"], cfg.max_tokens) for row in found]
+        return [harmful_row(chat, row["prompt"], row["target"], row["refusal"], cfg) for row in found]
 
     harmful = attacked(run.training_set(recipe.round))
     rewrites = attacked(rewrites_folder(run, recipe.round)) if recipe.selection.source == "mixture" else []

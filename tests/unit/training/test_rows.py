@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from dat_ray.config.data import SelectionConfig
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
+from dat_ray.config.training import TrainingConfig
 from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.schemas import TRAINING_SET
 from dat_ray.data.shards import write_manifest, write_shard
-from dat_ray.errors import DatError, ShardError
+from dat_ray.errors import DatError, InputError, ShardError
 from dat_ray.models.chat import ChatFormat
 from dat_ray.training.retain_set import RetainReport, prepare_retain, retain_folder
 from dat_ray.training.rows import count_rows, harmful_row, load_rows
@@ -68,8 +69,12 @@ def write_training_set(run: RunDir, cfg: Recipe, count: int = 3, folder: str | N
     write_manifest(folder, [shard], fingerprint(cfg))
 
 
+def training(**fields: Any) -> TrainingConfig:
+    return TrainingConfig(retain_rows=0, retain_weight=0.0, **fields)
+
+
 def test_both_responses_follow_the_same_prompt(chat: ChatFormat, tokenizer: PreTrainedTokenizerFast) -> None:
-    row = harmful_row(chat, "do it", "Sure", "I can't do that", 64)
+    row = harmful_row(chat, "do it", "Sure", "I can't do that", training(max_tokens=64))
     assert tokenizer.decode(row.harmful.ids) == "U:do it<|end|>A:Sure"
     assert tokenizer.decode(row.refusal.ids) == "U:do it<|end|>A:I can't do that"
     assert row.harmful.user_span == row.refusal.user_span == (2, 7)
@@ -77,11 +82,25 @@ def test_both_responses_follow_the_same_prompt(chat: ChatFormat, tokenizer: PreT
 
 def test_a_prompt_too_long_for_one_response_is_cut_for_both(chat: ChatFormat, tokenizer: PreTrainedTokenizerFast) -> None:
     # 5 template tokens and 15 of the longer response leave 10 of 30 for the user message.
-    row = harmful_row(chat, "abcdefghijklmnop", "Sure", "I can't do that", 30)
+    row = harmful_row(chat, "abcdefghijklmnop", "Sure", "I can't do that", training(max_tokens=30))
     assert tokenizer.decode(row.harmful.ids) == "U:abcdefghij<|end|>A:Sure"
     assert tokenizer.decode(row.refusal.ids) == "U:abcdefghij<|end|>A:I can't do that"
     assert len(row.refusal.ids) == 30
-    assert row.harmful == harmful_row(chat, "abcdefghijklmnop", "I can't do that", "Sure", 30).refusal
+    assert row.harmful == harmful_row(chat, "abcdefghijklmnop", "I can't do that", "Sure", training(max_tokens=30)).refusal
+
+
+def test_a_refusal_ends_its_turn_where_asked_and_an_opening_never_does(
+    chat: ChatFormat, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    row = harmful_row(chat, "do it", "Sure", "I can't", training(end_of_turn="refusal"))
+    assert tokenizer.decode(row.harmful.ids) == "U:do it<|end|>A:Sure"
+    assert tokenizer.decode(row.refusal.ids) == "U:do it<|end|>A:I can't<|end|>"
+    assert row.refusal.ids[-1] == tokenizer.eos_token_id
+    assert row.refusal.response_span == (10, 18), "the token counts as one of the response"
+
+    endless = ChatFormat(byte_tokenizer("{% for m in messages %}U:{{ m['content'] }}{% endfor %}A:"))
+    with pytest.raises(InputError, match=r"training\.end_of_turn"):
+        harmful_row(endless, "do it", "Sure", "I can't", training(end_of_turn="refusal"))
 
 
 def test_retain_set_has_the_base_models_answers(tmp_path: Path, chat: ChatFormat, tokenizer: PreTrainedTokenizerFast) -> None:

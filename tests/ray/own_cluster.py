@@ -144,11 +144,11 @@ def own_cluster(workers: Sequence[tuple[str, int]]) -> Iterator[OwnCluster]:
     head = ["--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={folder}", f"--dashboard-port={dashboard}"]
     try:
         cluster.start_node(*head, "--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agents[0]}", *common)
-        for (label, cpus), agent in zip(workers, agents[1:], strict=True):
-            labels = f"--labels=ray-subcluster={label}"
-            cluster.start_node(
-                f"--address=127.0.0.1:{port}", labels, f"--num-cpus={cpus}", f"--dashboard-agent-listen-port={agent}", *common
-            )
+        for number, ((label, cpus), agent) in enumerate(zip(workers, agents[1:], strict=True)):
+            # As on a machine of its own: nodes that share a folder remove each other's copy of a job's working directory,
+            # under the feet of the job that stands in it.
+            own = [f"--temp-dir={folder}/{number}", f"--labels=ray-subcluster={label}", f"--dashboard-agent-listen-port={agent}"]
+            cluster.start_node(f"--address=127.0.0.1:{port}", f"--num-cpus={cpus}", *own, *common)
         yield cluster
     finally:
         cluster.stop()

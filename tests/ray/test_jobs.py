@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
+from dat_ray.config.loading import load_recipe
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import read_table
+from dat_ray.data.shards import has_manifest, read_table
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
+from dat_ray.generation.select import select
 from dat_ray.models.loading import load_tokenizer
-from tests.ray.own_cluster import REPOSITORY, SECRET, OwnCluster, own_cluster
+from tests.ray.own_cluster import RAY, REPOSITORY, SECRET, OwnCluster, own_cluster
 from tests.ray.tiny_training import save_tiny_chat_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -200,12 +202,22 @@ def test_a_generate_job_runs_on_its_group_and_a_second_one_is_refused(cluster: O
     assert stages["train"]["state"] == "not started"
 
 
-def test_the_plain_line_is_printed_for_those_who_do_without_us(cluster: OwnCluster, folder: Path, run: RunDir) -> None:
+def test_the_plain_line_runs_training_on_the_other_group(
+    cluster: OwnCluster, folder: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert has_manifest(run.candidates(0)), "the job before left its rows"
+    monkeypatch.chdir(folder)
+    select(run, load_recipe("recipe.yaml"))
     line = dat(cluster, "submit", *submission(cluster, folder, run, "train", "--print"))
     assert line.returncode == 0, line.stderr
     words = shlex.split(line.stdout)
     assert words[:3] == ["ray", "job", "submit"]
-    assert words[words.index("--") + 1 :][:2] == ["python", "jobs/train.py"]
+    done = cluster.run(RAY, *words[1:])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "train: 4/4 updates (100%) done in" in done.stdout + done.stderr
+    assert (Path(run.adapter(0)) / "adapter_model.safetensors").is_file()
+    assert not [path for path in Path(run.root).rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".bin")]
+    assert {label for name, label in ask(cluster)["actors"] if "TrainWorker" in name} == {"training"}
 
 
 def test_a_run_that_cannot_fit_says_so_in_time_and_fails(cluster: OwnCluster, folder: Path, run: RunDir, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from dat_ray.config.cluster import Pool, TimeoutsConfig
+from dat_ray.diagnosis import answer_for_stacks, in_one_line
 from dat_ray.engines.vllm_env import one_line
 from dat_ray.errors import DatError
 
@@ -24,6 +25,7 @@ class EngineHost:
 
     def __init__(self, build: Callable[[], Any]) -> None:
         self._build = build
+        answer_for_stacks()
 
     def start(self) -> dict[str, Any]:
         """Builds the engine; returns those of name, fingerprint and is_proxy that it has."""
@@ -107,10 +109,9 @@ class Workers:
             return done[0]
         wants = f"{self._pool.num_cpus:g} CPU and {self._pool.num_gpus:g} GPU"
         where = f" on a node labeled {SUBCLUSTER_LABEL}={self._pool.subcluster}" if self._pool.subcluster else ""
-        free = {key: value for key, value in ray.available_resources().items() if key in ("CPU", "GPU")}
         raise DatError(
             f"{self.role}: nothing in {seconds:g} s; {len(self._ready)} of {len(self._actors)} engines are up, "
-            f"each asks for {wants}{where}, free now: {free or 'none'}; "
+            f"each asks for {wants}{where}; {in_one_line()}; "
             "lower cluster.*.num_cpus, add nodes or raise the deadline in timeouts"
         )
 

@@ -21,6 +21,7 @@ from dat_ray import telemetry
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.schemas import CANDIDATES
+from dat_ray.diagnosis import answer_for_stacks
 from dat_ray.engines.base import (
     DiffusionSampler,
     InfillRequest,
@@ -43,9 +44,13 @@ def _build_sampler(cfg: SamplerConfig, threads: int) -> DiffusionSampler:
 
 def _build_target(cfg: TargetConfig, threads: int, adapter: str | None) -> TargetModel:
     from dat_ray.engines.factory import build_target
+    from dat_ray.models.remote import local_adapter
 
+    if adapter is None:
+        return build_target(cfg, threads)
     # vLLM serves an adapter merged into a copy of the model, which lies beside it.
-    return build_target(cfg, threads, adapter, merged_dir=None if adapter is None else f"{adapter.rstrip('/')}-merged")
+    local = local_adapter(adapter).rstrip("/")
+    return build_target(cfg, threads, local, merged_dir=f"{local}-merged")
 
 
 def _build_judge(cfg: JudgeConfig) -> Judge:
@@ -121,6 +126,7 @@ class RoleActor(ABC):
     def __init__(self, recipe: Recipe, engines: Engines, ledger: RemoteLedger, adapter: str | None) -> None:
         self.recipe, self.engines, self.ledger, self.adapter = recipe, engines, ledger, adapter
         self.engine: Any = None
+        answer_for_stacks()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Fills in this role's columns of a CANDIDATES batch."""

@@ -25,7 +25,7 @@ from dat_ray.data.shards import (
     write_manifest,
     write_shard,
 )
-from dat_ray.diagnosis import keep_traceback
+from dat_ray.diagnosis import StallWatch, keep_traceback
 from dat_ray.errors import DatError, InputError, StorageError
 from dat_ray.generation.actors import Engines
 from dat_ray.generation.capacity import check_cluster, generation_pools, live_nodes
@@ -128,15 +128,17 @@ def _make_rows(
         # What goes wrong is raised below in one line, with the traceback in a file.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         ledger = start_ledger(limit, inventory.errors)
+        where = join(run.logs, f"generate-round-{recipe.round}-stall.txt")
+        stall = StallWatch("generate", where, recipe.timeouts.no_progress)
         try:
-            with Watch(root, progress, ledger.note):
+            with Watch(root, progress, ledger.note, stall):
                 run_plan(recipe, join(root, REQUESTS), root, engines, ledger, adapter)
         except Exception as error:
-            raise _explain(error, ledger.reason(), recipe, run) from error
+            raise _explain(error, ledger.reason(), recipe, run, stall.found) from error
         progress.update(total)
 
 
-def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: RunDir) -> DatError:
+def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: RunDir, stall: str) -> DatError:
     """One line for a person, and the whole traceback in the run's logs."""
     details = keep_traceback(join(run.logs, f"generate-round-{recipe.round}-failure.txt"), error)
     if stopped is not None:
@@ -147,10 +149,9 @@ def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: Ru
             + (f", subcluster {pool.subcluster})" if pool.subcluster else ")")
             for role, pool in generation_pools(recipe.cluster).items()
         )
-        nodes = "; ".join(f"({node.cpus:g} CPU, {node.gpus:g} GPU)" for node in live_nodes())
         return DatError(
             f"no row moved for timeouts.no_progress = {recipe.timeouts.no_progress} s; pools ask for {pools}; "
-            f"nodes have {nodes}; {details}"
+            f"{stall or details}; --resume keeps what is done"
         )
     causes = list(_causes(error))
     lines = [line for cause in causes for line in str(cause).strip().splitlines()[-1:]]

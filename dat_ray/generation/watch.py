@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import ray
 
 from dat_ray.data.shards import join, open_filesystem
+from dat_ray.diagnosis import StallWatch
 from dat_ray.generation.finish import CHECKPOINT, committed_checkpoints
 from dat_ray.progress import Progress
 
@@ -41,10 +42,11 @@ class Watch:
         root: the round's folder.
         progress: entered already.
         note: asks what is going on.
+        stall: notices when no row comes.
     """
 
-    def __init__(self, root: str, progress: Progress, note: Callable[[], str]) -> None:
-        self._counter, self._progress, self._note = RowCounter(root), progress, note
+    def __init__(self, root: str, progress: Progress, note: Callable[[], str], stall: StallWatch) -> None:
+        self._counter, self._progress, self._note, self._stall = RowCounter(root), progress, note, stall
         self._interval = REMOTE_INTERVAL if "://" in root else LOCAL_INTERVAL
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="watch-rows", daemon=True)
@@ -62,6 +64,7 @@ class Watch:
         while not self._stop.wait(self._interval):
             try:
                 done, note = self._counter.count(), self._note()
+                self._stall.tick(done)
             except (OSError, pa.ArrowInvalid, ray.exceptions.RayError):
                 # A display must not end a run: storage that stutters is read again at the next turn.
                 continue

@@ -37,6 +37,7 @@ class Faults:
         exit_once: whether the sampler's process ends once, after its first batch.
         dead_engine_once: whether the sampler once raises what vLLM raises when its engine loop is gone.
         no_start: whether the target cannot be built.
+        hang: whether the sampler never answers.
     """
 
     notes: str
@@ -46,6 +47,7 @@ class Faults:
     exit_once: bool = False
     dead_engine_once: bool = False
     no_start: bool = False
+    hang: bool = False
 
 
 class EngineDeadError(RuntimeError):
@@ -61,6 +63,8 @@ class TinySampler:
     def infill(self, requests: Sequence[InfillRequest]) -> list[InfillResult]:
         notes = Path(self.faults.notes)
         self.calls += 1
+        if self.faults.hang:
+            time.sleep(600)
         for request in requests:
             if request.row_id in self.faults.exit_on:
                 os._exit(1)

@@ -1,0 +1,96 @@
+"""Whatever waits has a deadline, and past it says what it waited for."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from dat_ray.config.cluster import Pool, TimeoutsConfig
+from dat_ray.diagnosis import StallWatch
+from dat_ray.engines.workers import Workers
+from dat_ray.errors import DatError
+from dat_ray.generation.stage import generate
+from tests.ray.tiny_generation import Faults, drawn, engines, tiny_recipe, tiny_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+
+def test_a_sampler_that_hangs_is_shown_where_it_hangs_and_its_stage_goes_on_later(tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    hasty = recipe.model_copy(update={"timeouts": TimeoutsConfig(no_progress=30, engine_start=60)})
+    run = tiny_run(tmp_path / "run", recipe)
+    with pytest.raises(
+        DatError, match=r"no row moved for timeouts.no_progress = 30 s; .*pending: nothing; node .* CPU free"
+    ) as told:
+        generate(hasty, run, engines(Faults(str(tmp_path), hang=True)))
+    where = Path(str(told.value).rpartition("details: ")[2].split(";")[0])
+    text = where.read_text()
+    assert text.startswith("generate: nothing came in ")
+    assert "MapWorker(MapBatches(SamplerActor)): ALIVE, process " in text
+    sampler = text[text.index("Stacks of MapWorker(MapBatches(SamplerActor))") :]
+    assert "in infill" in sampler, "the function that hangs"
+    assert drawn(tmp_path) == []
+    assert generate(recipe, run, engines(Faults(str(tmp_path)))).errors == 0
+
+
+def test_pools_that_others_leave_no_room_for_are_named(tmp_path: Path) -> None:
+    """The cluster is large enough, but somebody else has it."""
+    recipe = tiny_recipe().model_copy(update={"timeouts": TimeoutsConfig(no_progress=20, engine_start=60)})
+    run = tiny_run(tmp_path / "run", recipe)
+
+    @ray.remote(num_cpus=7.8)
+    class Other:
+        def here(self) -> None: ...
+
+    other = Other.remote()
+    ray.get(other.here.remote())
+    began = time.monotonic()
+    with pytest.raises(DatError, match=r"no row moved .* pending: .*MapWorker\(MapBatches\(SamplerActor\)\).*of 8 CPU free"):
+        generate(recipe, run, engines(Faults(str(tmp_path))))
+    assert time.monotonic() - began < 180
+    ray.kill(other)
+
+
+class Sleeper:
+    """An engine that never answers."""
+
+    name = "sleeper"
+
+    def doze(self) -> None:
+        time.sleep(600)
+
+
+def doze(engine: Sleeper) -> None:
+    engine.doze()
+
+
+def test_a_worker_that_hangs_is_shown_in_one_line() -> None:
+    timeouts = TimeoutsConfig(no_progress=3, engine_start=60)
+    with (
+        Workers("target", Sleeper, Pool(num_cpus=0.5), timeouts) as workers,
+        pytest.raises(
+            DatError, match=r"target: nothing in 3 s; 1 of 1 engines are up, .*EngineHost is in doze \(test_diagnosis.py:\d+\)"
+        ),
+    ):
+        list(workers.map(doze, [()]))
+
+
+def test_a_stall_is_told_once_and_again_after_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[str] = []
+    watch = StallWatch("rows", "where", 0.2)
+
+    def ask(path: str, waited: str) -> str:
+        asked.append(waited)
+        return f"details: {path}"
+
+    for count in (1, 1, 1, 2, 2, 2):
+        watch.tick(count, ask)
+        time.sleep(0.15)
+    watch.tick(2, ask)
+    assert len(asked) == 2
+    assert capsys.readouterr().err.count("details: where") == 2
+    watch.tick(3, ask)
+    assert watch.found == ""

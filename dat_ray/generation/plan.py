@@ -19,6 +19,8 @@ from dat_ray.config.cluster import Pool
 from dat_ray.config.schema import Recipe
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.data.shards import PARQUET, join, open_filesystem, scan_shards
+from dat_ray.diagnosis import node_lines
+from dat_ray.errors import DatError
 from dat_ray.generation.actors import Engines, JudgeActor, RemoteLedger, SamplerActor, TargetActor
 from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.generation.finish import CHECKPOINT
@@ -52,9 +54,11 @@ def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger:
         adapter: LoRA adapter folder of the target, or None.
 
     Raises:
+        DatError: no node has room to look at a file.
         whatever Ray raises; the ledger says whether the stage was stopped on purpose.
     """
     cfg = recipe.generation
+    _wait_for_a_file_task(recipe)
     filesystem, requests_inner = open_filesystem(requests)
     _, root_inner = open_filesystem(root)
     context = _context(
@@ -96,6 +100,30 @@ def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger:
         )
 
 
+def _wait_for_a_file_task(recipe: Recipe) -> None:
+    """Ray Data looks at the requests in tasks of one CPU, and waits for these without end: its own clock is not running yet."""
+    selector = _file_selector(recipe)
+    probe = ray.remote(num_cpus=1, max_retries=0, label_selector=selector)(_nothing).remote()
+    done, _ = ray.wait([probe], timeout=recipe.timeouts.no_progress)
+    if done:
+        return
+    ray.cancel(probe, force=True)
+    where = f" labeled {SUBCLUSTER_LABEL}={recipe.cluster.sampler.subcluster}" if selector else ""
+    raise DatError(
+        f"no node{where} had one CPU for reading and writing files within timeouts.no_progress = "
+        f"{recipe.timeouts.no_progress} s; {'; '.join(node_lines())}; end what holds them"
+    )
+
+
+def _nothing() -> None:
+    """Runs where the tasks that read and write files would."""
+
+
+def _file_selector(recipe: Recipe) -> dict[str, str] | None:
+    """Keeps reading, writing and a resume's filter in the pools' group: they fit on any node, and would start one of another."""
+    return {SUBCLUSTER_LABEL: recipe.cluster.sampler.subcluster} if recipe.cluster.sampler.subcluster else None
+
+
 # Ray Data restarts a dead actor and hands its block to the next one without end; the ledger is what bounds that.
 def _pool_arguments(pool: Pool, batch_size: int, constructor: dict[str, Any]) -> dict[str, Any]:
     arguments: dict[str, Any] = {
@@ -126,8 +154,7 @@ def _context(recipe: Recipe, checkpoint: CheckpointConfig) -> DataContext:
     context.print_on_execution_start = False
     # The newer parquet reader starts a pool of footer-reading processes, for a handful of small files here.
     context.use_datasource_v2 = False
-    if recipe.cluster.sampler.subcluster:
-        # Reading, writing and a resume's filter too: their tasks fit on any node, and would start one of another group.
+    if selector := _file_selector(recipe):
         context.execution_options = copy.copy(context.execution_options)
-        context.execution_options.label_selector = {SUBCLUSTER_LABEL: recipe.cluster.sampler.subcluster}
+        context.execution_options.label_selector = selector
     return context

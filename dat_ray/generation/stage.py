@@ -28,7 +28,7 @@ from dat_ray.data.shards import (
 from dat_ray.diagnosis import StallWatch, keep_traceback
 from dat_ray.errors import DatError, InputError, StorageError
 from dat_ray.generation.actors import Engines
-from dat_ray.generation.capacity import check_cluster, generation_pools, live_nodes
+from dat_ray.generation.capacity import check_cluster, generation_pools
 from dat_ray.generation.expand import expand
 from dat_ray.generation.finish import Inventory, forget_lost_rows, publish, take_inventory
 from dat_ray.generation.ledger import ErrorLimit
@@ -143,6 +143,8 @@ def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: Ru
     details = keep_traceback(join(run.logs, f"generate-round-{recipe.round}-failure.txt"), error)
     if stopped is not None:
         return stopped
+    if isinstance(error, DatError):
+        return error
     if isinstance(error, ExecutionTimeoutError):
         pools = "; ".join(
             f"{role}: {pool.min_actors} x ({pool.num_cpus:g} CPU, {pool.num_gpus:g} GPU"

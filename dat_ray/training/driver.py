@@ -41,6 +41,7 @@ from dat_ray.data.shards import (
     refusals_named,
     write_manifest,
 )
+from dat_ray.diagnosis import StallWatch, answer_for_stacks, node_lines
 from dat_ray.errors import DatError, ShardError, StorageError
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
@@ -114,7 +115,7 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
         _check_adapter(root, mark)
     else:
         with hold(run.root):
-            with Progress("train", updates, "updates") as progress, _shown(root, progress), _ray_train_timeouts(recipe):
+            with Progress("train", updates, "updates") as progress, _shown(run, recipe, progress), _ray_train_timeouts(recipe):
                 _fit(recipe, run, root, mark)
             write_manifest(root, _describe_adapter(root), mark)
     log = read_metrics(root)
@@ -147,13 +148,11 @@ def _fit(recipe: Recipe, run: RunDir, root: str, mark: str) -> None:
                 continue
             if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
                 raise DatError(f"training failed: {_last_line(error.controller_failure)}; {RESUMES}") from error
-            have = ray.available_resources()
             where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
             raise DatError(
                 f"training workers did not start within timeouts.worker_group_start "
                 f"({recipe.timeouts.worker_group_start} s): {pool.min_actors} x ({pool.num_cpus:g} CPU, "
-                f"{pool.num_gpus:g} GPU){where} wanted, {have.get('CPU', 0):g} CPU, {have.get('GPU', 0):g} GPU free "
-                "in the cluster; free some, or lower cluster.trainer"
+                f"{pool.num_gpus:g} GPU){where} wanted; {'; '.join(node_lines())}; free some, or lower cluster.trainer"
             ) from error
         except TrainingFailedError as error:
             raise DatError(f"training failed: {_last_line(error)}") from error
@@ -163,6 +162,7 @@ def _fit(recipe: Recipe, run: RunDir, root: str, mark: str) -> None:
 
 def _trainer(recipe: Recipe, run: RunDir, root: str, mark: str) -> TorchTrainer:
     pool = recipe.cluster.trainer
+    filesystem, storage = open_filesystem(root)
     return TorchTrainer(
         train_worker,
         train_loop_config={
@@ -181,7 +181,9 @@ def _trainer(recipe: Recipe, run: RunDir, root: str, mark: str) -> TorchTrainer:
         run_config=RunConfig(
             # Ray Train resumes whatever has the name: with the fingerprint in it, no other recipe's state.
             name=f"state-{mark}",
-            storage_path=root,
+            # Given as an object, since Ray Train by itself would not ask at a store's own address.
+            storage_filesystem=filesystem,
+            storage_path=storage,
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -204,6 +206,7 @@ def train_worker(config: dict[str, str]) -> dict[str, Any] | DatError:
 
 
 def _work(config: dict[str, str]) -> dict[str, Any]:
+    answer_for_stacks()
     recipe, run = Recipe.model_validate_json(config["recipe"]), RunDir(config["root"])
     pool, root, mark = recipe.cluster.trainer, run.training(recipe.round), fingerprint(recipe)
     torch.set_num_threads(pool.threads)
@@ -359,9 +362,12 @@ def _ray_train_timeouts(recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
-def _shown(root: str, progress: Progress) -> Iterator[None]:
-    """Shows what the workers log while the driver waits for them."""
-    stop = threading.Event()
+def _shown(run: RunDir, recipe: Recipe, progress: Progress) -> Iterator[None]:
+    """Shows what the workers log while the driver waits for them, and looks into them when nothing comes."""
+    stop, root = threading.Event(), run.training(recipe.round)
+    # Before the first update workers have to be placed and load the model.
+    patience = recipe.timeouts.no_progress + recipe.timeouts.worker_group_start
+    stall = StallWatch("train", join(run.logs, f"train-round-{recipe.round}-stall.txt"), patience)
 
     def poll() -> None:
         while not stop.wait(SECONDS_BETWEEN_POLLS):
@@ -369,6 +375,7 @@ def _shown(root: str, progress: Progress) -> Iterator[None]:
 
     def show() -> None:
         log = read_metrics(root)
+        stall.tick(len(log))
         if log:
             last = log[-1]
             note = f"loss {last['loss']:.3g}, harmful CE {last['attack_ce'][-1]:.3g}, refusal CE {last['toward']:.3g}, "

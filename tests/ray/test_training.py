@@ -82,6 +82,26 @@ def test_two_workers_train_the_adapter_that_one_trains(ray_cluster: str, model: 
 
 
 @pytest.mark.slow
+def test_two_workers_of_which_one_is_killed_end_as_two_that_nobody_disturbed(
+    ray_cluster: str, model: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_training_recipe(model, workers=2, updates=12)
+    torn, whole = (ready_run(tmp_path / name, recipe) for name in ("torn", "whole"))
+    with killed_after(4, recipe, torn, drill_moments().uniform(0, 0.2)) as killed:
+        found = load_file(Path(driver.train(recipe, torn).adapter) / ADAPTER_WEIGHTS)
+    assert len(killed) == 1
+    expected = load_file(Path(driver.train(recipe, whole).adapter) / ADAPTER_WEIGHTS)
+
+    def curve(run: RunDir) -> list[dict]:
+        timed = ("seconds", "seconds_by_part", "cost")
+        return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(run.training(0))]
+
+    assert [row["update"] for row in curve(torn)] == list(range(12))
+    assert curve(torn) == curve(whole), "a sum of two terms does not depend on their order"
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
 def test_divergence_is_told_once_and_not_retried(ray_cluster: str, model: Path, tmp_path: Path) -> None:
     recipe = tiny_training_recipe(model, away_weight=1e39)
     run = ready_run(tmp_path / "run", recipe)
@@ -97,7 +117,7 @@ def test_workers_that_nobody_can_place_are_told_within_the_deadline(ray_cluster:
     recipe = recipe.model_copy(update={"timeouts": recipe.timeouts.model_copy(update={"worker_group_start": 3})})
     run = ready_run(tmp_path / "run", recipe)
     # How much is free depends on whether the workers of the test before have left yet.
-    message = r"did not start within .* \(3 s\): 1 x \(99 CPU, 0 GPU\) wanted, [0-8](\.\d)? CPU, 0 GPU free"
+    message = r"did not start within .* \(3 s\): 1 x \(99 CPU, 0 GPU\) wanted; node \w+: [0-8](\.\d)? of 8 CPU free"
     with pytest.raises(DatError, match=message):
         driver.train(recipe, run)
 

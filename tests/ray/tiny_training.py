@@ -74,7 +74,7 @@ def tiny_training_recipe(model: Path, **training: Any) -> Recipe:
     )
 
 
-def ready_run(root: Path, recipe: Recipe, rows: int = 10) -> RunDir:
+def ready_run(root: Path | str, recipe: Recipe, rows: int = 10) -> RunDir:
     """A run directory with a training set and a retain set."""
     run, mark = open_run(str(root), recipe, resume=True), fingerprint(recipe)
     harmful = [

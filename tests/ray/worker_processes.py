@@ -7,7 +7,6 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 from ray.train import Result
@@ -16,6 +15,7 @@ from ray.train.v2._internal.exceptions import CheckpointManagerInitializationErr
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import exists, open_filesystem
 
 SEED_VARIABLE = "DAT_DRILL_SEED"
 
@@ -55,11 +55,12 @@ def training_workers() -> list[psutil.Process]:
 
 def updates_kept(recipe: Recipe, run: RunDir) -> int:
     """Updates of the newest checkpoint that Ray Train knows."""
-    storage = Path(run.training(recipe.round)) / f"state-{fingerprint(recipe)}"
-    if not (storage / "checkpoint_manager_snapshot.json").exists():
+    storage = f"{run.training(recipe.round)}/state-{fingerprint(recipe)}"
+    if not exists(f"{storage}/checkpoint_manager_snapshot.json"):
         return 0
+    filesystem, inner = open_filesystem(storage)
     try:
-        metrics = Result.from_path(storage).metrics
+        metrics = Result.from_path(inner, storage_filesystem=filesystem).metrics
     except CheckpointManagerInitializationError:  # read while it is being written
         return 0
     return metrics["updates_done"] if metrics else 0

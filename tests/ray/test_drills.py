@@ -1,0 +1,158 @@
+"""Fault drills: anything may die at any moment; nothing finished is lost, nothing is done twice, nothing hangs."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import has_manifest, read_file
+from dat_ray.errors import DatError
+from dat_ray.generation.stage import generate
+from dat_ray.generation.watch import RowCounter
+from tests.ray.drivers import PATIENCE, assert_as_undisturbed, committed, said, start_driver, wait_until
+from tests.ray.test_broken_input import cut_short, flip_one_byte
+from tests.ray.tiny_generation import Faults, drawn, engines, tiny_recipe, tiny_run
+from tests.ray.worker_processes import actors, drill_moments, killed_once
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+KILLS = 20
+
+
+def new_run(root: Path) -> RunDir:
+    return tiny_run(root, tiny_recipe())
+
+
+def has_more_than(counter: RowCounter, rows: int) -> bool:
+    return counter.count() > rows
+
+
+def test_a_driver_killed_twenty_times(ray_cluster: str, generated: RunDir, tmp_path: Path) -> None:
+    moments = drill_moments()
+    run = new_run(tmp_path / "run")
+    root = run.candidates(0)
+    for index in range(KILLS):
+        before, counter = committed(root), RowCounter(root)
+        faults = Faults(str(tmp_path / f"leg-{index}"), seconds_per_row=0.2)
+        driver = start_driver(ray_cluster, run.root, faults)
+        # Most kills fall anywhere in a start; every fifth once this driver has stored rows.
+        if index % 5 == 1:
+            wait_until(partial(has_more_than, counter, len(before)), driver)
+            time.sleep(moments.uniform(0, 0.4))
+        else:
+            driver.join(moments.uniform(0, 2))
+        driver.kill()
+        driver.join()
+        assert before <= committed(root), "a finished row was lost"
+        assert not before & set(drawn(Path(faults.notes))), "a finished row was made again"
+    assert len(committed(root)) > 0
+    assert not has_manifest(root), "the drill was over before it had killed enough"
+
+    last = Faults(str(tmp_path / "last"))
+    driver = start_driver(ray_cluster, run.root, last)
+    driver.join(PATIENCE)
+    assert driver.exitcode == 0, said(last)
+    assert_as_undisturbed(run, generated)
+
+
+def test_actors_of_every_role_killed_while_sampling(generated: RunDir, tmp_path: Path) -> None:
+    moments = drill_moments()
+    run, notes = new_run(tmp_path / "run"), tmp_path / "notes"
+    notes.mkdir()
+    counter = RowCounter(run.candidates(0))
+    with (
+        killed_once(lambda: actors("SamplerActor"), lambda: counter.count() >= 8, moments.uniform(0, 0.3)) as samplers,
+        killed_once(lambda: actors("TargetActor"), lambda: counter.count() >= 24, moments.uniform(0, 0.3)) as targets,
+        killed_once(lambda: actors("JudgeActor"), lambda: counter.count() >= 40, moments.uniform(0, 0.3)) as judges,
+    ):
+        report = generate(tiny_recipe(), run, engines(Faults(str(notes), seconds_per_row=0.05)))
+    assert (len(samplers), len(targets), len(judges)) == (1, 1, 1)
+    assert report.errors == 0
+    assert_as_undisturbed(run, generated)
+
+
+def test_shards_damaged_between_two_runs_are_made_again_and_nothing_else(
+    ray_cluster: str, generated: RunDir, tmp_path: Path
+) -> None:
+    run = new_run(tmp_path / "run")
+    folder = Path(run.candidates(0))
+    first = Faults(str(tmp_path / "first"), seconds_per_row=0.04)
+    driver = start_driver(ray_cluster, run.root, first)
+    wait_until(lambda: len(committed(str(folder))) >= 32, driver)
+    driver.kill()
+    driver.join()
+    finished, lost = committed(str(folder)), set()
+    for shard, damage in zip(sorted(folder.glob("part-*.parquet"))[:2], (cut_short, flip_one_byte), strict=True):
+        lost |= set(read_file(str(shard))["candidate_id"].to_pylist())
+        damage(shard)
+    second = Faults(str(tmp_path / "second"))
+    driver = start_driver(ray_cluster, run.root, second)
+    driver.join(PATIENCE)
+    assert driver.exitcode == 0, said(second)
+    assert not (finished - lost) & set(drawn(Path(second.notes)))
+    assert_as_undisturbed(run, generated)
+
+
+def test_a_polite_kill_and_a_second_driver(ray_cluster: str, generated: RunDir, tmp_path: Path) -> None:
+    """A run submitted twice: the second driver is turned away by name, and the first is not disturbed by it."""
+    run = new_run(tmp_path / "run")
+    root = run.candidates(0)
+    first = Faults(str(tmp_path / "first"), seconds_per_row=0.06)
+    driver = start_driver(ray_cluster, run.root, first)
+    wait_until(lambda: len(committed(root)) >= 8, driver)
+    second = Faults(str(tmp_path / "second"))
+    rival = start_driver(ray_cluster, run.root, second)
+    rival.join(PATIENCE)
+    assert rival.exitcode == 1
+    assert re.search(rf"is in use by process {driver.pid} on .*one driver at a time", said(second))
+    assert drawn(Path(second.notes)) == []
+
+    driver.terminate()
+    driver.join(PATIENCE)
+    assert driver.exitcode == 130, said(first)
+    before = committed(root)
+    assert len(before) >= 8
+    third = Faults(str(tmp_path / "third"))
+    driver = start_driver(ray_cluster, run.root, third)
+    driver.join(PATIENCE)
+    assert driver.exitcode == 0, said(third)
+    assert not before & set(drawn(Path(third.notes)))
+    assert_as_undisturbed(run, generated)
+
+
+def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    # A file where the folder should be refuses even the superuser.
+    (tmp_path / "run" / "candidates").write_text("in the way")
+    with pytest.raises(DatError, match=r"cannot write .*candidates") as caught:
+        generate(tiny_recipe(), run, engines(Faults(str(tmp_path))))
+    assert "\n" not in str(caught.value)
+    assert drawn(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["sampling", "training"])
+def test_a_node_that_is_lost(kind: str, generated: RunDir, tmp_path: Path) -> None:
+    """On a cluster of its own, in a process of its own: this one is connected to another."""
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment.pop("RAY_ADDRESS", None)
+    script = Path(__file__).with_name("node_loss.py")
+    done = subprocess.run(
+        [sys.executable, str(script), kind, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    if kind == "sampling":
+        assert_as_undisturbed(RunDir(str(tmp_path / "run")), generated)

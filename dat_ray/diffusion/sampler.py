@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dat_ray.diffusion.backbone import Packing, base_model, output_head, pack_attention, packed_states
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec, build_canvas, decode_prompt
 from dat_ray.diffusion.law import Law
-from dat_ray.diffusion.rows import Pack, Row, chunk_rows, denoise
+from dat_ray.diffusion.rows import Head, Pack, Row, chunk_rows, denoise
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,29 @@ def infill_canvases(
     return [results[i] for i in range(len(canvases))]
 
 
+class ReusingHead:
+    """An output head that writes its logits into the same memory at every call.
+
+    On a CPU a fresh tensor of this size comes from the kernel, which clears it page by page: with 32 MiB of logits a fifth
+    of the processor time of a tempered step.
+
+    Args:
+        linear: without a bias.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self._linear = linear
+        self._logits = linear.weight.new_empty(0)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Logits (m, V) of states (m, D), valid until the next call."""
+        weight = self._linear.weight
+        size = len(states) * len(weight)
+        if self._logits.numel() < size:
+            self._logits = weight.new_empty(size)
+        return torch.mm(states, weight.t(), out=self._logits[:size].view(len(states), len(weight)))
+
+
 class TorchDenoiser:
     """The plain-torch backend, and the oracle of the others.
 
@@ -125,7 +148,9 @@ class TorchDenoiser:
         self.model, self.tokenizer, self.spec, self.law = model.eval(), tokenizer, spec, law
         self.batch_size, self.max_target_tokens, self.steps_per_call = batch_size, max_target_tokens, steps_per_call
         self.device = next(model.parameters()).device
-        self.head = output_head(model)
+        head = output_head(model)
+        plain = type(head) is nn.Linear and head.bias is None and self.device.type == "cpu"
+        self.head: Head = ReusingHead(cast(nn.Linear, head)) if plain else head
         self.chunk = chunk or chunk_rows(base_model(model).config.get_text_config().vocab_size, self.device)
         pack_attention(model)
 

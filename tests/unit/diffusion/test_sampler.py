@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
 from dat_ray.diffusion.law import Law
 from dat_ray.diffusion.rows import Pack
-from dat_ray.diffusion.sampler import InfillRow, TorchDenoiser
+from dat_ray.diffusion.sampler import InfillRow, ReusingHead, TorchDenoiser
 from tests.unit.diffusion.literal_law import literal_infill
 
 MASK = 3
@@ -260,3 +260,15 @@ def test_the_prompt_is_decoded(model, tokenizer) -> None:
 
 def test_no_rows_no_work(model, tokenizer) -> None:
     assert TorchDenoiser(model, tokenizer, CHAT, Law(4)).infill([]) == []
+
+
+def test_the_head_keeps_one_piece_of_memory(model) -> None:
+    linear = model.get_output_embeddings()
+    states = torch.randn(9, linear.weight.shape[1])
+    with torch.no_grad():
+        head = ReusingHead(linear)
+        first = head(states)
+        torch.testing.assert_close(first, linear(states))
+        again = head(states[:4])
+        torch.testing.assert_close(again, linear(states[:4]))
+    assert again.data_ptr() == first.data_ptr()

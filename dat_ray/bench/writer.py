@@ -1,4 +1,6 @@
-"""How fast rows go through the data path: expand, write, resume scan, manifest. No model and no Ray.
+"""How fast rows go through the data path: expand, write, resume scan, manifest; and how the scan grows with the folder.
+
+No model and no Ray.
 
 dat bench writer --json
 """
@@ -62,15 +64,19 @@ def bench_writer(rows: int, rows_per_shard: int, repeats: int) -> dict[str, Any]
         InputError: the rows cannot be shared evenly.
 
     Returns:
-        The keys of every `dat bench`, and `seconds` of each part, all medians. There is no reference law, no model and
-        no device memory here, so that what speaks of them is null.
+        The keys of every `dat bench`, and `seconds` of each part, all medians; `scan_cpu_ms`, shards -> processor time of
+        a resume scan of so many, and `scan_growth`, the power of the number of shards with which it grows (1: linear).
+        There is no reference law, no model and no device memory here, so that what speaks of them is null.
     """
     recipe, behaviors = _inputs(rows)
-    runs, cpu = [], []
+    runs, cpu, scans = [], [], []
     for _ in range(repeats):
         wall, used = _once(recipe, behaviors, rows_per_shard)
         runs.append(wall)
         cpu.append(used)
+        scans.append(_scans(recipe, behaviors, rows_per_shard))
+    # Of one folder as it fills; a program beside this one disturbs a scan only upward.
+    scan = {shards: min(each[shards] for each in scans) for shards in scans[0]}
     seconds = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
     return {
         "bench": "writer",
@@ -85,7 +91,14 @@ def bench_writer(rows: int, rows_per_shard: int, repeats: int) -> dict[str, Any]
         "seconds": seconds,
         # Of all threads together: what another program on the same cores does not change much.
         "rows_per_cpu_s": rows / statistics.median(cpu),
+        "scan_cpu_ms": {str(shards): 1000 * seconds for shards, seconds in scan.items()},
+        "scan_growth": power(scan) if len(scan) > 1 else None,
     }
+
+
+def power(seconds: dict[int, float]) -> float:
+    """The b of seconds = a * size ** b that is nearest in the logarithms (least squares)."""
+    return float(np.polyfit(np.log(list(seconds)), np.log(list(seconds.values())), 1)[0])
 
 
 def _inputs(rows: int) -> tuple[Recipe, pa.Table]:
@@ -134,15 +147,8 @@ def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dic
         requests = expand(behaviors, recipe)
     answered, expected = _answered(requests), requests["candidate_id"].to_pylist()
     with tempfile.TemporaryDirectory(prefix="dat-bench-") as root:
-
-        def write(number: int) -> None:
-            name = f"part-{number:06}.parquet"
-            shard = answered.slice(number * rows_per_shard, rows_per_shard)
-            write_shard(root, name, shard)
-            write_shard(join(root, CHECKPOINT), name, shard.select(["candidate_id"]))
-
-        with timed("write"), ThreadPoolExecutor(WRITERS) as writers:
-            list(writers.map(write, range(-(-answered.num_rows // rows_per_shard))))
+        with timed("write"):
+            _write(root, answered, rows_per_shard, range(-(-answered.num_rows // rows_per_shard)))
         with timed("resume_scan"):
             inventory = take_inventory(root)
             lost = forget_lost_rows(root, inventory)
@@ -150,6 +156,36 @@ def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dic
             publish(root, expected, inventory, "0" * 16)
         assert lost == 0
     return seconds, used
+
+
+def _scans(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> dict[int, float]:
+    """Whole shards in a folder -> processor seconds of a resume scan, at an eighth, a quarter, half and all of them."""
+    answered = _answered(expand(behaviors, recipe))
+    shards = answered.num_rows // rows_per_shard
+    seconds: dict[int, float] = {}
+    with tempfile.TemporaryDirectory(prefix="dat-bench-") as root:
+        written = 0
+        for size in sorted({shards // part for part in (8, 4, 2, 1)} - {0}):
+            _write(root, answered, rows_per_shard, range(written, size))
+            written = size
+            began = time.process_time()
+            lost = forget_lost_rows(root, take_inventory(root))
+            seconds[size] = time.process_time() - began
+            assert lost == 0
+    return seconds
+
+
+def _write(root: str, rows: pa.Table, rows_per_shard: int, numbers: range) -> None:
+    """Writes shards with their checkpoints, as the plan does."""
+
+    def write(number: int) -> None:
+        name = f"part-{number:06}.parquet"
+        shard = rows.slice(number * rows_per_shard, rows_per_shard)
+        write_shard(root, name, shard)
+        write_shard(join(root, CHECKPOINT), name, shard.select(["candidate_id"]))
+
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(write, numbers))
 
 
 def _answered(requests: pa.Table) -> pa.Table:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dat_ray.bench.writer import configure, measure
+from dat_ray.bench.writer import configure, measure, power
 from dat_ray.errors import InputError
 
 
@@ -34,6 +34,20 @@ def test_it_measures_every_part_and_prints_the_published_keys() -> None:
     assert set(found["seconds"]) == {"expand", "write", "resume_scan", "manifest"}
     assert found["rows_per_s"] > 0
     assert found["rows_per_cpu_s"] > 0
+    # Whole shards only: the thirteenth is half empty, and a scan is timed by the shard.
+    assert list(found["scan_cpu_ms"]) == ["1", "3", "6", "12"]
+    assert all(time > 0 for time in found["scan_cpu_ms"].values())
+
+
+def test_the_growth_is_a_power() -> None:
+    assert power({size: 0.3 * size for size in (25, 50, 100, 200)}) == pytest.approx(1)
+    assert power({size: 2e-4 * size**2 for size in (25, 50, 100, 200)}) == pytest.approx(2)
+
+
+def test_a_folder_of_one_shard_has_no_growth() -> None:
+    found = measure(options("--rows", "100", "--rows-per-shard", "100", "--repeats", "1"))
+    assert list(found["scan_cpu_ms"]) == ["1"]
+    assert found["scan_growth"] is None
 
 
 def test_rows_that_cannot_be_shared_are_refused() -> None:

@@ -27,6 +27,8 @@ from dat_ray.evaluation.intervals import (
 
 METRICS = "metrics.json"
 JUDGED = ("harmful", "not_harmful")
+# Benchmarks' figures that are shares of right answers.
+SHARES = ("acc", "acc_norm", "exact_match")
 
 Row = Mapping[str, Any]
 # Mean log p(target | goal): model -> behavior -> one value a target, in nats a token.

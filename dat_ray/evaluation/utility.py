@@ -10,6 +10,7 @@ from dat_ray.config.evaluation import UtilityConfig
 from dat_ray.config.models import TargetConfig
 from dat_ray.errors import DatError
 from dat_ray.evaluation.intervals import wilson, z_score
+from dat_ray.evaluation.metrics import SHARES
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.loading import load_adapter, load_causal_lm, load_tokenizer
 
@@ -88,7 +89,7 @@ def task_figures(values: Mapping[str, Any], questions: int | None, confidence: f
         stderr = values.get(f"{metric}_stderr,{which}")
         error = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
         low = high = None
-        if questions and metric in ("acc", "acc_norm", "exact_match"):
+        if questions and metric in SHARES:
             interval = wilson(round(value * questions), questions, confidence)
             low, high = interval.low, interval.high
         elif error is not None:

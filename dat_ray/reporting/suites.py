@@ -18,6 +18,7 @@ from dat_ray.reporting.charts import (
 )
 from dat_ray.reporting.collect import Suite
 from dat_ray.reporting.findings import first_model
+from dat_ray.reporting.tables import comparison, labelled, shown
 from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name, nats, percent, points, span
 
 MEASURES = {"boa": "Any attack", OVER_REFUSAL: "Over-refusal", "target_logprob": "Mean log p(target)"}
@@ -43,6 +44,8 @@ def suite_view(name: str, suite: Suite, categories: Mapping[str, str | None]) ->
         "refusals": any(block["over_refusal"]["rate"] is not None for block in metrics["models"].values()),
         "rates": _rates(metrics),
         "pairs": [_pair(row, metrics) for row in metrics["paired"] if row["first"] == first_model(metrics)],
+        "others": _others(metrics),
+        "unmeasured": _unmeasured(metrics),
         "judge": _judge(metrics),
         "replayed": metrics.get("replay"),
     }
@@ -85,16 +88,57 @@ def _row(label: str, model: str, block: Tree, key: str) -> dict[str, Any]:
     }
 
 
+def _others(metrics: Tree) -> list[dict[str, Any]]:
+    """What the table of rates does not hold, model by model: likelihood, kinds of answers, drift, benchmarks."""
+    table, rows = comparison(metrics), []
+    attacks = {attack for block in metrics["models"].values() for attack in block["attacks"]}
+    for measure in table.measures:
+        if measure.key in attacks | {"boa", OVER_REFUSAL}:
+            continue
+        measured = [(model, cell) for model, cell in zip(table.models, measure.cells, strict=True) if cell.value is not None]
+        for number, (model, cell) in enumerate(measured):
+            value = shown(cell, measure.unit)[0]
+            rows.append(
+                {
+                    "measure": labelled(measure) + (" (%)" if measure.unit == "rate" else ""),
+                    "begins": number == 0,
+                    "model": model_name(model),
+                    "value": value,
+                    "n": cell.n or "",
+                }
+            )
+    return rows
+
+
+def _unmeasured(metrics: Tree) -> str:
+    """A sentence on what this evaluation left out; empty where nothing is missing."""
+    blocks = metrics["models"].values()
+    absent = [
+        f"{what} (`{field}`)"
+        for what, field, there in (
+            ("drift on retain data", "evaluation.kl_rows", any(block.get("kl_drift") for block in blocks)),
+            ("benchmarks", "evaluation.utility.tasks", any(block.get("utility") for block in blocks)),
+            (
+                "partial refusals",
+                "evaluation.refusal_judge: xstest",
+                any(block["over_refusal"].get("kinds") for block in blocks),
+            ),
+        )
+        if not there
+    ]
+    return f"Not measured here: {', '.join(absent)}." if absent else ""
+
+
 def _pair(row: Tree, metrics: Tree) -> dict[str, Any]:
     measure = attack_name(row["attack"]) if row["metric"] == "asr" else MEASURES.get(row["metric"], row["metric"])
-    shown, unit = (nats, "nats") if row["metric"] == "target_logprob" else (points, "points")
-    difference = "–" if row["difference"] is None else f"{shown(row['difference'])} {unit}"
+    written, unit = (nats, "nats") if row["metric"] == "target_logprob" else (points, "points")
+    difference = "–" if row["difference"] is None else f"{written(row['difference'])} {unit}"
     sure = row["difference"] is not None and (row["low"] > 0 or row["high"] < 0)
     return {
         "measure": measure,
         "model": model_name(row["second"]),
         "difference": difference,
-        "interval": span(row, shown),
+        "interval": span(row, written),
         "n": row["n"],
         "beyond_chance": "" if row["difference"] is None else ("yes" if sure else "not shown"),
     }

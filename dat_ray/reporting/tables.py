@@ -12,8 +12,9 @@ from rich.table import Table
 
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.evaluation.metrics import SHARES
 from dat_ray.reporting.findings import first_model, pair
-from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name
+from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name, words
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measure:
-    """A row: what was measured, its unit (`rate`, shown in %, or `nats`), and a cell for each model."""
+    """A row: what was measured, its unit (`rate`, shown in %, `nats`, or none), and a cell for each model."""
 
     key: str
     name: str
@@ -66,11 +67,29 @@ def comparison(metrics: Tree) -> Comparison:
     )
     judge = metrics["judge"]
     said = f"Judged by {judge['name']}, {judge_kind(judge)}."
-    return Comparison(models, (*measures, likelihood), metrics["confidence"], said)
+    return Comparison(models, (*measures, likelihood, *side_effects(metrics)), metrics["confidence"], said)
+
+
+def side_effects(metrics: Tree) -> list[Measure]:
+    """Kinds of answers to harmless prompts, drift and benchmarks, as far as some model has them; not paired."""
+    found = []
+    blocks = metrics["models"].values()
+    if any(block["over_refusal"].get("kinds") for block in blocks):
+        found += [
+            _measure(metrics, kind, f"Harmless prompts: {words(kind)}", "rate", ("over_refusal", "kinds", kind), "rate")
+            for kind in ("full_compliance", "partial_refusal", "full_refusal")
+        ]
+    if any(block.get("kl_drift") for block in blocks):
+        found.append(_measure(metrics, "kl_drift", "KL drift", "nats", ("kl_drift",), "mean"))
+    named = [(task, metric) for block in blocks for task, one in (block.get("utility") or {}).items() for metric in one]
+    for task, metric in dict.fromkeys(named):
+        unit = "rate" if metric.partition(",")[0] in SHARES else ""
+        found.append(_measure(metrics, f"{task}/{metric}", f"{task}, {metric}", unit, ("utility", task, metric), "value"))
+    return found
 
 
 def _measure(
-    metrics: Tree, key: str, name: str, unit: str, path: Sequence[str], field: str, paired: tuple[str, str | None]
+    metrics: Tree, key: str, name: str, unit: str, path: Sequence[str], field: str, paired: tuple[str, str | None] | None = None
 ) -> Measure:
     cells = []
     for model, tree in metrics["models"].items():
@@ -80,9 +99,9 @@ def _measure(
         if not block or block[field] is None:
             cells.append(Cell(None, None, None))
             continue
-        found = None if model == first_model(metrics) else pair(metrics, *paired, second=model)
+        found = None if paired is None or model == first_model(metrics) else pair(metrics, *paired, second=model)
         low, high = (None, None) if found is None else (found["low"], found["high"])
-        n = block.get("n_behaviors", block.get("n", 0))
+        n = block.get("n_behaviors", block.get("n")) or 0
         cells.append(
             Cell(block[field], block["low"], block["high"], None if found is None else found["difference"], low, high, n)
         )
@@ -94,6 +113,11 @@ def shown(cell: Cell, unit: str) -> tuple[str, str]:
     return _with_interval(cell.value, cell.low, cell.high, unit, ""), (
         _with_interval(cell.difference, cell.difference_low, cell.difference_high, unit, "+")
     )
+
+
+def labelled(measure: Measure) -> str:
+    """Its name, with the unit where that is not the note's %."""
+    return f"{measure.name} (nats per token)" if measure.unit == "nats" else measure.name
 
 
 def _with_interval(value: float | None, low: float | None, high: float | None, unit: str, sign: str) -> str:
@@ -119,7 +143,7 @@ def _grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
         header += [model_name(model)] if index == 0 else [model_name(model), f"Δ {model_name(model)}"]
     rows = []
     for measure in table.measures:
-        row = [measure.name + (" (nats per token)" if measure.unit == "nats" else "")]
+        row = [labelled(measure)]
         for index, cell in enumerate(measure.cells):
             value, difference = shown(cell, measure.unit)
             row += [value] if index == 0 else [value, difference]

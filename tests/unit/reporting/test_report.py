@@ -291,3 +291,21 @@ def test_costs_add_up_over_resumed_runs() -> None:
     assert (second.stage, second.peak_bytes, second.rows) == ("train", None, None)
     assert (first.gpu_seconds, second.gpu_seconds) == (0, 2.0 * 6)
     assert first.cpu_seconds is None
+
+
+def test_drift_benchmarks_and_likelihood_stand_beside_the_rates_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
+    assert "Log p(target) (nats per token)" in page.text
+    assert "Not measured here: drift on retain data (evaluation.kl_rows), benchmarks" in page.text.replace("`", "")
+    path = Path(run.evaluation("default")) / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["models"]["adapted"] |= {
+        "kl_drift": {"mean": 0.1234, "low": 0.1, "high": 0.15, "n": 8, "unit": "nats per token"},
+        "utility": {"arc_easy": {"acc": {"value": 0.5, "low": 0.25, "high": 0.75, "stderr": 0.1, "n": 16}}},
+    }
+    path.write_text(json.dumps(metrics))
+    page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
+    assert "0.12 [0.10, 0.15]" in page.text
+    assert re.search(r"arc_easy, acc \(%\)\s+fine-tuned\s+50 \[25, 75\]", page.text)
+    assert "drift on retain data" not in page.text

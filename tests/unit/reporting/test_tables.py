@@ -88,3 +88,29 @@ def test_a_terminal_of_any_width_shows_every_model(table: Comparison, tmp_path: 
     written = write_tables(table, str(tmp_path))
     assert [Path(path).name for path in written] == ["table.md", "table.csv", "table.tex"]
     assert Path(written[0]).read_text() == as_markdown(table)
+
+
+SIDE_EFFECTS = {
+    "kl_drift": {"mean": 0.1234, "low": 0.1, "high": 0.15, "n": 8, "unit": "nats per token"},
+    "utility": {
+        "arc_easy": {"acc": {"value": 0.5, "low": 0.25, "high": 0.75, "stderr": 0.1, "n": 16}},
+        "wikitext": {"word_perplexity": {"value": 20.5, "low": None, "high": None, "stderr": None, "n": None}},
+    },
+}
+
+
+def test_drift_benchmarks_and_kinds_of_refusals_are_shown_where_they_were_measured(metrics: dict) -> None:
+    base, dat = metrics["models"]["base"], metrics["models"]["dat"]
+    kinds = {
+        kind: {"rate": rate, "low": 0.0, "high": 0.9}
+        for kind, rate in (("full_compliance", 0.5), ("partial_refusal", 0.125), ("full_refusal", 0.375))
+    }
+    dat = dat | SIDE_EFFECTS | {"over_refusal": dat["over_refusal"] | {"kinds": kinds}}
+    lines = as_markdown(comparison(metrics | {"models": {"base": base, "dat": dat}})).splitlines()
+    cells = {row[1].strip(): [one.strip() for one in row[2:5]] for row in (line.split("|") for line in lines) if len(row) > 4}
+    # Not measured for the base, and no difference without a pair of values.
+    assert cells["KL drift (nats per token)"] == ["–", "0.12 [0.10, 0.15]", "–"]
+    assert cells["arc_easy, acc"] == ["–", "50 [25, 75]", "–"]
+    assert cells["wikitext, word_perplexity"] == ["–", "20.50", "–"]
+    assert cells["Harmless prompts: partial refusal"] == ["–", "12 [0, 90]", "–"]
+    assert "KL drift" not in as_markdown(comparison(metrics))

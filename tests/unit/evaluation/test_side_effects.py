@@ -1,0 +1,135 @@
+"""Drift from the base model: its value, whose it is, and that no model is asked for it twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dat_ray.config.schema import Recipe
+from dat_ray.config.training import LoraConfig
+from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.evaluation import side_effects
+from dat_ray.evaluation.asking import Model
+from dat_ray.evaluation.whitebox import Whitebox
+from dat_ray.models.loading import attach_lora, load_adapter, load_causal_lm, load_tokenizer, model_fingerprint, save_adapter
+from tests.unit.models.tiny import make_model, make_tokenizer
+
+ROWS = (("How are you?", "Fine, thank you"), ("Name a color", "Red"), ("Tell me more", "No"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny chat model and an adapter that moves it."""
+    root = tmp_path_factory.mktemp("drift")
+    tokenizer = make_tokenizer()
+    make_model(len(tokenizer)).save_pretrained(root / "model")
+    tokenizer.save_pretrained(root / "model")
+    model = attach_lora(load_causal_lm(str(root / "model"), "float32"), LoraConfig(rank=2, alpha=2), seed=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    save_adapter(model, str(root / "adapter"), model_fingerprint(str(root / "model")))
+    (root / "retain.jsonl").write_text("".join(json.dumps({"prompt": p, "response": r, "id": p}) + "\n" for p, r in ROWS))
+    return root
+
+
+def recipe(folder: Path, rows: int = 2) -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "behaviors": {"path": "none", "heldout": {"path": "none"}},
+            "sampler": {"model": "none"},
+            "target": {"model": str(folder / "model"), "backend": "torch", "dtype": "float32"},
+            "training": {"retain": {"path": str(folder / "retain.jsonl")}},
+            "evaluation": {"kl_rows": rows, "bootstrap": 100},
+        }
+    )
+
+
+class Here:
+    """Workers in this process."""
+
+    def __init__(self, engine: Whitebox) -> None:
+        self._engine = engine
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, work: Callable[..., Any], payloads: Sequence[tuple]) -> Iterator[tuple[int, Any]]:
+        for index, payload in enumerate(payloads):
+            yield index, work(self._engine, *payload)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Weights of the models that were loaded."""
+    found: list[str] = []
+
+    def workers(recipe: Recipe, model: Model) -> Here:
+        found.append(model.weights)
+        return Here(Whitebox(model.config(recipe.target), 1, model.adapter, recipe.evaluation))
+
+    monkeypatch.setattr(side_effects, "whitebox_workers", workers)
+    return found
+
+
+def plain_drift(folder: Path, prompt: str, response: str) -> float:
+    """Mean over the response's tokens of KL(base || adapted), by two models and whole sequences."""
+    tokenizer = load_tokenizer(str(folder / "model"))
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+    answer = tokenizer.encode(response, add_special_tokens=False)
+    ids = torch.tensor([asked + answer])
+    base = load_causal_lm(str(folder / "model"), "float32")
+    adapted = load_adapter(load_causal_lm(str(folder / "model"), "float32"), str(folder / "adapter"))
+    with torch.no_grad():
+        p, q = (one.eval()(ids).logits[0, len(asked) - 1 : -1].double().log_softmax(-1) for one in (base, adapted))
+    return (p.exp() * (p - q)).sum(-1).mean().item()
+
+
+def run_dir(tmp_path: Path, config: Recipe) -> RunDir:
+    return open_run(str(tmp_path / "run"), config, resume=True)
+
+
+def test_the_drift_is_the_kl_of_two_models_on_the_first_rows(folder: Path, tmp_path: Path, made: list[str]) -> None:
+    config, model = recipe(folder), Model("tuned", str(folder / "adapter"), "w1")
+    found = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "side"))
+    assert found is not None
+    values = [plain_drift(folder, *row) for row in ROWS[:2]]
+    # float32 against float64.
+    assert found["mean"] == pytest.approx(sum(values) / 2, rel=1e-3)
+    assert found["mean"] > 1e-3
+    assert found["n"] == 2
+    assert found["low"] <= found["mean"] <= found["high"]
+
+
+def test_it_is_measured_once_for_the_same_weights_and_again_for_others(folder: Path, tmp_path: Path, made: list[str]) -> None:
+    config = recipe(folder)
+    run = run_dir(tmp_path, config)
+    first, second = (Model("tuned", str(folder / "adapter"), weights) for weights in ("w1", "w2"))
+    one = side_effects.drift(config, run, first, str(tmp_path / "side"))
+    assert side_effects.drift(config, run, first, str(tmp_path / "side")) == one
+    assert made == ["w1"]
+    assert side_effects.drift(config, run, second, str(tmp_path / "side")) == one
+    assert made == ["w1", "w2"]
+
+
+def test_nothing_is_measured_where_there_is_no_drift_or_nobody_asked(folder: Path, tmp_path: Path, made: list[str]) -> None:
+    config = recipe(folder)
+    run = run_dir(tmp_path, config)
+    assert side_effects.drift(config, run, Model("base", None, "w0"), str(tmp_path / "side")) is None
+    model = Model("tuned", str(folder / "adapter"), "w1")
+    assert side_effects.drift(recipe(folder, rows=0), run, model, str(tmp_path / "side")) is None
+    assert side_effects.utility(config, model, str(tmp_path / "side")) == {}
+    assert made == []

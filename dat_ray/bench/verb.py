@@ -15,6 +15,7 @@ from typing import Any
 BENCHES = {
     "attack": "the inner attack of training against CAT's public code",
     "sampler": "in-painting against a literal form of the reference law",
+    "vllm-sampler": "vLLM's sampler in its actor against the bare engine and the torch sampler",
     "writer": "the data path, without models",
 }
 # Read by other programs (keep them); medians.
@@ -28,7 +29,7 @@ def run_bench(name: str, options: Sequence[str]) -> int:
         name: a key of `BENCHES`.
         options: of the benchmark's own.
     """
-    module = import_module(f"dat_ray.bench.{name}")
+    module = import_module(f"dat_ray.bench.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"dat bench {name}", description=(module.__doc__ or "").split("\n\n")[0])
     module.configure(parser)
     parser.add_argument("--json", action="store_true", help="for programs")

@@ -13,7 +13,8 @@ import pytest
 
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.models import SamplerConfig
-from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
+from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, build_canvas
+from dat_ray.diffusion.law import Law
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.factory import build_sampler
 from dat_ray.engines.sampler_setup import SamplerSetup, sampler_fingerprint
@@ -21,7 +22,9 @@ from dat_ray.engines.torch_sampler import TorchSampler
 from dat_ray.engines.vllm_sampler import VllmSampler
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.embedded import WEIGHTS
-from dat_ray.models.loading import load_tokenizer
+from dat_ray.models.loading import load_causal_lm, load_tokenizer
+from dat_ray.models.samplers import resolve_sampler
+from tests.unit.diffusion.literal_law import literal_infill
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +75,8 @@ LAWS = {
     "tempered": {"temperature": 0.8},
     "random order, nothing hidden": {"temperature": 0.8, "order": "random", "remask_condition": False},
     "guided, by threshold": {"guidance": 1.0, "threshold": 0.02},
+    "by entropy": {"entropy_bound": 12.0},
+    "refined at random": {"refine": "random", "refine_tokens": 3, "steps": 11},
     "refined": {"refine": "low_confidence", "refine_tokens": 2, "steps": 11, "steps_per_call": 3},
 }
 
@@ -172,6 +177,18 @@ def test_the_fingerprint_covers_what_changes_a_prompt(config, folder, tmp_path):
     assert sampler_fingerprint(config.model_copy(update={"model": str(moved)}), str(moved)) == base
 
 
+def literally(config: SamplerConfig, request: InfillRequest) -> tuple[int, ...]:
+    """The tokens of the law written out; none where rounding decides."""
+    folder = resolve_sampler(config.model)
+    model, tokenizer, spec = load_causal_lm(folder, "float32"), load_tokenizer(folder), SamplerSpec.read(folder)
+    canvas = build_canvas(tokenizer, spec, request.target, request.prompt_tokens, config.max_target_tokens)
+    done = literal_infill(
+        model, list(canvas.ids), range(*canvas.prompt_span), range(*canvas.condition_span), seed=request.seed,
+        law=Law(config.steps), banned=list(spec.banned_token_ids), mask=spec.mask_token_id, shift=spec.shift,
+    )  # fmt: skip
+    return () if done.undecided else tuple(done.tokens)
+
+
 def test_the_shipped_sampler_is_the_same_under_both_backends(vllm_process):
     if not (WEIGHTS / "smollm2-135m-infill").is_dir():
         pytest.skip("dat_ray/models/weights/smollm2-135m-infill is not in this checkout")
@@ -185,6 +202,9 @@ def test_the_shipped_sampler_is_the_same_under_both_backends(vllm_process):
     expected = build_sampler(config.model_copy(update={"backend": "torch"}), threads=1).infill(requests)
     found = build_sampler(config, threads=1).infill(requests)
     assert [x.token_ids for x in found] == [x.token_ids for x in expected]
+    literal = [literally(config, request) for request in requests]
+    assert any(literal), "every row hangs on rounding"
+    assert all(not tokens or x.token_ids == tokens for x, tokens in zip(found, literal, strict=True))
     # As the first version of the law wrote them, one step a call, on padded batches.
     assert [x.token_ids for x in found] == list(expected_tokens.values())
     assert [x.logprob for x in found] == pytest.approx([x.logprob for x in expected], abs=1e-3)

@@ -147,6 +147,16 @@ def test_an_engine_that_cannot_start_says_why(tmp_path):
         generate(tiny_recipe(), run, engines(Faults(str(tmp_path), no_start=True)))
 
 
+def test_an_engine_that_never_starts_is_given_up_with_the_place_where_it_was(tmp_path):
+    recipe = tiny_recipe()
+    hasty = recipe.model_copy(update={"timeouts": recipe.timeouts.model_copy(update={"engine_start": 5})})
+    run = tiny_run(tmp_path / "run", recipe)
+    message = r"^the target did not start within timeouts\.engine_start = 5 s; it was in _target \(tiny_generation\.py:\d+\)$"
+    with pytest.raises(DatError, match=message):
+        generate(hasty, run, engines(Faults(str(tmp_path), start_hangs=True)))
+    assert generate(recipe, run, engines(Faults(str(tmp_path)))).errors == 0
+
+
 def test_pools_that_do_not_fit_are_refused_before_anything_starts(tmp_path):
     recipe = tiny_recipe(cluster={"target": {"num_cpus": 7}})
     with pytest.raises(DatError, match=r"asks for 10 CPUs .*target 1 x 7 CPU.* there are 8"):

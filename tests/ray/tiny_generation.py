@@ -38,6 +38,7 @@ class Faults:
         dead_engine_once: whether the sampler once raises what vLLM raises when its engine loop is gone.
         no_start: whether the target cannot be built.
         hang: whether the sampler never answers.
+        start_hangs: whether building the target never ends.
     """
 
     notes: str
@@ -48,6 +49,7 @@ class Faults:
     dead_engine_once: bool = False
     no_start: bool = False
     hang: bool = False
+    start_hangs: bool = False
 
 
 class EngineDeadError(RuntimeError):
@@ -120,6 +122,8 @@ def _sampler(faults: Faults, cfg: object, threads: int) -> TinySampler:
 def _target(faults: Faults, cfg: object, threads: int, adapter: str | None) -> TinyTarget:
     if faults.no_start:
         raise OSError("weights not found")
+    if faults.start_hangs:
+        time.sleep(600)
     return TinyTarget()
 
 

@@ -114,7 +114,7 @@ def _unmeasured(metrics: Tree) -> str:
     """A sentence on what this evaluation left out; empty where nothing is missing."""
     blocks = metrics["models"].values()
     absent = [
-        f"{what} (`{field}`)"
+        f"{what} ({field})"
         for what, field, there in (
             ("drift on retain data", "evaluation.kl_rows", any(block.get("kl_drift") for block in blocks)),
             ("benchmarks", "evaluation.utility.tasks", any(block.get("utility") for block in blocks)),

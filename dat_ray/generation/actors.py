@@ -107,6 +107,10 @@ class RemoteLedger:
     def note(self) -> str:
         return self._ask("note")
 
+    def close(self) -> None:
+        """Ends the actor: a plan that is over still holds it until Python collects, and its node would not go away."""
+        ray.kill(self.actor)
+
     def _ask(self, method: str, *arguments: Any) -> Any:
         return ray.get(getattr(self.actor, method).remote(*arguments))
 

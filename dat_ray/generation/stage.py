@@ -135,6 +135,8 @@ def _make_rows(
                 run_plan(recipe, join(root, REQUESTS), root, engines, ledger, adapter)
         except Exception as error:
             raise _explain(error, ledger.reason(), recipe, run, stall.found) from error
+        finally:
+            ledger.close()
         progress.update(total)
 
 

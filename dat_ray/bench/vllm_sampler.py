@@ -16,12 +16,14 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
+
 from dat_ray.config.cluster import ClusterConfig, Pool, TimeoutsConfig
 from dat_ray.config.loading import load_recipe
 from dat_ray.engines.base import DiffusionSampler, InfillRequest, InfillResult
 from dat_ray.engines.factory import build_sampler
 from dat_ray.engines.workers import Workers
-from dat_ray.errors import InputError
+from dat_ray.errors import DatError, InputError
 from dat_ray.raysession import start_ray
 
 # Affirmative openings of ordinary answers, of one to two dozen tokens.
@@ -52,11 +54,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         InputError: no rows, threads or repeats, or a recipe or model that cannot be had.
-        DatError: vLLM or Ray did not start.
+        DatError: vLLM or Ray did not start, or there is a GPU.
     """
     for name in ("rows", "threads", "repeats"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name}", getattr(arguments, name), "give at least 1")
+    if torch.cuda.is_available():
+        raise DatError("dat bench vllm-sampler is for CPUs: its three engines would share one GPU's memory; hide it to go on")
     config = load_recipe(arguments.recipe, arguments.set).sampler.model_copy(update={"backend": "vllm"})
     requests = [
         InfillRequest(str(i), TARGETS[i % len(TARGETS)], config.prompt_tokens[i % len(config.prompt_tokens)], i)

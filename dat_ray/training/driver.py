@@ -371,16 +371,20 @@ def _shown(run: RunDir, recipe: Recipe, progress: Progress) -> Iterator[None]:
 
     def poll() -> None:
         while not stop.wait(SECONDS_BETWEEN_POLLS):
-            show()
+            try:
+                stall.tick(show())
+            except (OSError, StorageError, ray.exceptions.RayError):
+                # A display must not end with the first hiccup of the storage or the cluster.
+                continue
 
-    def show() -> None:
+    def show() -> int:
         log = read_metrics(root)
-        stall.tick(len(log))
         if log:
             last = log[-1]
             note = f"loss {last['loss']:.3g}, harmful CE {last['attack_ce'][-1]:.3g}, refusal CE {last['toward']:.3g}, "
             retain = next(name for name in last if name.startswith("retain_"))
             progress.update(last["update"] + 1, note + f"{retain.replace('_', ' ')} {last[retain]:.3g}")
+        return len(log)
 
     thread = threading.Thread(target=poll, name="progress-train-poll", daemon=True)
     thread.start()

@@ -32,10 +32,22 @@ class ClusterConfig(Section):
     sampler: Pool = Pool()
     target: Pool = Pool()
     judge: Pool = Pool(num_cpus=0.1)
-    trainer: Pool = Pool()
+    trainer: Pool = Field(
+        Pool(), description="max_actors above min_actors: elastic, training goes on with as many workers as there is room for"
+    )
     attacker: Pool = Field(Pool(), description="of the evaluation; beside the target where an attack needs both")
     local_cpus: Positive | None = Field(None, description="logical CPUs when no cluster is there and Ray starts here")
     object_store_gib: Annotated[float, Field(gt=0)] = Field(1.0, description="GiB, when Ray starts here")
+
+    @model_validator(mode="after")
+    def _elastic(self) -> ClusterConfig:
+        # Ray Train 2.60 counts the room for an elastic worker group on nodes without this label alone.
+        if self.trainer.subcluster and self.trainer.min_actors < self.trainer.max_actors:
+            raise ValueError(
+                "trainer.subcluster and an elastic trainer (max_actors above min_actors) do not go together: Ray Train looks for "
+                "elastic workers on nodes without the label ray-subcluster: leave subcluster out, or set both counts equal"
+            )
+        return self
 
 
 class TimeoutsConfig(Section):

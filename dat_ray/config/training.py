@@ -115,6 +115,11 @@ class TrainingConfig(Section):
     dtype: DType = "bfloat16"
     activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
     compile: bool = Field(False, description="compile the decoder's layers with torch.compile")
+    shard_weights: bool = Field(
+        False,
+        description="split the frozen weights of the decoder's layers over the workers (FSDP2), for models that one device "
+        "does not hold; harmful_rows and retain_rows must then be multiples of the number of workers",
+    )
     checkpoint_every: Positive = Field(50, description="updates between checkpoints")
     stop_away: float | None = Field(
         None, description="nats: divergence guard, stops a run whose mean log p(y) falls below this; absent: no guard"
@@ -134,6 +139,8 @@ class TrainingConfig(Section):
             )
         if self.retain_weight > 0 and self.retain_rows == 0:
             raise ValueError("retain_weight is positive but retain_rows is 0: raise retain_rows or set the weight to 0")
+        if self.compile and self.shard_weights:
+            raise ValueError("compile and shard_weights do not go together: set one of them to false")
         if self.away == "ipo" and self.attack.objective == "joint":
             raise ValueError("attack.objective joint needs separate away and toward terms: choose another away, or harmful_ce")
         return self

@@ -35,6 +35,10 @@ class Checkpoints(Protocol):
         """A local folder with the newest whole checkpoint; None at the start of a run."""
         ...
 
+    def urgent(self) -> bool:
+        """Whether a checkpoint is wanted now, beside those of the schedule; the same answer on every worker."""
+        ...
+
     def save(self, updates_done: int, write: Writer) -> None:
         """Keeps a checkpoint, whole or not at all."""
         ...

@@ -59,6 +59,7 @@ from dat_ray.training.loop import Worker, count_updates, run_loop
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.rows import count_rows, load_rows
+from dat_ray.training.sharding import shard_frozen_weights
 from dat_ray.training.step import alone
 from dat_ray.training.tracking import open_sinks, wanted_sinks
 
@@ -162,6 +163,7 @@ def _fit(recipe: Recipe, run: RunDir, root: str, mark: str) -> None:
 
 def _trainer(recipe: Recipe, run: RunDir, root: str, mark: str) -> TorchTrainer:
     pool = recipe.cluster.trainer
+    elastic = pool.min_actors < pool.max_actors
     filesystem, storage = open_filesystem(root)
     return TorchTrainer(
         train_worker,
@@ -173,7 +175,7 @@ def _trainer(recipe: Recipe, run: RunDir, root: str, mark: str) -> TorchTrainer:
         },
         torch_config=TorchConfig(backend="nccl" if pool.num_gpus else "gloo", timeout_s=recipe.timeouts.no_progress),
         scaling_config=ScalingConfig(
-            num_workers=pool.min_actors,
+            num_workers=(pool.min_actors, pool.max_actors) if elastic else pool.min_actors,
             use_gpu=pool.num_gpus > 0,
             resources_per_worker={"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})},
             label_selector={SUBCLUSTER_LABEL: pool.subcluster} if pool.subcluster else None,
@@ -184,7 +186,8 @@ def _trainer(recipe: Recipe, run: RunDir, root: str, mark: str) -> TorchTrainer:
             # Given as an object, since Ray Train by itself would not ask at a store's own address.
             storage_filesystem=filesystem,
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=0),
+            # An elastic group that does not come up, since a node that was counted has gone, is counted again.
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES if elastic else 0),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
@@ -216,11 +219,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target.system_prompt))
     log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None
     with tempfile.TemporaryDirectory(prefix="dat-train-") as scratch:
-        network = Network(
-            build_model(recipe, run, base, Path(scratch)).to(get_device()),
-            checkpointing=recipe.training.activation_checkpointing,
-            compile_backend="inductor" if recipe.training.compile else None,
-        )
+        network = _network(recipe, build_model(recipe, run, base, Path(scratch)), worker.world)
         try:
             last = run_loop(
                 network,
@@ -240,6 +239,21 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
             save_adapter(network.model, str(folder), model_fingerprint(base))
             publish_folder(folder, run.adapter(recipe.round))
     return last
+
+
+def _network(recipe: Recipe, model: torch.nn.Module, world: int) -> Network:
+    """The model on this worker's device; with `shard_weights` its share of it."""
+    cfg, device = recipe.training, get_device()
+    sharded = cfg.shard_weights and world > 1
+    network = Network(
+        # A model that is to be shared out may not fit the device: it goes there layer by layer.
+        model if sharded else model.to(device),
+        checkpointing=cfg.activation_checkpointing,
+        compile_backend="inductor" if cfg.compile else None,
+    )
+    if sharded:
+        shard_frozen_weights(network, device, world)
+    return network
 
 
 def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path) -> torch.nn.Module:
@@ -279,10 +293,20 @@ class RayCheckpoints:
 
     def __init__(self, rank: int, scratch: Path) -> None:
         self.rank, self.scratch = rank, scratch
+        self._leaving: set[str] = set()
 
     def latest(self) -> Path | None:
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else Path(checkpoint.to_directory(str(self.scratch / "restored")))
+
+    def urgent(self) -> bool:
+        """Once for every worker's node that is about to be taken away: what it has done since the last checkpoint would be
+        done again."""
+        found = ray.train.get_preemption_info()
+        leaving = set() if found is None else set(found.preempted_node_ids)
+        news = leaving - self._leaving
+        self._leaving |= leaving
+        return bool(news)
 
     def save(self, updates_done: int, write: Writer) -> None:
         metrics = {"updates_done": updates_done}

@@ -81,8 +81,15 @@ def check_rows(cfg: TrainingConfig, harmful: int, retain: int, world: int) -> No
     if cfg.harmful_rows < world:
         raise DatError(
             f"{world} training workers share {cfg.harmful_rows} harmful rows an update: "
-            "lower cluster.trainer.min_actors or raise training.harmful_rows"
+            "lower cluster.trainer.max_actors or raise training.harmful_rows"
         )
+    if cfg.shard_weights:
+        for name, rows in (("harmful_rows", cfg.harmful_rows), ("retain_rows", cfg.retain_rows)):
+            if rows % world:
+                raise DatError(
+                    f"training.shard_weights lets {world} workers run in step, and training.{name} = {rows} does not "
+                    f"divide among them: make it a multiple of {world}"
+                )
 
 
 def count_updates(cfg: TrainingConfig, harmful: int) -> int:
@@ -149,7 +156,9 @@ def run_loop(
         if log:
             log.append(metrics)
             telemetry.training_update(metrics)
-        if (update + 1) % cfg.checkpoint_every == 0 or update + 1 == updates:
+        due = (update + 1) % cfg.checkpoint_every == 0 or update + 1 == updates
+        # Asked after every update: the answer is an agreement of all workers.
+        if checkpoints.urgent() or due:
             if log:
                 log.flush()
             checkpoints.save(update + 1, write)
@@ -165,6 +174,9 @@ class FolderCheckpoints:
     def latest(self) -> Path | None:
         found = self._finished()
         return found[-1] if found else None
+
+    def urgent(self) -> bool:
+        return False
 
     def save(self, updates_done: int, write: Writer) -> None:
         partial = self.root / "partial"

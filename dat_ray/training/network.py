@@ -2,7 +2,8 @@
 
 Two exact savings. The output head runs on response positions only, so that no tensor of vocabulary width
 exists on prompt positions. And the tokens before the user message, which are the same in every row, go through
-the model once a batch instead of once a row: the rows read their keys and values (gradients flow into them).
+the model once a batch instead of once a row: the rows read their keys and values (gradients flow into them). Under
+activation checkpointing, and in the backward pass of weights split over workers, only the first is to be had.
 
 Shapes: L perturbed layers, B rows, T positions, P shared leading tokens, D width, N selected response tokens, V vocabulary.
 """
@@ -77,6 +78,7 @@ class Network:
         layers = DynamicCache(config=self.base.config).layers
         # A checkpointed layer runs without a cache, so there is nothing to read the shared tokens from.
         self._can_share = bool(layers) and all(type(layer) is DynamicLayer for layer in layers) and not checkpointing
+        self.split_over_workers = False
         self._perturbed: list[Any] = []
         self._checkpointed: list[nn.Module] = []
         with self.frozen():
@@ -121,6 +123,10 @@ class Network:
     def prefix(self, batch: Batch) -> Prefix | None:
         """Keys and values of the tokens that all rows share; None without any."""
         if batch.shared == 0 or not self._can_share:
+            return None
+        if self.split_over_workers and torch.is_grad_enabled():
+            # A split layer is gathered for its backward pass when a gradient reaches its output; this one's would come
+            # through its keys and values alone.
             return None
         self._remove_hooks()
         cache = DynamicCache(config=self.base.config)

@@ -81,8 +81,12 @@ def count_rows(recipe: Recipe, run: RunDir) -> tuple[int, int]:
         if not has_manifest(folder):
             raise DatError(f"{folder} is missing: prepare the retain set before training")
         retain = read_manifest(folder, fingerprint=mark).rows
-    check_rows(recipe.training, harmful, retain, recipe.cluster.trainer.min_actors)
+    pool = recipe.cluster.trainer
+    worlds = range(pool.min_actors, pool.max_actors + 1)
+    for world in worlds:
+        check_rows(recipe.training, harmful, retain, world)
     if recipe.selection.source == "mixture":
         rewrites = read_manifest(rewrites_folder(run, recipe.round), fingerprint=mark).rows
-        check_rows(recipe.training, rewrites, retain, recipe.cluster.trainer.min_actors)
+        for world in worlds:
+            check_rows(recipe.training, rewrites, retain, world)
     return harmful, retain

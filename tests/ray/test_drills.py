@@ -139,20 +139,29 @@ def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     assert drawn(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", ["sampling", "training"])
-def test_a_node_that_is_lost(kind: str, generated: RunDir, tmp_path: Path) -> None:
-    """On a cluster of its own, in a process of its own: this one is connected to another."""
+def on_its_own_cluster(script: str, *arguments: str) -> None:
+    """Runs a drill in a process of its own: this one is connected to another cluster."""
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
     environment.pop("RAY_ADDRESS", None)
-    script = Path(__file__).with_name("node_loss.py")
     done = subprocess.run(
-        [sys.executable, str(script), kind, str(tmp_path)],
+        [sys.executable, str(Path(__file__).with_name(script)), *arguments],
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
+    print(done.stdout[-2000:])
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("kind", ["sampling", "training"])
+def test_a_node_that_is_lost(kind: str, generated: RunDir, tmp_path: Path) -> None:
+    on_its_own_cluster("node_loss.py", kind, str(tmp_path))
     if kind == "sampling":
         assert_as_undisturbed(RunDir(str(tmp_path / "run")), generated)
+
+
+def test_training_keeps_what_it_did_on_a_node_that_is_about_to_go_and_goes_on_with_what_is_left(tmp_path: Path) -> None:
+    on_its_own_cluster("preemption.py", str(tmp_path))

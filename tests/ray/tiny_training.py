@@ -19,6 +19,7 @@ from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import ADAPTER_WEIGHTS, load_tokenizer, model_fingerprint, save_adapter
 from dat_ray.training.driver import build_model
 from dat_ray.training.loop import FolderCheckpoints, run_loop
+from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.network import Network
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
 from dat_ray.training.rows import load_rows
@@ -47,6 +48,8 @@ def save_tiny_chat_model(folder: Path) -> None:
 def tiny_training_recipe(model: Path, **training: Any) -> Recipe:
     """Twenty-four updates of four harmful and two retain rows, a checkpoint after every fourth."""
     workers = training.pop("workers", 1)
+    low, high = workers if isinstance(workers, tuple) else (workers, workers)
+    start = training.pop("worker_group_start", 60)
     num_cpus = training.pop("num_cpus", 1)
     return Recipe.model_validate(
         {
@@ -64,12 +67,12 @@ def tiny_training_recipe(model: Path, **training: Any) -> Recipe:
                 "dtype": "float32",
                 "checkpoint_every": 4,
                 "attack": {"steps": 2},
-                "lora": {"rank": 4, "alpha": 8, "dropout": 0.1 if workers == 1 else 0.0},
+                "lora": {"rank": 4, "alpha": 8, "dropout": 0.1 if high == 1 else 0.0},
                 "retain": {"path": "none"},
                 **training,
             },
-            "cluster": {"trainer": {"min_actors": workers, "max_actors": workers, "num_cpus": num_cpus}},
-            "timeouts": {"worker_group_start": 60, "no_progress": 120},
+            "cluster": {"trainer": {"min_actors": low, "max_actors": high, "num_cpus": num_cpus}},
+            "timeouts": {"worker_group_start": start, "no_progress": 120},
         }
     )
 
@@ -102,7 +105,7 @@ def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
 
 
-def in_process(recipe: Recipe, run: RunDir, scratch: Path) -> dict[str, torch.Tensor]:
+def in_process(recipe: Recipe, run: RunDir, scratch: Path, log: MetricsLog | None = None) -> dict[str, torch.Tensor]:
     """The adapter of the same training without Ray and without interruption."""
     torch.set_num_threads(1)
     base = recipe.target.model
@@ -115,7 +118,7 @@ def in_process(recipe: Recipe, run: RunDir, scratch: Path) -> dict[str, torch.Te
         seed=recipe.seed,
         run=fingerprint(recipe),
         checkpoints=FolderCheckpoints(scratch / "checkpoints"),
-        log=None,
+        log=log,
     )
     save_adapter(network.model, str(scratch / "adapter"), model_fingerprint(base))
     return load_file(scratch / "adapter" / ADAPTER_WEIGHTS)

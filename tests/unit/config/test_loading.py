@@ -95,3 +95,9 @@ def test_configuration_imports_neither_torch_nor_ray_nor_vllm() -> None:
         "bad = {'torch', 'ray', 'vllm', 'transformers', 'pyarrow'} & set(sys.modules); assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_elastic_trainer_takes_no_label() -> None:
+    load_recipe("demo", ["cluster.trainer.max_actors=4"])
+    with pytest.raises(InputError, match=r"trainer.subcluster and an elastic trainer"):
+        load_recipe("demo", ["cluster.trainer.max_actors=4", "cluster.trainer.subcluster=training"])

@@ -27,7 +27,14 @@ def _one_thread() -> None:
 def make_network() -> Callable[..., Network]:
     """A 2-layer Llama with a LoRA; `adapted` moves the adapter off its zero start."""
 
-    def make(*, adapted: bool = True, dtype: torch.dtype = torch.float32, dropout: float = 0.0, seed: int = 0) -> Network:
+    def make(
+        *,
+        adapted: bool = True,
+        dtype: torch.dtype = torch.float32,
+        dropout: float = 0.0,
+        seed: int = 0,
+        checkpointing: bool = False,
+    ) -> Network:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
             LlamaConfig(
@@ -42,7 +49,7 @@ def make_network() -> Callable[..., Network]:
             )
         )
         peft = attach_lora(model, LoraConfig(rank=4, alpha=8, dropout=dropout), seed).to(dtype)
-        network = Network(peft)
+        network = Network(peft, checkpointing=checkpointing)
         if adapted:
             generator = torch.Generator().manual_seed(seed + 1)
             for parameter in network.trainable().values():

@@ -220,6 +220,35 @@ def test_too_few_rows_are_told_before_training(
         check_rows(make_config(), harmful, retain, world)
 
 
+def test_split_weights_need_rows_that_divide_among_the_workers(make_config: MakeConfig) -> None:
+    check_rows(make_config(shard_weights=True, harmful_rows=4, retain_rows=2), 9, 9, 2)
+    with pytest.raises(DatError, match=r"lets 2 workers run in step, and training.retain_rows = 3 .* a multiple of 2"):
+        check_rows(make_config(shard_weights=True, harmful_rows=4, retain_rows=3), 9, 9, 2)
+    with pytest.raises(ValueError, match="compile and shard_weights do not go together"):
+        make_config(shard_weights=True, compile=True)
+
+
+class Noticed(FolderCheckpoints):
+    """Is told once, after the second update, that the machine will go."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked = 0
+
+    def urgent(self) -> bool:
+        self.asked += 1
+        return self.asked == 2
+
+
+def test_a_notice_is_answered_with_a_checkpoint(
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    checkpoints, cfg = Noticed(tmp_path), make_config(updates=5, checkpoint_every=5)
+    run_loop(make_network(), rows, cfg, seed=0, run="0", checkpoints=checkpoints, log=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["update-00000002", "update-00000005"]
+    assert checkpoints.asked == 5, "all workers ask after every update: the answer is an agreement"
+
+
 def test_updates_follow_from_epochs(make_config: MakeConfig) -> None:
     assert count_updates(make_config(updates=7), 100) == 7
     assert count_updates(make_config(updates=None, epochs=6), 1600) == 2400

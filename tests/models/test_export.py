@@ -1,7 +1,8 @@
-"""`dat export`: what a run has trained, loaded by transformers and PEFT."""
+"""`dat export`: what a run has trained, loaded by transformers, PEFT, vLLM and, where it is installed, lm-eval."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.config.training import LoraConfig
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import join, write_bytes, write_manifest
+from dat_ray.engines import vllm_env
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.loading import attach_lora, load_causal_lm, model_fingerprint, save_adapter
 from dat_ray.pipeline.export import export_run
@@ -23,6 +25,17 @@ from dat_ray.training.driver import _describe_adapter
 from tests.ray.tiny_training import ready_run, tiny_training_recipe
 
 IDS = torch.tensor([[5, 80, 300, 7, 0, 12]])
+TASK = """
+task: local_export
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: answer
+doc_to_choice: choices
+metric_list: [{{metric: acc}}]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +82,61 @@ def test_transformers_and_peft_load_the_same_model(exported: Path, tiny_llama: s
     ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (exported, tiny_llama))
     assert ours(text).input_ids == theirs(text).input_ids
     assert ours.chat_template == theirs.chat_template
+
+
+@pytest.mark.slow
+def test_vllm_loads_the_merged_model(exported: Path, vllm_process: None) -> None:
+    engine = vllm_env.start_engine(
+        str(exported), kv_cache_gib=0.05, dtype="float32", max_model_len=64, max_num_batched_tokens=64, max_num_seqs=1
+    )
+    from vllm import SamplingParams
+
+    prompt = IDS[0].tolist()
+    wanted = SamplingParams(temperature=0.0, max_tokens=6, logprobs=1, ignore_eos=True, detokenize=False)
+    written = engine.generate({"prompt_token_ids": prompt}, wanted, use_tqdm=False)[0].outputs[0]
+    assert len(written.token_ids) == 6
+    with torch.no_grad():
+        ids = torch.tensor([[*prompt, *written.token_ids]])
+        expected = AutoModelForCausalLM.from_pretrained(exported)(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    for row, token, shown in zip(expected, written.token_ids, written.logprobs, strict=True):
+        # float32 in two orders of summation; a tie may go either way, so the value counts and not the index.
+        assert shown[token].logprob == pytest.approx(row.max().item(), abs=1e-3)
+        assert row[token].item() == pytest.approx(row.max().item(), abs=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (extra `utility`)")
+def test_lm_eval_loads_the_merged_model(exported: Path, tmp_path: Path) -> None:
+    """As its own command line would, on a task of this test; its likelihoods decide as transformers' do."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    choices = ["blue", "a boat", "seven"]
+    rows = [{"question": f"The {noun} is", "choices": choices} for noun in ("sky", "sea", "sun", "cat", "day", "tree", "moon")]
+    tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported)
+
+    def likelihood(question: str, choice: str) -> float:
+        # lm-eval puts a space between the two.
+        before, ids = tokenizer(question).input_ids, tokenizer(f"{question} {choice}").input_ids
+        assert ids[: len(before)] == before
+        with torch.no_grad():
+            logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum(logs[i - 1, ids[i]].item() for i in range(len(before), len(ids)))
+
+    best = [max(range(3), key=lambda i, row=row: likelihood(row["question"], choices[i])) for row in rows]
+    # Right for four questions and wrong for three, by what transformers says.
+    answers = [index if i < 4 else (index + 1) % 3 for i, index in enumerate(best)]
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps({**row, "answer": answer}) + "\n" for row, answer in zip(rows, answers, strict=True)))
+    (tmp_path / "local.yaml").write_text(TASK.format(data=data))
+    found = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(exported), "dtype": "float32"},
+        tasks=["local_export"],
+        task_manager=TaskManager(include_path=str(tmp_path)),
+        device="cpu",
+        bootstrap_iters=0,
+    )
+    assert found["results"]["local_export"]["acc,none"] == pytest.approx(4 / 7)
 
 
 def test_the_card_tells_recipe_data_and_measures(exported: Path, trained: RunDir, recipe: Recipe) -> None:

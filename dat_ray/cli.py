@@ -221,7 +221,9 @@ def _parser() -> argparse.ArgumentParser:
 
     adapt = add("adapt", "turn a causal language model into a masked-diffusion prompt sampler", _adapt)
     adapt.add_argument("base", metavar="BASE", help="hub id, folder, or embedded:NAME")
-    adapt.add_argument("--out", required=True, metavar="DIR", help="folder of the sampler")
+    adapt.add_argument(
+        "--out", required=True, metavar="DIR", help="folder of the sampler; with trainer.min_actors > 1, one that all nodes share"
+    )
     adapt.add_argument(
         "--recipe", default="chat-infill", metavar="RECIPE", help="adaptation recipe, a name or YAML file (default: %(default)s)"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dat_ray.config.loading import load_settings, recipe_text
 from dat_ray.config.section import DType, Fraction, NonNegative, Positive, Section
@@ -71,6 +71,28 @@ class PairsConfig(Section):
     limit: Positive | None = Field(None, description="first N rows only")
 
 
+class TrainerConfig(Section):
+    """Who trains; changes no result but for rounding."""
+
+    min_actors: Positive = Field(
+        1,
+        description="1: this process. More: Ray Train workers, each with its share of every batch; all their nodes must share "
+        "the folder of the sampler",
+    )
+    num_cpus: Annotated[float, Field(gt=0.0)] = Field(1.0, description="logical CPUs of a worker")
+    num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
+    subcluster: str | None = Field(None, description="value of the node label `ray-subcluster`; absent: any node")
+
+
+class AdaptTimeouts(Section):
+    """Deadlines of several workers, in seconds. Past one, the run says what it waited for."""
+
+    no_progress: Positive = Field(
+        3600, description="for a worker that waits for the others, also while the first one measures held-out pairs"
+    )
+    worker_group_start: Positive = 300
+
+
 class AdaptRecipe(Section):
     """Everything that `dat adapt` needs to make the same sampler again."""
 
@@ -92,6 +114,15 @@ class AdaptRecipe(Section):
     threads: Positive = Field(2, description="OpenMP threads of a process on a CPU")
     pairs: PairsConfig = PairsConfig()
     training: AdaptConfig = AdaptConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    timeouts: AdaptTimeouts = AdaptTimeouts()
+
+    @model_validator(mode="after")
+    def _a_row_each(self) -> AdaptRecipe:
+        workers, rows = self.trainer.min_actors, self.training.batch_size
+        if workers > rows:
+            raise ValueError(f"{workers} workers share {rows} rows a step: lower trainer.min_actors or raise training.batch_size")
+        return self
 
 
 def load_adapt_config(name_or_path: str, overrides: Sequence[str] = ()) -> AdaptRecipe:

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from dat_ray.config.adapt import AdaptConfig
 from dat_ray.diffusion.objective import ConditionalGain, conditional_gain, corrupt, loss_and_backward, share_of
 from dat_ray.diffusion.pairs import EncodedPair, batch_indices
-from dat_ray.errors import InputError
+from dat_ray.errors import InputError, StorageError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -117,6 +117,7 @@ def adapt(
     Raises:
         InputError: no pairs; `out_dir` already holds a run and `resume` is off; or its checkpoint belongs to another
             configuration or other pairs.
+        StorageError: the processes do not see the same checkpoint in `out_dir`.
     """
     if len(train) == 0 or len(heldout) < 2:
         raise InputError("pairs", (len(train), len(heldout)), "give at least 1 training and 2 held-out rows")
@@ -129,6 +130,8 @@ def adapt(
     adapter = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(adapter.values(), lr=0.0, weight_decay=config.weight_decay)
     start = run.open(adapter, optimizer, resume)
+    if share.world > 1:
+        _agree(start, next(iter(adapter.values())), share, out_dir)
 
     measured = {"mask_token_id": config.mask_token_id, "batch_size": config.batch_size, "chunk": config.logit_chunk}
     before = run.once("before", lambda: conditional_gain(model, heldout, **measured))
@@ -175,6 +178,15 @@ def adapt(
     seconds = time.monotonic() - started
     run.write_json("result.json", {"before": _summary(before), "after": _summary(after), "config": config.model_dump()})
     return AdaptResult(model, folder, run.metrics, before, after, seconds)
+
+
+def _agree(start: int, like: Tensor, share: Share, out_dir: str | Path) -> None:
+    """Network file systems may show one process an older folder: their weights would differ from then on, unnoticed."""
+    starts = torch.zeros(share.world, device=like.device)
+    starts[share.rank] = start
+    share.add_up(starts)
+    if len(set(starts.tolist())) > 1:
+        raise StorageError(f"{out_dir}: the workers see checkpoints of different steps, {starts.int().tolist()}")
 
 
 def _add_up(parameters: Sequence[nn.Parameter], loss: float, share: Share) -> float:

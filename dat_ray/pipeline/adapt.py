@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ from dat_ray import __version__
 from dat_ray.config.adapt import AdaptRecipe, PairsConfig
 from dat_ray.diffusion.adapt import adapt
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
-from dat_ray.diffusion.pairs import ChatSegments, EncodedPair, encode_pairs, read_pairs, split_pairs
+from dat_ray.diffusion.pairs import read_pairs
 from dat_ray.errors import DatError, InputError
-from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.folders import replace_folder
 from dat_ray.models.loading import (
@@ -33,29 +31,12 @@ from dat_ray.models.loading import (
     ADAPTER_RECORD,
     ADAPTER_WEIGHTS,
     load_causal_lm,
-    load_tokenizer,
     model_fingerprint,
     write_merged,
 )
+from dat_ray.pipeline.adapt_data import Prepared, prepare
 from dat_ray.pipeline.synthesize import synthesize
 from dat_ray.progress import Progress, stage_line
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Data of an adaptation, the same in every process that works on it.
-
-    Attributes:
-        tokenizer, segments: of the model, and its fixed canvas tokens.
-        train, heldout: clean canvases.
-        pairs: rows before the split.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    segments: ChatSegments
-    train: list[EncodedPair]
-    heldout: list[EncodedPair]
-    pairs: int
 
 
 def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = None, resume: bool = False) -> Path:
@@ -94,9 +75,14 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
         recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"mask_token_id": mask})})
         stage_line(f"mask token: {mask} ({prepared.tokenizer.convert_ids_to_tokens(mask) or 'a row past the tokenizer'})")
     with Progress("adapt", recipe.training.steps, unit="steps") as progress:
-        torch.set_num_threads(recipe.threads)
-        model = load_causal_lm(model_folder, recipe.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
-        adapt(model, prepared.train, prepared.heldout, recipe.training, root / "training", progress.update, resume)
+        if recipe.trainer.min_actors > 1:
+            from dat_ray.pipeline.adapt_workers import adapt_in_workers
+
+            adapt_in_workers(base, root, recipe, progress)
+        else:
+            torch.set_num_threads(recipe.threads)
+            model = load_causal_lm(model_folder, recipe.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
+            adapt(model, prepared.train, prepared.heldout, recipe.training, root / "training", progress.update, resume)
     result = json.loads((root / "training" / "result.json").read_text(encoding="utf-8"))
     _say(result, root / "training" / "metrics.jsonl")
 
@@ -126,17 +112,6 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
         spec.write(scratch)
     stage_line(f"sampler: {whole}")
     return whole
-
-
-def prepare(model_folder: str, recipe: AdaptRecipe, pairs_file: Path) -> Prepared:
-    """Reads, splits and encodes the pairs."""
-    rows = read_pairs(str(pairs_file), PairsConfig())
-    train, heldout = split_pairs(rows, recipe.heldout_share, recipe.rows_per_prompt)
-    tokenizer = load_tokenizer(model_folder)
-    segments = _segments(tokenizer, recipe)
-    limits = (recipe.max_prompt_tokens, recipe.max_response_tokens)
-    encoded, kept = (encode_pairs(tokenizer, segments, side, *limits) for side in (train, heldout))
-    return Prepared(tokenizer, segments, encoded, kept, len(rows))
 
 
 def free_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int, base: str) -> int:
@@ -175,13 +150,6 @@ def _synthesize_apart(model_folder: str, recipe: AdaptRecipe, pairs_file: Path) 
     worker.join()
     if worker.exitcode != 0:
         raise DatError(f"writing pairs failed with exit code {worker.exitcode} (see above); --resume continues it")
-
-
-def _segments(tokenizer: PreTrainedTokenizerBase, recipe: AdaptRecipe) -> ChatSegments:
-    before, between = ChatFormat(tokenizer).segments()
-    if recipe.canvas_opening is not None:
-        before = tokenizer(recipe.canvas_opening, add_special_tokens=False).input_ids
-    return ChatSegments(tuple(before), tuple(between))
 
 
 def _sampler_spec(prepared: Prepared, mask_token_id: int, vocabulary: int) -> SamplerSpec:

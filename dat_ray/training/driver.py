@@ -7,10 +7,8 @@ checkpoint and ends with the same adapter.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +19,8 @@ from typing import Any
 import pyarrow.fs as pafs
 import ray
 import torch
-from ray.exceptions import RayActorError
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train import Checkpoint
+from ray.train.torch import get_device
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
@@ -41,8 +36,8 @@ from dat_ray.data.shards import (
     refusals_named,
     write_manifest,
 )
-from dat_ray.diagnosis import StallWatch, answer_for_stacks, node_lines
-from dat_ray.errors import DatError, ShardError, StorageError
+from dat_ray.diagnosis import StallWatch, answer_for_stacks
+from dat_ray.errors import DatError, ShardError
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.loading import (
@@ -53,7 +48,7 @@ from dat_ray.models.loading import (
     model_fingerprint,
     save_adapter,
 )
-from dat_ray.progress import Progress, stage_line
+from dat_ray.progress import Progress
 from dat_ray.training.checkpoint import Writer
 from dat_ray.training.loop import Worker, count_updates, run_loop
 from dat_ray.training.metrics import MetricsLog, read_metrics
@@ -62,12 +57,7 @@ from dat_ray.training.rows import count_rows, load_rows
 from dat_ray.training.sharding import shard_frozen_weights
 from dat_ray.training.step import alone
 from dat_ray.training.tracking import open_sinks, wanted_sinks
-
-SUBCLUSTER_LABEL = "ray-subcluster"
-MAX_FAILURES = 3
-DIED_AT_START = (RayActorError, WorkerGroupStartupFailedError)
-RESUMES = "the last checkpoint is kept, --resume goes on from it"
-SECONDS_BETWEEN_POLLS = 2.0
+from dat_ray.training.workers import polled, run_workers, sum_over_workers, without_retry
 
 
 @dataclass(frozen=True)
@@ -116,7 +106,7 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
         _check_adapter(root, mark)
     else:
         with hold(run.root):
-            with Progress("train", updates, "updates") as progress, _shown(run, recipe, progress), _ray_train_timeouts(recipe):
+            with Progress("train", updates, "updates") as progress, _shown(run, recipe, progress):
                 _fit(recipe, run, root, mark)
             write_manifest(root, _describe_adapter(root), mark)
     log = read_metrics(root)
@@ -132,64 +122,19 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
 
 
 def _fit(recipe: Recipe, run: RunDir, root: str, mark: str) -> None:
-    pool = recipe.cluster.trainer
-    for died_at_start in range(MAX_FAILURES + 1):
-        try:
-            outcome = _trainer(recipe, run, root, mark).fit().return_value
-            break
-        except WorkerGroupError as error:
-            cause = next(iter(error.worker_failures.values()), error)
-            raise DatError(
-                f"training workers failed {MAX_FAILURES + 1} times, the last time with: {_last_line(cause)}; {RESUMES}"
-            ) from error
-        except ControllerError as error:
-            if isinstance(error.controller_failure, DIED_AT_START) and died_at_start < MAX_FAILURES:
-                # Ray Train retries a worker that dies at work, and not one that dies while it starts.
-                stage_line("train: a worker died while it started; starting again from the last checkpoint")
-                continue
-            if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
-                raise DatError(f"training failed: {_last_line(error.controller_failure)}; {RESUMES}") from error
-            where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
-            raise DatError(
-                f"training workers did not start within timeouts.worker_group_start "
-                f"({recipe.timeouts.worker_group_start} s): {pool.min_actors} x ({pool.num_cpus:g} CPU, "
-                f"{pool.num_gpus:g} GPU){where} wanted; {'; '.join(node_lines())}; free some, or lower cluster.trainer"
-            ) from error
-        except TrainingFailedError as error:
-            raise DatError(f"training failed: {_last_line(error)}") from error
-    if isinstance(outcome, DatError):
-        raise outcome
-
-
-def _trainer(recipe: Recipe, run: RunDir, root: str, mark: str) -> TorchTrainer:
-    pool = recipe.cluster.trainer
-    elastic = pool.min_actors < pool.max_actors
-    filesystem, storage = open_filesystem(root)
-    return TorchTrainer(
+    # Not resolved here: an embedded model is built on the node that needs it.
+    model = str(Path(recipe.target.model).absolute()) if Path(recipe.target.model).is_dir() else recipe.target.model
+    run_workers(
         train_worker,
-        train_loop_config={
-            "recipe": recipe.model_dump_json(),
-            "root": _absolute(run.root),
-            # Not resolved here: an embedded model is built on the node that needs it.
-            "model": str(Path(recipe.target.model).absolute()) if Path(recipe.target.model).is_dir() else recipe.target.model,
-        },
-        torch_config=TorchConfig(backend="nccl" if pool.num_gpus else "gloo", timeout_s=recipe.timeouts.no_progress),
-        scaling_config=ScalingConfig(
-            num_workers=(pool.min_actors, pool.max_actors) if elastic else pool.min_actors,
-            use_gpu=pool.num_gpus > 0,
-            resources_per_worker={"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})},
-            label_selector={SUBCLUSTER_LABEL: pool.subcluster} if pool.subcluster else None,
-        ),
-        run_config=RunConfig(
-            # Ray Train resumes whatever has the name: with the fingerprint in it, no other recipe's state.
-            name=f"state-{mark}",
-            # Given as an object, since Ray Train by itself would not ask at a store's own address.
-            storage_filesystem=filesystem,
-            storage_path=storage,
-            # An elastic group that does not come up, since a node that was counted has gone, is counted again.
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES if elastic else 0),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
+        {"recipe": recipe.model_dump_json(), "root": _absolute(run.root), "model": model},
+        verb="train",
+        # Ray Train resumes whatever has the name: with the fingerprint in it, no other recipe's state.
+        name=f"state-{mark}",
+        storage=root,
+        pool=recipe.cluster.trainer,
+        section="cluster.trainer",
+        start_seconds=recipe.timeouts.worker_group_start,
+        wait_seconds=recipe.timeouts.no_progress,
     )
 
 
@@ -200,12 +145,7 @@ def train_worker(config: dict[str, str]) -> dict[str, Any] | DatError:
         Metrics of the last update, or the error that says why there are none: raised, it would be retried in vain.
         Storage that refuses may relent, so that is raised.
     """
-    try:
-        return _work(config)
-    except StorageError:
-        raise
-    except DatError as error:
-        return error
+    return without_retry(_work, config)
 
 
 def _work(config: dict[str, str]) -> dict[str, Any]:
@@ -214,7 +154,9 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     pool, root, mark = recipe.cluster.trainer, run.training(recipe.round), fingerprint(recipe)
     torch.set_num_threads(pool.threads)
     context = ray.train.get_context()
-    worker = Worker(context.get_world_rank(), context.get_world_size(), _sum if context.get_world_size() > 1 else alone)
+    worker = Worker(
+        context.get_world_rank(), context.get_world_size(), sum_over_workers if context.get_world_size() > 1 else alone
+    )
     base = resolve_model(config["model"], "target.model")
     rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target.system_prompt))
     log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None
@@ -352,54 +294,18 @@ def _check_adapter(root: str, mark: str) -> None:
         raise ShardError(f"{join(root, wrong[0])} is missing or was altered: remove {root} and train again")
 
 
-def _sum(tensor: torch.Tensor) -> None:
-    torch.distributed.all_reduce(tensor)
-
-
 def _absolute(root: str) -> str:
     """Ray Train workers have a working directory of their own."""
     return root if "://" in root else str(Path(root).absolute())
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
-
-
-@contextmanager
-def _ray_train_timeouts(recipe: Recipe) -> Iterator[None]:
-    """Ray Train takes these from the environment; its own default is to wait for ever."""
-    values = {
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(recipe.timeouts.worker_group_start),
-        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(recipe.timeouts.no_progress),
-    }
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 @contextmanager
 def _shown(run: RunDir, recipe: Recipe, progress: Progress) -> Iterator[None]:
     """Shows what the workers log while the driver waits for them, and looks into them when nothing comes."""
-    stop, root = threading.Event(), run.training(recipe.round)
+    root = run.training(recipe.round)
     # Before the first update workers have to be placed and load the model.
     patience = recipe.timeouts.no_progress + recipe.timeouts.worker_group_start
     stall = StallWatch("train", join(run.logs, f"train-round-{recipe.round}-stall.txt"), patience)
-
-    def poll() -> None:
-        while not stop.wait(SECONDS_BETWEEN_POLLS):
-            try:
-                stall.tick(show())
-            except (OSError, StorageError, ray.exceptions.RayError):
-                # A display must not end with the first hiccup of the storage or the cluster.
-                continue
 
     def show() -> int:
         log = read_metrics(root)
@@ -410,11 +316,5 @@ def _shown(run: RunDir, recipe: Recipe, progress: Progress) -> Iterator[None]:
             progress.update(last["update"] + 1, note + f"{retain.replace('_', ' ')} {last[retain]:.3g}")
         return len(log)
 
-    thread = threading.Thread(target=poll, name="progress-train-poll", daemon=True)
-    thread.start()
-    try:
+    with polled(show, stall):
         yield
-    finally:
-        stop.set()
-        thread.join()
-        show()

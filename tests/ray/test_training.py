@@ -15,7 +15,7 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import has_manifest, read_manifest
 from dat_ray.errors import DatError, ShardError
 from dat_ray.models.loading import ADAPTER_WEIGHTS
-from dat_ray.training import driver
+from dat_ray.training import driver, workers
 from dat_ray.training.metrics import read_metrics
 from dat_ray.training.step import Diverged
 from tests.ray.tiny_training import in_process, ready_run, tiny_training_recipe
@@ -37,7 +37,7 @@ def test_killed_workers_and_a_resumed_job_end_with_the_same_adapter(
     first = moments.choice((4, 8))
 
     with monkeypatch.context() as patch, killed_after(first, recipe, run, moments.uniform(0, 0.2)) as killed:
-        patch.setattr(driver, "MAX_FAILURES", 0)
+        patch.setattr(workers, "MAX_FAILURES", 0)
         with pytest.raises(DatError, match="training workers failed 1 times"):
             driver.train(recipe, run)
     assert len(killed) == 1

@@ -21,6 +21,7 @@ from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.factory import build_sampler
 from dat_ray.errors import InputError
 from dat_ray.pipeline.adapt import adapt_model, free_token
+from dat_ray.pipeline.adapt_workers import adapt_worker
 from tests.unit.models.tiny import make_tokenizer
 from tests.unit.pipeline.tiny_adaptation import adapt_recipe, pairs_table, tiny_chat_model
 
@@ -52,6 +53,20 @@ def test_a_used_folder_is_refused_without_resume(tmp_path):
     (tmp_path / "out" / "file").touch()
     with pytest.raises(InputError, match=r"--out .* add --resume"):
         adapt_model("nowhere", str(tmp_path / "out"), adapt_recipe())
+
+
+def test_more_workers_than_rows_are_refused() -> None:
+    with pytest.raises(
+        InputError, match="17 workers share 16 rows a step: lower trainer.min_actors or raise training.batch_size"
+    ):
+        load_adapt_config("smollm2-135m-infill", ["trainer.min_actors=17"])
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so_and_is_not_retried(tmp_path) -> None:
+    settings = {"recipe": adapt_recipe().model_dump_json(), "root": str(tmp_path), "model": "none", "mark": "_shared-x"}
+    error = adapt_worker(settings)
+    assert isinstance(error, InputError)
+    assert "does not see this folder: name one that all nodes share" in str(error)
 
 
 @pytest.mark.slow

@@ -1,0 +1,183 @@
+"""Ray Train workers, whatever they train: placed within a deadline, started again when they die, watched while they work."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayActorError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from dat_ray.config.cluster import Pool
+from dat_ray.data.shards import open_filesystem
+from dat_ray.diagnosis import StallWatch, node_lines
+from dat_ray.errors import DatError, StorageError
+from dat_ray.progress import stage_line
+
+SUBCLUSTER_LABEL = "ray-subcluster"
+MAX_FAILURES = 3
+DIED_AT_START = (RayActorError, WorkerGroupStartupFailedError)
+RESUMES = "the last checkpoint is kept, --resume goes on from it"
+SECONDS_BETWEEN_POLLS = 2.0
+
+
+def run_workers(
+    work: Callable[[dict[str, str]], Any],
+    settings: dict[str, str],
+    *,
+    verb: str,
+    name: str,
+    storage: str,
+    pool: Pool,
+    section: str,
+    start_seconds: int,
+    wait_seconds: int,
+) -> Any:
+    """Runs `work(settings)` in workers that can add up tensors; starts all again when one dies.
+
+    Ray must be initialized.
+
+    Args:
+        work: of each worker; see `without_retry` for its errors.
+        settings: its argument.
+        verb: for lines, as `train`.
+        name: of Ray Train's own state below `storage`, which it resumes.
+        storage: local path or URI that all nodes share.
+        pool: how many workers, elastic where `max_actors` is above `min_actors`, and what each asks for.
+        section: of the recipe that holds the pool, for an error.
+        start_seconds, wait_seconds: deadlines for the workers to be placed, and for one that waits for the others.
+
+    Returns:
+        What the first worker returned.
+
+    Raises:
+        DatError: as `work` returned it, workers that keep dying, or resources that never came.
+    """
+    for died_at_start in range(MAX_FAILURES + 1):
+        try:
+            with _ray_train_timeouts(start_seconds, wait_seconds):
+                outcome = _trainer(work, settings, name, storage, pool, wait_seconds).fit().return_value
+            break
+        except WorkerGroupError as error:
+            cause = next(iter(error.worker_failures.values()), error)
+            raise DatError(
+                f"training workers failed {MAX_FAILURES + 1} times, the last time with: {_last_line(cause)}; {RESUMES}"
+            ) from error
+        except ControllerError as error:
+            if isinstance(error.controller_failure, DIED_AT_START) and died_at_start < MAX_FAILURES:
+                # Ray Train retries a worker that dies at work, and not one that dies while it starts.
+                stage_line(f"{verb}: a worker died while it started; starting again from the last checkpoint")
+                continue
+            if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
+                raise DatError(f"training failed: {_last_line(error.controller_failure)}; {RESUMES}") from error
+            where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
+            raise DatError(
+                f"training workers did not start within timeouts.worker_group_start "
+                f"({start_seconds} s): {pool.min_actors} x ({pool.num_cpus:g} CPU, "
+                f"{pool.num_gpus:g} GPU){where} wanted; {'; '.join(node_lines())}; free some, or lower {section}"
+            ) from error
+        except TrainingFailedError as error:
+            raise DatError(f"training failed: {_last_line(error)}") from error
+    if isinstance(outcome, DatError):
+        raise outcome
+    return outcome
+
+
+def _trainer(
+    work: Callable[[dict[str, str]], Any], settings: dict[str, str], name: str, storage: str, pool: Pool, wait_seconds: int
+) -> TorchTrainer:
+    elastic = pool.min_actors < pool.max_actors
+    filesystem, path = open_filesystem(storage)
+    return TorchTrainer(
+        work,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if pool.num_gpus else "gloo", timeout_s=wait_seconds),
+        scaling_config=ScalingConfig(
+            num_workers=(pool.min_actors, pool.max_actors) if elastic else pool.min_actors,
+            use_gpu=pool.num_gpus > 0,
+            resources_per_worker={"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})},
+            label_selector={SUBCLUSTER_LABEL: pool.subcluster} if pool.subcluster else None,
+        ),
+        run_config=RunConfig(
+            name=name,
+            # Given as an object, since Ray Train by itself would not ask at a store's own address.
+            storage_filesystem=filesystem,
+            storage_path=path,
+            # An elastic group that does not come up, since a node that was counted has gone, is counted again.
+            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES if elastic else 0),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+
+
+def without_retry(work: Callable[[dict[str, str]], Any], settings: dict[str, str]) -> Any:
+    """`work(settings)`, or the `DatError` that says why there is none: raised, it would be retried in vain.
+
+    Storage that refuses may relent, so that is raised.
+    """
+    try:
+        return work(settings)
+    except StorageError:
+        raise
+    except DatError as error:
+        return error
+
+
+def sum_over_workers(tensor: torch.Tensor) -> None:
+    """Adds up a tensor over all workers, in place."""
+    torch.distributed.all_reduce(tensor)
+
+
+@contextmanager
+def polled(show: Callable[[], int], stall: StallWatch) -> Iterator[None]:
+    """Calls `show` every few seconds while the driver waits, and looks into the workers when its count stands still."""
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(SECONDS_BETWEEN_POLLS):
+            try:
+                stall.tick(show())
+            except (OSError, StorageError, ray.exceptions.RayError):
+                # A display must not end with the first hiccup of the storage or the cluster.
+                continue
+
+    thread = threading.Thread(target=poll, name="progress-train-poll", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        show()
+
+
+@contextmanager
+def _ray_train_timeouts(start_seconds: int, wait_seconds: int) -> Iterator[None]:
+    """Ray Train takes these from the environment; its own default is to wait for ever."""
+    values = {
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(start_seconds),
+        "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": str(wait_seconds),
+    }
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

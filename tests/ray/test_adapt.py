@@ -1,0 +1,74 @@
+"""`dat adapt` in two real Ray Train workers: like one, killed, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dat_ray.config.adapt import AdaptRecipe
+from dat_ray.errors import DatError
+from dat_ray.models.loading import ADAPTER_WEIGHTS
+from dat_ray.pipeline.adapt import adapt_model
+from dat_ray.training import workers
+from tests.ray.worker_processes import drill_moments, killed_once, training_workers
+from tests.unit.pipeline.tiny_adaptation import adapt_recipe, pairs_table, tiny_chat_model
+
+STEPS = 32
+
+
+def recipe(count: int) -> AdaptRecipe:
+    """Measures after every step, so that there is time for a kill between two."""
+    plain = adapt_recipe(steps=STEPS, checkpoint_every=4, evaluate_every=1)
+    return AdaptRecipe.model_validate(plain.model_dump() | {"trainer": {"min_actors": count}})
+
+
+def curve(out: Path) -> list[dict]:
+    lines = (out / "training" / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def adapter(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "training" / "adapter" / ADAPTER_WEIGHTS)
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_sampler_that_one_makes_whatever_happens_to_them(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, table = tiny_chat_model(tmp_path / "base", "llama"), pairs_table(tmp_path / "table.csv")
+    one, two, torn = (tmp_path / name for name in ("one", "two", "torn"))
+    threads = torch.get_num_threads()
+    adapt_model(base, str(one), recipe(1), pairs=table)
+    torch.set_num_threads(threads)
+    sampler = adapt_model(base, str(two), recipe(2), pairs=table)
+    assert (sampler / "model.safetensors").exists()
+    assert [line["step"] for line in curve(two)] == list(range(1, STEPS + 1))
+    # Gradients are added in another order, and Adam's first steps magnify what rounding makes of a tiny one.
+    for alone, shared in zip(curve(one), curve(two), strict=True):
+        assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-2)
+        assert shared["masked_tokens"] == alone["masked_tokens"]
+    different = sum(int((adapter(two)[name] - tensor).abs().gt(1e-3).sum()) for name, tensor in adapter(one).items())
+    assert different <= 0.01 * sum(tensor.numel() for tensor in adapter(one).values())
+
+    def kept(steps: int) -> bool:
+        return any(int(f.name[5:]) >= steps for f in (torn / "training" / "checkpoints").glob("step-[0-9]*"))
+
+    moments = drill_moments()
+    with monkeypatch.context() as patch, killed_once(training_workers, lambda: kept(4), moments.uniform(0, 0.2)) as killed:
+        patch.setattr(workers, "MAX_FAILURES", 0)
+        with pytest.raises(DatError, match=r"training workers failed 1 times.* --resume goes on from it"):
+            adapt_model(base, str(torn), recipe(2), pairs=table)
+    assert len(killed) == 1
+    assert not (torn / "training" / "result.json").exists()
+    with killed_once(training_workers, lambda: kept(16), moments.uniform(0, 0.1)) as killed:
+        adapt_model(base, str(torn), recipe(2), pairs=table, resume=True)
+    assert len(killed) == 1
+    assert curve(torn) == curve(two), "a sum of two terms does not depend on their order"
+    assert all(torch.equal(adapter(torn)[name], tensor) for name, tensor in adapter(two).items())
+    results = [json.loads((out / "training" / "result.json").read_text()) for out in (torn, two)]
+    assert results[0] == results[1]
+    assert not list(torn.glob("_shared-*"))

@@ -160,6 +160,14 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _curves(arguments: argparse.Namespace) -> int:
+    from dat_ray.progress import stage_line
+    from dat_ray.reporting.curves import curves
+
+    stage_line(f"curves: {curves(arguments.run_dirs, arguments.out)}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dat", description="Distributional adversarial training of language models, on Ray.")
     parser.add_argument("--version", action="version", version=f"dat_ray {__version__}")
@@ -239,6 +247,10 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", "write a run's fine-tuned model and its adapter as folders that other tools load", _export)
     export.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run that has trained")
     export.add_argument("--out", required=True, metavar="DIR", help="folder of the merged model; OUT/adapter holds the adapter")
+
+    curves = add("curves", "the training curves of several runs on one page", _curves)
+    curves.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="directories of runs that have begun training")
+    curves.add_argument("--out", required=True, metavar="DIR", help="folder of the page and its numbers")
 
     bench = add("bench", "micro-benchmarks: `dat bench NAME --help` has each one's options", _bench)
     bench.add_argument("name", choices=tuple(BENCHES), help="; ".join(f"{name}: {text}" for name, text in BENCHES.items()))

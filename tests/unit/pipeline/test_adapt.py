@@ -57,7 +57,7 @@ def test_a_used_folder_is_refused_without_resume(tmp_path):
 
 def test_more_workers_than_rows_are_refused() -> None:
     with pytest.raises(
-        InputError, match="17 workers share 16 rows a step: lower trainer.min_actors or raise training.batch_size"
+        InputError, match=r"17 workers share 16 rows a step: lower trainer.min_actors or raise training.batch_size"
     ):
         load_adapt_config("smollm2-135m-infill", ["trainer.min_actors=17"])
 

@@ -86,7 +86,7 @@ def numbers(found: Mapping[str, Rows]) -> dict[str, dict[str, list[tuple[int, fl
 def render_curves(found: Mapping[str, Rows]) -> str:
     """The page as one string."""
     drawn = numbers(found)
-    figures, table = [], []
+    figures, shown = [], []
     for term in CURVES:
         lines = [
             Line(index, name, [(float(update), value) for update, value in drawn[name][term.key]])
@@ -100,8 +100,9 @@ def render_curves(found: Mapping[str, Rows]) -> str:
         if len(lines) < len(found):
             caption += f" Not part of {', '.join(name for name in found if term.key not in drawn[name])}."
         figures.append(Figure(title, line_plot(lines, title, "update", term.unit), caption))
-        table.append({"name": term.name, "unit": term.unit, "cells": [_ends(drawn[name].get(term.key)) for name in found]})
-    return template("curves.html", names=list(found), figures=figures, table=table)
+        shown.append(term)
+    table = [{"name": name, "cells": [_ends(drawn[name].get(term.key)) for term in shown]} for name in found]
+    return template("curves.html", names=list(found), figures=figures, columns=[term.name for term in shown], table=table)
 
 
 def _ends(points: Sequence[tuple[int, float]] | None) -> str:

@@ -71,8 +71,10 @@ def test_killed_workers_and_a_resumed_job_end_with_the_same_adapter(
 
 
 @pytest.mark.slow
-def test_two_workers_train_the_adapter_that_one_trains(ray_cluster: str, model: Path, tmp_path: Path) -> None:
-    recipe = tiny_training_recipe(model, workers=2, updates=4)
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+def test_two_workers_train_the_adapter_that_one_trains(split: bool, ray_cluster: str, model: Path, tmp_path: Path) -> None:
+    """Each with all of the frozen weights, or with its share of them."""
+    recipe = tiny_training_recipe(model, workers=2, updates=4, shard_weights=split)
     run = ready_run(tmp_path / "run", recipe)
     found = load_file(Path(driver.train(recipe, run).adapter) / ADAPTER_WEIGHTS)
     expected = in_process(recipe, run, tmp_path / "alone")

@@ -24,7 +24,7 @@ from dat_ray.generation.finish import CHECKPOINT
 from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
 from dat_ray.models.loading import ADAPTER_WEIGHTS, attach_lora, load_causal_lm, save_adapter
-from dat_ray.training import driver
+from dat_ray.training import driver, workers
 from tests.ray.tiny_generation import ROWS, Faults, drawn, engines, tiny_recipe, tiny_run
 from tests.ray.tiny_training import in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import ray_workers, training_workers, updates_kept
@@ -143,7 +143,7 @@ def test_a_disk_that_fills_up_while_sampling(generated: RunDir, tmp_path: Path) 
 def test_a_disk_that_fills_up_while_training(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_training_recipe(model)
     run = ready_run(tmp_path / "run", recipe)
-    monkeypatch.setattr(driver, "MAX_FAILURES", 0)
+    monkeypatch.setattr(workers, "MAX_FAILURES", 0)
     quota = small_quota(training_workers, lambda: updates_kept(recipe, run) >= 8, limit=2048)
     with quota, pytest.raises(DatError, match=FULL) as caught:
         driver.train(recipe, run)

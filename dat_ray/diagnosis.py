@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -192,13 +193,22 @@ def _stacks(actors: Sequence[Actor]) -> dict[str, str]:
     return found
 
 
+def _answers(pid: int) -> bool:
+    """Whether this very process has called `answer_for_stacks`, and not one before it that had the same id."""
+    path = _stacks_of(pid)
+    try:
+        # A process opens its file after its start; clocks of files and of processes differ by some hundredths of a second.
+        return path.stat().st_mtime > psutil.Process(pid).create_time() - 1.0
+    except (OSError, psutil.Error):
+        return False
+
+
 def _node_stacks(pids: Sequence[int]) -> dict[int, str]:
     """Stacks of processes of this node, those that answer for them."""
     before = {}
     for pid in pids:
-        path = _stacks_of(pid)
-        if path.exists():  # to any other process the signal would be the end
-            before[pid] = path.stat().st_size
+        if _answers(pid):  # to any other process the signal would be the end
+            before[pid] = _stacks_of(pid).stat().st_size
             os.kill(pid, signal.SIGUSR1)
     time.sleep(STACK_SECONDS)
     return {pid: _stacks_of(pid).read_text(encoding="utf-8")[size:] for pid, size in before.items()}

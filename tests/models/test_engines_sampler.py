@@ -194,9 +194,9 @@ def test_the_shipped_sampler_is_the_same_under_both_backends(vllm_process):
         pytest.skip("dat_ray/models/weights/smollm2-135m-infill is not in this checkout")
     config = load_recipe("demo").sampler
     expected_tokens = {
-        ("Sure, here is a recipe for bread", 9, 1000): (2020, 549, 638, 288, 919, 253, 2232, 11594, 30),
-        ("The capital of France is Paris.", 11, 1001): (7306, 253, 5861, 5410, 282, 282, 260, 3575, 282, 7042, 30),
-        ("Of course! A short plan for a picnic in the park", 9, 1004): (2020, 549, 638, 288, 253, 31920, 418, 5949, 30),
+        ("Sure, here is a recipe for bread", 9, 1000): (41586, 549, 638, 288, 919, 253, 2232, 6956, 30),
+        ("The capital of France is Paris.", 11, 1001): (31530, 549, 563, 260, 768, 3575, 2240, 282, 7042, 4649, 30),
+        ("Of course! A short plan for a picnic in the park", 9, 1004): (57, 737, 288, 1252, 327, 253, 31920, 5949, 30),
     }
     requests = [InfillRequest(target, target, masks, seed) for target, masks, seed in expected_tokens]
     expected = build_sampler(config.model_copy(update={"backend": "torch"}), threads=1).infill(requests)
@@ -205,7 +205,7 @@ def test_the_shipped_sampler_is_the_same_under_both_backends(vllm_process):
     literal = [literally(config, request) for request in requests]
     assert any(literal), "every row hangs on rounding"
     assert all(not tokens or x.token_ids == tokens for x, tokens in zip(found, literal, strict=True))
-    # As the first version of the law wrote them, one step a call, on padded batches.
+    # As they were when these weights were shipped: a change of the law would show.
     assert [x.token_ids for x in found] == list(expected_tokens.values())
     assert [x.logprob for x in found] == pytest.approx([x.logprob for x in expected], abs=1e-3)
 

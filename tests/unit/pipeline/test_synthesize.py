@@ -49,7 +49,7 @@ def test_what_a_killed_run_wrote_after_its_last_whole_chunk_is_cut_off(tmp_path)
 
 def test_the_shipped_sampler_s_recipe_loads_and_bad_settings_are_named() -> None:
     recipe = load_adapt_config("smollm2-135m-infill")
-    assert recipe.synthesis.rows == 4096
+    assert (recipe.synthesis.rows, recipe.training.steps) == (10240, 1000)
     assert load_adapt_config("smollm2-135m-infill", ["training.steps=3"]).training.steps == 3
     with pytest.raises(InputError, match=r"training\.step = 3: unknown key; did you mean 'steps'"):
         load_adapt_config("smollm2-135m-infill", ["training.step=3"])

@@ -33,7 +33,9 @@ class ClusterConfig(Section):
     target: Pool = Pool()
     judge: Pool = Pool(num_cpus=0.1)
     trainer: Pool = Field(
-        Pool(), description="max_actors above min_actors: elastic, training goes on with as many workers as there is room for"
+        Pool(),
+        description="max_actors above min_actors: elastic, training goes on with as many workers as there is room for; without "
+        "room for min_actors it waits, and says on what",
     )
     attacker: Pool = Field(Pool(), description="of the evaluation; beside the target where an attack needs both")
     local_cpus: Positive | None = Field(None, description="logical CPUs when no cluster is there and Ray starts here")

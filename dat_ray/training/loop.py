@@ -81,7 +81,7 @@ def check_rows(cfg: TrainingConfig, harmful: int, retain: int, world: int) -> No
     if cfg.harmful_rows < world:
         raise DatError(
             f"{world} training workers share {cfg.harmful_rows} harmful rows an update: "
-            "lower cluster.trainer.max_actors or raise training.harmful_rows"
+            "lower min_actors and max_actors of cluster.trainer, or raise training.harmful_rows"
         )
     if cfg.shard_weights:
         for name, rows in (("harmful_rows", cfg.harmful_rows), ("retain_rows", cfg.retain_rows)):

@@ -79,9 +79,11 @@ def run_workers(
             if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
                 raise DatError(f"training failed: {_last_line(error.controller_failure)}; {RESUMES}") from error
             where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
+            # An elastic group was tried again by Ray Train, each time with its own deadline.
+            tries = f", {MAX_FAILURES + 1} times" if pool.min_actors < pool.max_actors else ""
             raise DatError(
                 f"training workers did not start within timeouts.worker_group_start "
-                f"({start_seconds} s): {pool.min_actors} x ({pool.num_cpus:g} CPU, "
+                f"({start_seconds} s{tries}): {pool.min_actors} x ({pool.num_cpus:g} CPU, "
                 f"{pool.num_gpus:g} GPU){where} wanted; {'; '.join(node_lines())}; free some, or lower {section}"
             ) from error
         except TrainingFailedError as error:

@@ -19,16 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
+from dat_ray.bench.random_models import random_llama
 from dat_ray.config.training import AttackConfig, LoraConfig, TrainingConfig
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
 from dat_ray.models.loading import attach_lora
 from dat_ray.training.attack import mean_embedding_norm
-from dat_ray.training.batches import HarmfulRow
+from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.cost import peak_bytes, peak_flops, update_passes
 from dat_ray.training.network import Network
+from dat_ray.training.objectives import row_means, token_logprobs
 from dat_ray.training.terms import find_perturbation
 
 # In half and single precision a sign step can turn where a gradient is all but zero.
@@ -40,7 +42,8 @@ class Preset:
     """A model's shape and the rows of one batch.
 
     Attributes:
-        layers, width, heads, hidden, vocabulary: of a Llama with random weights.
+        layers, width, heads, hidden, vocabulary, tied: of a Llama with random weights; keys have a quarter of the heads.
+        rank: of the adapter.
         rows: B.
         tokens: T; the prompt takes what the response leaves.
         response: tokens of a response.
@@ -53,6 +56,8 @@ class Preset:
     heads: int
     hidden: int
     vocabulary: int
+    tied: bool
+    rank: int
     rows: int
     tokens: int
     response: int
@@ -61,27 +66,27 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(2, 256, 4, 688, 32_000, 8, 128, 24, 3, torch.float32),
+    "cpu": Preset(2, 256, 4, 688, 32_000, True, 8, 8, 128, 24, 3, torch.float32),
     # Llama-3.2-1B's shape with 128,256 tokens; batch, length and steps of DAT's table 3.
-    "1b": Preset(16, 2048, 32, 8192, 128_256, 8, 128, 24, 20, torch.bfloat16),
+    "1b": Preset(16, 2048, 32, 8192, 128_256, True, 8, 8, 128, 24, 20, torch.bfloat16),
 }
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("--preset", choices=tuple(PRESETS), default="cpu", help="cpu: seconds on two cores; 1b: for a GPU")
+    parser.add_argument("--compile", action="store_true", help="our form with compiled layers (training.compile)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed runs of each form (default: %(default)s)")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the benchmark; see `bench_attack`."""
-    return bench_attack(arguments.preset, arguments.repeats)
+    return bench_attack(arguments.preset, arguments.repeats, arguments.compile)
 
 
-def build(preset: Preset, device: torch.device) -> tuple[Network, list[HarmfulRow]]:
+def build(preset: Preset, device: torch.device, compile_backend: str | None = None) -> tuple[Network, list[HarmfulRow]]:
     """A random model with a LoRA, and random rows of unequal prompt lengths without token id 0, which the published
     form would drop from a response."""
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=preset.vocabulary,
         hidden_size=preset.width,
@@ -89,17 +94,17 @@ def build(preset: Preset, device: torch.device) -> tuple[Network, list[HarmfulRo
         num_hidden_layers=preset.layers,
         num_attention_heads=preset.heads,
         num_key_value_heads=max(preset.heads // 4, 1),
-        tie_word_embeddings=True,
+        tie_word_embeddings=preset.tied,
         initializer_range=0.05,
     )
-    model = attach_lora(LlamaForCausalLM(config).to(preset.dtype), LoraConfig(rank=8), 0).to(device)
+    model = attach_lora(random_llama(config, preset.dtype, device), LoraConfig(rank=preset.rank), 0)
     rows = []
     for row in range(preset.rows):
         prompt = preset.tokens - preset.response - row
         ids = torch.randint(1, preset.vocabulary, (prompt + preset.response,)).tolist()
         encoded = Encoded(ids, user_span=(4, prompt - 4), response_span=(prompt, len(ids)))
         rows.append(HarmfulRow(encoded, encoded))
-    return Network(model), rows
+    return Network(model, compile_backend=compile_backend), rows
 
 
 def published_attack(network: Network, rows: list[HarmfulRow], cfg: AttackConfig, unit_norm: float) -> Tensor:
@@ -135,36 +140,55 @@ def published_attack(network: Network, rows: list[HarmfulRow], cfg: AttackConfig
     return (delta * where).detach()
 
 
-def bench_attack(preset_name: str, repeats: int) -> dict[str, Any]:
+@torch.no_grad()
+def mean_entropy(network: Network, rows: list[HarmfulRow], delta: Tensor) -> float:
+    """Harmful cross-entropy under a perturbation (B, T, D), nats a token, mean over rows."""
+    batch = collate([row.harmful for row in rows], share_prefix=False, device=network.device)
+    with network.frozen():
+        found = network.response_logits(batch, delta[None])
+    return -row_means(token_logprobs(found.logits, found.targets), found.rows, len(rows)).mean().item()
+
+
+def bench_attack(preset_name: str, repeats: int, compiled: bool = False) -> dict[str, Any]:
     """Times both forms, taking turns.
 
     Args:
         preset_name: a key of `PRESETS`.
         repeats: timed runs of each, after one that is not timed.
+        compiled: ours runs compiled layers, on the same weights.
 
     Returns:
         Medians: rows per second of both, their ratio, model FLOP utilization and peak memory in bytes of ours and of the
-        published form (null on a CPU, where one process holds both), and the share of coordinates in which the perturbations
-        differ.
+        published form (null on a CPU, where one process holds both), the share of coordinates in which the perturbations
+        differ, their mean cosine over positions, and the harmful cross-entropy (nats a token) that each form reaches from what
+        it starts with: in half precision a sign turns where a gradient is nearly zero, and what counts is how strong both are.
 
     Raises:
         DatError: the perturbations disagree.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     preset = PRESETS[preset_name]
-    network, rows = build(preset, device)
+    network, rows = build(preset, device, "inductor" if compiled else None)
     unit = mean_embedding_norm(network.embedding.weight)
     attack = AttackConfig(steps=preset.steps, step_size=0.01, step_rule="sign", unit="relative", radius=0.1, positions="prompt")
     cfg = TrainingConfig(retain_rows=0, retain_weight=0.0, attack=attack)
+
+    def uncompiled() -> Tensor:
+        with torch.compiler.set_stance("force_eager"):
+            return published_attack(network, rows, attack, unit)
+
     forms: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: find_perturbation(network, rows, cfg, unit).delta[0],
-        "published": lambda: published_attack(network, rows, attack, unit),
+        "published": uncompiled,
     }
     found = {name: form() for name, form in forms.items()}
     tolerance = 1e-3 * attack.step_size * unit
     different = (found["ours"] - found["published"]).abs() > tolerance
     moved = found["published"] != 0
     share = different.sum().item() / max(int(moved.sum()), 1)
+    cosine = F.cosine_similarity(found["ours"], found["published"], dim=-1)[moved.any(-1)].mean().item()
+    reached = {name: mean_entropy(network, rows, delta) for name, delta in found.items()}
+    reached["start"] = mean_entropy(network, rows, torch.zeros_like(found["ours"]))
     if preset.dtype == torch.float32 and share > MAX_SHARE_DIFFERENT:
         raise DatError(f"the perturbations of both forms differ in {share:.1%} of their coordinates: no time is reported")
     seconds: dict[str, list[float]] = {name: [] for name in forms}
@@ -184,11 +208,12 @@ def bench_attack(preset_name: str, repeats: int) -> dict[str, Any]:
     decoder, head = network.parameter_counts()
     flops = passes.flops(decoder, head) - 4.0 * (decoder * pair + head * pair_head)
     on_gpu = device.type == "cuda"
+    layers = ", our layers compiled" if compiled else ""
     return {
         "bench": "attack",
         "device": torch.cuda.get_device_name(device) if on_gpu else f"cpu, {torch.get_num_threads()} threads",
         "shape": f"{preset_name}: {preset.layers} layers, width {preset.width}, vocabulary {preset.vocabulary}, "
-        f"{preset.rows} rows of {preset.tokens} tokens, {preset.steps} steps, {str(preset.dtype).removeprefix('torch.')}",
+        f"{preset.rows} rows of {preset.tokens} tokens, {preset.steps} steps, {str(preset.dtype).removeprefix('torch.')}{layers}",
         "rows_per_s": preset.rows / ours,
         "literal_rows_per_s": preset.rows / published,
         "ratio_to_literal": published / ours,
@@ -196,6 +221,8 @@ def bench_attack(preset_name: str, repeats: int) -> dict[str, Any]:
         "peak_bytes": peaks["ours"] if on_gpu else None,
         "literal_peak_bytes": peaks["published"] if on_gpu else None,
         "share_different": share,
+        "cosine": cosine,
+        "harmful_ce": reached,
         "repeats": repeats,
     }
 

@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 
 from dat_ray.bench.literal_sampler import literal_infill
 from dat_ray.bench.memory import PeakMemory
-from dat_ray.diffusion.backbone import Packing, base_model
+from dat_ray.bench.random_models import random_llama
+from dat_ray.diffusion.backbone import Packing, base_model, compile_layers
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec
 from dat_ray.diffusion.law import Law
 from dat_ray.diffusion.rows import Row
@@ -78,7 +79,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=None, help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("--threads", type=int, default=None, metavar="N", help="of a CPU; default: PyTorch's")
     parser.add_argument("--steps", type=int, default=None, metavar="T", help="denoising steps; default: the shape's")
+    parser.add_argument("--rows", type=int, default=None, metavar="N", help="prompts of a run; default: the shape's")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="TAU", help="of the token draw (default: %(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="on a GPU, our forms without sampler.compile")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs of each form (default: %(default)s)")
 
 
@@ -113,7 +116,6 @@ class Counting(TorchDenoiser):
 
 def build(shape: Shape, device: torch.device) -> nn.Module:
     """A model of the shape with random weights."""
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
@@ -125,13 +127,7 @@ def build(shape: Shape, device: torch.device) -> nn.Module:
         initializer_range=shape.spread,
         max_position_embeddings=4096,
     )
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(shape.dtype)
-    try:
-        with device:
-            return LlamaForCausalLM(config).eval()
-    finally:
-        torch.set_default_dtype(default)
+    return random_llama(config, shape.dtype, device)
 
 
 def canvases_of(shape: Shape) -> tuple[list[Canvas], list[int], SamplerSpec]:
@@ -159,15 +155,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     shape = SHAPES[arguments.shape]
-    if arguments.steps is not None:
-        if arguments.steps < 1:
-            raise InputError("--steps", arguments.steps, "give at least 1")
-        shape = dataclasses.replace(shape, steps=arguments.steps)
-    return bench_sampler(shape, arguments.shape, torch.device(name), arguments.temperature, arguments.repeats)
+    for field in ("steps", "rows"):
+        value = getattr(arguments, field)
+        if value is not None:
+            if value < 1:
+                raise InputError(f"--{field}", value, "give at least 1")
+            shape = dataclasses.replace(shape, **{field: value})
+    compiled = name == "cuda" and not arguments.no_compile
+    return bench_sampler(shape, arguments.shape, torch.device(name), arguments.temperature, arguments.repeats, compiled)
 
 
-def bench_sampler(shape: Shape, label: str, device: torch.device, temperature: float, repeats: int) -> dict[str, Any]:
-    """Measures both forms and the threshold variant; medians over repeats."""
+def bench_sampler(
+    shape: Shape, label: str, device: torch.device, temperature: float, repeats: int, compiled: bool = False
+) -> dict[str, Any]:
+    """Measures both forms and the threshold variant; medians over repeats. The literal form is never compiled."""
     model = build(shape, device)
     rows, seeds, spec = canvases_of(shape)
     law = Law(shape.steps, temperature)
@@ -175,16 +176,22 @@ def bench_sampler(shape: Shape, label: str, device: torch.device, temperature: f
     def sampler(law: Law) -> Counting:
         return Counting(model, None, spec, law, shape.rows)
 
+    def literal() -> list[tuple[int, ...]]:
+        with torch.compiler.set_stance("force_eager"):
+            return literal_infill(model, rows, seeds, spec, law, shape.literal_batch)
+
+    if compiled:
+        compile_layers(model)
     # Untimed: warms up, counts the work, and shows that both forms write the same.
     counted = sampler(law)
     written = [tokens for tokens, _, _ in counted.fill(rows, seeds)]
-    published = literal_infill(model, rows, seeds, spec, law, shape.literal_batch)
+    published = literal()
     parallel = Law(shape.steps, temperature, threshold=_threshold(sampler(law), rows, seeds))
     counted_parallel = sampler(parallel)
     passes = sum(nfe for _, _, nfe in counted_parallel.fill(rows, seeds))
     runs: dict[str, Callable[[], object]] = {
         "ours": lambda: sampler(law).fill(rows, seeds),
-        "literal": lambda: literal_infill(model, rows, seeds, spec, law, shape.literal_batch),
+        "literal": literal,
         "threshold": lambda: sampler(parallel).fill(rows, seeds),
     }
     seconds: dict[str, list[float]] = {key: [] for key in runs}
@@ -220,7 +227,7 @@ def bench_sampler(shape: Shape, label: str, device: torch.device, temperature: f
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "shape": f"{label}: {shape.layers} layers, width {shape.width}, vocabulary {shape.vocabulary}, {shape.rows} rows of "
         f"{_range(shape.masks)} masks and {_range(shape.response)} response tokens, {shape.steps} steps, temperature "
-        f"{temperature:g}, {str(shape.dtype).removeprefix('torch.')}",
+        f"{temperature:g}, {str(shape.dtype).removeprefix('torch.')}{', layers compiled' if compiled else ''}",
         "rows_per_s": ours["rows_per_s"],
         "literal_rows_per_s": shape.rows / took["literal"],
         "ratio_to_literal": statistics.median(ratios),

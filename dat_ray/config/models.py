@@ -64,6 +64,9 @@ class SamplerConfig(Section):
     batch_size: Positive = Field(32, description="rows of one forward pass")
     max_batched_tokens: Positive = Field(8192, description="tokens of one vLLM forward pass")
     steps_per_call: Positive = Field(4, description="denoising steps after which rows may leave and enter, at the latest")
+    compile: bool = Field(
+        False, description="compile the decoder's layers with torch.compile, backend torch on a GPU: more prompts a second"
+    )
     quantization: Literal["fp8"] | None = Field(None, description="weights in 8 bits, backend vllm on a GPU that has them")
     tensor_parallel: Positive = Field(1, description="GPUs that share one engine, backend vllm")
 
@@ -97,6 +100,8 @@ class SamplerConfig(Section):
             raise ValueError(f"quantization {self.quantization} needs backend vllm: set that or leave quantization out")
         if self.backend == "torch" and self.tensor_parallel > 1:
             raise ValueError(f"tensor_parallel {self.tensor_parallel} needs backend vllm: set that or tensor_parallel to 1")
+        if self.backend == "vllm" and self.compile:
+            raise ValueError("compile is for backend torch, vLLM has its own: set backend to torch or compile to false")
         return self
 
     @model_validator(mode="after")

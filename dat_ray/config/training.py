@@ -115,6 +115,11 @@ class TrainingConfig(Section):
     dtype: DType = "bfloat16"
     activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
     compile: bool = Field(False, description="compile the decoder's layers with torch.compile")
+    cuda_graph: bool = Field(
+        True,
+        description="on a GPU, record the attack's step once an update and replay it: the same kernels without the time that "
+        "launching them takes; without compile, activation_checkpointing and shard_weights only",
+    )
     shard_weights: bool = Field(
         False,
         description="split the frozen weights of the decoder's layers over the workers (FSDP2), for models that one device "

@@ -106,6 +106,16 @@ def pack_attention(model: nn.Module) -> None:
     base_model(model).set_attn_implementation(PACKED_ATTENTION)
 
 
+def compile_layers(model: nn.Module) -> None:
+    """Compiles each decoder layer, at its first call and again where a shape turns out to vary.
+
+    Worth it on a GPU: it joins the small operations between matrix products, which take a quarter of the time there
+     (LLaDA-8B's shape on an H200: 60% of peak compiled, 49% as it is; benchmarks/).
+    """
+    for layer in base_model(model).base_model.layers:  # type: ignore[union-attr]
+        layer.compile()
+
+
 def packed_states(model: nn.Module, ids: Tensor, packing: Packing) -> Tensor:
     """Final hidden states of packed rows, each attending to itself in both directions.
 
@@ -149,7 +159,8 @@ def _packed_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         bounds, T = packing.bounds, packing.longest
-        mixed = varlen_attn(q, k, v, bounds, bounds, T, T, scale=scaling, enable_gqa=grouped)
+        options: dict[str, Any] = {"enable_gqa": True} if grouped else {}
+        mixed = varlen_attn(q, k, v, bounds, bounds, T, T, scale=scaling, **options)
         return cast(Tensor, mixed)[None], None
     mixed = torch.empty_like(q)
     for start, rows, length in packing.groups:

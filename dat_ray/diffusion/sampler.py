@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dat_ray.diffusion.backbone import Packing, base_model, output_head, pack_attention, packed_states
+from dat_ray.diffusion.backbone import Packing, base_model, compile_layers, output_head, pack_attention, packed_states
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec, build_canvas, decode_prompt
 from dat_ray.diffusion.law import Law
 from dat_ray.diffusion.rows import Head, Pack, Row, chunk_rows, denoise
@@ -132,6 +132,7 @@ class TorchDenoiser:
         max_target_tokens: responses are cut to this many tokens.
         steps_per_call: see `infill_canvases`.
         chunk: masked positions that go through the output head at once; None for what suits the device.
+        compiled: compile the decoder's layers.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class TorchDenoiser:
         max_target_tokens: int = 128,
         steps_per_call: int = 4,
         chunk: int | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.spec, self.law = model.eval(), tokenizer, spec, law
         self.batch_size, self.max_target_tokens, self.steps_per_call = batch_size, max_target_tokens, steps_per_call
@@ -153,6 +155,8 @@ class TorchDenoiser:
         self.head: Head = ReusingHead(cast(nn.Linear, head)) if plain else head
         self.chunk = chunk or chunk_rows(base_model(model).config.get_text_config().vocab_size, self.device)
         pack_attention(model)
+        if compiled:
+            compile_layers(model)
 
     def infill(self, rows: Sequence[InfillRow]) -> list[Infilled]:
         """Writes a prompt for each row; a row's result depends on nothing but the row.

@@ -14,6 +14,7 @@ from dat_ray.diffusion.likelihood import log_likelihood, written
 from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.engines.base import InfillRequest, InfillResult, PromptLikelihood
 from dat_ray.engines.sampler_setup import SamplerSetup
+from dat_ray.errors import InputError
 from dat_ray.models.loading import load_causal_lm
 
 
@@ -24,21 +25,28 @@ class TorchSampler:
         config: of the sampler.
         folder: local sampler folder.
         threads: of torch on a CPU.
+
+    Raises:
+        InputError: compiled layers are asked for where PyTorch sees no GPU.
     """
 
     def __init__(self, config: SamplerConfig, folder: str, threads: int) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if config.compile and device == "cpu":
+            raise InputError("sampler.compile", True, "PyTorch sees no GPU here, and a CPU gains nothing: set it to false")
         torch.set_num_threads(threads)
         self._setup = SamplerSetup.read(config, folder)
         self.fingerprint = self._setup.fingerprint
         model: nn.Module = load_causal_lm(folder, config.dtype, "sampler.model")
         self._denoiser = TorchDenoiser(
-            model.to("cuda" if torch.cuda.is_available() else "cpu"),
+            model.to(device),
             self._setup.tokenizer,
             self._setup.spec,
             self._setup.law,
             config.batch_size,
             config.max_target_tokens,
             config.steps_per_call,
+            compiled=config.compile,
         )
 
     def infill(self, requests: Sequence[InfillRequest]) -> list[InfillResult]:

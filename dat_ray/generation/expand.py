@@ -16,7 +16,9 @@ from dat_ray.data.schemas import CANDIDATES
 from dat_ray.errors import InputError
 
 # What changes how fast prompts are drawn, or on which engine, but not the law they follow.
-NOT_IN_LAW = frozenset({"backend", "batch_size", "max_batched_tokens", "likelihood_samples", "steps_per_call", "tensor_parallel"})
+NOT_IN_LAW = frozenset(
+    {"backend", "batch_size", "max_batched_tokens", "likelihood_samples", "steps_per_call", "tensor_parallel", "compile"}
+)
 # Options that came after rows had been drawn: unused, they don't count, so that those rows keep their ids and seeds.
 LATER_OPTIONS = frozenset({"tempered", "guidance", "threshold", "entropy_bound", "refine", "refine_tokens", "quantization"})
 

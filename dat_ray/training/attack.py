@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dat_ray.config.training import AttackConfig
+from dat_ray.training.replay import Evaluate, Replayed
 
 # Keeps a zero gradient from becoming 0/0; far below any real gradient norm in float32.
 TINY = 1e-20
@@ -99,7 +100,9 @@ class Best:
         self.value = torch.minimum(value, self.value)
 
 
-def attack(objective: Objective, positions: Tensor, width: int, cfg: AttackConfig, unit_norm: float) -> Perturbation:
+def attack(
+    objective: Objective, positions: Tensor, width: int, cfg: AttackConfig, unit_norm: float, *, replayed: bool = False
+) -> Perturbation:
     """Runs the attack from a zero start.
 
     What is differentiated is the SUM over rows of each row's objective: a row's gradient then is the one that it has
@@ -111,7 +114,16 @@ def attack(objective: Objective, positions: Tensor, width: int, cfg: AttackConfi
         width: D.
         cfg: steps, size, rule, unit, radius and iterate.
         unit_norm: mean embedding norm of the model's vocabulary (`mean_embedding_norm`).
+        replayed: record the objective and its gradient as a CUDA graph; the objective must read nothing back to the host.
     """
+
+    def evaluate(delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        delta = delta.detach().requires_grad_(True)
+        value, entropies = objective(delta)
+        (gradient,) = torch.autograd.grad(value.sum(), delta)
+        return value.detach(), entropies.detach(), gradient
+
+    take: Evaluate = Replayed(evaluate) if replayed else evaluate
     scale = unit_norm if cfg.unit == "relative" else 1.0
     step = cfg.step_size * scale
     radius = cfg.radius
@@ -120,21 +132,23 @@ def attack(objective: Objective, positions: Tensor, width: int, cfg: AttackConfi
     where = positions[..., None].float()
     delta = where.new_zeros((*positions.shape, width))
     direction, best = Direction(cfg.step_rule), Best()
+    # The host reads these once, at the end: a step must not wait for it.
     entropies_seen, norms_seen = [], []
     for _ in range(cfg.steps):
-        delta.requires_grad_(True)
-        value, entropies = objective(delta)
-        (gradient,) = torch.autograd.grad(value.sum(), delta)
-        delta = delta.detach()
+        value, entropies, gradient = take(delta)
         if cfg.iterate == "best":
-            best.offer(delta, value.detach())
+            best.offer(delta, value.clone())
         # The model predicts y badly where the entropy is high: the attack walks down it.
         delta = project(delta - step * where * direction(gradient), radius)
-        entropies_seen.append(entropies.detach().mean().item())
-        norms_seen.append((delta.norm(dim=-1)[positions].mean() / unit_norm).item())
+        entropies_seen.append(entropies.mean())
+        norms_seen.append((delta.norm(dim=-1) * positions).sum() / positions.sum() / unit_norm)
     if cfg.iterate == "best":
         with torch.no_grad():
             best.offer(delta, objective(delta)[0])
         assert best.delta is not None
         delta = best.delta
-    return Perturbation(delta.detach(), entropies_seen, norms_seen)
+    return Perturbation(delta.detach(), _read(entropies_seen), _read(norms_seen))
+
+
+def _read(numbers: list[Tensor]) -> list[float]:
+    return torch.stack(numbers).tolist() if numbers else []

@@ -41,6 +41,7 @@ class Batch:
         prompt: (B, T) bool, everything before the response.
         response: (B, T) bool, the response; token id 0 is as good as any other.
         shared: leading tokens that are the same in every row and that no attack touches.
+        response_tokens: of each row, on the host.
     """
 
     ids: Tensor
@@ -49,6 +50,13 @@ class Batch:
     prompt: Tensor
     response: Tensor
     shared: int
+    response_tokens: tuple[int, ...]
+
+    @functools.cached_property
+    def response_index(self) -> tuple[Tensor, Tensor]:
+        """Row and position of each response token, row after row; looked up once, for the host waits for the device."""
+        rows, at = self.response.nonzero(as_tuple=True)
+        return rows, at
 
     def positions(self, name: str) -> Tensor:
         """(B, T) bool: where an attack on `user`, `prompt` or `sequence` positions may act."""
@@ -78,6 +86,7 @@ def collate(rows: Sequence[Encoded], *, share_prefix: bool, device: torch.device
         prompt=span([(0, row.response_span[0]) for row in rows]),
         response=span([row.response_span for row in rows]),
         shared=_common_prefix(rows) if share_prefix else 0,
+        response_tokens=tuple(high - low for low, high in (row.response_span for row in rows)),
     )
 
 

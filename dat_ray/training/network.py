@@ -76,8 +76,11 @@ class Network:
         self.head = output_head(model)
         self.embedding = self.base.get_input_embeddings()
         layers = DynamicCache(config=self.base.config).layers
+        # Every layer sees all tokens before a position.
+        self._plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
         # A checkpointed layer runs without a cache, so there is nothing to read the shared tokens from.
-        self._can_share = bool(layers) and all(type(layer) is DynamicLayer for layer in layers) and not checkpointing
+        self._can_share = self._plain and not checkpointing
+        self._compiled = compile_backend is not None
         self.split_over_workers = False
         self._perturbed: list[Any] = []
         self._checkpointed: list[nn.Module] = []
@@ -93,6 +96,11 @@ class Network:
     @property
     def device(self) -> torch.device:
         return self.embedding.weight.device
+
+    @property
+    def replayable(self) -> bool:
+        """Whether a pass can be recorded as a CUDA graph: plain layers on a GPU, neither compiled, checkpointed nor split."""
+        return self.device.type == "cuda" and self._can_share and not self._compiled and not self.split_over_workers
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters by name, in a fixed order."""
@@ -156,15 +164,23 @@ class Network:
                     self._add_hook(layer, shift)
         hidden = self.decoder(
             inputs_embeds=embeddings,
-            attention_mask=batch.valid.long(),
+            attention_mask=self._attention_mask(batch, start),
             past_key_values=self._cache(prefix, len(batch.ids)) if prefix else None,
             use_cache=prefix is not None,
         ).last_hidden_state
         if not self._checkpointed:
             self._remove_hooks()
-        rows, at = batch.response.nonzero(as_tuple=True)
+        rows, at = batch.response_index
         logits = self.head(hidden[rows, at - 1 - start])
         return ResponseLogits(logits, batch.ids[rows, at], rows)
+
+    def _attention_mask(self, batch: Batch, start: int) -> Tensor:
+        """(B, T) for transformers to make a causal mask of; on a GPU that mask, (B, 1, T - start, T) bool: transformers would
+        ask the device whether anything is padding, and wait."""
+        if self.device.type != "cuda" or not self._plain:
+            return batch.valid.long()
+        at = torch.arange(batch.ids.shape[1], device=self.device)
+        return (at[None, :] <= at[start:, None])[None, None] & batch.valid[:, None, None, :]
 
     def _layers(self) -> nn.ModuleList:
         return self.decoder.layers

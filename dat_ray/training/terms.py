@@ -60,8 +60,8 @@ def pair_logprobs(
         delta = torch.cat([longer, longer], dim=1)
     found = network.response_logits(batch, delta, prefix, cfg.attack.layers)
     logprobs = objectives.token_logprobs(found.logits, found.targets)
-    harmful = found.rows < B
-    return PairLogprobs(logprobs[harmful], logprobs[~harmful], (found.rows[harmful], found.rows[~harmful] - B), B)
+    n = sum(batch.response_tokens[:B])  # row after row: the harmful responses come first
+    return PairLogprobs(logprobs[:n], logprobs[n:], (found.rows[:n], found.rows[n:] - B), B)
 
 
 def find_perturbation(network: Network, rows: Sequence[HarmfulRow], cfg: TrainingConfig, unit_norm: float) -> Perturbation:
@@ -100,7 +100,8 @@ def find_perturbation(network: Network, rows: Sequence[HarmfulRow], cfg: Trainin
             positions = positions[:B] | positions[B:]
         everywhere = positions.expand(len(cfg.attack.layers), *positions.shape)
         width = network.embedding.weight.shape[1]
-        return attack(exchanged if joint else harmful_alone, everywhere, width, cfg.attack, unit_norm)
+        replayed = cfg.cuda_graph and network.replayable
+        return attack(exchanged if joint else harmful_alone, everywhere, width, cfg.attack, unit_norm, replayed=replayed)
 
 
 def harmful_losses(

@@ -34,7 +34,8 @@ def test_both_forms_write_the_same_and_every_key_is_there(monkeypatch, capsys) -
 
 
 @pytest.mark.parametrize(
-    ("option", "field"), [("--repeats=0", "--repeats"), ("--steps=0", "--steps"), ("--device=tpu", "--device")]
+    ("option", "field"),
+    [("--repeats=0", "--repeats"), ("--steps=0", "--steps"), ("--rows=0", "--rows"), ("--device=tpu", "--device")],
 )
 def test_bad_options_are_one_line(capsys, option: str, field: str) -> None:
     assert main(["bench", "sampler", option]) == 2

@@ -25,7 +25,7 @@ from dat_ray.bench.random_models import random_llama
 from dat_ray.config.training import AttackConfig, LoraConfig, TrainingConfig
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
-from dat_ray.models.loading import attach_lora
+from dat_ray.models.loading import attach_lora, use_tensor_cores
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.cost import peak_bytes, peak_flops, update_passes
@@ -42,7 +42,8 @@ class Preset:
     """A model's shape and the rows of one batch.
 
     Attributes:
-        layers, width, heads, hidden, vocabulary, tied: of a Llama with random weights; keys have a quarter of the heads.
+        layers, width, heads, hidden, vocabulary, tied, spread: of a Llama with random weights and their standard deviation;
+            keys have a quarter of the heads.
         rank: of the adapter.
         rows: B.
         tokens: T; the prompt takes what the response leaves.
@@ -57,6 +58,7 @@ class Preset:
     hidden: int
     vocabulary: int
     tied: bool
+    spread: float
     rank: int
     rows: int
     tokens: int
@@ -66,9 +68,9 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(2, 256, 4, 688, 32_000, True, 8, 8, 128, 24, 3, torch.float32),
+    "cpu": Preset(2, 256, 4, 688, 32_000, True, 0.05, 8, 8, 128, 24, 3, torch.float32),
     # Llama-3.2-1B's shape with 128,256 tokens; batch, length and steps of DAT's table 3.
-    "1b": Preset(16, 2048, 32, 8192, 128_256, True, 8, 8, 128, 24, 20, torch.bfloat16),
+    "1b": Preset(16, 2048, 32, 8192, 128_256, True, 0.02, 8, 8, 128, 24, 20, torch.bfloat16),
 }
 
 
@@ -95,8 +97,9 @@ def build(preset: Preset, device: torch.device, compile_backend: str | None = No
         num_attention_heads=preset.heads,
         num_key_value_heads=max(preset.heads // 4, 1),
         tie_word_embeddings=preset.tied,
-        initializer_range=0.05,
+        initializer_range=preset.spread,
     )
+    use_tensor_cores(preset.dtype)
     model = attach_lora(random_llama(config, preset.dtype, device), LoraConfig(rank=preset.rank), 0)
     rows = []
     for row in range(preset.rows):

@@ -29,7 +29,7 @@ from dat_ray.training.step import UpdateRows, make_optimizer, take_update
 PRESETS = {
     "cpu": replace(ATTACKS["cpu"], rows=2, steps=2),
     # Meta-Llama-3-8B's public configuration; batch, length and steps of DAT's table 3, CAT's adapter.
-    "8b": Preset(32, 4096, 32, 14_336, 128_256, False, 64, 4, 128, 64, 20, torch.bfloat16),
+    "8b": Preset(32, 4096, 32, 14_336, 128_256, False, 0.02, 64, 4, 128, 64, 20, torch.bfloat16),
 }
 
 

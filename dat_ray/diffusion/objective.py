@@ -5,6 +5,7 @@ Shapes: B rows, T canvas positions, M masked prompt tokens, D width, V vocabular
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,16 @@ def corrupt(
     cuts_response = uniform(seed, step, _CUT_ROW, b) < response_cut_share
     cut_draw = uniform(seed, step, _CUT, b)
 
+    at = torch.arange(max(len(pair.ids) for pair in pairs))
+    draws = uniform(seed, step, _PROMPT, b[:, None], at)
+    is_prompt = _inside([pair.prompt_span for pair in pairs], at)
+    draws = draws.masked_fill(~is_prompt, 2.0)
+    masked = is_prompt & ((draws < t[:, None]) | (draws == draws.amin(1, keepdim=True)))
+    hidden = uniform(seed, step, _RESPONSE, b[:, None], at) < response_rate[:, None]
+    hidden &= _inside([pair.response_span for pair in pairs], at) & masks_response[:, None]
+    # Lists from here on: asking tensors one number at a time would take longer than a step on a GPU.
+    forced, to_mask, to_hide = (draws >= t[:, None]).tolist(), masked.tolist(), hidden.tolist()
+
     canvases, rows, positions, labels, weights = [], [], [], [], []
     for i, pair in enumerate(pairs):
         canvas = list(pair.ids)
@@ -83,25 +94,27 @@ def corrupt(
         if cuts_response[i]:
             end = start + 1 + int(cut_draw[i] * (end - start))
             canvas = canvas[:end]
-        draws = uniform(seed, step, _PROMPT, i, torch.arange(lo, hi))
-        masked = (draws < t[i]) | (draws == draws.min())
         weight = 1.0 / (B * (hi - lo) * max(float(t[i]), _LEAST_RATE))
-        for position in (lo + masked.nonzero()[:, 0]).tolist():
+        for position in itertools.compress(range(lo, hi), to_mask[i][lo:hi]):
             labels.append(canvas[position])
             canvas[position] = mask_token_id
             rows.append(i)
             positions.append(position)
             # A forced mask is none of the process's own, and would bias the bound.
-            weights.append(weight if draws[position - lo] < t[i] else 0.0)
-        if masks_response[i]:
-            hidden = uniform(seed, step, _RESPONSE, i, torch.arange(start, end)) < response_rate[i]
-            for position in (start + hidden.nonzero()[:, 0]).tolist():
-                canvas[position] = mask_token_id
+            weights.append(0.0 if forced[i][position] else weight)
+        for position in itertools.compress(range(start, end), to_hide[i][start:end]):
+            canvas[position] = mask_token_id
         canvases.append(canvas)
     if loss_weight == "mean":
         weights = [1.0 / len(labels)] * len(labels)
     ids, valid = pad_rows(canvases, mask_token_id)
     return MaskedBatch(ids, valid, torch.tensor(rows), torch.tensor(positions), torch.tensor(labels), torch.tensor(weights))
+
+
+def _inside(spans: Sequence[tuple[int, int]], at: Tensor) -> Tensor:
+    """(B, T) bool: the positions of each row's half-open span."""
+    low, high = torch.tensor(spans).unbind(1)
+    return (at >= low[:, None]) & (at < high[:, None])
 
 
 def share_of(batch: MaskedBatch, rank: int, world: int) -> MaskedBatch:

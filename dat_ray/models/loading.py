@@ -110,6 +110,16 @@ def model_fingerprint(model: str, revision: str = "main") -> str:
     return digest.hexdigest()[:16]
 
 
+def use_tensor_cores(dtype: torch.dtype) -> None:
+    """Lets a GPU multiply float32 matrices as TF32 in this process where the model itself is in half precision.
+
+    An adapter stays in float32 for the sake of its small updates; its products with a model of 8 significant bits (bfloat16)
+    lose nothing by 11 of them, and take a small part of the time.
+    """
+    if dtype in (torch.bfloat16, torch.float16) and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+
+
 def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> peft.PeftModel:
     """Puts a fresh LoRA adapter on linear layers (`config.targets`, never the head), as the only trainable parameters.
 

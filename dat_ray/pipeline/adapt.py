@@ -30,8 +30,10 @@ from dat_ray.models.loading import (
     ADAPTER_CONFIG,
     ADAPTER_RECORD,
     ADAPTER_WEIGHTS,
+    DTYPES,
     load_causal_lm,
     model_fingerprint,
+    use_tensor_cores,
     write_merged,
 )
 from dat_ray.pipeline.adapt_data import Prepared, prepare
@@ -81,6 +83,7 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
             adapt_in_workers(base, root, recipe, progress)
         else:
             torch.set_num_threads(recipe.threads)
+            use_tensor_cores(DTYPES[recipe.dtype])
             model = load_causal_lm(model_folder, recipe.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
             adapt(model, prepared.train, prepared.heldout, recipe.training, root / "training", progress.update, resume)
     result = json.loads((root / "training" / "result.json").read_text(encoding="utf-8"))

@@ -25,7 +25,7 @@ from dat_ray.diagnosis import StallWatch, answer_for_stacks
 from dat_ray.diffusion.adapt import Share, adapt
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import resolve_model
-from dat_ray.models.loading import load_causal_lm
+from dat_ray.models.loading import DTYPES, load_causal_lm, use_tensor_cores
 from dat_ray.pipeline.adapt_data import prepare
 from dat_ray.progress import Progress
 from dat_ray.raysession import start_ray
@@ -82,6 +82,7 @@ def _work(config: dict[str, str]) -> None:
     share = Share(context.get_world_rank(), context.get_world_size(), sum_over_workers)
     folder = resolve_model(config["model"], "BASE")
     data = prepare(folder, recipe, root / "pairs.jsonl")
+    use_tensor_cores(DTYPES[recipe.dtype])
     model = load_causal_lm(folder, recipe.dtype).to(get_device())
     adapt(model, data.train, data.heldout, recipe.training, root / "training", resume=True, share=share)
 

@@ -41,12 +41,14 @@ from dat_ray.errors import DatError, ShardError
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.loading import (
+    DTYPES,
     attach_lora,
     load_adapter,
     load_causal_lm,
     load_tokenizer,
     model_fingerprint,
     save_adapter,
+    use_tensor_cores,
 )
 from dat_ray.progress import Progress
 from dat_ray.training.checkpoint import Writer
@@ -186,6 +188,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
 def _network(recipe: Recipe, model: torch.nn.Module, world: int) -> Network:
     """The model on this worker's device; with `shard_weights` its share of it."""
     cfg, device = recipe.training, get_device()
+    use_tensor_cores(DTYPES[cfg.dtype])
     sharded = cfg.shard_weights and world > 1
     network = Network(
         # A model that is to be shared out may not fit the device: it goes there layer by layer.

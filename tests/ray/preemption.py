@@ -63,7 +63,14 @@ def main(folder: Path) -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     save_tiny_chat_model(folder / "model")
     recipe = tiny_training_recipe(
-        folder / "model", updates=UPDATES, checkpoint_every=UPDATES, workers=(1, 2), worker_group_start=SECONDS_TO_START
+        folder / "model",
+        updates=UPDATES,
+        checkpoint_every=UPDATES,
+        workers=(1, 2),
+        worker_group_start=SECONDS_TO_START,
+        # Sums in another order differ in the last bits. Slow steps keep that from growing: at the recipe's own rate a fast
+        # machine, which comes to hundreds of updates before the notice, was 1% off after 65.
+        learning_rate=1e-3,
     )
     run = ready_run(folder / "run", recipe)
     notices: list[int] = []
@@ -84,10 +91,13 @@ def main(folder: Path) -> None:
     alone = MetricsLog(str(folder / "alone"))
     expected = in_process(recipe, run, folder / "alone", alone)
     alone.close()
-    # Sums in another order differ in the last bits, and Adam makes more of them with every update.
-    for found, wanted in zip(log[: notices[0] + 3], read_metrics(str(folder / "alone")), strict=False):
-        assert abs(found["loss"] - wanted["loss"]) < 0.05, (found["update"], found["loss"], wanted["loss"])
-    assert load_file(Path(adapter) / ADAPTER_WEIGHTS).keys() == expected.keys()
+    drift = [abs(a["loss"] - b["loss"]) for a, b in zip(log, read_metrics(str(folder / "alone")), strict=True)]
+    apart = max(
+        (tensor - expected[name]).abs().max().item() for name, tensor in load_file(Path(adapter) / ADAPTER_WEIGHTS).items()
+    )
+    print(f"largest difference of a loss {max(drift):.2g}, of a weight {apart:.2g}")
+    assert max(drift) < 1e-3, drift
+    assert apart < 1e-3
     ray.shutdown()
     cluster.shutdown()
 

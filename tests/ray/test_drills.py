@@ -42,10 +42,11 @@ def test_a_driver_killed_twenty_times(ray_cluster: str, generated: RunDir, tmp_p
     root = run.candidates(0)
     for index in range(KILLS):
         before, counter = committed(root), RowCounter(root)
-        faults = Faults(str(tmp_path / f"leg-{index}"), seconds_per_row=0.2)
+        # Most kills fall anywhere in a start, before a batch of four is drawn; every fifth once this driver has stored rows.
+        stores = index % 5 == 1
+        faults = Faults(str(tmp_path / f"leg-{index}"), seconds_per_row=0.2 if stores else 0.6)
         driver = start_driver(ray_cluster, run.root, faults)
-        # Most kills fall anywhere in a start; every fifth once this driver has stored rows.
-        if index % 5 == 1:
+        if stores:
             wait_until(partial(has_more_than, counter, len(before)), driver)
             time.sleep(moments.uniform(0, 0.4))
         else:

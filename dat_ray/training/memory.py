@@ -1,4 +1,6 @@
-"""How much GPU memory an update needs, by arithmetic. It has not been measured on a GPU.
+"""How much GPU memory an update needs, by arithmetic.
+
+Measured once: Llama-3-8B's shape at DAT's sizes took 29.4 GB on an H200, where this says 28.8 (benchmarks/).
 
 Per token and decoder layer the backward pass keeps, in bytes of a 2-byte dtype, the norms' inputs and outputs, queries, keys
 and values, attention's output, gate, up, their activation and product: 2 (6 D + 2 K + 4 F). PEFT keeps an adapter's inputs in

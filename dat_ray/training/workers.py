@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
@@ -21,6 +21,7 @@ from dat_ray.data.shards import open_filesystem
 from dat_ray.diagnosis import StallWatch, node_lines
 from dat_ray.errors import DatError, StorageError
 from dat_ray.progress import stage_line
+from dat_ray.training.room import room_within
 
 SUBCLUSTER_LABEL = "ray-subcluster"
 MAX_FAILURES = 3
@@ -61,9 +62,13 @@ def run_workers(
     Raises:
         DatError: as `work` returned it, workers that keep dying, or resources that never came.
     """
+    elastic = pool.min_actors < pool.max_actors
     for died_at_start in range(MAX_FAILURES + 1):
+        no_room: Callable[[], bool] = lambda: False  # noqa: E731
         try:
-            with _ray_train_timeouts(start_seconds, wait_seconds):
+            with _ray_train_timeouts(start_seconds, wait_seconds), ExitStack() as stack:
+                if elastic:
+                    no_room = stack.enter_context(room_within(start_seconds))
                 outcome = _trainer(work, settings, name, storage, pool, wait_seconds).fit().return_value
             break
         except WorkerGroupError as error:
@@ -78,19 +83,26 @@ def run_workers(
                 continue
             if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
                 raise DatError(f"training failed: {_last_line(error.controller_failure)}; {RESUMES}") from error
-            where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
             # An elastic group was tried again by Ray Train, each time with its own deadline.
-            tries = f", {MAX_FAILURES + 1} times" if pool.min_actors < pool.max_actors else ""
-            raise DatError(
-                f"training workers did not start within timeouts.worker_group_start "
-                f"({start_seconds} s{tries}): {pool.min_actors} x ({pool.num_cpus:g} CPU, "
-                f"{pool.num_gpus:g} GPU){where} wanted; {'; '.join(node_lines())}; free some, or lower {section}"
-            ) from error
+            tries = f", {MAX_FAILURES + 1} times" if elastic else ""
+            raise DatError(_not_placed(pool, section, f"{start_seconds} s{tries}")) from error
+        except RayActorError as error:
+            if not no_room():
+                raise
+            raise DatError(_not_placed(pool, section, f"{start_seconds} s")) from error
         except TrainingFailedError as error:
             raise DatError(f"training failed: {_last_line(error)}") from error
     if isinstance(outcome, DatError):
         raise outcome
     return outcome
+
+
+def _not_placed(pool: Pool, section: str, deadline: str) -> str:
+    where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
+    return (
+        f"training workers did not start within timeouts.worker_group_start ({deadline}): {pool.min_actors} x "
+        f"({pool.num_cpus:g} CPU, {pool.num_gpus:g} GPU){where} wanted; {'; '.join(node_lines())}; free some, or lower {section}"
+    )
 
 
 def _trainer(

@@ -114,8 +114,11 @@ def test_divergence_is_told_once_and_not_retried(ray_cluster: str, model: Path, 
 
 
 @pytest.mark.slow
-def test_workers_that_nobody_can_place_are_told_within_the_deadline(ray_cluster: str, model: Path, tmp_path: Path) -> None:
-    recipe = tiny_training_recipe(model, num_cpus=99)
+@pytest.mark.parametrize("workers", [1, (1, 2)], ids=["fixed", "elastic"])
+def test_workers_that_nobody_can_place_are_told_within_the_deadline(
+    ray_cluster: str, model: Path, tmp_path: Path, workers: int | tuple[int, int]
+) -> None:
+    recipe = tiny_training_recipe(model, num_cpus=99, workers=workers)
     recipe = recipe.model_copy(update={"timeouts": recipe.timeouts.model_copy(update={"worker_group_start": 3})})
     run = ready_run(tmp_path / "run", recipe)
     # How much is free depends on whether the workers of the test before have left yet.

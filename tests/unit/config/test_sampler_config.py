@@ -38,6 +38,7 @@ def test_other_prompt_lengths_are_refused(given) -> None:
         ({"tempered": False}, "raise temperature"),
         ({"refine": "random", "steps": 8, "prompt_tokens": 8}, "raise steps 8 above 8"),
         ({"backend": "torch", "quantization": "fp8"}, "needs backend vllm"),
+        ({"backend": "vllm", "compile": True}, "compile is for backend torch"),
         ({"backend": "torch", "tensor_parallel": 2}, "needs backend vllm"),
         ({"threshold": 1.5}, "less than or equal to 1"),
         ({"guidance": -1.0}, "greater than or equal to 0"),
@@ -69,5 +70,5 @@ def test_options_that_are_not_used_leave_ids_and_seeds_as_they_were() -> None:
     """The demo's rows, as the first version of the package drew them."""
     sampler = load_recipe("demo").sampler
     assert sampler_fingerprint(sampler) == "6eafd9c0ec0159b5"
-    assert sampler_fingerprint(sampler.model_copy(update={"steps_per_call": 9})) == "6eafd9c0ec0159b5"
+    assert sampler_fingerprint(sampler.model_copy(update={"steps_per_call": 9, "compile": True})) == "6eafd9c0ec0159b5"
     assert sampler_fingerprint(sampler.model_copy(update={"guidance": 1.0})) != "6eafd9c0ec0159b5"

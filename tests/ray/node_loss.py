@@ -59,7 +59,8 @@ def main(kind: str, folder: Path) -> None:
         arguments = (cluster, "SamplerActor", lambda: counter.count() >= 16, lost)
         thread = threading.Thread(target=lose_node, args=arguments, daemon=True)
         thread.start()
-        report = generate(recipe, run, engines(Faults(str(folder), seconds_per_row=0.05)))
+        # Slow enough that rows are left when the first ones are stored, however late the process that writes starts.
+        report = generate(recipe, run, engines(Faults(str(folder), seconds_per_row=0.25)))
         assert (report.rows, report.errors) == (ROWS, 0), report
     else:
         save_tiny_chat_model(folder / "model")

@@ -80,7 +80,7 @@ def test_actors_of_every_role_killed_while_sampling(generated: RunDir, tmp_path:
         killed_once(lambda: actors("TargetActor"), lambda: counter.count() >= 24, moments.uniform(0, 0.3)) as targets,
         killed_once(lambda: actors("JudgeActor"), lambda: counter.count() >= 40, moments.uniform(0, 0.3)) as judges,
     ):
-        report = generate(tiny_recipe(), run, engines(Faults(str(notes), seconds_per_row=0.05)))
+        report = generate(tiny_recipe(), run, engines(Faults(str(notes), seconds_per_row=0.15)))
     assert (len(samplers), len(targets), len(judges)) == (1, 1, 1)
     assert report.errors == 0
     assert_as_undisturbed(run, generated)
@@ -91,7 +91,7 @@ def test_shards_damaged_between_two_runs_are_made_again_and_nothing_else(
 ) -> None:
     run = new_run(tmp_path / "run")
     folder = Path(run.candidates(0))
-    first = Faults(str(tmp_path / "first"), seconds_per_row=0.04)
+    first = Faults(str(tmp_path / "first"), seconds_per_row=0.15)
     driver = start_driver(ray_cluster, run.root, first)
     wait_until(lambda: len(committed(str(folder))) >= 32, driver)
     driver.kill()
@@ -112,7 +112,7 @@ def test_a_polite_kill_and_a_second_driver(ray_cluster: str, generated: RunDir, 
     """A run submitted twice: the second driver is turned away by name, and the first is not disturbed by it."""
     run = new_run(tmp_path / "run")
     root = run.candidates(0)
-    first = Faults(str(tmp_path / "first"), seconds_per_row=0.06)
+    first = Faults(str(tmp_path / "first"), seconds_per_row=0.25)
     driver = start_driver(ray_cluster, run.root, first)
     wait_until(lambda: len(committed(root)) >= 8, driver)
     second = Faults(str(tmp_path / "second"))

@@ -34,7 +34,7 @@ def test_generate_kill_resume_select_report(ray_cluster: str, object_store: str,
     recipe = tiny_recipe()
     run = tiny_run(join(object_store, "drill"), recipe)
     root, counter = run.candidates(0), RowCounter(run.candidates(0))
-    first = Faults(str(tmp_path / "first"), seconds_per_row=0.05)
+    first = Faults(str(tmp_path / "first"), seconds_per_row=0.2)
     process = start_driver(ray_cluster, run.root, first)
     wait_until(lambda: counter.count() >= 8, process)
     with pytest.raises(DatError, match=rf"in use by process {process.pid} on"):

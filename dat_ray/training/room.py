@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 from ray.util.placement_group import placement_group_table
@@ -32,17 +32,17 @@ def room_within(seconds: float) -> Iterator[Callable[[], bool]]:
     over, ended = threading.Event(), threading.Event()
 
     def look() -> None:
-        job, seen = ray.get_runtime_context().get_job_id(), time.monotonic()
+        context, seen = ray.get_runtime_context(), time.monotonic()
+        job, here = context.get_job_id(), context.get_node_id()
         while not over.wait(SECONDS_BETWEEN_LOOKS):
             try:
                 living = [actor for actor in job_actors() if actor.state != "DEAD"]
-                here = ray.get_runtime_context().get_node_id()
                 # The id of a placement group ends with that of its job.
                 asked = any(key.endswith(job) and group["state"] != "REMOVED" for key, group in placement_group_table().items())
             except ray.exceptions.RayError:
                 continue
             if asked or any("RayTrainWorker" in actor.name for actor in living):
-                job, seen = ray.get_runtime_context().get_job_id(), time.monotonic()
+                seen = time.monotonic()
             elif time.monotonic() - seen > seconds:
                 # It always runs on the driver's node.
                 controllers = [
@@ -50,7 +50,8 @@ def room_within(seconds: float) -> Iterator[Callable[[], bool]]:
                 ]
                 for pid in controllers:
                     ended.set()
-                    os.kill(pid, signal.SIGKILL)
+                    with suppress(ProcessLookupError):  # it ended by itself meanwhile
+                        os.kill(pid, signal.SIGKILL)
                 if controllers:
                     return
 

@@ -3,10 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN_DIR ?= runs/demo
 PYTEST_ARGS ?=
+PYTEST = $(BIN)/python -m pytest --durations=20 --durations-min=1
 
-.PHONY: setup demo test lint clean
+.PHONY: help setup demo quick test drills lint format clean
 
-setup: .venv/.ready
+help: ## This list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.ready ## Builds .venv from the tested set of packages.
 
 # Half-made environments are never used: the marker file is written last.
 .venv/.ready: constraints.txt pyproject.toml
@@ -20,16 +24,27 @@ setup: .venv/.ready
 	$(BIN)/pip install --quiet --no-deps -r constraints-dev.txt
 	touch $@
 
-demo: setup
+demo: setup ## The whole pipeline on real models; the report lies in runs/demo.
 	$(BIN)/dat run demo --run-dir $(RUN_DIR) --resume
 
-test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+# Three tiers. What a tier leaves out is counted in pytest's last line ("deselected"), and runs in the next one.
+quick: lint ## Style, types, and the unit tests that take no time: minutes.
+	$(PYTEST) tests/unit -m "not slow and not drill" $(PYTEST_ARGS)
 
-lint: .venv/.lint-ready
+test: setup ## Every test but the drills: real models, real Ray, one short form of each fault.
+	$(PYTEST) -m "not drill" $(PYTEST_ARGS)
+
+drills: setup ## The long forms: kills by enumeration, large matrices, repeats for statistics.
+	$(PYTEST) -m drill --timeout=3600 $(PYTEST_ARGS)
+
+lint: .venv/.lint-ready ## Style and types.
 	$(BIN)/ruff check dat_ray tests jobs
 	$(BIN)/ruff format --check dat_ray tests jobs
 	$(BIN)/mypy
 
-clean:
+format: .venv/.lint-ready ## Formats the code in place.
+	$(BIN)/ruff check --fix dat_ray tests jobs
+	$(BIN)/ruff format dat_ray tests jobs
+
+clean: ## Removes what was built; runs stay.
 	rm -rf .venv build dist *.egg-info

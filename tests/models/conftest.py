@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -38,6 +39,23 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
         LlamaForCausalLM(config).save_pretrained(folder)
     load_tokenizer(resolve_model("embedded:smollm2-135m-instruct")).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sampler(tiny_llama: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of the tiny model, marked as a sampler with the chat layout; its mask is token 16."""
+    from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
+    from dat_ray.models.loading import load_tokenizer
+
+    path = shutil.copytree(tiny_llama, tmp_path_factory.mktemp("samplers") / "tiny")
+    tokenizer = load_tokenizer(str(path))
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
+
+    before, between = ids("<|im_start|>user\n"), ids("<|im_end|>\n<|im_start|>assistant\n")
+    SamplerSpec(16, 1, banned_ids(tokenizer, 16, 49152), "chat", before, between).write(path)
+    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from dat_ray.bench.verb import KEYS
 from dat_ray.cli import main
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.drill
 def test_the_three_forms_write_the_same_rows() -> None:
     command = [sys.executable, "-m", "dat_ray.cli", "bench", "vllm-sampler", "--json", "--rows", "4", "--repeats", "1"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}

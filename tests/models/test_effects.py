@@ -1,5 +1,8 @@
 """Each published family for a few updates on the embedded model: the response becomes unlikely, the refusal likely.
 
+DAT's in `make test`; the others, and the page of all their curves, in `make drills` (a tiny model has them all:
+tests/unit/training/test_effects.py).
+
 The objective, its weights and its cutoffs are the recipe's own; only sizes are those of a small model and a short test. What
 came of it is measured on unattacked prompts, the same way for every family.
 """
@@ -138,7 +141,9 @@ def effects() -> dict[str, Effect]:
     return {}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [name if name == "dat-llama3-8b" else pytest.param(name, marks=pytest.mark.drill) for name in FAMILIES]
+)
 def test_a_family_has_its_effect_on_a_real_model(name: str, tmp_path: Path, effects: dict[str, Effect]) -> None:
     recipe, run = prepared(name, tmp_path / name)
     cfg, base = recipe.training, resolve_model(MODEL)
@@ -160,11 +165,12 @@ def test_a_family_has_its_effect_on_a_real_model(name: str, tmp_path: Path, effe
         assert all(row["attack_ce"][-1] < row["attack_ce"][0] for row in curve), "the attack helps the response"
 
 
-def test_the_families_curves_are_on_one_page(effects: dict[str, Effect], tmp_path: Path) -> None:
-    assert effects.keys() == FAMILIES.keys(), "the tests above have run"
+def test_curves_are_on_one_page(effects: dict[str, Effect], tmp_path: Path) -> None:
+    """Of the families whose tests above have run."""
+    assert "dat-llama3-8b" in effects
     assert main(["curves", *(effect.root for effect in effects.values()), "--out", str(tmp_path)]) == 0
     page, drawn = (tmp_path / "index.html").read_text(), json.loads((tmp_path / "curves.json").read_text())
-    assert all(name in page for name in FAMILIES)
+    assert all(name in page for name in effects)
     for name, effect in effects.items():
         assert drawn[name]["away"] == [[row["update"], row["away"]] for row in effect.curve]
         assert drawn[name]["toward"] == [[row["update"], row["toward"]] for row in effect.curve]

@@ -13,7 +13,7 @@ import pytest
 
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.models import SamplerConfig
-from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, build_canvas
+from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
 from dat_ray.diffusion.law import Law
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.factory import build_sampler
@@ -36,17 +36,8 @@ REQUESTS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_llama, tmp_path_factory) -> str:
-    """The tiny model, marked as a sampler with the chat layout."""
-    path = shutil.copytree(tiny_llama, tmp_path_factory.mktemp("samplers") / "tiny")
-    tokenizer = load_tokenizer(str(path))
-
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False).input_ids)
-
-    before, between = ids("<|im_start|>user\n"), ids("<|im_end|>\n<|im_start|>assistant\n")
-    SamplerSpec(MASK, 1, banned_ids(tokenizer, MASK, 49152), "chat", before, between).write(path)
-    return str(path)
+def folder(tiny_sampler: str) -> str:
+    return tiny_sampler
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,6 @@ from tests.ray.worker_processes import actors, drill_moments, killed_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
-KILLS = 20
-
 
 def new_run(root: Path) -> RunDir:
     return tiny_run(root, tiny_recipe())
@@ -40,11 +38,12 @@ def has_stored_or_drawn(counter: RowCounter, rows: int, notes: Path) -> bool:
     return has_more_than(counter, rows) or len(drawn(notes)) >= 28
 
 
-def test_a_driver_killed_twenty_times(ray_cluster: str, generated: RunDir, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.drill)])
+def test_a_driver_killed_again_and_again(kills: int, ray_cluster: str, generated: RunDir, tmp_path: Path) -> None:
     moments = drill_moments()
     run = new_run(tmp_path / "run")
     root = run.candidates(0)
-    for index in range(KILLS):
+    for index in range(kills):
         before, counter = committed(root), RowCounter(root)
         # Most kills fall anywhere in a start, before a batch of four is drawn; every fifth once this driver has stored rows,
         # or has drawn so many that four such legs leave some of the 96: a process that writes may be slow to start.
@@ -169,5 +168,6 @@ def test_a_node_that_is_lost(kind: str, generated: RunDir, tmp_path: Path) -> No
         assert_as_undisturbed(RunDir(str(tmp_path / "run")), generated)
 
 
+@pytest.mark.drill
 def test_training_keeps_what_it_did_on_a_node_that_is_about_to_go_and_goes_on_with_what_is_left(tmp_path: Path) -> None:
     on_its_own_cluster("preemption.py", str(tmp_path))

@@ -39,6 +39,7 @@ def test_json_has_the_published_shape(capsys: pytest.CaptureFixture[str], tmp_pa
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_machine_that_is_too_small_fails_with_exit_1(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     arguments = ["doctor", "demo", "--run-dir", str(tmp_path), "--set", "cluster.local_cpus=2"]
     assert main(arguments) == 1

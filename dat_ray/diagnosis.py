@@ -22,10 +22,10 @@ from typing import Any
 
 import psutil
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dat_ray.data.shards import write_bytes
 from dat_ray.errors import StorageError
+from dat_ray.placement import on_node
 from dat_ray.progress import stage_line
 from dat_ray.secrets import redact
 
@@ -175,12 +175,7 @@ def _stacks(actors: Sequence[Actor]) -> dict[str, str]:
     for actor in actors:
         if actor.state == "ALIVE" and actor.pid:
             by_node[actor.node].append(actor.pid)
-    asked = {
-        node: ray.remote(_node_stacks)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote(pids)
-        for node, pids in by_node.items()
-    }
+    asked = {node: ray.remote(num_cpus=0, **on_node(node))(_node_stacks).remote(pids) for node, pids in by_node.items()}
     names = {(actor.node, actor.pid): actor.name for actor in actors}
     found = {}
     for node, answer in asked.items():

@@ -34,6 +34,14 @@ class InputError(DatError):
         return type(self), (self.field, self.value, self.remedy)
 
 
+class EngineLost(DatError):
+    """An engine that cannot go on in its process; one in a fresh process may."""
+
+
+class HelperLost(DatError):
+    """A helper process of the run that does not answer any more."""
+
+
 class ShardError(DatError):
     """A stored file that does not match its manifest."""
 

@@ -1,23 +1,29 @@
-"""A pool of Ray actors that hold engines: hands out chunks, and never waits without a deadline."""
+"""A pool of Ray actors that hold engines: hands out chunks, replaces processes that are lost, never waits without a deadline."""
 
 from __future__ import annotations
 
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from dat_ray.config.cluster import Pool, TimeoutsConfig
 from dat_ray.diagnosis import answer_for_stacks, in_one_line
 from dat_ray.engines.vllm_env import one_line
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, EngineLost
+from dat_ray.progress import stage_line
 
 # The node label that Ray's autoscaler groups nodes by.
 SUBCLUSTER_LABEL = "ray-subcluster"
 # One chunk at work and one waiting in the actor's queue, so that it never idles while the driver writes a shard.
 IN_FLIGHT = 2
+# A chunk that was in the hands of this many processes when they ended is not given to another one.
+TRIES_PER_CHUNK = 3
+# Processes, for each of the pool's actors, that may end one after another while they load their engine.
+STARTS_PER_ACTOR = 3
 
 
 class EngineHost:
@@ -38,8 +44,14 @@ class EngineHost:
         return work(self._engine, *payload)
 
 
+class _HostLost(Exception):
+    """A host's process or node is gone, or its engine is of no more use in it. The message says which."""
+
+
 class Workers:
-    """Actors of one role. Use as a context manager: leaving it frees their memory.
+    """Actors of one role, on any node that has room. Use as a context manager: leaving it frees their memory.
+
+    An actor whose process or node is lost is replaced, and its chunks are given to the others.
 
     Args:
         role: for messages: sampler, target, judge.
@@ -53,24 +65,53 @@ class Workers:
         options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
         if pool.subcluster:
             options["label_selector"] = {SUBCLUSTER_LABEL: pool.subcluster}
-        host: Any = ray.remote(EngineHost).options(**options)
-        self._actors: list[Any] = [host.remote(build) for _ in range(pool.max_actors)]
-        self._starting = {actor.start.remote(): actor for actor in self._actors}
+        self._host: Any = ray.remote(EngineHost).options(**options)
+        self._build = build
+        # Another thread than the one that waits for answers may leave the pool.
+        self._lock, self._closed = threading.Lock(), False
+        self._actors: list[Any] = []
+        self._starting: dict[Any, Any] = {}
         self._ready: list[Any] = []
+        self._failed_starts = 0
         self.about: dict[str, Any] = {}
+        for _ in range(pool.max_actors):
+            self._launch()
 
     def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for actor in self._actors:
-            ray.kill(actor)
+        with self._lock:
+            self._closed = True
+            for actor in self._actors:
+                ray.kill(actor)
+
+    def _launch(self) -> None:
+        with self._lock:
+            if self._closed:
+                raise DatError(f"{self.role}: stopped")
+            actor = self._host.remote(self._build)
+            self._actors.append(actor)
+        self._starting[actor.start.remote()] = actor
+
+    def _replace(self, actor: Any, reason: _HostLost) -> None:
+        """Starts another actor for one that is lost, unless that was done at another of its chunks."""
+        with self._lock:
+            if actor not in self._actors:
+                return
+            self._actors.remove(actor)
+        if actor in self._ready:
+            self._ready.remove(actor)
+        # Out of reach is not gone: it must not hold what its successor asks for.
+        ray.kill(actor)
+        self._launch()
+        stage_line(f"{self.role}: {reason}; another process takes over")
 
     def wait(self) -> dict[str, Any]:
         """Waits for the first engine; returns what it says about itself.
 
         Raises:
-            DatError: it failed to start, or did not within `timeouts.engine_start`.
+            DatError: it failed to start, did not within `timeouts.engine_start`, or process after process ended in it.
         """
         while not self._ready:
             self._settle(self._next(list(self._starting), self._timeouts.engine_start))
@@ -80,12 +121,14 @@ class Workers:
         """Yields `(index, work(engine, *payload))` as chunks finish, in any order.
 
         Raises:
-            DatError: an engine failed or died, or nothing finished within `timeouts.no_progress`.
+            DatError: an engine failed, several processes ended over the same chunk, or nothing finished within
+                `timeouts.no_progress`.
         """
-        self.wait()
         waiting = deque(enumerate(payloads))
         running: dict[Any, tuple[int, Any]] = {}
+        lost: Counter[int] = Counter()
         while waiting or running:
+            self.wait()
             for actor in self._ready:
                 load = sum(busy is actor for _, busy in running.values())
                 while waiting and load < IN_FLIGHT:
@@ -93,15 +136,39 @@ class Workers:
                     running[actor.run.remote(work, payload)] = (index, actor)
                     load += 1
             finished = self._next([*running, *self._starting], self._timeouts.no_progress)
-            if finished in running:
-                index, _ = running.pop(finished)
-                yield index, self._get(finished)
-            else:
+            if finished in self._starting:
                 self._settle(finished)
+                continue
+            index, actor = running.pop(finished)
+            try:
+                result = self._get(finished)
+            except _HostLost as reason:
+                lost[index] += 1
+                if lost[index] == TRIES_PER_CHUNK:
+                    raise DatError(
+                        f"{self.role}: its process died {TRIES_PER_CHUNK} times over the same rows, the last time: {reason}; "
+                        "--resume keeps what is done"
+                    ) from reason
+                self._replace(actor, reason)
+                waiting.appendleft((index, payloads[index]))
+            else:
+                yield index, result
 
     def _settle(self, started: Any) -> None:
-        self.about = self._get(started)
-        self._ready.append(self._starting.pop(started))
+        actor = self._starting.pop(started)
+        try:
+            self.about = self._get(started)
+        except _HostLost as reason:
+            self._failed_starts += 1
+            if self._failed_starts == STARTS_PER_ACTOR * self._pool.max_actors:
+                raise DatError(
+                    f"{self.role} did not start: its process died {self._failed_starts} times while it loaded the engine, "
+                    f"the last time: {reason}; --resume keeps what is done"
+                ) from reason
+            self._replace(actor, reason)
+        else:
+            self._failed_starts = 0
+            self._ready.append(actor)
 
     def _next(self, refs: list[Any], seconds: float) -> Any:
         done, _ = ray.wait(refs, num_returns=1, timeout=seconds)
@@ -119,11 +186,13 @@ class Workers:
         try:
             return ray.get(ref)
         except RayTaskError as error:
+            if isinstance(error.cause, EngineLost):
+                raise _HostLost(str(error.cause)) from error
             if isinstance(error.cause, DatError):
                 raise error.cause from None
             raise DatError(f"{self.role} failed: {one_line(error.cause)}") from error
-        except RayActorError as error:
-            raise DatError(f"{self.role}: its process died ({one_line(error)}); --resume keeps what is done") from error
+        except (RayActorError, ObjectLostError) as error:
+            raise _HostLost(f"a process is lost ({one_line(error)})") from error
 
 
 def fits(*pools: Pool) -> bool:

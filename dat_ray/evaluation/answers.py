@@ -22,7 +22,7 @@ from dat_ray.engines.base import (
     TargetModel,
 )
 from dat_ray.engines.vllm_env import one_line
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, EngineLost
 from dat_ray.generation.rows import FATAL
 
 Item = TypeVar("Item")
@@ -57,8 +57,8 @@ def isolated(
     """Calls in batches; rows of a batch that raises are called one by one, so that only the bad one is lost.
 
     Raises:
-        DatError: the engine is of no more use in its process, or gave back another number of results than it was
-            asked for.
+        EngineLost: the engine is of no more use in its process.
+        DatError: it gave back another number of results than it was asked for.
     """
     found: list[Result | Failure] = []
     for start in range(0, len(items), batch_size):
@@ -68,7 +68,7 @@ def isolated(
         except Exception as error:
             # An engine is other people's code: whatever it raises is this batch's result, unless the engine is gone.
             if FATAL & {kind.__name__ for kind in type(error).__mro__}:
-                raise DatError(f"the engine cannot go on ({one_line(error)}); --resume keeps what is done") from error
+                raise EngineLost(f"the engine cannot go on ({one_line(error)})") from error
             results = [Failure(one_line(error))] if len(batch) == 1 else isolated(call, batch, 1)
         if len(results) != len(batch):
             raise DatError(f"an engine answered {len(results)} of {len(batch)} rows")

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import ray
+from ray.exceptions import RayError, RayTaskError
 
 from dat_ray import telemetry
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
@@ -31,9 +32,9 @@ from dat_ray.engines.base import (
     PromptLikelihood,
     TargetModel,
 )
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, EngineLost, HelperLost
 from dat_ray.generation.capacity import generation_pools
-from dat_ray.generation.rows import EngineLost, Row, fill_in
+from dat_ray.generation.rows import Row, fill_in
 
 
 def _build_sampler(cfg: SamplerConfig, threads: int) -> DiffusionSampler:
@@ -72,7 +73,10 @@ class Engines:
 
 
 class RemoteLedger:
-    """The ledger's methods, answered by the actor that holds it."""
+    """The ledger's methods, answered by the actor that holds it.
+
+    Each raises, beside what the ledger itself raises, HelperLost where the actor is gone or out of reach.
+    """
 
     def __init__(self, actor: Any) -> None:
         self.actor = actor
@@ -112,7 +116,16 @@ class RemoteLedger:
         ray.kill(self.actor)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
-        return ray.get(getattr(self.actor, method).remote(*arguments))
+        try:
+            return ray.get(getattr(self.actor, method).remote(*arguments))
+        except RayTaskError:  # what the ledger raised, as it raised it
+            raise
+        except RayError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise HelperLost(
+                "generate stopped: its record of failed rows, a process on the driver's node, ended or cannot be reached "
+                f"({type(error).__name__}: {reason}); --resume keeps what is done"
+            ) from error
 
 
 class RoleActor(ABC):
@@ -185,11 +198,12 @@ class RoleActor(ABC):
         def give_up() -> None:
             stack = traceback.extract_stack(sys._current_frames()[builder])
             where = f"{stack[-1].name} ({os.path.basename(stack[-1].filename)}:{stack[-1].lineno})"
-            self.ledger.stop(
-                DatError(f"the {self.role} did not start within timeouts.engine_start = {seconds:g} s; it was in {where}")
-            )
-            # A thread cannot interrupt native code. The next process finds the stage stopped.
-            os._exit(1)
+            late = DatError(f"the {self.role} did not start within timeouts.engine_start = {seconds:g} s; it was in {where}")
+            try:
+                self.ledger.stop(late)
+            finally:
+                # A thread cannot interrupt native code. The next process finds the stage stopped.
+                os._exit(1)
 
         timer = threading.Timer(seconds, give_up)
         timer.daemon = True

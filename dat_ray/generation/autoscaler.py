@@ -30,11 +30,11 @@ def ask_autoscaler(pool: Pool, label: str, seconds: float = SECONDS_TO_ANSWER) -
     """
     if ray._private.worker.global_worker.node.is_head():
         return "never"  # a Ray that this process started for itself has no autoscaler
-    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus, "max_retries": 0}
+    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
     if pool.subcluster:
         options["label_selector"] = {label: pool.subcluster}
     task: Any = ray.remote(**options)(_nothing)
-    probe = task.remote()
+    probe = task.remote()  # tried again by Ray where the node that took it is lost
     deadline = time.monotonic() + seconds
     try:
         while time.monotonic() < deadline:

@@ -25,6 +25,7 @@ from dat_ray.generation.actors import Engines, JudgeActor, RemoteLedger, Sampler
 from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.generation.finish import CHECKPOINT
 from dat_ray.generation.ledger import ErrorLimit, Ledger
+from dat_ray.placement import beside_the_driver
 
 # A pool grows when its load passes 1.75 tasks an actor, which one task in flight never does.
 TASKS_IN_FLIGHT = 2
@@ -38,8 +39,8 @@ class ShardNames(FilenameProvider):
 
 
 def start_ledger(limit: ErrorLimit, failed: dict[str, str]) -> RemoteLedger:
-    """Starts the stage's ledger as an actor that takes no CPU."""
-    return RemoteLedger(ray.remote(num_cpus=0)(Ledger).remote(limit, failed))
+    """Starts the stage's ledger as an actor that lives as long as the driver's node."""
+    return RemoteLedger(ray.remote(**beside_the_driver())(Ledger).remote(limit, failed))
 
 
 def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger: RemoteLedger, adapter: str | None) -> None:
@@ -103,7 +104,8 @@ def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger:
 def _wait_for_a_file_task(recipe: Recipe) -> None:
     """Ray Data looks at the requests in tasks of one CPU, and waits for these without end: its own clock is not running yet."""
     selector = _file_selector(recipe)
-    probe = ray.remote(num_cpus=1, max_retries=0, label_selector=selector)(_nothing).remote()
+    # Tried again by Ray where the node that took it is lost.
+    probe = ray.remote(num_cpus=1, label_selector=selector)(_nothing).remote()
     done, _ = ray.wait([probe], timeout=recipe.timeouts.no_progress)
     if done:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from dat_ray.errors import EngineLost
 from dat_ray.generation.ledger import TRIES_PER_ROW
 
 Row = dict[str, Any]
@@ -14,10 +15,6 @@ Work = Callable[[Sequence[Row]], Sequence[Row]]
 # Told by name, so that neither vllm nor torch has to be imported to recognise them. After these the process is of no
 # more use: vLLM's engine loop is gone, or the CUDA context is corrupt.
 FATAL = frozenset({"EngineDeadError", "AcceleratorError"})
-
-
-class EngineLost(Exception):
-    """The engine cannot go on in this process; a fresh one may."""
 
 
 class Tries(Protocol):

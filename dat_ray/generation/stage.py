@@ -26,8 +26,8 @@ from dat_ray.data.shards import (
     write_shard,
 )
 from dat_ray.diagnosis import StallWatch, keep_traceback
-from dat_ray.errors import DatError, InputError, StorageError
-from dat_ray.generation.actors import Engines
+from dat_ray.errors import DatError, HelperLost, InputError, StorageError
+from dat_ray.generation.actors import Engines, RemoteLedger
 from dat_ray.generation.capacity import check_cluster, generation_pools
 from dat_ray.generation.expand import expand
 from dat_ray.generation.finish import Inventory, forget_lost_rows, publish, take_inventory
@@ -134,10 +134,18 @@ def _make_rows(
             with Watch(root, progress, ledger.note, stall):
                 run_plan(recipe, join(root, REQUESTS), root, engines, ledger, adapter)
         except Exception as error:
-            raise _explain(error, ledger.reason(), recipe, run, stall.found) from error
+            raise _explain(error, _stop_reason(ledger), recipe, run, stall.found) from error
         finally:
             ledger.close()
         progress.update(total)
+
+
+def _stop_reason(ledger: RemoteLedger) -> DatError | None:
+    """Why the stage has stopped; that there is no ledger to ask is itself the reason."""
+    try:
+        return ledger.reason()
+    except HelperLost as lost:
+        return lost
 
 
 def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: RunDir, stall: str) -> DatError:

@@ -12,6 +12,7 @@ import ray
 
 from dat_ray.data.shards import join, open_filesystem
 from dat_ray.diagnosis import StallWatch
+from dat_ray.errors import HelperLost
 from dat_ray.generation.finish import CHECKPOINT, committed_checkpoints
 from dat_ray.progress import Progress
 
@@ -65,7 +66,7 @@ class Watch:
             try:
                 done, note = self._counter.count(), self._note()
                 self._stall.tick(done)
-            except (OSError, pa.ArrowInvalid, ray.exceptions.RayError):
+            except (OSError, pa.ArrowInvalid, ray.exceptions.RayError, HelperLost):
                 # A display must not end a run: storage that stutters is read again at the next turn.
                 continue
             total = self._progress.total or done

@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow.fs as pafs
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
 from dat_ray.errors import DatError
 from dat_ray.ops.needs import Finding
+from dat_ray.placement import on_node
 
 # A first process on a node imports ray and pyarrow.
 SECONDS_FOR_A_NODE = 60.0
@@ -38,8 +38,7 @@ def ask_every_node(nodes: Sequence[Mapping[str, Any]], run_dir: str | None, inst
     asked = {}
     for node in nodes:
         # No CPU: the question must not wait behind the work that it is about.
-        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        task: Any = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=where)(_look)
+        task: Any = ray.remote(num_cpus=0, max_retries=0, **on_node(node["NodeID"]))(_look)
         asked[task.remote(probe, node["NodeID"], tuple(installed))] = node
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS_FOR_A_NODE)
     answers, silent = {}, [_name(asked[ref]) for ref in late]

@@ -41,6 +41,7 @@ from dat_ray.evaluation.diagnostics import FILE as DIAGNOSTICS
 from dat_ray.evaluation.models import BASE
 from dat_ray.generation.select import needs_candidates
 from dat_ray.pipeline.stages import STAGES, check_inputs, run_stages
+from dat_ray.placement import beside_the_driver
 from dat_ray.progress import Progress, stage_line
 from dat_ray.raysession import start_ray
 from dat_ray.reporting.sweep import SweepRow, write_front
@@ -49,7 +50,7 @@ RECORD = "sweep.json"
 SUITE = "default"
 # Seconds between two looks at what the points have finished.
 LOOK_S = 2.0
-# A task whose node or process dies is started again, and its run continued.
+# A task whose process dies is started again, and its run continued; its node is the driver's own.
 RETRIES = 2
 
 
@@ -143,7 +144,7 @@ def _point_job(point: Point, root: str) -> Job:
 
 def _run_all(jobs: Sequence[Job], work: Work, parallel: int, progress: Progress, done: int) -> dict[str, str]:
     """Runs jobs, at most `parallel` at a time; returns the failed ones' reasons by folder."""
-    task: Any = ray.remote(_told).options(num_cpus=0, max_retries=RETRIES)
+    task: Any = ray.remote(max_retries=RETRIES, **beside_the_driver())(_told)
     waiting, finished = list(jobs), []
     running: dict[Any, Job] = {}
     failed: dict[str, str] = {}

@@ -87,9 +87,11 @@ def run_workers(
             tries = f", {MAX_FAILURES + 1} times" if elastic else ""
             raise DatError(_not_placed(pool, section, f"{start_seconds} s{tries}")) from error
         except RayActorError as error:
-            if not no_room():
-                raise
-            raise DatError(_not_placed(pool, section, f"{start_seconds} s")) from error
+            if no_room():
+                raise DatError(_not_placed(pool, section, f"{start_seconds} s")) from error
+            raise DatError(
+                f"training failed: its controller, a process on the driver's node, ended ({_last_line(error)}); {RESUMES}"
+            ) from error
         except TrainingFailedError as error:
             raise DatError(f"training failed: {_last_line(error)}") from error
     if isinstance(outcome, DatError):

@@ -1,6 +1,9 @@
-"""Loses a node under a stage, on a cluster of its own: python node_loss.py sampling|training FOLDER
+"""Loses a node under a stage, on a cluster of its own: python node_loss.py KIND FOLDER
 
 Two nodes carry the stage's label. The one at work is taken away; the other one has to finish.
+
+For `sampling` and `training` both are there from the start. For the others the driver's node has no CPU free and the node
+that will go is the only other one, so that Ray puts on it whatever is not bound to another; the one that takes over comes later.
 """
 
 from __future__ import annotations
@@ -8,33 +11,131 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
+from ray import cloudpickle
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from dat_ray.config.schema import Recipe
+from dat_ray.config.sweep import Plan, Point, SweepConfig
+from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.data.shards import read_table
 from dat_ray.diagnosis import job_actors
+from dat_ray.evaluation.stage import evaluate
 from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
 from dat_ray.models.loading import ADAPTER_WEIGHTS
+from dat_ray.pipeline import sweep as sweeping
+from dat_ray.pipeline.sweep import Job
+from dat_ray.placement import on_node
 from dat_ray.training import driver
-from tests.ray.tiny_generation import ROWS, Faults, engines, tiny_recipe, tiny_run
+from tests.ray import tiny_evaluation
+from tests.ray.tiny_generation import ROWS, Faults, engines, release, tiny_recipe, tiny_run
 from tests.ray.tiny_training import in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
 from tests.ray.worker_processes import updates_kept
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-def lose_node(cluster: Cluster, actor: str, when: Callable[[], bool], lost: list[str]) -> None:
-    """Takes away the node on which an actor of this name lives, once `when()` holds."""
-    while not when():
+HEAD_CPUS, NODE_CPUS = 4, 6
+# Rows that are stored when the node goes, and rows that are drawn before the sampler waits for it to be gone.
+STORED, DRAWN = 16, 40
+
+
+class Nodes:
+    """The cluster, and what was lost of it.
+
+    Args:
+        label: of the nodes that may hold the stage's engines.
+        count: such nodes at the start.
+    """
+
+    def __init__(self, label: str, count: int) -> None:
+        self.label, self.lost = label, ""
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "include_dashboard": False})
+        for _ in range(count):
+            self.add()
+        ray.init(address=self._cluster.address, log_to_driver=False)
+        self.driver = ray.get_runtime_context().get_node_id()
+
+    def add(self) -> None:
+        self._cluster.add_node(num_cpus=NODE_CPUS, labels={"ray-subcluster": self.label})
+
+    def lose(self, node: str) -> None:
+        """Takes a node away as its owner would, without a word, and returns once the cluster knows."""
+        assert node != self.driver
+        self._cluster.remove_node(next(n for n in self._cluster.list_all_nodes() if n.node_id == node), allow_graceful=False)
+        self.lost = node
+        while node in live_nodes():
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+def live_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def home_of(actor: str) -> str:
+    """The node on which an actor of this name lives."""
+    return next(a.node for a in job_actors() if actor in a.name and a.state == "ALIVE")
+
+
+class Anything:
+    """An actor, or a task, of no particular place."""
+
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+
+def fill_the_drivers_node(nodes: Nodes) -> Any:
+    """Takes every CPU of the driver's node; proves that Ray then puts on the other one whatever is not bound to a node."""
+    holder = ray.remote(num_cpus=HEAD_CPUS, **on_node(nodes.driver))(Anything).remote()
+    ray.get(holder.node.remote())
+    [other] = live_nodes() - {nodes.driver}
+    unbound = [ray.remote(num_cpus=0)(Anything).remote() for _ in range(4)]
+    places = ray.get([actor.node.remote() for actor in unbound])
+    places += ray.get([ray.remote(num_cpus=0)(Anything.node).remote(None) for _ in range(4)])
+    assert set(places) == {other}, "the placement is not forced"
+    for actor in unbound:
+        ray.kill(actor)
+    return holder
+
+
+@contextmanager
+def beside(attack: Callable[[], None], notes: Path) -> Iterator[None]:
+    """Runs the attack in a thread; afterwards the engines go on, whatever came of it."""
+    failed: list[str] = []
+
+    def work() -> None:
+        try:
+            attack()
+        except BaseException:
+            failed.append(traceback.format_exc())
+        finally:
+            release(notes)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        assert not failed, failed[0]
+        thread.join()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    while not condition():
         time.sleep(0.05)
-    host = next(a.node for a in job_actors() if actor in a.name and a.state == "ALIVE")
-    node = next(node for node in cluster.list_all_nodes() if node.node_id == host)
-    cluster.remove_node(node, allow_graceful=False)
-    lost.append(host)
 
 
 def pinned(recipe: Recipe, label: str) -> Recipe:
@@ -46,36 +147,116 @@ def pinned(recipe: Recipe, label: str) -> Recipe:
     return recipe.model_copy(update={"cluster": cluster.model_copy(update=pools)})
 
 
-def main(kind: str, folder: Path) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    for _ in range(2):
-        cluster.add_node(num_cpus=3, labels={"ray-subcluster": kind})
-    ray.init(address=cluster.address, log_to_driver=False)
-    lost: list[str] = []
-    if kind == "sampling":
-        recipe = pinned(tiny_recipe(), kind)
-        run = tiny_run(folder / "run", recipe)
-        counter = RowCounter(run.candidates(0))
-        arguments = (cluster, "SamplerActor", lambda: counter.count() >= 16, lost)
-        thread = threading.Thread(target=lose_node, args=arguments, daemon=True)
-        thread.start()
-        # Slow enough that rows are left when the first ones are stored, however late the process that writes starts.
-        report = generate(recipe, run, engines(Faults(str(folder), seconds_per_row=0.25)))
-        assert (report.rows, report.errors) == (ROWS, 0), report
-    else:
-        save_tiny_chat_model(folder / "model")
-        recipe = pinned(tiny_training_recipe(folder / "model"), kind)
-        run = ready_run(folder / "run", recipe)
-        arguments = (cluster, "RayTrainWorker", lambda: updates_kept(recipe, run) >= 4, lost)
-        thread = threading.Thread(target=lose_node, args=arguments, daemon=True)
-        thread.start()
+def lose_the_node_of(nodes: Nodes, actor: str, when: Callable[[], bool]) -> None:
+    until(when)
+    nodes.lose(home_of(actor))
+
+
+def swap_nodes(nodes: Nodes, when: Callable[[], bool]) -> None:
+    """Once `when()` holds a node comes, and the one that did all the work goes."""
+    until(when)
+    [other] = live_nodes() - {nodes.driver}
+    nodes.add()
+    until(lambda: len(live_nodes()) == 3)
+    nodes.lose(other)
+
+
+def sampling(folder: Path) -> Nodes:
+    nodes = Nodes("sampling", 2)
+    recipe = pinned(tiny_recipe(), nodes.label)
+    run = tiny_run(folder / "run", recipe)
+    counter = RowCounter(run.candidates(0))
+    with beside(partial(lose_the_node_of, nodes, "SamplerActor", lambda: counter.count() >= STORED), folder):
+        report = generate(recipe, run, engines(Faults(str(folder), hold_after=DRAWN)))
+    assert (report.rows, report.errors) == (ROWS, 0), report
+    return nodes
+
+
+def ledger(folder: Path) -> Nodes:
+    """Everything that is not bound to the driver's node stands on the one that goes."""
+    nodes = Nodes("ledger", 1)
+    holder = fill_the_drivers_node(nodes)
+    recipe = pinned(tiny_recipe(), nodes.label)
+    run = tiny_run(folder / "run", recipe)
+    counter = RowCounter(run.candidates(0))
+    with beside(partial(swap_nodes, nodes, lambda: counter.count() >= STORED), folder):
+        report = generate(recipe, run, engines(Faults(str(folder), hold_after=DRAWN)))
+    assert (report.rows, report.errors) == (ROWS, 0), report
+    ray.kill(holder)
+    return nodes
+
+
+def evaluation(folder: Path) -> Nodes:
+    """The node of every host of an evaluation goes while the target answers."""
+    nodes = Nodes("evaluation", 1)
+    holder = fill_the_drivers_node(nodes)
+    recipe = pinned(tiny_evaluation.tiny_recipe(), nodes.label)
+    run = tiny_evaluation.tiny_run(folder / "run", recipe)
+    faults = tiny_evaluation.Faults(str(folder), hold_after=8)
+    with beside(partial(swap_nodes, nodes, lambda: len(faults.noted("base")) >= 8), folder):
+        report = evaluate(recipe, run, engines=tiny_evaluation.engines(faults))
+    assert report.errors == 0, report
+    undisturbed = tiny_evaluation.tiny_run(folder / "undisturbed", recipe)
+    evaluate(recipe, undisturbed, engines=tiny_evaluation.engines(faults))
+    assert attempts(run) == attempts(undisturbed)
+    ray.kill(holder)
+    return nodes
+
+
+def attempts(run: RunDir) -> list[dict[str, Any]]:
+    rows = read_table(run.evaluation("default")).sort_by("attempt_id").to_pylist()
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def drive_point(notes: str, job: Job) -> None:
+    """Stands for all stages of a point: one that runs a Ray Data plan of its own."""
+    with open(Path(notes) / "drives", "a") as stream:
+        stream.write(f"{ray.get_runtime_context().get_node_id()}\n")
+    run = open_run(job.root, job.recipe, resume=True)
+    generate(job.recipe, tiny_run(run.root, job.recipe), engines(Faults(notes, hold_after=DRAWN)))
+
+
+def share_nothing(job: Job) -> None:
+    """Stands for what points share."""
+
+
+def sweep(folder: Path) -> Nodes:
+    """The driver of a point stands beside the sweep's own, and its engines on the node that goes."""
+    nodes = Nodes("sweep", 1)
+    holder = fill_the_drivers_node(nodes)
+    recipe = pinned(tiny_recipe(), nodes.label)
+    plan = Plan(recipe, {"seed": [recipe.seed]}, [Point("point", "the point", recipe)], SweepConfig())
+    root = str(folder / "sweep")
+    counter = RowCounter(RunDir(f"{root}/points/point").candidates(0))
+    # The models of these runs are defined beside the tests: there is nothing to look up.
+    sweeping.check_inputs = lambda recipe: None
+    with beside(partial(swap_nodes, nodes, lambda: counter.count() >= STORED), folder):
+        sweeping.sweep(plan, root, resume=False, share=share_nothing, work=partial(drive_point, str(folder)))
+    assert (folder / "drives").read_text().split() == [nodes.driver]
+    ray.kill(holder)
+    return nodes
+
+
+def training(folder: Path) -> Nodes:
+    nodes = Nodes("training", 2)
+    save_tiny_chat_model(folder / "model")
+    recipe = pinned(tiny_training_recipe(folder / "model"), nodes.label)
+    run = ready_run(folder / "run", recipe)
+    with beside(partial(lose_the_node_of, nodes, "RayTrainWorker", lambda: updates_kept(recipe, run) >= 4), folder):
         found = load_file(Path(driver.train(recipe, run).adapter) / ADAPTER_WEIGHTS)
-        expected = in_process(recipe, run, folder / "alone")
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert len(lost) == 1, "the node was never lost"
-    assert sum(node["Alive"] for node in ray.nodes()) == 2
-    ray.shutdown()
-    cluster.shutdown()
+    expected = in_process(recipe, run, folder / "alone")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    return nodes
+
+
+DRILLS = {drill.__name__: drill for drill in (sampling, ledger, evaluation, sweep, training)}
+
+
+def main(kind: str, folder: Path) -> None:
+    nodes = DRILLS[kind](folder)
+    assert nodes.lost, "the node was never lost"
+    assert len(live_nodes()) == 2
+    nodes.close()
 
 
 if __name__ == "__main__":

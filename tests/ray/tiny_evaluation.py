@@ -21,6 +21,7 @@ from dat_ray.data.shards import exists, write_file
 from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgement
 from dat_ray.engines.endpoint import EndpointModel
 from dat_ray.generation.actors import Engines
+from tests.ray.tiny_generation import await_release
 
 # Worker processes cannot import a module of the tests.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -40,6 +41,7 @@ class Faults:
         adapted_exits: whether the fine-tuned model's process ends at its first question.
         no_start: whether the target cannot be built.
         judge_exits: whether the judge's process ends at its first question.
+        hold_after: answers of the targets after which they give no more until `tiny_generation.release(notes)`; 0 for no hold.
     """
 
     notes: str
@@ -48,6 +50,7 @@ class Faults:
     adapted_exits: bool = False
     no_start: bool = False
     judge_exits: bool = False
+    hold_after: int = 0
 
     def note(self, kind: str, lines: Sequence[str]) -> None:
         with open(Path(self.notes) / f"{kind}-{os.getpid()}", "a") as stream:
@@ -93,6 +96,8 @@ class TinyTarget:
             os._exit(1)
         if self.faults.no_answer_to in prompts:
             raise ValueError("prompt too long")
+        if self.faults.hold_after and len(self.faults.noted("base")) >= self.faults.hold_after:
+            await_release(Path(self.faults.notes))
         self.faults.note("adapted" if self.adapter else "base", prompts)
         return [Completion(self._answer(prompt), 2, True) for prompt in prompts]
 

@@ -23,6 +23,7 @@ from dat_ray.generation.actors import Engines
 BEHAVIOR_COUNT, SAMPLES = 6, 16
 ROWS = BEHAVIOR_COUNT * SAMPLES
 ROWS_PER_BLOCK = 8
+RELEASED = "released"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Faults:
     Args:
         notes: folder; each prompt that is drawn leaves a line, each fault that happened once a file.
         seconds_per_row: the sampler's pace.
+        hold_after: prompts after which no more are drawn until `release(notes)`; 0 for no hold.
         raise_on: row ids on which the sampler raises, every time.
         exit_on: row ids on which the sampler's process ends, every time.
         exit_once: whether the sampler's process ends once, after its first batch.
@@ -43,6 +45,7 @@ class Faults:
 
     notes: str
     seconds_per_row: float = 0.0
+    hold_after: int = 0
     raise_on: tuple[str, ...] = ()
     exit_on: tuple[str, ...] = ()
     exit_once: bool = False
@@ -76,6 +79,8 @@ class TinySampler:
             os._exit(1)
         if self.calls == 2 and self.faults.dead_engine_once and first_time(notes / "dead"):
             raise EngineDeadError("the loop is gone")
+        if self.faults.hold_after and len(drawn(notes)) >= self.faults.hold_after:
+            await_release(notes)
         time.sleep(self.faults.seconds_per_row * len(requests))
         with open(notes / f"drawn-{os.getpid()}", "a") as stream:
             stream.writelines(f"{request.row_id}\n" for request in requests)
@@ -105,6 +110,17 @@ class TinyJudge:
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         scores = [int(hashlib.sha256(text.encode()).hexdigest()[:2], 16) / 255 for text in completions]
         return [Judgement("harmful" if score > 0.5 else "not_harmful", score) for score in scores]
+
+
+def release(notes: Path | str) -> None:
+    """Lets go of every engine that holds."""
+    (Path(notes) / RELEASED).touch()
+
+
+def await_release(notes: Path) -> None:
+    """Holds an engine in the middle of its work until a drill has done what it does to the run."""
+    while not (notes / RELEASED).exists():
+        time.sleep(0.02)
 
 
 def first_time(path: Path) -> bool:

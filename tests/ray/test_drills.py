@@ -20,10 +20,14 @@ from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
 from tests.ray.drivers import PATIENCE, assert_as_undisturbed, committed, said, start_driver, wait_until
 from tests.ray.test_broken_input import cut_short, flip_one_byte
-from tests.ray.tiny_generation import Faults, drawn, engines, tiny_recipe, tiny_run
+from tests.ray.tiny_generation import ROWS_PER_BLOCK, Faults, drawn, engines, release, tiny_recipe, tiny_run
 from tests.ray.worker_processes import actors, drill_moments, killed_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+
+LEDGER_IS_GONE = (
+    r"^generate stopped: its record of failed rows, a process on the driver's node, ended .*--resume keeps what is done$"
+)
 
 
 def new_run(root: Path) -> RunDir:
@@ -34,10 +38,6 @@ def has_more_than(counter: RowCounter, rows: int) -> bool:
     return counter.count() > rows
 
 
-def has_stored_or_drawn(counter: RowCounter, rows: int, notes: Path) -> bool:
-    return has_more_than(counter, rows) or len(drawn(notes)) >= 28
-
-
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.drill)])
 def test_a_driver_killed_again_and_again(kills: int, ray_cluster: str, generated: RunDir, tmp_path: Path) -> None:
     moments = drill_moments()
@@ -45,13 +45,13 @@ def test_a_driver_killed_again_and_again(kills: int, ray_cluster: str, generated
     root = run.candidates(0)
     for index in range(kills):
         before, counter = committed(root), RowCounter(root)
-        # Most kills fall anywhere in a start, before a batch of four is drawn; every fifth once this driver has stored rows,
-        # or has drawn so many that four such legs leave some of the 96: a process that writes may be slow to start.
+        # Most kills fall anywhere in a start, before anything is drawn; every fifth once this driver has stored rows. It draws
+        # no more than two shards of them, so that four such legs leave some of the 96.
         stores = index % 5 == 1
-        faults = Faults(str(tmp_path / f"leg-{index}"), seconds_per_row=0.4 if stores else 0.6)
+        faults = Faults(str(tmp_path / f"leg-{index}"), hold_after=2 * ROWS_PER_BLOCK if stores else 0)
         driver = start_driver(ray_cluster, run.root, faults)
         if stores:
-            wait_until(partial(has_stored_or_drawn, counter, len(before), Path(faults.notes)), driver)
+            wait_until(partial(has_more_than, counter, len(before)), driver)
             time.sleep(moments.uniform(0, 0.4))
         else:
             driver.join(moments.uniform(0, 2))
@@ -74,12 +74,20 @@ def test_actors_of_every_role_killed_while_sampling(generated: RunDir, tmp_path:
     run, notes = new_run(tmp_path / "run"), tmp_path / "notes"
     notes.mkdir()
     counter = RowCounter(run.candidates(0))
+    alive = ["SamplerActor", "TargetActor", "JudgeActor"]
+
+    def killed() -> None:
+        alive.pop()
+        if not alive:
+            release(notes)
+
     with (
-        killed_once(lambda: actors("SamplerActor"), lambda: counter.count() >= 8, moments.uniform(0, 0.3)) as samplers,
-        killed_once(lambda: actors("TargetActor"), lambda: counter.count() >= 24, moments.uniform(0, 0.3)) as targets,
-        killed_once(lambda: actors("JudgeActor"), lambda: counter.count() >= 40, moments.uniform(0, 0.3)) as judges,
+        killed_once(lambda: actors("SamplerActor"), lambda: counter.count() >= 8, moments.uniform(0, 0.3), killed) as samplers,
+        killed_once(lambda: actors("TargetActor"), lambda: counter.count() >= 24, moments.uniform(0, 0.3), killed) as targets,
+        killed_once(lambda: actors("JudgeActor"), lambda: counter.count() >= 40, moments.uniform(0, 0.3), killed) as judges,
     ):
-        report = generate(tiny_recipe(), run, engines(Faults(str(notes), seconds_per_row=0.15)))
+        # At a pace that finds the later roles at work, and not to the end before all three are killed.
+        report = generate(tiny_recipe(), run, engines(Faults(str(notes), seconds_per_row=0.05, hold_after=72)))
     assert (len(samplers), len(targets), len(judges)) == (1, 1, 1)
     assert report.errors == 0
     assert_as_undisturbed(run, generated)
@@ -90,7 +98,7 @@ def test_shards_damaged_between_two_runs_are_made_again_and_nothing_else(
 ) -> None:
     run = new_run(tmp_path / "run")
     folder = Path(run.candidates(0))
-    first = Faults(str(tmp_path / "first"), seconds_per_row=0.15)
+    first = Faults(str(tmp_path / "first"), hold_after=48)
     driver = start_driver(ray_cluster, run.root, first)
     wait_until(lambda: len(committed(str(folder))) >= 32, driver)
     driver.kill()
@@ -111,7 +119,7 @@ def test_a_polite_kill_and_a_second_driver(ray_cluster: str, generated: RunDir, 
     """A run submitted twice: the second driver is turned away by name, and the first is not disturbed by it."""
     run = new_run(tmp_path / "run")
     root = run.candidates(0)
-    first = Faults(str(tmp_path / "first"), seconds_per_row=0.25)
+    first = Faults(str(tmp_path / "first"), hold_after=2 * ROWS_PER_BLOCK)
     driver = start_driver(ray_cluster, run.root, first)
     wait_until(lambda: len(committed(root)) >= 8, driver)
     second = Faults(str(tmp_path / "second"))
@@ -161,11 +169,29 @@ def on_its_own_cluster(script: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("kind", ["sampling", "training"])
+@pytest.mark.parametrize("kind", ["sampling", "ledger", "evaluation", "sweep", "training"])
 def test_a_node_that_is_lost(kind: str, generated: RunDir, tmp_path: Path) -> None:
     on_its_own_cluster("node_loss.py", kind, str(tmp_path))
-    if kind == "sampling":
-        assert_as_undisturbed(RunDir(str(tmp_path / "run")), generated)
+    candidates = {"sampling": "run", "ledger": "run", "sweep": "sweep/points/point"}
+    if kind in candidates:
+        assert_as_undisturbed(RunDir(str(tmp_path / candidates[kind])), generated)
+
+
+def test_a_ledger_that_is_killed_is_one_line_and_costs_nothing(generated: RunDir, tmp_path: Path) -> None:
+    run, notes = new_run(tmp_path / "run"), tmp_path / "notes"
+    notes.mkdir()
+    counter = RowCounter(run.candidates(0))
+    ledgers = killed_once(lambda: actors("Ledger"), lambda: counter.count() >= 8, then=lambda: release(notes))
+    with ledgers as killed, pytest.raises(DatError, match=LEDGER_IS_GONE) as caught:
+        generate(tiny_recipe(), run, engines(Faults(str(notes), hold_after=48)))
+    assert len(killed) == 1
+    assert "\n" not in str(caught.value)
+    before, after = committed(run.candidates(0)), tmp_path / "after"
+    assert len(before) >= 8
+    after.mkdir()
+    generate(tiny_recipe(), run, engines(Faults(str(after))))
+    assert not before & set(drawn(after))
+    assert_as_undisturbed(run, generated)
 
 
 @pytest.mark.drill

@@ -23,7 +23,7 @@ from dat_ray.reporting.stage import report
 from dat_ray.training import driver
 from dat_ray.training.metrics import read_metrics
 from tests.ray.drivers import assert_as_undisturbed, committed, said, start_driver, wait_until
-from tests.ray.tiny_generation import ROWS, Faults, drawn, engines, tiny_recipe, tiny_run
+from tests.ray.tiny_generation import ROWS, ROWS_PER_BLOCK, Faults, drawn, engines, tiny_recipe, tiny_run
 from tests.ray.tiny_training import in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import killed_once, training_workers, updates_kept
 
@@ -34,7 +34,7 @@ def test_generate_kill_resume_select_report(ray_cluster: str, object_store: str,
     recipe = tiny_recipe()
     run = tiny_run(join(object_store, "drill"), recipe)
     root, counter = run.candidates(0), RowCounter(run.candidates(0))
-    first = Faults(str(tmp_path / "first"), seconds_per_row=0.2)
+    first = Faults(str(tmp_path / "first"), hold_after=2 * ROWS_PER_BLOCK)
     process = start_driver(ray_cluster, run.root, first)
     wait_until(lambda: counter.count() >= 8, process)
     with pytest.raises(DatError, match=rf"in use by process {process.pid} on"):

@@ -41,7 +41,8 @@ class Faults:
         adapted_exits: whether the fine-tuned model's process ends at its first question.
         no_start: whether the target cannot be built.
         judge_exits: whether the judge's process ends at its first question.
-        hold_after: answers of the targets after which they give no more until `tiny_generation.release(notes)`; 0 for no hold.
+        hold_after: answers of the targets after which they give no more until `tiny_generation.release(notes)`; None for no
+            hold.
     """
 
     notes: str
@@ -50,7 +51,7 @@ class Faults:
     adapted_exits: bool = False
     no_start: bool = False
     judge_exits: bool = False
-    hold_after: int = 0
+    hold_after: int | None = None
 
     def note(self, kind: str, lines: Sequence[str]) -> None:
         with open(Path(self.notes) / f"{kind}-{os.getpid()}", "a") as stream:
@@ -96,7 +97,7 @@ class TinyTarget:
             os._exit(1)
         if self.faults.no_answer_to in prompts:
             raise ValueError("prompt too long")
-        if self.faults.hold_after and len(self.faults.noted("base")) >= self.faults.hold_after:
+        if self.faults.hold_after is not None and len(self.faults.noted("base")) >= self.faults.hold_after:
             await_release(Path(self.faults.notes))
         self.faults.note("adapted" if self.adapter else "base", prompts)
         return [Completion(self._answer(prompt), 2, True) for prompt in prompts]

@@ -33,7 +33,7 @@ class Faults:
     Args:
         notes: folder; each prompt that is drawn leaves a line, each fault that happened once a file.
         seconds_per_row: the sampler's pace.
-        hold_after: prompts after which no more are drawn until `release(notes)`; 0 for no hold.
+        hold_after: prompts after which no more are drawn until `release(notes)`; None for no hold.
         raise_on: row ids on which the sampler raises, every time.
         exit_on: row ids on which the sampler's process ends, every time.
         exit_once: whether the sampler's process ends once, after its first batch.
@@ -45,7 +45,7 @@ class Faults:
 
     notes: str
     seconds_per_row: float = 0.0
-    hold_after: int = 0
+    hold_after: int | None = None
     raise_on: tuple[str, ...] = ()
     exit_on: tuple[str, ...] = ()
     exit_once: bool = False
@@ -79,7 +79,7 @@ class TinySampler:
             os._exit(1)
         if self.calls == 2 and self.faults.dead_engine_once and first_time(notes / "dead"):
             raise EngineDeadError("the loop is gone")
-        if self.faults.hold_after and len(drawn(notes)) >= self.faults.hold_after:
+        if self.faults.hold_after is not None and len(drawn(notes)) >= self.faults.hold_after:
             await_release(notes)
         time.sleep(self.faults.seconds_per_row * len(requests))
         with open(notes / f"drawn-{os.getpid()}", "a") as stream:

@@ -68,9 +68,15 @@ def updates_kept(recipe: Recipe, run: RunDir) -> int:
 
 @contextmanager
 def killed_once(
-    processes: Callable[[], list[psutil.Process]], when: Callable[[], bool], delay: float = 0.0
+    processes: Callable[[], list[psutil.Process]],
+    when: Callable[[], bool],
+    delay: float = 0.0,
+    then: Callable[[], None] = lambda: None,
 ) -> Iterator[list[int]]:
-    """Kills one of the processes with SIGKILL, `delay` seconds after `when()` holds. Yields the ids of the killed."""
+    """Kills one of the processes with SIGKILL, `delay` seconds after `when()` holds. Yields the ids of the killed.
+
+    `then()` follows the kill: it releases what was held so that the run is not over before.
+    """
     killed: list[int] = []
     stop = threading.Event()
 
@@ -83,6 +89,7 @@ def killed_once(
                 process.kill()
                 killed.append(process.pid)
             if killed:
+                then()
                 return
 
     thread = threading.Thread(target=watch)

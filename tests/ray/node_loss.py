@@ -39,7 +39,7 @@ from dat_ray.placement import on_node
 from dat_ray.training import driver
 from tests.ray import tiny_evaluation
 from tests.ray.tiny_generation import ROWS, Faults, engines, release, tiny_recipe, tiny_run
-from tests.ray.tiny_training import in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
+from tests.ray.tiny_training import held_worker, in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
 from tests.ray.worker_processes import updates_kept
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -242,6 +242,7 @@ def training(folder: Path) -> Nodes:
     save_tiny_chat_model(folder / "model")
     recipe = pinned(tiny_training_recipe(folder / "model"), nodes.label)
     run = ready_run(folder / "run", recipe)
+    driver.train_worker = held_worker(folder, 12)
     with beside(partial(lose_the_node_of, nodes, "RayTrainWorker", lambda: updates_kept(recipe, run) >= 4), folder):
         found = load_file(Path(driver.train(recipe, run).adapter) / ADAPTER_WEIGHTS)
     expected = in_process(recipe, run, folder / "alone")

@@ -25,8 +25,8 @@ from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
 from dat_ray.models.loading import ADAPTER_WEIGHTS, attach_lora, load_causal_lm, save_adapter
 from dat_ray.training import driver, workers
-from tests.ray.tiny_generation import ROWS, Faults, drawn, engines, tiny_recipe, tiny_run
-from tests.ray.tiny_training import in_process, ready_run, tiny_training_recipe
+from tests.ray.tiny_generation import ROWS, Faults, drawn, engines, release, tiny_recipe, tiny_run
+from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import ray_workers, training_workers, updates_kept
 
 # What the system says where a quota ends; a full disk says "No space left on device".
@@ -82,8 +82,10 @@ def test_a_stage_refuses_a_shard_that_is_not_what_its_manifest_says(
 
 
 @contextmanager
-def small_quota(processes: Callable[[], list[psutil.Process]], when: Callable[[], bool], limit: int) -> Iterator[None]:
-    """No file of these processes may grow past `limit` bytes from the moment on when `when()` holds.
+def small_quota(
+    processes: Callable[[], list[psutil.Process]], when: Callable[[], bool], limit: int, notes: Path
+) -> Iterator[None]:
+    """No file of these processes may grow past `limit` bytes from the moment on when `when()` holds; then engines are released.
 
     The system then answers a write as it does on a full disk, with another number.
     """
@@ -102,6 +104,8 @@ def small_quota(processes: Callable[[], list[psutil.Process]], when: Callable[[]
                         limited[process.pid] = (process, (soft, hard))
                 except psutil.NoSuchProcess:
                     continue
+            if limited:
+                release(notes)
 
     thread = threading.Thread(target=squeeze)
     thread.start()
@@ -122,8 +126,9 @@ def test_a_disk_that_fills_up_while_sampling(generated: RunDir, tmp_path: Path) 
     run = tiny_run(tmp_path / "run", recipe)
     folder = Path(run.candidates(0))
     counter = RowCounter(str(folder))
-    with small_quota(ray_workers, lambda: counter.count() >= 16, limit=2048), pytest.raises(StorageError, match=FULL) as caught:
-        generate(recipe, run, engines(Faults(str(tmp_path), seconds_per_row=0.02)))
+    quota = small_quota(ray_workers, lambda: counter.count() >= 16, limit=2048, notes=tmp_path)
+    with quota, pytest.raises(StorageError, match=FULL) as caught:
+        generate(recipe, run, engines(Faults(str(tmp_path), hold_after=48)))
     assert "\n" not in str(caught.value)
     done = RowCounter(str(folder)).count()
     assert 16 <= done < ROWS
@@ -144,8 +149,9 @@ def test_a_disk_that_fills_up_while_training(model: Path, tmp_path: Path, monkey
     recipe = tiny_training_recipe(model)
     run = ready_run(tmp_path / "run", recipe)
     monkeypatch.setattr(workers, "MAX_FAILURES", 0)
-    quota = small_quota(training_workers, lambda: updates_kept(recipe, run) >= 8, limit=2048)
-    with quota, pytest.raises(DatError, match=FULL) as caught:
+    quota = small_quota(training_workers, lambda: updates_kept(recipe, run) >= 8, limit=2048, notes=tmp_path)
+    with monkeypatch.context() as patch, quota, pytest.raises(DatError, match=FULL) as caught:
+        patch.setattr(driver, "train_worker", held_worker(tmp_path, 12))
         driver.train(recipe, run)
     assert "\n" not in str(caught.value)
     kept = updates_kept(recipe, run)

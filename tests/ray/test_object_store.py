@@ -23,8 +23,8 @@ from dat_ray.reporting.stage import report
 from dat_ray.training import driver
 from dat_ray.training.metrics import read_metrics
 from tests.ray.drivers import assert_as_undisturbed, committed, said, start_driver, wait_until
-from tests.ray.tiny_generation import ROWS, ROWS_PER_BLOCK, Faults, drawn, engines, tiny_recipe, tiny_run
-from tests.ray.tiny_training import in_process, ready_run, tiny_training_recipe
+from tests.ray.tiny_generation import ROWS, ROWS_PER_BLOCK, Faults, drawn, engines, release, tiny_recipe, tiny_run
+from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import killed_once, training_workers, updates_kept
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -61,7 +61,11 @@ def test_train_kill_resume_and_serve_the_adapter(
     monkeypatch.setenv("DAT_CACHE", str(tmp_path / "cache"))
     recipe = tiny_training_recipe(model, updates=12)
     run = ready_run(join(object_store, "training"), recipe)
-    with killed_once(training_workers, lambda: updates_kept(recipe, run) >= 4) as killed:
+    with (
+        monkeypatch.context() as patch,
+        killed_once(training_workers, lambda: updates_kept(recipe, run) >= 4, then=lambda: release(tmp_path)) as killed,
+    ):
+        patch.setattr(driver, "train_worker", held_worker(tmp_path, 8))
         done = driver.train(recipe, run)
     assert len(killed) == 1
     assert [row["update"] for row in read_metrics(run.training(0))] == list(range(12))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,19 @@ from dat_ray.models.loading import ADAPTER_WEIGHTS
 from dat_ray.training import driver, workers
 from dat_ray.training.metrics import read_metrics
 from dat_ray.training.step import Diverged
-from tests.ray.tiny_training import in_process, ready_run, tiny_training_recipe
+from tests.ray.tiny_generation import release
+from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import drill_moments, killed_once, training_workers, updates_kept
 
 
-def killed_after(updates: int, recipe: Recipe, run: RunDir, delay: float = 0.0) -> AbstractContextManager[list[int]]:
-    """Kills a training worker once a checkpoint of that many updates is known to Ray Train."""
-    return killed_once(training_workers, lambda: updates_kept(recipe, run) >= updates, delay)
+@contextmanager
+def killed_after(updates: int, recipe: Recipe, run: RunDir, delay: float = 0.0) -> Iterator[list[int]]:
+    """Kills a training worker once a checkpoint of that many updates is known to Ray Train; four updates on it waits for that."""
+    with tempfile.TemporaryDirectory() as notes, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "train_worker", held_worker(notes, updates + 4))
+        when = lambda: updates_kept(recipe, run) >= updates  # noqa: E731
+        with killed_once(training_workers, when, delay, lambda: release(notes)) as killed:
+            yield killed
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.network import Network
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
 from dat_ray.training.rows import load_rows
+from tests.ray.tiny_generation import await_release
 from tests.unit.training.byte_tokenizer import byte_tokenizer
 
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<|end|>{% endfor %}assistant: "
@@ -75,6 +77,25 @@ def tiny_training_recipe(model: Path, **training: Any) -> Recipe:
             "timeouts": {"worker_group_start": start, "no_progress": 120},
         }
     )
+
+
+def held_worker(notes: Path | str, update: int) -> Callable[[dict[str, str]], Any]:
+    """`driver.train_worker`, except that it waits before this update until `tiny_generation.release(notes)`."""
+
+    def work(config: dict[str, str]) -> Any:
+        from dat_ray.training import driver, loop
+
+        take_update = loop.take_update
+
+        def held(*arguments: Any, **named: Any) -> Any:
+            if named["update"] == update:
+                await_release(Path(notes))
+            return take_update(*arguments, **named)
+
+        loop.take_update = held
+        return driver.train_worker(config)
+
+    return work
 
 
 def ready_run(root: Path | str, recipe: Recipe, rows: int = 10) -> RunDir:

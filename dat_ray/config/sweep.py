@@ -26,7 +26,9 @@ EVALUATION = ("seed", "round", "behaviors", "sampler", "target", "judge", "gener
 class SweepConfig(Section):
     """How a sweep runs."""
 
-    parallel: Annotated[int, Field(gt=0)] = Field(1, description="points at the same time; each asks for all pools")
+    parallel: Annotated[int, Field(gt=0)] = Field(
+        1, description="points at the same time; each asks for all pools, and its driver runs on the node of the sweep's own"
+    )
 
 
 @dataclass(frozen=True)

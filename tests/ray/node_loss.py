@@ -3,17 +3,17 @@
 Two nodes carry the stage's label. The one at work is taken away; the other one has to finish.
 
 For `sampling` and `training` both are there from the start. For the others the driver's node has no CPU free and the node
-that will go is the only other one, so that Ray puts on it whatever is not bound to another; the one that takes over comes later.
+that will go is the only other one, so that Ray puts on it every task, and every actor that asks for something, unless it is bound
+to a node. An actor that asks for nothing and is not bound Ray puts on any node: `ledger` takes care that it is the one that goes.
+The node that takes over comes later.
 """
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.shards import read_table
 from dat_ray.diagnosis import job_actors
 from dat_ray.evaluation.stage import evaluate
+from dat_ray.generation import stage
+from dat_ray.generation.actors import RemoteLedger
 from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
 from dat_ray.models.loading import ADAPTER_WEIGHTS
@@ -47,6 +49,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 HEAD_CPUS, NODE_CPUS = 4, 6
 # Rows that are stored when the node goes, and rows that are drawn before the sampler waits for it to be gone.
 STORED, DRAWN = 16, 40
+LEDGERS = 12
 
 
 class Nodes:
@@ -90,47 +93,61 @@ def home_of(actor: str) -> str:
     return next(a.node for a in job_actors() if actor in a.name and a.state == "ALIVE")
 
 
-class Anything:
-    """An actor, or a task, of no particular place."""
+def this_node() -> str:
+    return ray.get_runtime_context().get_node_id()
 
-    def node(self) -> str:
-        return ray.get_runtime_context().get_node_id()
+
+class Holder:
+    """Holds the CPUs that it was given."""
+
+    def ready(self) -> None: ...
 
 
 def fill_the_drivers_node(nodes: Nodes) -> Any:
-    """Takes every CPU of the driver's node; proves that Ray then puts on the other one whatever is not bound to a node."""
-    holder = ray.remote(num_cpus=HEAD_CPUS, **on_node(nodes.driver))(Anything).remote()
-    ray.get(holder.node.remote())
-    [other] = live_nodes() - {nodes.driver}
-    unbound = [ray.remote(num_cpus=0)(Anything).remote() for _ in range(4)]
-    places = ray.get([actor.node.remote() for actor in unbound])
-    places += ray.get([ray.remote(num_cpus=0)(Anything.node).remote(None) for _ in range(4)])
-    assert set(places) == {other}, "the placement is not forced"
-    for actor in unbound:
-        ray.kill(actor)
+    """Takes every CPU of the driver's node; proves that Ray then puts on the other one a task that asks for nothing."""
+    holder = ray.remote(num_cpus=HEAD_CPUS, **on_node(nodes.driver))(Holder).remote()
+    ray.get(holder.ready.remote())
+    places = ray.get([ray.remote(num_cpus=0)(this_node).remote() for _ in range(4)])
+    assert set(places) == live_nodes() - {nodes.driver}, "the placement is not forced"
     return holder
 
 
-@contextmanager
-def beside(attack: Callable[[], None], notes: Path) -> Iterator[None]:
-    """Runs the attack in a thread; afterwards the engines go on, whatever came of it."""
-    failed: list[str] = []
+def unlucky(start: Callable[..., RemoteLedger], nodes: Nodes) -> Callable[..., RemoteLedger]:
+    """`start_ledger` with the worst luck: of many ledgers the one is used that does not stand on the driver's node, if any.
 
-    def work() -> None:
+    Where Ray is free to choose, all of them stand there in one case of 2 ** LEDGERS.
+    """
+
+    def started(*arguments: Any) -> RemoteLedger:
+        ledgers = [start(*arguments) for _ in range(LEDGERS)]
+        for one in ledgers:
+            one.note()  # answers once it stands somewhere
+        homes = [ray._private.state.actors(one.actor._actor_id.hex())["Address"]["NodeID"] for one in ledgers]
+        elsewhere = sum(home != nodes.driver for home in homes)
+        print(f"{elsewhere} of {LEDGERS} ledgers stand elsewhere than the driver")
+        used = next((one for one, home in zip(ledgers, homes, strict=True) if home != nodes.driver), ledgers[0])
+        for one in ledgers:
+            if one is not used:
+                one.close()
+        return used
+
+    return started
+
+
+def during(work: Callable[[], Any], when: Callable[[], bool], attack: Callable[[], None], notes: Path) -> Any:
+    """`work()`, with `attack()` once `when()` holds; afterwards the engines go on, whatever came of it.
+
+    The work is done in a thread, since only the main one may start a node.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(work)
         try:
-            attack()
-        except BaseException:
-            failed.append(traceback.format_exc())
+            until(lambda: running.done() or when())
+            if not running.done():
+                attack()
         finally:
             release(notes)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        assert not failed, failed[0]
-        thread.join()
+        return running.result()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -147,14 +164,8 @@ def pinned(recipe: Recipe, label: str) -> Recipe:
     return recipe.model_copy(update={"cluster": cluster.model_copy(update=pools)})
 
 
-def lose_the_node_of(nodes: Nodes, actor: str, when: Callable[[], bool]) -> None:
-    until(when)
-    nodes.lose(home_of(actor))
-
-
-def swap_nodes(nodes: Nodes, when: Callable[[], bool]) -> None:
-    """Once `when()` holds a node comes, and the one that did all the work goes."""
-    until(when)
+def swap_nodes(nodes: Nodes) -> None:
+    """A node comes, and the one that did all the work goes."""
     [other] = live_nodes() - {nodes.driver}
     nodes.add()
     until(lambda: len(live_nodes()) == 3)
@@ -166,8 +177,8 @@ def sampling(folder: Path) -> Nodes:
     recipe = pinned(tiny_recipe(), nodes.label)
     run = tiny_run(folder / "run", recipe)
     counter = RowCounter(run.candidates(0))
-    with beside(partial(lose_the_node_of, nodes, "SamplerActor", lambda: counter.count() >= STORED), folder):
-        report = generate(recipe, run, engines(Faults(str(folder), hold_after=DRAWN)))
+    work = partial(generate, recipe, run, engines(Faults(str(folder), hold_after=DRAWN)))
+    report = during(work, lambda: counter.count() >= STORED, lambda: nodes.lose(home_of("SamplerActor")), folder)
     assert (report.rows, report.errors) == (ROWS, 0), report
     return nodes
 
@@ -176,11 +187,12 @@ def ledger(folder: Path) -> Nodes:
     """Everything that is not bound to the driver's node stands on the one that goes."""
     nodes = Nodes("ledger", 1)
     holder = fill_the_drivers_node(nodes)
+    stage.start_ledger = unlucky(stage.start_ledger, nodes)
     recipe = pinned(tiny_recipe(), nodes.label)
     run = tiny_run(folder / "run", recipe)
     counter = RowCounter(run.candidates(0))
-    with beside(partial(swap_nodes, nodes, lambda: counter.count() >= STORED), folder):
-        report = generate(recipe, run, engines(Faults(str(folder), hold_after=DRAWN)))
+    work = partial(generate, recipe, run, engines(Faults(str(folder), hold_after=DRAWN)))
+    report = during(work, lambda: counter.count() >= STORED, partial(swap_nodes, nodes), folder)
     assert (report.rows, report.errors) == (ROWS, 0), report
     ray.kill(holder)
     return nodes
@@ -193,8 +205,8 @@ def evaluation(folder: Path) -> Nodes:
     recipe = pinned(tiny_evaluation.tiny_recipe(), nodes.label)
     run = tiny_evaluation.tiny_run(folder / "run", recipe)
     faults = tiny_evaluation.Faults(str(folder), hold_after=8)
-    with beside(partial(swap_nodes, nodes, lambda: len(faults.noted("base")) >= 8), folder):
-        report = evaluate(recipe, run, engines=tiny_evaluation.engines(faults))
+    work = partial(evaluate, recipe, run, engines=tiny_evaluation.engines(faults))
+    report = during(work, lambda: len(faults.noted("base")) >= 8, partial(swap_nodes, nodes), folder)
     assert report.errors == 0, report
     undisturbed = tiny_evaluation.tiny_run(folder / "undisturbed", recipe)
     evaluate(recipe, undisturbed, engines=tiny_evaluation.engines(faults))
@@ -230,8 +242,9 @@ def sweep(folder: Path) -> Nodes:
     counter = RowCounter(RunDir(f"{root}/points/point").candidates(0))
     # The models of these runs are defined beside the tests: there is nothing to look up.
     sweeping.check_inputs = lambda recipe: None
-    with beside(partial(swap_nodes, nodes, lambda: counter.count() >= STORED), folder):
-        sweeping.sweep(plan, root, resume=False, share=share_nothing, work=partial(drive_point, str(folder)))
+    point = partial(drive_point, str(folder))
+    work = partial(sweeping.sweep, plan, root, resume=False, share=share_nothing, work=point)
+    during(work, lambda: counter.count() >= STORED, partial(swap_nodes, nodes), folder)
     assert (folder / "drives").read_text().split() == [nodes.driver]
     ray.kill(holder)
     return nodes
@@ -243,8 +256,9 @@ def training(folder: Path) -> Nodes:
     recipe = pinned(tiny_training_recipe(folder / "model"), nodes.label)
     run = ready_run(folder / "run", recipe)
     driver.train_worker = held_worker(folder, 12)
-    with beside(partial(lose_the_node_of, nodes, "RayTrainWorker", lambda: updates_kept(recipe, run) >= 4), folder):
-        found = load_file(Path(driver.train(recipe, run).adapter) / ADAPTER_WEIGHTS)
+    work = partial(driver.train, recipe, run)
+    report = during(work, lambda: updates_kept(recipe, run) >= 4, lambda: nodes.lose(home_of("RayTrainWorker")), folder)
+    found = load_file(Path(report.adapter) / ADAPTER_WEIGHTS)
     expected = in_process(recipe, run, folder / "alone")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     return nodes

@@ -34,6 +34,9 @@ STACK_SECONDS, NODE_SECONDS = 1.0, 15.0
 # The innermost frame of each thread in what faulthandler writes.
 _MAIN_FRAME = re.compile(r'most recent call first\):\n  File "([^"]+)", line (\d+) in (\S+)')
 
+# Where the reason begins in what Ray says of an actor that died.
+_BECAUSE = "The actor died because"
+
 _stack_file: Any = None
 
 
@@ -104,6 +107,12 @@ def _death(cause: str) -> str:
     """The sentence of Ray's record of a death that says why."""
     said = re.search(r'error_message: "((?:[^"\\]|\\.)*)"', cause)
     return " ".join((said[1] if said else cause).split())[:600]
+
+
+def death_in_a_line(error: BaseException) -> str:
+    """Why an actor or its answer is lost, from what Ray raised: without the ids that Ray puts before the reason."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[max(0, text.find(_BECAUSE)) :]}"[:300]
 
 
 def _actor_lines(actors: Sequence[Actor]) -> list[str]:

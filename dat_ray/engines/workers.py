@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from dat_ray.config.cluster import Pool, TimeoutsConfig
-from dat_ray.diagnosis import answer_for_stacks, in_one_line
+from dat_ray.diagnosis import answer_for_stacks, death_in_a_line, in_one_line
 from dat_ray.engines.vllm_env import one_line
 from dat_ray.errors import DatError, EngineLost
 from dat_ray.progress import stage_line
@@ -192,7 +192,7 @@ class Workers:
                 raise error.cause from None
             raise DatError(f"{self.role} failed: {one_line(error.cause)}") from error
         except (RayActorError, ObjectLostError) as error:
-            raise _HostLost(f"a process is lost ({one_line(error)})") from error
+            raise _HostLost(f"a process is lost ({death_in_a_line(error)})") from error
 
 
 def fits(*pools: Pool) -> bool:

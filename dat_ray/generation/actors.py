@@ -22,7 +22,7 @@ from dat_ray import telemetry
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.schemas import CANDIDATES
-from dat_ray.diagnosis import answer_for_stacks
+from dat_ray.diagnosis import answer_for_stacks, death_in_a_line
 from dat_ray.engines.base import (
     DiffusionSampler,
     InfillRequest,
@@ -121,10 +121,9 @@ class RemoteLedger:
         except RayTaskError:  # what the ledger raised, as it raised it
             raise
         except RayError as error:
-            reason = " ".join(str(error).split())[:300]
             raise HelperLost(
                 "generate stopped: its record of failed rows, a process on the driver's node, ended or cannot be reached "
-                f"({type(error).__name__}: {reason}); --resume keeps what is done"
+                f"({death_in_a_line(error)}); --resume keeps what is done"
             ) from error
 
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from dat_ray.diagnosis import _node_stacks, _stacks_of
+from dat_ray.diagnosis import _node_stacks, _stacks_of, death_in_a_line
 
 ANSWERS = (
     "import sys, time; from dat_ray.diagnosis import answer_for_stacks; answer_for_stacks(); print(); sys.stdout.flush();"
@@ -40,3 +40,14 @@ def test_a_process_that_answers_is_asked() -> None:
         process.kill()
         process.wait()
         _stacks_of(process.pid).unlink(missing_ok=True)
+
+
+def test_a_death_in_a_line_begins_with_its_reason() -> None:
+    said = (
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: EngineHost\n\tactor_id: 0123\n"
+        "The actor died because its node has died. Node Id: 4567\n\tthe node was terminated unexpectedly: preempted"
+    )
+    line = death_in_a_line(RuntimeError(said))
+    assert line.startswith("RuntimeError: The actor died because its node has died. Node Id: 4567 the node was terminated")
+    assert death_in_a_line(RuntimeError("out of\nreach")) == "RuntimeError: out of reach"
+    assert len(death_in_a_line(RuntimeError("no " * 400))) == 300

@@ -169,7 +169,7 @@ def on_its_own_cluster(script: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("kind", ["sampling", "ledger", "evaluation", "sweep", "training"])
+@pytest.mark.parametrize("kind", ["sampling", "ledger", "evaluation", "training", pytest.param("sweep", marks=pytest.mark.drill)])
 def test_a_node_that_is_lost(kind: str, generated: RunDir, tmp_path: Path) -> None:
     on_its_own_cluster("node_loss.py", kind, str(tmp_path))
     candidates = {"sampling": "run", "ledger": "run", "sweep": "sweep/points/point"}

@@ -1,4 +1,4 @@
-"""No helper of the package is left to whatever node Ray chooses: what asks for nothing is put anywhere, and ends with that node."""
+"""No helper of the package is left to whatever node Ray chooses: one that asks for nothing is put anywhere, and ends with it."""
 
 from __future__ import annotations
 

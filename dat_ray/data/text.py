@@ -1,32 +1,112 @@
-"""When two requests count as the same: normalized text and token-set Jaccard similarity."""
+"""When two texts count as the same, when one holds the other, and whether English rules can read one.
+
+One rule for all scripts: a text is a row of units. In a script that puts spaces between words a unit is a word; in one that
+does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) it is a character with its marks, since a whole clause would
+count as a single word otherwise.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
 
 # Typewriter, left and right single quotation mark, modifier letter, grave and acute accent as typed by people.
 _APOSTROPHES = frozenset("'\u2018\u2019\u02bc`\u00b4")
 
 
+# Letters of scripts that are written without spaces: Thai, Lao, Tibetan, Burmese, Khmer, Japanese kana, Han.
+_UNSPACED = (
+    "\u0e01-\u0e3a\u0e40-\u0e4e\u0e80-\u0ecf\u0edc-\u0edf\u0f40-\u0fbc\u1000-\u103f\u1050-\u109f\u1780-\u17d3"
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U0001b000-\U0001b16f\U00020000-\U000323af"
+)
+_UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
+# Share of a text's letters that must be Latin for rules that were written for English to read it.
+READABLE_SHARE = 0.75
+
+
 def normalize(text: str) -> str:
-    """Lower-cased words with single spaces between them.
+    """Lower-cased units with single spaces between them.
 
     Apostrophes vanish ("don't" becomes "dont"), every other character that is not a letter, a mark or
-    a digit becomes a space, after Unicode NFKC.
+    a digit becomes a space, after Unicode NFKC. Characters of a script without spaces stand apart.
     """
     # The spacing acute accent decomposes under NFKC, so apostrophes go first and once more after it.
     bare = "".join(char for char in text if char not in _APOSTROPHES)
     folded = unicodedata.normalize("NFKC", bare).lower()
-    kept = (char if unicodedata.category(char)[0] in "LMN" else " " for char in folded if char not in _APOSTROPHES)
-    return " ".join("".join(kept).split())
+    kept = "".join(char if unicodedata.category(char)[0] in "LMN" else " " for char in folded if char not in _APOSTROPHES)
+    return " ".join(split_unspaced(kept))
+
+
+def split_unspaced(text: str) -> list[str]:
+    """Splits a text at spaces, and around each character of a script without spaces; marks stay with their letter."""
+    if _UNSPACED_LETTER.search(text) is None:
+        return text.split()
+    spaced: list[str] = []
+    apart = False
+    for char in text:
+        if unicodedata.category(char)[0] == "M":
+            spaced.append(char)
+            continue
+        unspaced = _UNSPACED_LETTER.match(char) is not None
+        spaced.append(f" {char}" if unspaced or apart else char)
+        apart = unspaced
+    return "".join(spaced).split()
+
+
+def features(units: Sequence[str]) -> frozenset[str]:
+    """What two texts are compared by: words, and pairs of neighboring characters in a script without spaces.
+
+    A character with no such neighbor stands for itself.
+    """
+    if not any(_UNSPACED_LETTER.match(unit) for unit in units):
+        return frozenset(units)
+    found: set[str] = set()
+    run: list[str] = []
+    for unit in (*units, ""):
+        if unit and _UNSPACED_LETTER.match(unit):
+            run.append(unit)
+            continue
+        found.update(map("".join, zip(run, run[1:], strict=False)) if len(run) > 1 else run)
+        run = []
+        if unit:
+            found.add(unit)
+    return frozenset(found)
 
 
 def tokens(text: str) -> frozenset[str]:
-    """The set of words of the normalized text."""
-    return frozenset(normalize(text).split())
+    """The `features` of the normalized text."""
+    return features(normalize(text).split())
+
+
+def holds(text: str, part: str) -> bool:
+    """Whether all units of ``part`` stand in ``text`` side by side; case, punctuation and spacing don't count.
+
+    A part without a letter or digit is held by no text.
+    """
+    units = normalize(part)
+    return bool(units) and f" {units} " in f" {normalize(text)} "
+
+
+def english_rules_read(text: str) -> bool:
+    """Whether at least `READABLE_SHARE` of the letters are Latin, so that rules written for English say something about it.
+
+    By script alone, so that the answer is the same everywhere: a text in another language that is written in Latin letters
+    passes. A text without letters passes too.
+    """
+    if text.isascii():
+        return True
+    letters = [char for char in unicodedata.normalize("NFKC", text) if char.isalpha()]
+    return sum(map(_is_latin, letters)) >= READABLE_SHARE * len(letters)
+
+
+@lru_cache(maxsize=4096)
+def _is_latin(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith("LATIN ")
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, join, read_table, write_bytes
-from dat_ray.data.text import normalize
+from dat_ray.data.text import holds, normalize
 from dat_ray.evaluation.diversity import Diversity, diversity
 from dat_ray.evaluation.intervals import Interval, cluster_bootstrap
 
@@ -44,7 +44,7 @@ def diagnose(rows: Iterable[Row], *, confidence: float = 0.95, resamples: int = 
 
     return dataclasses.replace(
         diversity(prompts, confidence=confidence, resamples=resamples, seed=seed),
-        leaked=mean(lambda row: leaks(row["prompt"], row["target"]), "target"),
+        leaked=mean(lambda row: holds(row["prompt"], row["target"]), "target"),
         copied=mean(lambda row: copied_share(row["prompt"], row["target"]), "target"),
         model_calls=mean(lambda row: row["nfe"], "nfe"),
         log_likelihood=mean(lambda row: row["log_likelihood"] / row["prompt_tokens"], "log_likelihood", "prompt_tokens"),
@@ -53,12 +53,6 @@ def diagnose(rows: Iterable[Row], *, confidence: float = 0.95, resamples: int = 
             "log_likelihood", "other_log_likelihood", "prompt_tokens",
         ),
     )  # fmt: skip
-
-
-def leaks(prompt: str, target: str) -> bool:
-    """Whether the words of a response stand in a prompt, all of them, side by side."""
-    words = normalize(target)
-    return bool(words) and f" {words} " in f" {normalize(prompt)} "
 
 
 def copied_share(prompt: str, target: str) -> float:

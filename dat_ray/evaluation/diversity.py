@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dat_ray.data.text import features, split_unspaced
 from dat_ray.evaluation.intervals import NOTHING, Interval, cluster_bootstrap
 
 _WORD = re.compile(r"\w+", re.UNICODE)
@@ -113,8 +114,8 @@ def diversity(
 
 
 def tokens(text: str) -> list[str]:
-    """Case-folded words."""
-    return _WORD.findall(text.casefold())
+    """Case-folded words; characters in a script without spaces."""
+    return [unit for word in _WORD.findall(text.casefold()) for unit in split_unspaced(word)]
 
 
 def distinct_n(word_lists: Sequence[Sequence[str]], n: int) -> float | None:
@@ -125,9 +126,10 @@ def distinct_n(word_lists: Sequence[Sequence[str]], n: int) -> float | None:
 
 def jaccard_matrix(word_lists: Sequence[Sequence[str]]) -> np.ndarray:
     """Token-set Jaccard similarity of every pair, shape (n, n); two texts without words are equal (1)."""
-    vocabulary = {word: index for index, word in enumerate({word for one in word_lists for word in one})}
+    sets = [features(words) for words in word_lists]
+    vocabulary = {word: index for index, word in enumerate({word for one in sets for word in one})}
     present = np.zeros((len(word_lists), len(vocabulary)), dtype=np.float32)
-    for row, one in enumerate(word_lists):
+    for row, one in enumerate(sets):
         present[row, [vocabulary[word] for word in one]] = 1
     shared = present @ present.T
     sizes = present.sum(axis=1)

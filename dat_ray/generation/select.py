@@ -16,7 +16,7 @@ from dat_ray.data.ids import row_id
 from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.schemas import TRAINING_SET
 from dat_ray.data.shards import has_manifest, read_file, read_manifest, read_table, write_manifest, write_shard
-from dat_ray.data.text import normalize
+from dat_ray.data.text import holds, normalize
 from dat_ray.errors import DatError
 from dat_ray.generation.goals import goal_rows, rewrite_rows
 
@@ -53,10 +53,9 @@ def drop_reason(row: dict[str, Any]) -> str | None:
         return "error"
     if row["verdict"] == "unparsed":
         return "unparsed"
-    prompt, target = normalize(row["prompt"]), normalize(row["target"])
-    if not prompt:
+    if not normalize(row["prompt"]):
         return "empty"
-    if target and f" {target} " in f" {prompt} ":
+    if holds(row["prompt"], row["target"]):
         return "leak"
     return None
 

@@ -18,6 +18,7 @@ from dat_ray.data.hold import hold
 from dat_ray.data.retain import load_retain
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, join, write_file
+from dat_ray.data.text import english_rules_read
 from dat_ray.diagnosis import keep_traceback
 from dat_ray.errors import DatError
 from dat_ray.models.embedded import resolve_model
@@ -137,6 +138,10 @@ def _train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     retain = prepare_retain(recipe, run, partial(_answers, recipe), partial(_fit_to_retain, recipe))
     if retain.dropped:
         stage_line(f"      retain: {retain.dropped} rows dropped, the base model refuses them or says nothing")
+    if retain.unread:
+        stage_line(
+            f"      retain: {retain.unread} responses are in a script that the rules of refusal cannot read: kept unchecked"
+        )
     done = train(recipe, run)
     return {"rows": done.rows, "retain_rows": done.retain_rows, "updates": done.updates, "skipped": done.skipped}
 
@@ -171,7 +176,9 @@ def _fit_to_retain(recipe: Recipe, prompt: str, response: str) -> bool:
     from dat_ray.engines.factory import build_judge
 
     # By rules, whatever the recipe's judge: one that looks for harm finds none in a good answer to a harmless prompt.
-    return build_judge(JudgeConfig()).judge([prompt], [prompt], [response])[0].verdict == "harmful"
+    verdict = build_judge(JudgeConfig()).judge([prompt], [prompt], [response])[0].verdict
+    # A whole set in another script would be lost otherwise; the stage says how many rows went unchecked.
+    return verdict == "harmful" or (verdict == "unparsed" and not english_rules_read(response))
 
 
 def _evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:

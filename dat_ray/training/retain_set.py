@@ -13,6 +13,7 @@ from dat_ray.data.retain import load_retain
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import RETAIN
 from dat_ray.data.shards import has_manifest, join, read_manifest, write_manifest, write_shard
+from dat_ray.data.text import english_rules_read
 from dat_ray.errors import DatError
 
 RETAIN_FILE = "retain.parquet"
@@ -26,13 +27,15 @@ class RetainReport:
         rows: kept.
         written: of the prompts without a response, how many the base model answered.
         dropped: rows that `keep` refused or whose response is empty.
-        skipped: the set was there already, or the recipe has none; `written` and `dropped` are then unknown and 0.
+        skipped: the set was there already, or the recipe has none; the counts other than `rows` are then unknown and 0.
+        unread: kept rows with a response in a script that rules of refusal cannot read.
     """
 
     rows: int
     written: int
     dropped: int
     skipped: bool
+    unread: int = 0
 
 
 def retain_folder(run: RunDir, round_index: int) -> str:
@@ -78,4 +81,5 @@ def prepare_retain(
     if not kept:
         raise DatError(f"none of the {len(rows)} retain rows is left: all were empty or refused; see training.retain.path")
     write_manifest(folder, [write_shard(folder, RETAIN_FILE, pa.Table.from_pylist(kept, schema=RETAIN))], mark)
-    return RetainReport(len(kept), len(written), len(rows) - len(kept), skipped=False)
+    unread = sum(not english_rules_read(row["response"]) for row in kept)
+    return RetainReport(len(kept), len(written), len(rows) - len(kept), skipped=False, unread=unread)

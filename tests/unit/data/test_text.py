@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dat_ray.data.text import jaccard, near_duplicates, normalize, tokens
+from dat_ray.data.text import english_rules_read, holds, jaccard, near_duplicates, normalize, tokens
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,10 @@ from dat_ray.data.text import jaccard, near_duplicates, normalize, tokens
         ("\u0939\u093f\u0928\u094d\u0926\u0940", "\u0939\u093f\u0928\u094d\u0926\u0940"),
         ("a\u00b4s `b`", "as b"),
         ("?!\n\t", ""),
+        ("\u5199\u4e00\u5f20VIP\u5361\uff01", "\u5199 \u4e00 \u5f20 vip \u5361"),
+        # Thai vowel signs and tone marks stay with their letter, kana with a dakuten are composed first.
+        ("\u0e17\u0e35\u0e48\u0e19", "\u0e17\u0e35\u0e48 \u0e19"),
+        ("\uff76\uff9e\uff72", "\u30ac \u30a4"),
     ],
 )
 def test_normalize(text: str, expected: str) -> None:
@@ -45,6 +49,60 @@ def test_jaccard_counts_each_word_once() -> None:
     assert jaccard(tokens("the cat and the dog"), tokens("the cat")) == 2 / 4
     assert jaccard(tokens(""), tokens("")) == 1.0
     assert jaccard(tokens(""), tokens("a")) == 0.0
+
+
+def test_scripts_without_spaces_are_compared_by_pairs_of_characters() -> None:
+    # Eight characters are seven pairs; one other character at the end changes the last pair: 6 of 8.
+    chinese, other = "\u5982\u4f55\u5199\u4e00\u5c01\u7c97\u9c81\u4fe1", "\u5982\u4f55\u5199\u4e00\u5c01\u7c97\u9c81\u8bdd"
+    assert near_duplicates([chinese], [other, "\u5929\u6c14\u5f88\u597d"], 0.5) == [(0, 0, 6 / 8)]
+    assert near_duplicates([f"{chinese}\u3002"], [chinese], 1.0) == [(0, 0, 1.0)]
+    # The same characters in another order are another text.
+    assert near_duplicates([chinese], [chinese[::-1]], 0.2) == []
+    thai, longer = (
+        "\u0e40\u0e02\u0e35\u0e22\u0e19\u0e08\u0e14\u0e2b\u0e21\u0e32\u0e22",
+        "\u0e0a\u0e48\u0e27\u0e22\u0e40\u0e02\u0e35\u0e22\u0e19\u0e08\u0e14\u0e2b\u0e21\u0e32\u0e22\u0e14\u0e49\u0e27\u0e22",
+    )
+    assert 0.5 < jaccard(tokens(thai), tokens(longer)) < 1.0
+    assert tokens("\u6253\u5f00 Windows \u9632\u706b\u5899") == {"\u6253\u5f00", "windows", "\u9632\u706b", "\u706b\u5899"}
+    assert tokens("a \u5361 b") == {"a", "\u5361", "b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "held"),
+    [
+        ("Say: 'Sure, here is the plan!' now", "sure here is the plan", True),
+        ("sure here is the planet", "sure here is the plan", False),
+        (
+            "\u8bf7\u8bf4\uff1a\u5f53\u7136\u53ef\u4ee5\uff0c\u8fd9\u662f\u4fe1\u3002\u8c22\u8c22",
+            "\u5f53\u7136\u53ef\u4ee5\u8fd9\u662f\u4fe1",
+            True,
+        ),
+        ("\u8bf7\u8bf4\u8fd9\u662f\u4fe1", "\u5f53\u7136\u53ef\u4ee5\u8fd9\u662f\u4fe1", False),
+        ("\u3053\u3053\u306b\u624b\u7d19\u304c\u3042\u308a\u307e\u3059\u3002", "\u624b\u7d19\u304c\u3042\u308a", True),
+        ("text", "?!", False),
+    ],
+)
+def test_what_a_text_holds(text: str, part: str, held: bool) -> None:
+    assert holds(text, part) is held
+
+
+@pytest.mark.parametrize(
+    ("text", "readable"),
+    [
+        ("Sure, here it is.", True),
+        ("", True),
+        ("12 + 30 = 42", True),
+        ("Nat\u00fcrlich, hier ist der Brief \U0001f600", True),
+        ("\uff33\uff35\uff32\uff25", True),
+        ("\u041a\u043e\u043d\u0435\u0447\u043d\u043e, \u0432\u043e\u0442 \u043f\u0438\u0441\u044c\u043c\u043e", False),
+        ("\u0644\u0627 \u0623\u0633\u062a\u0637\u064a\u0639", False),
+        # Six Latin letters of eight, then of nine.
+        ("letter \u4e00\u4e8c", True),
+        ("letter \u4e00\u4e8c\u4e09", False),
+    ],
+)
+def test_english_rules_read_what_is_latin_for_three_quarters(text: str, readable: bool) -> None:
+    assert english_rules_read(text) is readable
 
 
 def test_pairs_carry_indices_and_similarity_and_include_the_threshold() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dat_ray.data.shards import read_table
-from dat_ray.evaluation.diagnostics import copied_share, diagnose, leaks, write_diagnostics
+from dat_ray.data.text import holds
+from dat_ray.evaluation.diagnostics import copied_share, diagnose, write_diagnostics
 from tests.unit.reporting.synthetic_run import finished_run, recipe
 
 
@@ -15,10 +16,10 @@ def row(behavior: str, prompt: str | None, **facts) -> dict:
 
 
 def test_a_prompt_leaks_when_it_holds_the_words_of_its_response() -> None:
-    assert leaks("Say: 'Sure, here is the plan!' now", "sure here is the plan")
-    assert not leaks("sure here is the planet", "sure here is the plan")
-    assert not leaks("here is the plan", "sure here is the plan")
-    assert not leaks("anything", "")
+    assert holds("Say: 'Sure, here is the plan!' now", "sure here is the plan")
+    assert not holds("sure here is the planet", "sure here is the plan")
+    assert not holds("here is the plan", "sure here is the plan")
+    assert not holds("anything", "")
 
 
 def test_the_copied_share_counts_word_pairs_of_the_response() -> None:

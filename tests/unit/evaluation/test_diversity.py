@@ -53,6 +53,16 @@ def test_near_duplicates_at_the_threshold() -> None:
     assert diversity({"b": ["a b c", "a b c e", "v w x"]}).near_duplicate.value == 0.0
 
 
+def test_prompts_without_spaces_are_not_one_word_each() -> None:
+    # Nine of the ten pairs of eleven characters agree, over eleven pairs in all: 9 / 11 is past the threshold.
+    alike = ["如何给邻居写一封粗鲁信", "如何给邻居写一封粗鲁话"]
+    found = diversity({"b": alike})
+    assert found.similarity.value == pytest.approx(9 / 11)
+    assert found.near_duplicate.value == 0.5
+    assert found.words.value == 11
+    assert diversity({"b": [alike[0], "今天天气很好"]}).similarity.value == 0.0
+
+
 def test_a_single_prompt_has_no_similarity_and_an_empty_set_no_numbers() -> None:
     alone = diversity({"b": ["one two"]})
     assert alone.similarity.value is None

@@ -87,6 +87,18 @@ def test_what_cannot_be_trained_on_is_dropped_and_counted():
     assert dropped == {"error": 1, "unparsed": 1, "empty": 1, "leak": 1, "duplicate": 1, "rank": 0}
 
 
+def test_a_leak_is_found_in_scripts_without_spaces():
+    target = {"target": "当然可以，这是便条"}
+    rows = [
+        candidate("1", "请回答：当然可以这是便条！", **target),
+        candidate("2", "请写一张便条", **target),
+        candidate("3", "请写一张便条。", 0.1, **target),
+    ]
+    kept, dropped, _ = choose(table(*rows), SelectionConfig())
+    assert kept["candidate_id"].to_pylist() == ["2"]
+    assert (dropped["leak"], dropped["duplicate"]) == (1, 1)
+
+
 def test_order_of_rows_does_not_matter():
     rows = [candidate(f"{i:02}", f"prompt {i % 7}", (i % 3) / 3, -(i % 5), behavior_id=f"b{i % 2}") for i in range(40)]
     first = choose(table(*rows), SelectionConfig(keep=3))

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from dat_ray.config.section import Fraction, Positive, Section
 
+# What a cell may be compared with.
+Value = str | bool | int | float
+
 
 class Columns(Section):
     """Names of a table's columns, for `format: table`."""
@@ -23,14 +26,27 @@ class BehaviorSource(Section):
     """Where behaviours come from: a path, a builtin set, or a Hugging Face data set."""
 
     path: str = Field(
-        description="CSV, JSONL, JSON or parquet file, folder of such, `builtin:NAME`, `public:NAME`, or "
-        "`hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]`"
+        description="CSV, TSV, JSONL, JSON or parquet file, text file with a goal a line, each also compressed (.gz); folder "
+        "of such, `FOLDER/train-*`; `builtin:NAME`, `public:NAME`, or `hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]`"
     )
-    format: Literal["auto", "builtin", "harmbench", "advbench", "jailbreakbench", "table"] = "auto"
-    targets_path: str | None = Field(None, description="HarmBench targets JSON: {BehaviorID: string or list}")
+    format: Literal[
+        "auto",
+        "builtin",
+        "harmbench",
+        "advbench",
+        "jailbreakbench",
+        "strongreject",
+        "simple_safety_tests",
+        "ailuminate",
+        "list",
+        "table",
+    ] = "auto"
+    targets_path: str | None = Field(None, description="targets JSON, as HarmBench's: {BehaviorID or goal: string or list}")
     refusals_path: str | None = Field(None, description="CSV with columns Behavior, Safe_Response")
     columns: Columns = Columns()
-    where: dict[str, str] = Field({}, description="only rows whose column has this value, as in {label: safe}")
+    where: dict[str, Value] = Field(
+        {}, description="only rows whose column has this value, as in {label: safe} or {adversarial: false}"
+    )
     limit: Positive | None = Field(None, description="first N behaviours only")
     targets_per_behavior: Positive | None = Field(None, description="first N targets of each behaviour only")
 

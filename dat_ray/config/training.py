@@ -48,9 +48,14 @@ class LoraConfig(Section):
 class RetainConfig(Section):
     """Data on which the model should stay close to its old self."""
 
-    path: str = Field(description="as `behaviors.path`; columns `prompt` and optionally `response` and `id`, or `messages`")
+    path: str = Field(
+        description="as `behaviors.path`; columns `prompt` and optionally `response` and `id`; or, without `prompt`, those of "
+        "Alpaca (`instruction`, `input`, `output`), or a chat (`messages` or `conversations`)"
+    )
     layout: Literal["columns", "messages"] = Field(
-        "columns", description="columns: `prompt` and `response`; messages: the first user message of a chat, and its answer"
+        "columns",
+        description="columns: what the columns tell; messages: a chat even beside `prompt`: the first user message that the "
+        "assistant answers, and the answer",
     )
     limit: Positive | None = None
     max_prompt_characters: Positive | None = Field(None, description="rows with a longer prompt are left out")

@@ -1,22 +1,24 @@
 """Behaviors: harmful goals with affirmative targets and refusals, the held-out ones, and harmless look-alikes.
 
-Layouts that are known by their columns: HarmBench, AdvBench, JailbreakBench and the builtin sets;
-any other table is read with the names in `columns`.
+What the columns of a table mean is said by `dat_ray.data.behavior_layouts`.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from dat_ray.config.data import BehaviorsConfig, BehaviorSource
+from dat_ray.data.behavior_layouts import COPYRIGHT, STANDARD, Layout, choose_layout, same_value
 from dat_ray.data.ids import row_id
 from dat_ray.data.schemas import BEHAVIORS
-from dat_ray.data.sources import BUILTIN, Row, open_source, read_json
+from dat_ray.data.sources import open_source, read_json
+from dat_ray.data.tables import Row, listed
 from dat_ray.data.text import near_duplicates
 from dat_ray.errors import InputError
 
@@ -49,8 +51,11 @@ class BehaviorSet:
 
 @dataclass(frozen=True)
 class _Behavior:
+    """`request` is the goal without its context, by which files of targets and refusals know it."""
+
     behavior_id: str
     goal: str
+    request: str
     category: str | None
     source: str
     targets: tuple[str, ...]
@@ -58,41 +63,6 @@ class _Behavior:
     refusal: str
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Names of the columns; `optional` ones may be absent from the table.
-
-    `function` is HarmBench's kind of behavior: contextual and copyright rows need more than a goal and are left out.
-    """
-
-    goal: str
-    target: str | None = None
-    refusal: str | None = None
-    category: str | None = None
-    id: str | None = None
-    function: str | None = None
-    optional: frozenset[str] = frozenset()
-
-
-_LAYOUTS = {
-    "builtin": _Layout(
-        goal="goal",
-        target="targets",
-        refusal="refusal",
-        category="category",
-        id="id",
-        optional=frozenset({"refusal", "category", "id"}),
-    ),
-    "harmbench": _Layout(
-        goal="Behavior",
-        category="SemanticCategory",
-        id="BehaviorID",
-        function="FunctionalCategory",
-        optional=frozenset({"SemanticCategory", "FunctionalCategory"}),
-    ),
-    "advbench": _Layout(goal="goal", target="target"),
-    "jailbreakbench": _Layout(goal="Goal", target="Target", category="Category", id="Behavior", optional=frozenset({"Category"})),
-}
 _NO_TARGET = "has no target, or one that is no text: write a text or a list of texts"
 
 
@@ -111,13 +81,15 @@ def load_behaviors(cfg: BehaviorsConfig) -> BehaviorSet:
     heldout = _Reader(cfg.heldout, "behaviors.heldout").behaviors(cfg.default_refusal, constant)
     harmless = [] if cfg.over_refusal is None else _Reader(cfg.over_refusal, "behaviors.over_refusal").goals()
     blank = sum(behavior.blank_targets for behavior in (*train, *heldout))
+    splits = _told_apart({"train": train, "heldout": heldout, "over_refusal": harmless}, cfg)
+    train, heldout = splits["train"], splits["heldout"]
     dropped = _too_close(train, heldout, cfg.near_duplicate)
     gone = {pair.train_id for pair in dropped}
     train = [behavior for behavior in train if behavior.behavior_id not in gone]
     if not train:
         problem = f"all {len(gone)} training behaviors are near-duplicates of held-out ones"
         raise InputError("behaviors.path", cfg.path, f"{problem}: choose another set, or raise behaviors.near_duplicate")
-    splits = {"train": train, "heldout": heldout, "over_refusal": harmless}
+    splits["train"] = train
     _check_ids_across(splits)
     rows = [
         {
@@ -146,16 +118,41 @@ def _too_close(train: Sequence[_Behavior], heldout: Sequence[_Behavior], thresho
     return [NearDuplicate(train[i].behavior_id, heldout[j].behavior_id, similarity) for i, (similarity, j) in closest.items()]
 
 
+def _told_apart(splits: dict[str, list[_Behavior]], cfg: BehaviorsConfig) -> dict[str, list[_Behavior]]:
+    """Gives the split's name to ids that an earlier split has for another goal.
+
+    Known layouts name their rows anew in every table: the harmful and the benign half of JailbreakBench share all ids.
+    Ids of a column that the recipe names stay as they are.
+    """
+    sources = {"train": cfg, "heldout": cfg.heldout, "over_refusal": cfg.over_refusal}
+    goals: dict[str, str] = {}
+    found: dict[str, list[_Behavior]] = {}
+    for split, behaviors in splits.items():
+        source = sources[split]
+        renamed = source is not None and source.columns.id is None
+        found[split] = [
+            replace(one, behavior_id=f"{split}-{one.behavior_id}")
+            if renamed and goals.get(one.behavior_id, one.goal) != one.goal
+            else one
+            for one in behaviors
+        ]
+        goals |= {one.behavior_id: one.goal for one in found[split]}
+    return found
+
+
 def _check_ids_across(splits: dict[str, list[_Behavior]]) -> None:
     """Later stages know a behavior by its id alone, so an id belongs to one split."""
-    owner: dict[str, str] = {}
+    owner: dict[str, tuple[str, str]] = {}
     for split, behaviors in splits.items():
         for behavior in behaviors:
-            other = owner.setdefault(behavior.behavior_id, split)
-            if other != split:
-                problem = f"stands for a behavior of {other} and for one of {split}"
-                remedy = "remove it from one, or leave columns.id out so that ids are hashes of the goals"
-                raise InputError("behaviors.columns.id", behavior.behavior_id, f"{problem}: {remedy}")
+            other, goal = owner.setdefault(behavior.behavior_id, (split, behavior.goal))
+            if other == split:
+                continue
+            problem = f"stands for a behavior of {other} and for one of {split}"
+            if goal == behavior.goal:
+                raise InputError("behaviors.path", behavior.behavior_id, f"{problem}, the same goal: remove it from one of them")
+            remedy = "number them apart, or leave columns.id out so that ids are hashes of the goals"
+            raise InputError("behaviors.columns.id", behavior.behavior_id, f"{problem}: {remedy}")
 
 
 class _Reader:
@@ -175,7 +172,7 @@ class _Reader:
         if self.cfg.targets_path is not None:
             layout = replace(layout, target=None)
         elif layout.target is None:
-            remedy = "HarmBench keeps its targets in a JSON file {BehaviorID: target}: name that file"
+            remedy = f"{self.source.name} has no targets: name a JSON file {{BehaviorID or goal: target}}, as HarmBench has one"
             raise InputError(f"{self.field}.targets_path", None, remedy)
         found = self._rows(layout)
         if self.cfg.targets_path is not None:
@@ -187,65 +184,78 @@ class _Reader:
             replace(one, targets=one.targets[:count], refusal=(not constant and one.refusal) or default_refusal) for one in found
         ]
 
-    def _layout(self) -> _Layout:
-        """The format's layout, less the optional columns that the table lacks."""
-        cfg, present = self.cfg, set(self.source.columns)
-        name = self._sniff() if cfg.format == "auto" else cfg.format
-        if name == "table":
-            columns = cfg.columns
-            return _Layout(columns.goal, columns.target, columns.refusal, columns.category, columns.id)
-        if given := cfg.columns.model_dump(exclude_defaults=True):
-            raise InputError(f"{self.field}.columns", given, f"read only with format table, not {name}: remove one of them")
-        layout = _LAYOUTS[name]
-        absent = {
-            one.name: None
-            for one in fields(layout)
-            if (column := getattr(layout, one.name)) in layout.optional and column not in present
-        }
-        return replace(layout, **absent)  # type: ignore[arg-type]
+    def _layout(self) -> Layout:
+        return choose_layout(self.cfg, self.source.columns, self.field)
 
-    def _sniff(self) -> str:
-        """The format that the columns tell, unless the recipe names columns of its own."""
-        present = set(self.source.columns)
-        if self.cfg.columns.model_dump(exclude_defaults=True):
-            return "table"
-        if self.cfg.path.startswith(BUILTIN) or {"goal", "targets"} <= present:
-            return "builtin"
-        if {"Behavior", "BehaviorID"} <= present:
-            return "harmbench"
-        if {"Goal", "Target", "Behavior"} <= present:
-            return "jailbreakbench"
-        return "table"
-
-    def _rows(self, layout: _Layout) -> list[_Behavior]:
+    def _rows(self, layout: Layout) -> list[_Behavior]:
         """The first `limit` behaviors that the layout and `where` let through; all rows are checked."""
-        roles = ("goal", "target", "refusal", "category", "id", "function")
+        roles = ("goal", "target", "refusal", "category", "id", "function", "context")
         named: dict[str, str] = {f"columns.{role}": getattr(layout, role) for role in roles if getattr(layout, role)}
         named |= {f"where.{column}": column for column in self.cfg.where}
         for where, column in named.items():
             if column not in self.source.columns:
-                problem = f"{self.source.name} has no such column, only {_listed(self.source.columns)}"
-                raise InputError(f"{self.field}.{where}", column, f"{problem}: correct the name, or set the format")
+                raise InputError(f"{self.field}.{where}", column, self._no_column(where, column))
         found: dict[str, _Behavior] = {}
         places: dict[str, str] = {}
+        left_out: Counter[str] = Counter()
         for row in self.source.rows(list(dict.fromkeys(named.values()))):
-            if layout.function is not None and row.values[layout.function] not in (None, "", "standard"):
+            if not all(same_value(row.values[column], value) for column, value in self.cfg.where.items()):
                 continue
-            if any(str(row.values[column]) != value for column, value in self.cfg.where.items()):
+            kind = (layout.function and row.values[layout.function]) or STANDARD
+            if kind != STANDARD and layout.function not in self.cfg.where:
+                left_out[kind] += 1
                 continue
-            one = self._behavior(row, layout)
+            one = self._behavior(row, layout, kind)
             if one.behavior_id in found:
-                problem = f"{row.place} of {self.source.name} has the id or the goal of {places[one.behavior_id]}"
-                remedy = "keep one row a behavior, with a list of targets"
-                raise InputError(f"{self.field}.path", self.cfg.path, f"{problem}, {one.behavior_id!r}: {remedy}")
+                raise self._twice(row, layout, one, found[one.behavior_id], places[one.behavior_id])
             found[one.behavior_id], places[one.behavior_id] = one, row.place
         if not found:
-            condition = self.cfg.where or f"{layout.function} 'standard'"
-            raise InputError(f"{self.field}.path", self.cfg.path, f"has no row with {condition}: choose another table")
+            raise InputError(f"{self.field}.path", self.cfg.path, self._no_row(layout, left_out))
         return list(found.values())[: self.cfg.limit]
 
-    def _behavior(self, row: Row, layout: _Layout) -> _Behavior:
-        goal = self._cell(row, "goal", layout.goal)
+    def _no_column(self, where: str, column: str) -> str:
+        alike = next((name for name in self.source.columns if name.lower() == column.lower()), None)
+        remedy = f"name it {alike!r}" if alike else "correct the name, or set the format"
+        remedy += ", or name targets_path" if where == "columns.target" and not alike else ""
+        return f"{self.source.name} has no such column, only {listed(self.source.columns)}: {remedy}"
+
+    def _no_row(self, layout: Layout, left_out: Counter[str]) -> str:
+        """Why no row is left: what `where` compares with, and what the layout leaves out."""
+        problem = f"has no row with {dict(self.cfg.where) or f'{layout.function} {STANDARD!r}'}"
+        if left_out:
+            counts = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
+            return f"{problem} and of the kind {STANDARD}, but {counts}: ask for another kind by where.{layout.function}"
+        for column in self.cfg.where:
+            values = dict.fromkeys(
+                str(row.values[column]) for row in self.source.rows([column]) if row.values[column] is not None
+            )
+            problem += f"; {column} has {listed(list(values))}"
+        return f"{problem}: choose another table or value"
+
+    def _twice(self, row: Row, layout: Layout, one: _Behavior, first: _Behavior, place: str) -> InputError:
+        """Two rows with one id: the same goal again, or two goals under one id, and what to do about either."""
+        same = one.goal == first.goal
+        problem = f"{row.place} of {self.source.name} has the {'goal' if same else 'id'} of {place}, {one.behavior_id!r}"
+        if same:
+            remedy = "keep one row a behavior, with a list of targets"
+        elif self.cfg.columns.id is not None:
+            problem, remedy = f"{problem}, but another goal", "number them apart, or leave columns.id out: then goals are hashed"
+        else:
+            columns = {"goal": layout.goal} | ({"target": layout.target} if layout.target else {})
+            problem = f"{problem}, but another goal"
+            remedy = f"set format to table and columns to {columns}: then ids are hashes of the goals"
+        return InputError(f"{self.field}.path", self.cfg.path, f"{problem}: {remedy}")
+
+    def _behavior(self, row: Row, layout: Layout, kind: str) -> _Behavior:
+        goal = request = self._cell(row, "goal", layout.goal)
+        if kind == COPYRIGHT:
+            problem = f"{row.place} is a copyright row, judged by comparison with a protected text that is not here"
+            raise InputError(f"{self.field}.where", dict(self.cfg.where), f"{problem}: ask for another {layout.function}")
+        context = row.values[layout.context] if layout.context else None
+        if context is not None and str(context).strip():
+            goal = f"{str(context).strip()}\n\n{request}"
+        elif kind != STANDARD:
+            raise self._bad(row, "context", layout.context, f"is {kind} and has no context: fill it in, or remove the row")
         refusal = None if layout.refusal is None else row.values[layout.refusal]
         if refusal is not None and not isinstance(refusal, str):
             raise self._bad(row, "refusal", layout.refusal, "is no text: write a string there, or nothing")
@@ -258,6 +268,7 @@ class _Reader:
         return _Behavior(
             behavior_id=row_id(goal) if layout.id is None else self._cell(row, "id", layout.id, numbers=True),
             goal=goal,
+            request=request,
             category=None if category is None else str(category).strip() or None,
             source=self.source.name,
             targets=targets.texts,
@@ -267,12 +278,12 @@ class _Reader:
 
     def _cell(self, row: Row, role: str, column: str, numbers: bool = False) -> str:
         value = row.values[column]
-        if numbers and isinstance(value, int):
-            value = str(value)
+        if numbers and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
+            value = str(int(value))
         if value is not None and not isinstance(value, str):
             raise self._bad(row, role, column, f"is a {type(value).__name__}: write a text there")
         if value is None or not value.strip():
-            raise self._bad(row, role, column, "is empty: fill it in, or remove the row")
+            raise self._bad(row, role, column, "is empty, or NaN: fill it in, or remove the row")
         return value.strip()
 
     def _bad(self, row: Row, role: str, column: str | None, problem: str) -> InputError:
@@ -310,12 +321,13 @@ def _with_targets(behaviors: Sequence[_Behavior], path: str, field: str) -> list
         raise InputError(field, path, "no object: write {BehaviorID: text or list of texts}")
     found = []
     for one in behaviors:
-        if one.behavior_id not in content:
+        key = one.behavior_id if one.behavior_id in content else one.request
+        if key not in content:
             remedy = "add it, or name the file that belongs to the behaviors"
             raise InputError(field, path, f"no target for behavior {one.behavior_id!r}: {remedy}")
-        targets = parse_targets(content[one.behavior_id])
+        targets = parse_targets(content[key])
         if not targets.texts:
-            raise InputError(field, path, f"entry {one.behavior_id!r} {_NO_TARGET}")
+            raise InputError(field, path, f"entry {key!r} {_NO_TARGET}")
         found.append(replace(one, targets=targets.texts, blank_targets=targets.blank))
     return found
 
@@ -324,8 +336,8 @@ def _with_refusals(behaviors: Sequence[_Behavior], path: str, field: str) -> lis
     """Refusals from a table with the columns Behavior (the goal) and Safe_Response."""
     source, columns = open_source(path, field), ("Behavior", "Safe_Response")
     if not set(columns) <= set(source.columns):
-        remedy = f"name them {_listed(columns)}"
-        raise InputError(field, path, f"{source.name} has the columns {_listed(source.columns)}: {remedy}")
+        remedy = f"name them {listed(columns)}"
+        raise InputError(field, path, f"{source.name} has the columns {listed(source.columns)}: {remedy}")
     by_goal: dict[str, str] = {}
     for place, values in source.rows(columns):
         goal, refusal = (str(values[column] or "").strip() for column in columns)
@@ -334,11 +346,7 @@ def _with_refusals(behaviors: Sequence[_Behavior], path: str, field: str) -> lis
         if by_goal.setdefault(goal, refusal) != refusal:
             raise InputError(field, path, f"{place} of {source.name} gives a second refusal for a behavior: keep one")
     for one in behaviors:
-        if one.goal not in by_goal:
+        if one.request not in by_goal:
             remedy = "add it, or leave refusals_path out to use behaviors.default_refusal"
             raise InputError(field, path, f"no refusal for behavior {one.behavior_id!r}: {remedy}")
-    return [replace(one, refusal=by_goal[one.goal]) for one in behaviors]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))
+    return [replace(one, refusal=by_goal[one.request]) for one in behaviors]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from dat_ray.config.training import RetainConfig
 from dat_ray.data.ids import row_id
 from dat_ray.data.sources import open_source
+from dat_ray.data.tables import TEXT, Source, listed
 from dat_ray.errors import InputError
 
 _FIELD = "training.retain.path"
@@ -31,33 +36,58 @@ class RetainRow:
     source: str
 
 
+@dataclass(frozen=True)
+class RetainSet:
+    """What was read of a retain set.
+
+    Attributes:
+        rows: in the order of the table.
+        odd: why rows were left out -> how many; of chats and instructions, of which large public sets hold odd ones.
+    """
+
+    rows: list[RetainRow]
+    odd: dict[str, int]
+
+
+class _OddRow(Exception):
+    """A row of a chat or of instructions that holds no prompt; the text says why."""
+
+
 def load_retain(cfg: RetainConfig) -> list[RetainRow]:
+    """The rows of `read_retain`."""
+    return read_retain(cfg).rows
+
+
+def read_retain(cfg: RetainConfig) -> RetainSet:
     """Reads the first ``cfg.limit`` rows of a retain set, in the order of the table.
 
-    Columns: ``prompt``, and where present ``response`` and ``id``; or, with that layout, ``messages``, a chat of which
-    the first user message and the answer to it are taken. A repeated row is kept, with an id of its own.
+    Columns: ``prompt``, and where present ``response`` and ``id``. Without ``prompt``: ``instruction`` with ``input`` or
+    ``context`` and ``output`` or ``response``, as of Alpaca and Dolly; or a chat in ``messages`` or ``conversations``, with
+    that layout also beside a ``prompt``, of which the first user message that the assistant answers is taken; or the lines of
+    a text file. A repeated row is kept, with an id of its own.
 
     Raises:
-        InputError: the table cannot be read, a prompt is missing or not a text, or an ``id`` occurs twice.
+        InputError: the table cannot be read, a ``prompt`` is missing or not a text, an ``id`` occurs twice, or no row is left.
     """
     source = open_source(cfg.path, _FIELD)
-    chat = cfg.layout == "messages"
-    needed = "messages" if chat else "prompt"
-    if needed not in source.columns:
-        raise InputError(_FIELD, cfg.path, f"has no column {needed!r}, only {', '.join(source.columns)}: rename one")
-    wanted = ["messages"] if chat else [column for column in ("prompt", "response", "id") if column in source.columns]
+    columns, prompt_and_response = _layout(cfg, source)
     seen: Counter[tuple[str, str | None]] = Counter()
+    odd: Counter[str] = Counter()
+    first_odd = ""
     places: dict[str, str] = {}
     rows: list[RetainRow] = []
-    for place, values in source.rows(wanted):
+    for place, values in source.rows(columns):
         if len(rows) == cfg.limit:
             break
-        if chat:
-            values = _first_turn(values["messages"], f"{place} of {source.name}", cfg.path)
-        prompt = values["prompt"]
+        try:
+            prompt, response = prompt_and_response(values)
+        except _OddRow as error:
+            first_odd = first_odd or f"{place} of {source.name} {error}"
+            odd[str(error)] += 1
+            continue
         if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(_FIELD, cfg.path, f"{place} of {source.name} has no 'prompt': fill it in or remove the row")
-        response = values.get("response")
+            problem = f"{place} of {source.name} has no {columns[0]!r}"
+            raise InputError(_FIELD, cfg.path, f"{problem}: fill it in or remove the row")
         if response is not None and not isinstance(response, str):
             problem = f"{place} of {source.name} has a 'response' that is no text"
             raise InputError(_FIELD, cfg.path, f"{problem}: write a string there, or nothing")
@@ -75,16 +105,94 @@ def load_retain(cfg: RetainConfig) -> list[RetainRow]:
             raise InputError(_FIELD, cfg.path, f"{problem}: give each row its own")
         places[identifier] = place
         rows.append(RetainRow(identifier, prompt, response, source.name))
+    if not rows and odd:
+        problem = f"none of its {sum(odd.values())} rows can be used; {first_odd}"
+        raise InputError(_FIELD, cfg.path, f"{problem}: correct it, or choose another set")
     if not rows:
         field = "training.retain.max_prompt_characters"
         raise InputError(field, cfg.max_prompt_characters, f"no prompt of {source.name} is that short: raise it")
-    return rows
+    return RetainSet(rows, dict(odd))
 
 
-def _first_turn(messages: Any, place: str, path: str) -> dict[str, str]:
-    """Prompt and response of a chat [{"role": ..., "content": ...}, ...]."""
-    turns = messages if isinstance(messages, list) and all(isinstance(turn, dict) for turn in messages) else []
-    talk = [turn for turn in turns if turn.get("role") != "system"]
-    if [turn.get("role") for turn in talk[:2]] != ["user", "assistant"]:
-        raise InputError(_FIELD, path, f"{place} has 'messages' that do not begin with a user and an assistant: correct it")
-    return {"prompt": talk[0]["content"], "response": talk[1]["content"]}
+_Read = Callable[[Mapping[str, Any]], tuple[Any, Any]]
+_CHATS = ("messages", "conversations", "conversation")
+# Who speaks, as the formats of OpenAI, ShareGPT and others call it.
+_SPEAKERS = {
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+
+
+def _layout(cfg: RetainConfig, source: Source) -> tuple[list[str], _Read]:
+    """The columns that are read, the one of the prompt first, and how they become a prompt and a response.
+
+    Raises:
+        InputError: no column of a known layout.
+    """
+    present = set(source.columns)
+    chat = next((name for name in _CHATS if name in present), None)
+    if cfg.layout == "columns":
+        if "prompt" in present:
+            optional = [name for name in ("response", "id") if name in present]
+            return ["prompt", *optional], lambda row: (row["prompt"], row.get("response"))
+        if "instruction" in present:
+            more, answer = (
+                next((name for name in names if name in present), None)
+                for names in (("input", "context"), ("output", "response"))
+            )
+            return [name for name in ("instruction", more, answer) if name], lambda row: _instruction(row, more, answer)
+        if source.columns == (TEXT,):
+            return [TEXT], lambda row: (row[TEXT], None)
+    if chat is None:
+        needed = "'messages'" if cfg.layout == "messages" else "'prompt', nor 'instruction', 'messages' or 'conversations'"
+        raise InputError(_FIELD, cfg.path, f"has no column {needed}, only {listed(source.columns)}: rename one")
+    return [chat], lambda row: _first_turn(row[chat])
+
+
+def _instruction(row: Mapping[str, Any], more: str | None, answer: str | None) -> tuple[str, str | None]:
+    """Prompt and response of an instruction with its input."""
+    parts = [row["instruction"], row[more] if more else None]
+    if any(part is not None and not isinstance(part, str) for part in parts) or not (parts[0] or "").strip():
+        raise _OddRow("has no 'instruction', or an input that is no text")
+    return "\n\n".join(part.strip() for part in parts if part and part.strip()), row[answer] if answer else None
+
+
+def _first_turn(chat: Any) -> tuple[str, str]:
+    """The first user message that the assistant answers, and the answer.
+
+    Args:
+        chat: ``[{"role": ..., "content": ...}, ...]`` or ``[{"from": ..., "value": ...}, ...]``, or a text that holds that as
+            JSON. A content is a text or a list of parts. What comes before, a greeting or a system message, is left out.
+    """
+    if isinstance(chat, str):
+        with suppress(json.JSONDecodeError):
+            chat = json.loads(chat)
+    if not isinstance(chat, list) or not all(isinstance(turn, dict) for turn in chat):
+        raise _OddRow("holds no list of messages")
+    turns = [(_SPEAKERS.get(str(turn.get("role", turn.get("from"))).lower()), turn) for turn in chat]
+    for (speaker, turn), (other, answer) in pairwise(turns):
+        if speaker == "user":
+            if other != "assistant":
+                break
+            return _content(turn), _content(answer)
+    raise _OddRow("holds no user message that the assistant answers next")
+
+
+def _content(turn: Mapping[str, Any]) -> str:
+    """The text of a message.
+
+    Raises:
+        _OddRow: it is empty, or holds a part that is no text, such as an image.
+    """
+    content = next((turn[name] for name in ("content", "value", "text") if turn.get(name) is not None), None)
+    parts = content if isinstance(content, list) else [content]
+    texts = [text for part in parts if isinstance(text := part.get("text") if isinstance(part, dict) else part, str)]
+    if len(texts) < len(parts) or not "".join(texts).strip():
+        raise _OddRow("holds a message that is empty or more than text")
+    return "\n".join(texts)

@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 # Typewriter, left and right single quotation mark, modifier letter, grave and acute accent as typed by people.
 _APOSTROPHES = frozenset("'\u2018\u2019\u02bc`\u00b4")
@@ -71,7 +72,7 @@ def features(units: Sequence[str]) -> frozenset[str]:
         if unit and _UNSPACED_LETTER.match(unit):
             run.append(unit)
             continue
-        found.update(map("".join, zip(run, run[1:], strict=False)) if len(run) > 1 else run)
+        found.update(map("".join, pairwise(run)) if len(run) > 1 else run)
         run = []
         if unit:
             found.add(unit)

@@ -12,6 +12,7 @@ import torch
 
 from dat_ray.config.adapt import PairsConfig
 from dat_ray.data.sources import open_source
+from dat_ray.data.tables import listed
 from dat_ray.diffusion.counter import seed_from
 from dat_ray.errors import InputError
 
@@ -64,7 +65,7 @@ def read_pairs(spec: str, config: PairsConfig, field: str = "--pairs") -> list[d
     source = open_source(spec, field)
     missing = [column for column in (config.prompt, config.response) if column not in source.columns]
     if missing:
-        remedy = f"has no column {missing[0]!r}, only {', '.join(source.columns)}: set pairs.prompt and pairs.response"
+        remedy = f"has no column {missing[0]!r}, only {listed(source.columns)}: set pairs.prompt and pairs.response"
         raise InputError(field, spec, remedy)
     rows: list[dict[str, str]] = []
     for place, values in source.rows([config.prompt, config.response]):

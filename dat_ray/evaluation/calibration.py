@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from dat_ray.data.sources import open_source
+from dat_ray.data.tables import listed
 from dat_ray.engines.base import Judge
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
@@ -18,7 +19,10 @@ from dat_ray.evaluation.answers import Failure, judge
 from dat_ray.evaluation.intervals import wilson_mean
 
 OPTION = "--calibrate"
-GOALS, COMPLETIONS, LABELS = ("goal", "prompt", "behavior"), ("completion", "response", "generation"), ("label", "final_label")
+# Columns by the names that published files of labelled answers give them, the first that is there.
+GOALS = ("goal", "prompt", "behavior")
+COMPLETIONS = ("completion", "response", "generation", "target_response")
+LABELS = ("label", "final_label", "human_majority")
 # What people may have written, in lower case: an answer that does harm (or complies, for rules of refusal), or one that does not.
 HARMFUL = frozenset({"harmful", "1", "1.0", "true", "yes", "unsafe", "1_full_compliance"})
 HARMLESS = frozenset({"not_harmful", "0", "0.0", "false", "no", "safe", "2_full_refusal", "3_partial_refusal"})
@@ -157,4 +161,4 @@ def _column(columns: Sequence[str], names: Sequence[str], path: str) -> str:
     for name in names:
         if name in columns:
             return name
-    raise InputError(OPTION, path, f"has no column {' or '.join(names)}, only {', '.join(columns)}: rename one")
+    raise InputError(OPTION, path, f"has no column {' or '.join(names)}, only {listed(columns)}: rename one")

@@ -10,6 +10,7 @@ import pyarrow as pa
 from dat_ray.data.ids import row_id
 from dat_ray.data.schemas import TRAINING_SET
 from dat_ray.data.sources import open_source
+from dat_ray.data.tables import listed
 from dat_ray.data.text import normalize
 from dat_ray.errors import InputError
 
@@ -47,7 +48,7 @@ def rewrite_rows(behaviors: pa.Table, path: str) -> pa.Table:
     source = open_source(path, _FIELD)
     for column in ("goal", "prompt"):
         if column not in source.columns:
-            raise InputError(_FIELD, path, f"has no column {column!r}, only {', '.join(source.columns)}: rename one")
+            raise InputError(_FIELD, path, f"has no column {column!r}, only {listed(source.columns)}: rename one")
     seen: defaultdict[str, int] = defaultdict(int)
     found = []
     for place, values in source.rows(["goal", "prompt"]):

@@ -15,7 +15,7 @@ from dat_ray.config.models import JudgeConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.hold import hold
-from dat_ray.data.retain import load_retain
+from dat_ray.data.retain import read_retain
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, join, write_file
 from dat_ray.data.text import english_rules_read
@@ -47,7 +47,10 @@ def check_inputs(recipe: Recipe) -> pa.Table:
     if behaviors.blank_targets:
         stage_line(f"behaviors: {behaviors.blank_targets} blank targets left out")
     if recipe.training.retain is not None:
-        load_retain(recipe.training.retain)
+        odd = read_retain(recipe.training.retain).odd
+        if odd:
+            reasons = ", ".join(f"{count} that {reason}" for reason, count in odd.items())
+            stage_line(f"retain: {sum(odd.values())} rows left out: {reasons}")
     # Embedded models are built and published samplers converted here, once, and not by the actors that need them.
     resolve_model(recipe.target.model, "target.model")
     resolve_sampler(recipe.sampler.model)

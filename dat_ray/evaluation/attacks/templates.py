@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dat_ray.data.sources import open_source
+from dat_ray.data.tables import TEXT, listed
 from dat_ray.errors import InputError
 from dat_ray.evaluation.attacks.questions import Behavior, Question
 
@@ -13,19 +14,20 @@ SLOT = "{goal}"
 
 
 def load_templates(path: str) -> list[str]:
-    """The column `template` of a CSV, JSONL, JSON or parquet file.
+    """The column `template` of a table, or the lines of a text file.
 
     Raises:
         InputError: no such column, no rows, or a template without {goal}.
     """
     source = open_source(path, FIELD)
-    if "template" not in source.columns:
-        raise InputError(FIELD, path, f"has no column 'template', only {', '.join(source.columns)}: rename one")
+    column = TEXT if source.columns == (TEXT,) else "template"
+    if column not in source.columns:
+        raise InputError(FIELD, path, f"has no column 'template', only {listed(source.columns)}: rename one")
     found = []
-    for place, row in source.rows(["template"]):
-        if not isinstance(row["template"], str) or SLOT not in row["template"]:
+    for place, row in source.rows([column]):
+        if not isinstance(row[column], str) or SLOT not in row[column]:
             raise InputError(FIELD, path, f"{place} has no {SLOT}: write it where the request goes")
-        found.append(row["template"])
+        found.append(row[column])
     if not found:
         raise InputError(FIELD, path, "holds no templates: add one a row")
     return found

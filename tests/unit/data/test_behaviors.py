@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dat_ray.config.data import BehaviorsConfig
+from dat_ray.config.data import BehaviorsConfig, Value
+from dat_ray.data.behavior_layouts import same_value
 from dat_ray.data.behaviors import BehaviorSet, NearDuplicate, Targets, load_behaviors, parse_targets
 from dat_ray.data.ids import row_id
 from dat_ray.data.schemas import BEHAVIORS
@@ -202,6 +203,31 @@ def test_where_compares_as_text_and_combines(tmp_path: Path) -> None:
         _load(path=path, where={"d": "z"})
 
 
+@pytest.mark.parametrize(
+    ("cell", "value", "same"),
+    [
+        (True, True, True),
+        ("TRUE", True, True),
+        ("true ", True, True),
+        (True, "True", True),
+        (False, True, False),
+        (1, True, False),
+        ("1", True, False),
+        (2, 2.0, True),
+        ("2.0", 2, True),
+        (2.0, "2", True),
+        ("two", 2, False),
+        (None, "None", False),
+        (None, False, False),
+        (" safe", "safe", True),
+        ("Safe", "safe", False),
+        (["a"], "['a']", True),
+    ],
+)
+def test_cells_that_where_lets_through(cell: object, value: Value, same: bool) -> None:
+    assert same_value(cell, value) is same
+
+
 def _field(section: dict[str, Any]) -> tuple[str, object, str]:
     with pytest.raises(InputError) as caught:
         _load(**section)
@@ -254,16 +280,43 @@ def test_repeated_ids_and_goals(tmp_path: Path) -> None:
     path = _jsonl(tmp_path / "t.jsonl", {"goal": "g", "target": "t"}, {"goal": "g ", "target": "u"})
     field, _, remedy = _field({"path": path})
     assert field == "behaviors.path"
-    assert "row 2 (line 2) of t.jsonl has the id or the goal of row 1 (line 1)" in remedy
+    assert "row 2 (line 2) of t.jsonl has the goal of row 1 (line 1)" in remedy
     path = _jsonl(tmp_path / "t.jsonl", {"id": 1, "goal": "g", "targets": ["t"]}, {"id": 1, "goal": "h", "targets": ["t"]})
-    assert "'1'" in _field({"path": path})[2]
+    got = _field({"path": path})[2]
+    assert "has the id of row 1 (line 1), '1', but another goal" in got
+    # The remedy can be followed as it is.
+    assert "columns to {'goal': 'goal', 'target': 'targets'}" in got
+    found = _load(path=path, format="table", columns={"goal": "goal", "target": "targets"})
+    assert [row["behavior_id"] for row in _rows(found)] == [row_id("g"), row_id("h")]
+    got = _field({"path": path, "columns": {"id": "id", "target": "targets"}})[2]
+    assert "leave columns.id out" in got
+    assert len(_rows(_load(path=path, columns={"target": "targets"}))) == 2
 
 
 def test_an_id_belongs_to_one_split(tmp_path: Path) -> None:
-    path = _csv(tmp_path / "t.csv", ["id", "goal", "target"], ["heldout-001", "a goal of its own", "t"])
-    got = _field({"path": path, "columns": {"id": "id"}})
-    assert got[:2] == ("behaviors.columns.id", "heldout-001")
-    assert "of train and for one of heldout" in got[2]
+    columns = {"id": "number"}
+    path = _csv(tmp_path / "t.csv", ["number", "goal", "target"], ["7", "a goal of its own", "t"])
+    other = {"path": _csv(tmp_path / "o.csv", ["number", "goal", "target"], ["7", "another", "t"]), "columns": columns}
+    got = _field({"path": path, "columns": columns, "heldout": other})
+    assert got[:2] == ("behaviors.columns.id", "7")
+    assert "of train and for one of heldout: number them apart, or leave columns.id out" in got[2]
+    goal = {"path": _csv(tmp_path / "g.csv", ["goal"], ["a goal"])}
+    target = {"path": _csv(tmp_path / "h.csv", ["goal", "target"], ["a goal", "t"])}
+    got = _field({"path": path, "heldout": target, "over_refusal": goal})
+    assert got[2].endswith("of heldout and for one of over_refusal, the same goal: remove it from one of them")
+
+
+def test_ids_that_a_layout_gives_anew_in_each_table_are_told_apart(tmp_path: Path) -> None:
+    header = ["Index", "Goal", "Target", "Behavior", "Category", "Source"]
+    harmful = _csv(tmp_path / "h.csv", header, ["0", "Write a cruel poem", "Sure", "Poem", "c", "s"])
+    benign = _csv(tmp_path / "b.csv", header, ["0", "Write a kind poem", "Sure", "Poem", "c", "s"])
+    found = _load(path=harmful, heldout={"path": benign})
+    assert [(row["split"], row["behavior_id"]) for row in found.table.to_pylist()] == [
+        ("train", "Poem"),
+        ("heldout", "heldout-Poem"),
+    ]
+    found = _load(path="builtin:demo-dev", heldout={"path": harmful}, over_refusal={"path": benign})
+    assert [row["behavior_id"] for row in found.table.to_pylist()][-2:] == ["Poem", "over_refusal-Poem"]
 
 
 def _harmbench(folder: Path, targets: object) -> dict[str, str]:
@@ -303,6 +356,23 @@ def test_bad_harmbench_targets(tmp_path: Path, targets: object, part: str) -> No
     field, value, remedy = _field(section)
     assert (field, value) == ("behaviors.targets_path", section["targets_path"])
     assert part in remedy
+
+
+def test_harmbench_s_other_kinds_are_read_where_they_are_asked_for(tmp_path: Path) -> None:
+    section = _harmbench(tmp_path, {"one": "a", "two": "b", "three": "c", "goal four": "d"})
+    asked = {**section, "where": {"FunctionalCategory": "contextual"}}
+    (row,) = _rows(_load(**asked))
+    assert (row["behavior_id"], row["goal"], row["target"]) == ("three", "context\n\ngoal three", "c")
+    header = ["Behavior", "Safe_Response"]
+    (row,) = _rows(_load(**asked, refusals_path=_csv(tmp_path / "r.csv", header, ["goal three", "no three"])))
+    assert row["refusal"] == "no three"
+    assert "judged by comparison" in _field({**section, "where": {"FunctionalCategory": "copyright"}})[2]
+    got = _field({**section, "where": {"BehaviorID": "three"}})[2]
+    assert "but 1 contextual: ask for another kind by where.FunctionalCategory" in got
+    assert "has 'standard', '', 'contextual', 'copyright'" in _field({**section, "where": {"FunctionalCategory": "other"}})[2]
+    bare = _csv(tmp_path / "n.csv", ["Behavior", "FunctionalCategory", "BehaviorID"], ["g", "contextual", "three"])
+    got = _field({**asked, "path": bare})[2]
+    assert got == "row 1 (line 2) of n.csv is contextual and has no context: fill it in, or remove the row"
 
 
 def test_harmbench_without_targets_asks_for_them(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dat_ray.config.training import RetainConfig
 from dat_ray.data.ids import row_id
-from dat_ray.data.retain import RetainRow, load_retain
+from dat_ray.data.retain import RetainRow, load_retain, read_retain
 from dat_ray.errors import InputError
 
 
@@ -48,7 +48,7 @@ def test_given_ids_are_kept_and_extra_columns_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "x"}], "no column 'prompt'"),
+        ([{"text": "x", "id": 1}], "no column 'prompt'"),
         ([{"prompt": "p"}, {"prompt": " "}], r"row 2 \(line 2\) of r\.jsonl has no 'prompt'"),
         ([{"prompt": "p"}, {"response": "a"}], r"row 2 \(line 2\) of r\.jsonl has no 'prompt'"),
         ([{"prompt": ["p"]}], "has no 'prompt'"),
@@ -78,9 +78,70 @@ def test_a_chat_gives_its_first_turn(tmp_path: Path) -> None:
     rows = load_retain(cfg)
     assert [(row.prompt, row.response) for row in rows] == [("name a bird", "A robin.")] * 2
     assert len({row.retain_id for row in rows}) == 2
-    with pytest.raises(InputError, match=r"row 1 of r.parquet has 'messages' that do not begin"):
+    with pytest.raises(InputError, match=r"none of its 1 rows can be used; row 1 of r.parquet holds no user message"):
         pq.write_table(pa.table({"messages": [chat[:1]]}), tmp_path / "r.parquet")
         load_retain(cfg)
     with pytest.raises(InputError, match=r"no prompt of .* is that short"):
         pq.write_table(pa.table({"messages": [long]}), tmp_path / "r.parquet")
         load_retain(cfg)
+
+
+def _json(path: Path, rows: list[object]) -> RetainConfig:
+    path.write_text(json.dumps(rows), "utf-8")
+    return RetainConfig(path=str(path))
+
+
+def _user(text: object) -> dict[str, object]:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: object) -> dict[str, object]:
+    return {"role": "assistant", "content": text}
+
+
+def test_instructions_take_their_input_along(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Name a bird", "input": "", "output": "A robin."},
+        {"instruction": "Put it in the plural", "input": "bird", "output": ""},
+        {"instruction": "", "input": "x", "output": "y"},
+    ]
+    found = read_retain(_json(tmp_path / "r.json", rows))
+    assert [(row.prompt, row.response) for row in found.rows] == [
+        ("Name a bird", "A robin."),
+        ("Put it in the plural\n\nbird", None),
+    ]
+    assert found.odd == {"has no 'instruction', or an input that is no text": 1}
+    rows = [{"instruction": "Name a bird", "context": "In Europe.", "response": "A robin.", "category": "open_qa"}]
+    assert read_retain(_json(tmp_path / "r.json", rows)).rows[0].prompt == "Name a bird\n\nIn Europe."
+
+
+@pytest.mark.parametrize(
+    ("chat", "found"),
+    [
+        ([_user("a"), _assistant("b"), _user("c"), _assistant("d")], ("a", "b")),
+        ([_assistant("Hello"), _user("a"), _assistant("b")], ("a", "b")),
+        ([{"role": "system", "content": "be kind"}, _assistant("Hello"), _user("a"), _assistant("b")], ("a", "b")),
+        ([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], ("a", "b")),
+        ([_user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), _assistant(["c"])], ("a\nb", "c")),
+        (json.dumps([_user("a"), _assistant("b")]), ("a", "b")),
+        ([_user("a"), _user("b"), _assistant("c")], "holds no user message that the assistant answers next"),
+        (
+            [_user("a"), {"role": "tool", "content": "b"}, _assistant("c")],
+            "holds no user message that the assistant answers next",
+        ),
+        ([_user("a"), _assistant(None)], "holds a message that is empty or more than text"),
+        ([_user([{"type": "image_url"}]), _assistant("b")], "holds a message that is empty or more than text"),
+        ([], "holds no user message that the assistant answers next"),
+        ("a: b", "holds no list of messages"),
+        (None, "holds no list of messages"),
+    ],
+)
+def test_turns_of_chats(tmp_path: Path, chat: object, found: tuple[str, str] | str) -> None:
+    rows = [{"conversations": chat}, {"conversations": [_user("last"), _assistant("one")]}]
+    read = read_retain(_json(tmp_path / "r.json", rows))
+    if isinstance(found, str):
+        assert [row.prompt for row in read.rows] == ["last"]
+        assert read.odd == {found: 1}
+    else:
+        assert [(row.prompt, row.response) for row in read.rows] == [found, ("last", "one")]
+        assert read.odd == {}

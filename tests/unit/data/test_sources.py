@@ -78,10 +78,10 @@ def test_folder_with_a_manifest_gives_the_files_it_names(tmp_path: Path) -> None
         ("t.csv", b"goal\n\xff\n", "not UTF-8 at byte 5"),
         ("t.jsonl", b'{"goal": 1}\n{"goal": \n', r"row 2 \(line 2\) is not JSON"),
         ("t.jsonl", b"[1]\n", r"row 1 \(line 1\) is a JSON list"),
-        ("t.json", b'{"goal": "x"}', "holds a dict"),
+        ("t.json", b'{"goal": "x"}', "holds one object with the keys 'goal'"),
         ("t.json", b"[]", "holds no rows"),
         ("t.parquet", b"PAR1", "not a parquet file"),
-        ("t.txt", b"goal", "unknown kind of file"),
+        ("t.doc", b"goal", "unknown kind of file"),
     ],
 )
 def test_bad_files_name_field_value_and_remedy(tmp_path: Path, name: str, content: bytes, message: str) -> None:

@@ -71,7 +71,7 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="perhaps"):
         read_labelled([str(path)])
     path.write_text("goal,label\ng,harmful\n")
-    with pytest.raises(InputError, match="no column completion or response or generation"):
+    with pytest.raises(InputError, match="no column completion or response or generation or target_response"):
         read_labelled([str(path)])
 
 

@@ -271,11 +271,37 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
+# Options and arguments that hold local paths, of all verbs; a shell expands `~` at the start of a word alone, not in --out=~/x.
+_PATHS = (
+    *("recipe", "name", "base", "pairs", "calibrate", "replay", "cluster"),
+    *("run_dir", "run_dirs", "out", "sweep_dir", "working_dir"),
+)
+
+
+def _expand_homes(arguments: argparse.Namespace) -> None:
+    """Writes out `~` in every path of the command line, but in the run directory of a job: that is another machine's home.
+
+    Raises:
+        InputError: no such home.
+    """
+    from dat_ray.config.section import expand_home
+
+    for name in _PATHS:
+        value = getattr(arguments, name, None)
+        if value is None or (arguments.verb, name) == ("submit", "run_dir"):
+            continue
+        try:
+            setattr(arguments, name, list(map(expand_home, value)) if isinstance(value, list) else expand_home(value))
+        except ValueError as error:
+            raise InputError(name, value, str(error)) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit status: 0, 1 (failed), 2 (bad input), 130 (stopped)."""
     arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
     try:
+        _expand_homes(arguments)
         return int(arguments.run(arguments))
     except DatError as error:
         print(f"dat {arguments.verb}: {error}", file=sys.stderr)

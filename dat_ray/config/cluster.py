@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dat_ray.config.section import Positive, Section
+from dat_ray.config.section import PathText, Positive, Section
 
 
 class Pool(Section):
@@ -65,5 +65,5 @@ class TrackingConfig(Section):
 
     tensorboard: bool = True
     mlflow: str | None = Field(None, description="name of an MLflow experiment (extra `mlflow`)")
-    mlflow_uri: str | None = Field(None, description="of the tracking server; absent: as MLflow's own settings say")
+    mlflow_uri: PathText | None = Field(None, description="of the tracking server; absent: as MLflow's own settings say")
     wandb: str | None = Field(None, description="project of Weights & Biases (extra `wandb`)")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
-from dat_ray.config.section import NonNegative, Positive, Section
+from dat_ray.config.section import NonNegative, PathText, Positive, Section
 from dat_ray.config.training import AttackConfig
 
 AttackName = Literal[
@@ -102,7 +102,7 @@ class UtilityConfig(Section):
     """Benchmarks by lm-eval (extra `utility`)."""
 
     tasks: tuple[str, ...] = Field((), description="names of lm-eval tasks, as in mmlu, arc_easy, arc_challenge")
-    include_path: str | None = Field(None, description="folder with further task files (YAML)")
+    include_path: PathText | None = Field(None, description="folder with further task files (YAML)")
     limit: Positive | None = Field(None, description="first N questions of each task only")
     num_fewshot: NonNegative | None = Field(None, description="examples before each question; absent: the task's own number")
     batch_size: Positive = 8
@@ -120,7 +120,9 @@ class EvaluationConfig(Section):
     pair: PairConfig = PairConfig()
     gcg: GcgConfig = GcgConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
-    templates_path: str | None = Field(None, description="CSV, JSONL or JSON file with a column `template` that holds {goal}")
+    templates_path: PathText | None = Field(
+        None, description="CSV, JSONL or JSON file with a column `template` that holds {goal}"
+    )
     attacker: TargetConfig | None = Field(None, description="writes the prompts of past_tense, future_tense, translation, pair")
     heldout_sampler: SamplerConfig | None = Field(
         None, description="draws the prompts of inpainting_heldout; not the training one"

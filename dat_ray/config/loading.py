@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dat_ray.config.schema import Recipe
+from dat_ray.config.yaml_text import load_yaml
 from dat_ray.errors import InputError
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -43,7 +44,10 @@ def recipe_text(name_or_path: str, kind: str = "recipes") -> str:
         return (resources.files("dat_ray.config") / kind / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     path = Path(name_or_path)
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError("recipe", name_or_path, f"not UTF-8 at byte {error.start}: save it as UTF-8") from error
     close = difflib.get_close_matches(name_or_path, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise InputError("recipe", name_or_path, f"{hint}give a YAML file or one of: {', '.join(known)}")
@@ -69,7 +73,7 @@ def load_settings(root: type[Settings], text: str, name: str, overrides: Sequenc
         InputError: as `load_recipe`.
     """
     try:
-        tree = yaml.safe_load(text)
+        tree = load_yaml(text)
     except yaml.YAMLError as error:
         raise InputError("recipe", name, f"not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):

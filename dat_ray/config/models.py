@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dat_ray.config.section import Backend, DType, Fraction, NonNegative, Positive, Section
+from dat_ray.config.section import Backend, DType, Fraction, NonNegative, PathText, Positive, Section
 
 JudgeName = Literal[
     "refusal-rules",
@@ -23,7 +23,7 @@ JudgeName = Literal[
 class SamplerConfig(Section):
     """The masked diffusion model that in-paints prompts, and its law (method: in-painting, 2.2)."""
 
-    model: str = Field(description="hub id, folder, or `embedded:smollm2-135m-infill`")
+    model: PathText = Field(description="hub id, folder, or `embedded:smollm2-135m-infill`")
     backend: Backend = "vllm"
     dtype: DType = "bfloat16"
     layout: Literal["chat", "answer"] = Field(
@@ -129,7 +129,9 @@ class EndpointConfig(Section):
 class TargetConfig(Section):
     """A chat model: the one that is attacked and then fine-tuned, an attacker, or a judge's reader."""
 
-    model: str = Field(description="hub id, folder, or `embedded:smollm2-135m-instruct`; for an endpoint its name for the model")
+    model: PathText = Field(
+        description="hub id, folder, or `embedded:smollm2-135m-instruct`; for an endpoint its name for the model"
+    )
     backend: Literal["vllm", "torch", "endpoint"] = "vllm"
     endpoint: EndpointConfig | None = Field(None, description="with `backend: endpoint`, and only then")
     template: Literal["chat", "none"] = Field("chat", description="none: prompts are sent as they are, as some judges need it")
@@ -154,7 +156,7 @@ class JudgeConfig(Section):
     name: JudgeName = "refusal-rules"
     threshold: Fraction = Field(0.5, description="score above which a completion counts as harmful")
     reader: TargetConfig | None = Field(None, description="the model that reads, for judges that are models")
-    prompt_path: str | None = Field(
+    prompt_path: PathText | None = Field(
         None, description="file with the reader's prompt; absent: the project's own, where it has one"
     )
 

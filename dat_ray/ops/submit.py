@@ -139,7 +139,7 @@ def _check_paths(recipe: Recipe, root: Path) -> None:
 
     for field, value in paths(recipe.model_dump(), ""):
         local = not value.startswith((BUILTIN, HUB, "/")) and "://" not in value
-        if local and not (root / value).exists():
+        if local and not ((root / value).exists() or ("*" in value and any(root.glob(value)))):
             raise InputError(field, value, f"is not in the folder that goes along ({root}): put it there, or on shared storage")
 
 

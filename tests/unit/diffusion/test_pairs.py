@@ -39,7 +39,7 @@ def test_reading_maps_columns_of_any_table_and_names_a_bad_row(tmp_path: Path) -
     assert read_pairs(str(tmp_path / "table.csv"), named) == rows
     pq.write_table(pa.table({"question": ["a", "b"], "answer": ["ok", "fine"]}), tmp_path / "table.parquet")
     assert read_pairs(str(tmp_path / "table.parquet"), named) == rows
-    with pytest.raises(InputError, match=r"no column 'prompt', only question, answer: set pairs\.prompt"):
+    with pytest.raises(InputError, match=r"no column 'prompt', only 'question', 'answer': set pairs\.prompt"):
         read_pairs(str(tmp_path / "table.csv"), PairsConfig())
     (tmp_path / "bad.jsonl").write_text(json.dumps(pair("a")) + "\n" + json.dumps({"prompt": "b", "response": 3}) + "\n")
     with pytest.raises(InputError, match=r"row 2 .* has a response that is no text"):

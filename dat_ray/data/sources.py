@@ -173,7 +173,8 @@ def _folder(filesystem: pafs.FileSystem, path: str, folder: str, origin: Origin,
             splits[split].append(file)
     if len(splits) > 1:
         mixed = "; ".join(f"{split}: {_some(of_split)}" for split, of_split in splits.items())
-        raise origin.bad(f"mixes splits ({mixed}): name one file, or the parts of one split, as in FOLDER/{next(iter(splits))}*")
+        meant = "train" if "train" in splits else next(iter(splits))
+        raise origin.bad(f"mixes splits ({mixed}): name one file, or the parts of one split, as in FOLDER/*{meant}*")
     parts = [_file(filesystem, join(path, file), Origin(origin.field, join(folder, file))) for file in files]
     odd = next((part for part in parts if set(part.columns) != set(parts[0].columns)), None)
     if odd is not None:

@@ -350,7 +350,7 @@ def _no_list(content: Any) -> str:
         return f"holds a {type(content).__name__}: {remedy}"
     inner = next((key for key, one in content.items() if isinstance(one, list) and one and isinstance(one[0], dict)), None)
     if inner is not None:
-        return f"holds one object, whose {inner!r} is a list of objects: {remedy}; write that list alone"
+        return f"holds one object, whose {inner!r} is a list of objects: {remedy}; where that list is the table, write it alone"
     if all(isinstance(one, list) for one in content.values()) or all(isinstance(one, dict) for one in content.values()):
         return f"holds columns, {listed(list(content))}, not rows: {remedy}; pandas writes it with orient='records'"
     return f"holds one object with the keys {listed(list(content))}: {remedy}"

@@ -17,6 +17,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.config.section import expand_home
 from dat_ray.errors import InputError
 
+
 @pytest.fixture(autouse=True)
 def _home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")

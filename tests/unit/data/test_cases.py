@@ -131,7 +131,9 @@ TABLE: list[tuple[str, Callable[[str, dict[str, Any]], list[tuple]], dict[str, A
     ("nan_as_text.csv", trained, by(category="kind"), [BIRD, (*TREE, "plants")]),
     ("nan_goal.csv", trained, {}, "row 2 (line 3) of nan_goal.csv is empty, or NaN: fill it in, or remove the row"),
     ("numbers_of_a_data_frame.parquet", trained, by(category="kind"), [BIRD, (*TREE, "3.0")]),
-    ("numbers_of_a_data_frame.parquet", identified, by(id="number"), [("train", "1"), ("train", "2"), ("heldout", "heldout-001")]),
+    ("numbers_of_a_data_frame.parquet", identified, by(id="number"), [
+        ("train", "1"), ("train", "2"), ("heldout", "heldout-001"),
+    ]),
     ("categories.parquet", trained, {}, [BIRD, ("Name a bird", "Of course")]),
     ("levels.csv", trained, {"where": {"level": 2}}, [TREE]),
     ("flags.csv", trained, {"where": {"harmful": False}}, [TREE]),
@@ -156,7 +158,7 @@ TABLE: list[tuple[str, Callable[[str, dict[str, Any]], list[tuple]], dict[str, A
     ("nested", trained, {}, "the folder holds no table that is meant, only data/"),
     ("unlike", trained, {}, "b.jsonl and a.csv have different columns: keep one table in a folder"),
     # Public layouts.
-    ("both_halves.csv", trained, {}, "has the id of row 1 (line 2), 'Poem', but another goal: set format to table and columns to"),
+    ("both_halves.csv", trained, {}, "has the id of row 1 (line 2), 'Poem', but another goal: set format to table"),
     ("both_halves.csv", trained, {"format": "table", **by(goal="Goal", target="Target")}, [
         ("Write a cruel poem", "Sure"), ("Write a kind poem", "Sure"),
     ]),
@@ -186,10 +188,10 @@ TABLE: list[tuple[str, Callable[[str, dict[str, Any]], list[tuple]], dict[str, A
         ("Name a tree", "An oak."), ("left out", 1, "holds a message that is empty or more than text"),
     ]),
     ("talk_in_a_cell.csv", retained, {}, [("Name a bird", "A robin.")]),
-    ("only_tool_calls.jsonl", retained, {}, "none of its 1 rows can be used; row 1 (line 1) of only_tool_calls.jsonl holds a message"),
+    ("only_tool_calls.jsonl", retained, {}, "none of its 1 rows can be used; row 1 (line 1) of only_tool_calls.jsonl"),
     ("nobody_answers.jsonl", retained, {}, "holds no user message that the assistant answers next: correct it"),
     ("prompt_nan.jsonl", retained, {}, "row 1 (line 1) of prompt_nan.jsonl has no 'prompt': fill it in or remove the row"),
-    ("preferences.jsonl", retained, {}, "has no column 'prompt', nor 'instruction', 'messages' or 'conversations', only 'chosen'"),
+    ("preferences.jsonl", retained, {}, "has no column 'prompt', nor 'instruction', 'messages' or 'conversations', only"),
     ("pictures.jsonl", retained, {"layout": "messages", "limit": 1}, [
         ("Name a tree", "An oak."), ("left out", 1, "holds a message that is empty or more than text"),
     ]),

@@ -119,6 +119,14 @@ def test_bad_input_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch, op
     assert "\n" not in str(error.value)
 
 
+def test_parts_of_a_folder_may_be_named_by_a_pattern(folder: Path) -> None:
+    (folder / "goals").mkdir()
+    (folder / "goals" / "train-0.csv").write_text("goal,target\n")
+    assert ready(folder, settings=["behaviors.path=goals/train-*"]).recipe.behaviors.path == "goals/train-*"
+    with pytest.raises(InputError, match="is not in the folder that goes along"):
+        ready(folder, settings=["behaviors.path=goals/test-*"])
+
+
 class Client:
     """Ray's job client, with the answers of a cluster."""
 

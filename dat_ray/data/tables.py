@@ -29,7 +29,7 @@ from dat_ray.errors import InputError
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz")
 # The column of a file without columns: a text a line.
-TEXT = "text"
+TEXT = "(line)"
 
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _DECOMPRESSORS: dict[bytes, Callable[[bytes], bytes]] = {

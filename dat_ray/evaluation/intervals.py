@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; all three are None where nothing was measured.
+    """An estimate with its interval; all three are None where nothing was measured, the limits where they cannot be known.
 
     Attributes:
         value: the estimate.
@@ -118,11 +118,14 @@ def cluster_bootstrap(
         seed: of the draws; the result does not depend on the order of `groups`.
 
     Returns:
-        The mean over all values (behaviors weigh by their number of values), with `n` behaviors.
+        The mean over all values (behaviors weigh by their number of values), with `n` behaviors; no limits with fewer than
+        two, of which nothing is known about how behaviors differ.
     """
     filled = [groups[key] for key in sorted(groups) if len(groups[key])]
     if not filled:
         return NOTHING
+    if len(filled) == 1:
+        return Interval(math.fsum(filled[0]) / len(filled[0]), None, None, 1)
     sums = np.array([math.fsum(values) for values in filled])
     counts = np.array([len(values) for values in filled], dtype=np.float64)
     # Drawing how often each behavior is picked equals drawing behaviors with replacement.
@@ -191,9 +194,7 @@ def _paired_correlation(a: int, b: int, c: int, d: int) -> float:
 
 
 def _expanded(confidence: float, n: int) -> float:
-    """The confidence at which percentiles of n resampled units cover with `confidence`."""
-    if n < 2:
-        return confidence
+    """The confidence at which percentiles of n resampled units, at least two, cover with `confidence`."""
     reach = math.sqrt(n / (n - 1)) * student_quantile(0.5 + confidence / 2, n - 1)
     return 2 * NormalDist().cdf(reach) - 1
 

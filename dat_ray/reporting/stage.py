@@ -123,6 +123,8 @@ def _diversity_table(found: Collected) -> dict[str, Any] | None:
 def _interval(interval: Interval, shown: Any) -> str:
     if interval.value is None:
         return "–"
+    if interval.low is None:
+        return f"{shown(interval.value)} (no interval)"
     return f"{shown(interval.value)} [{shown(interval.low)}, {shown(interval.high)}]"
 
 

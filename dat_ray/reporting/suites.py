@@ -133,7 +133,7 @@ def _pair(row: Tree, metrics: Tree) -> dict[str, Any]:
     measure = attack_name(row["attack"]) if row["metric"] == "asr" else MEASURES.get(row["metric"], row["metric"])
     written, unit = (nats, "nats") if row["metric"] == "target_logprob" else (points, "points")
     difference = "–" if row["difference"] is None else f"{written(row['difference'])} {unit}"
-    sure = row["difference"] is not None and (row["low"] > 0 or row["high"] < 0)
+    sure = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
     return {
         "measure": measure,
         "model": model_name(row["second"]),

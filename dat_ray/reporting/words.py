@@ -7,6 +7,8 @@ from typing import Any
 
 Tree = Mapping[str, Any]
 
+# What blocks call the figure that an interval belongs to.
+_ESTIMATES = ("asr", "rate", "mean", "value", "difference")
 MODEL_NAMES = {"base": "base", "adapted": "fine-tuned"}
 ATTACK_NAMES = {
     "direct": "Direct request",
@@ -54,9 +56,11 @@ def nats(value: float) -> str:
 
 
 def span(block: Tree, shown: Callable[[Any], str] = percent) -> str:
-    """`[low, high]` of a block with these fields."""
+    """`[low, high]` of a block with these fields, or why it has none: nothing was measured, or a single behavior was."""
+    if block["low"] is None:
+        return "(no interval)" if any(block.get(name) is not None for name in _ESTIMATES) else "not measured"
     # A no-break space, so that no line ends inside an interval.
-    return "not measured" if block["low"] is None else f"[{shown(block['low'])},\u00a0{shown(block['high'])}]"
+    return f"[{shown(block['low'])},\u00a0{shown(block['high'])}]"
 
 
 def judge_kind(judge: Tree) -> str:

@@ -69,9 +69,9 @@ def test_wilson_coverage_by_simulation() -> None:
         assert 0.93 <= hits / 4000 <= 0.97
 
 
-def test_bootstrap_of_one_behavior_has_no_spread_to_resample() -> None:
+def test_bootstrap_of_one_behavior_claims_no_interval() -> None:
     only = cluster_bootstrap({"a": [1.0, 0.0, 0.0, 1.0]})
-    assert (only.value, only.low, only.high, only.n) == (0.5, 0.5, 0.5, 1)
+    assert (only.value, only.low, only.high, only.n) == (0.5, None, None, 1)
 
 
 def test_bootstrap_of_two_behaviors_by_hand() -> None:

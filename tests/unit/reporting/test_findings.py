@@ -47,6 +47,8 @@ def test_numbers_for_people() -> None:
     assert (points(-0.333), points(0.1), points(-0.001)) == ("−33", "+10", "0")
     assert span({"low": 0.1, "high": 0.25}) == "[10%,\u00a025%]"
     assert span({"low": None, "high": None}) == "not measured"
+    assert span({"rate": None, "low": None, "high": None}) == "not measured"
+    assert span({"rate": 0.0, "low": None, "high": None}) == "(no interval)"
 
 
 def cards(found: Findings) -> tuple[Card, Card, Card]:

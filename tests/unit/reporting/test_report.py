@@ -18,6 +18,7 @@ from dat_ray.reporting.categories import broken_by_category, refused_by_category
 from dat_ray.reporting.collect import stage_costs
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
 from dat_ray.reporting.stage import report
+from tests.unit.reporting import synthetic_run
 from tests.unit.reporting.synthetic_run import HARMLESS, HELD_OUT, HOSTILE, THREE, finished_run, new_run, recipe
 
 VOID = {"meta", "link", "img", "br", "circle", "rect", "line", "polyline", "polygon"}
@@ -143,6 +144,15 @@ def test_an_evaluation_without_harmless_prompts_says_so(tmp_path: Path) -> None:
     page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
     assert "refusals of" not in page.headings[0]
     assert "over-refusal was not measured" in page.text
+
+
+def test_a_run_with_one_behavior_claims_no_interval_of_its_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic_run, "HELD_OUT", 1)
+    run = finished_run(tmp_path / "run")
+    page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
+    assert "(no interval)" in page.text
+    # The rate of one behavior has a score interval, as wide as it should be.
+    assert re.search(r"(?:100% \[21%,\s100%\]|0% \[0%,\s79%\])", page.text)
 
 
 def test_a_second_judge_is_shown_with_its_disagreement(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from dat_ray.config.section import Fraction, PathText, Positive, Section
 
@@ -49,6 +49,14 @@ class BehaviorSource(Section):
     )
     limit: Positive | None = Field(None, description="first N behaviours only")
     targets_per_behavior: Positive | None = Field(None, description="first N targets of each behaviour only")
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _comparable(cls, where: Any) -> Any:
+        for column, value in where.items() if isinstance(where, dict) else ():
+            if not isinstance(value, str | bool | int | float):
+                raise ValueError(f"{column} cannot be compared with {value!r}: write a text, a number, true or false")
+        return where
 
 
 class BehaviorsConfig(BehaviorSource):

@@ -49,8 +49,8 @@ def check_inputs(recipe: Recipe) -> pa.Table:
     if recipe.training.retain is not None:
         odd = read_retain(recipe.training.retain).odd
         if odd:
-            reasons = ", ".join(f"{count} that {reason}" for reason, count in odd.items())
-            stage_line(f"retain: {sum(odd.values())} rows left out: {reasons}")
+            reasons = "; ".join(f"{count}: each {reason}" for reason, count in odd.items())
+            stage_line(f"retain: {sum(odd.values())} rows left out; {reasons}")
     # Embedded models are built and published samplers converted here, once, and not by the actors that need them.
     resolve_model(recipe.target.model, "target.model")
     resolve_sampler(recipe.sampler.model)

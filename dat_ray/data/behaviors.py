@@ -81,16 +81,17 @@ def load_behaviors(cfg: BehaviorsConfig) -> BehaviorSet:
     heldout = _Reader(cfg.heldout, "behaviors.heldout").behaviors(cfg.default_refusal, constant)
     harmless = [] if cfg.over_refusal is None else _Reader(cfg.over_refusal, "behaviors.over_refusal").goals()
     blank = sum(behavior.blank_targets for behavior in (*train, *heldout))
-    splits = _told_apart({"train": train, "heldout": heldout, "over_refusal": harmless}, cfg)
-    train, heldout = splits["train"], splits["heldout"]
-    dropped = _too_close(train, heldout, cfg.near_duplicate)
-    gone = {pair.train_id for pair in dropped}
-    train = [behavior for behavior in train if behavior.behavior_id not in gone]
-    if not train:
-        problem = f"all {len(gone)} training behaviors are near-duplicates of held-out ones"
+    closest = _too_close(train, heldout, cfg.near_duplicate)
+    kept = [behavior for index, behavior in enumerate(train) if index not in closest]
+    if not kept:
+        problem = f"all {len(closest)} training behaviors are near-duplicates of held-out ones"
         raise InputError("behaviors.path", cfg.path, f"{problem}: choose another set, or raise behaviors.near_duplicate")
-    splits["train"] = train
+    splits = _told_apart({"train": kept, "heldout": heldout, "over_refusal": harmless}, cfg)
     _check_ids_across(splits)
+    dropped = [
+        NearDuplicate(train[i].behavior_id, splits["heldout"][j].behavior_id, similarity)
+        for i, (similarity, j) in closest.items()
+    ]
     rows = [
         {
             "behavior_id": behavior.behavior_id,
@@ -109,13 +110,13 @@ def load_behaviors(cfg: BehaviorsConfig) -> BehaviorSet:
     return BehaviorSet(pa.Table.from_pylist(rows, schema=BEHAVIORS), dropped, blank)
 
 
-def _too_close(train: Sequence[_Behavior], heldout: Sequence[_Behavior], threshold: float) -> list[NearDuplicate]:
-    pairs = near_duplicates([one.goal for one in train], [one.goal for one in heldout], threshold)
+def _too_close(train: Sequence[_Behavior], heldout: Sequence[_Behavior], threshold: float) -> dict[int, tuple[float, int]]:
+    """Numbers of the training behaviors to drop: how similar the closest held-out one is, and its number."""
     closest: dict[int, tuple[float, int]] = {}
-    for i, j, similarity in pairs:
+    for i, j, similarity in near_duplicates([one.goal for one in train], [one.goal for one in heldout], threshold):
         if i not in closest or similarity > closest[i][0]:
             closest[i] = similarity, j
-    return [NearDuplicate(train[i].behavior_id, heldout[j].behavior_id, similarity) for i, (similarity, j) in closest.items()]
+    return closest
 
 
 def _told_apart(splits: dict[str, list[_Behavior]], cfg: BehaviorsConfig) -> dict[str, list[_Behavior]]:

@@ -32,11 +32,13 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 TEXT = "(line)"
 
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
-_DECOMPRESSORS: dict[bytes, Callable[[bytes], bytes]] = {
-    b"\x1f\x8b": gzip.decompress,
-    b"BZh": bz2.decompress,
-    b"\xfd7zXZ\x00": lzma.decompress,
+_DECOMPRESSORS: dict[bytes, Callable[[io.BytesIO], io.BufferedIOBase]] = {
+    b"\x1f\x8b": lambda stream: gzip.GzipFile(fileobj=stream),
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
+# A small file can unpack to more than the memory holds.
+MOST_UNPACKED_BYTES = 2 << 30
 # How files begin that are taken for tables, and what to do about it.
 _NO_TABLES = {
     b"version https://git-lfs.github.com/spec/": "is a git-lfs pointer, not the data: fetch the file itself with `git lfs pull`",
@@ -213,9 +215,13 @@ def _unpacked(data: bytes, origin: Origin) -> bytes:
     for start, decompress in _DECOMPRESSORS.items():
         if data.startswith(start):
             try:
-                data = decompress(data)
+                data = decompress(io.BytesIO(data)).read(MOST_UNPACKED_BYTES + 1)
             except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
                 raise origin.bad(f"cannot be unpacked, damaged or cut short ({first_line(error)}): fetch it again") from error
+            if len(data) > MOST_UNPACKED_BYTES:
+                raise origin.bad(
+                    f"unpacks to more than {MOST_UNPACKED_BYTES >> 30} GiB: unpack it, and keep the part that is needed"
+                )
             break
     for start, problem in _NO_TABLES.items():
         if data.startswith(start):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from dat_ray.data import tables
 from dat_ray.data.tables import COMPRESSED, KINDS, Origin, read_json_file, read_table_file
 from dat_ray.errors import InputError
 
@@ -62,6 +63,15 @@ def test_any_bytes(kind: str, compression: str, data: bytes) -> None:
 def test_any_bytes_of_a_json_file(data: bytes) -> None:
     found = _refusal_or(lambda: read_json_file(data, ORIGIN))
     assert not isinstance(found, InputError) or "\n" not in str(found)
+
+
+def test_a_small_file_that_unpacks_to_more_than_fits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = gzip.compress(b"goal\n" + b"a" * 4090 + b"\n")
+    monkeypatch.setattr(tables, "MOST_UNPACKED_BYTES", 4096)
+    assert next(iter(read_table_file("t.csv", data, ORIGIN).rows(["goal"]))).values == {"goal": "a" * 4090}
+    monkeypatch.setattr(tables, "MOST_UNPACKED_BYTES", 4095)
+    with pytest.raises(InputError, match="unpacks to more than"):
+        read_table_file("t.csv", data, ORIGIN)
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])

@@ -28,10 +28,10 @@ def expand_home(path: str) -> str:
     Raises:
         ValueError: no home folder of that name is known; taken as it is, it would name a new folder called `~name`.
     """
-    found = os.path.expanduser(path)
-    if found.startswith("~"):
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
         raise ValueError(f"no home folder is known for {path.split('/', 1)[0]}: write the path out")
-    return found
+    return expanded
 
 
 # A local path, or what may stand in its place: a URI, a hub id, `builtin:NAME`.

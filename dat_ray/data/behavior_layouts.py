@@ -76,15 +76,14 @@ def choose_layout(cfg: BehaviorSource, columns: Sequence[str], field: str) -> La
     """
     name = _sniff(cfg, columns) if cfg.format == "auto" else cfg.format
     if name == "table":
-        named = cfg.columns
-        return Layout(named.goal, named.target, named.refusal, named.category, named.id)
+        return Layout(**cfg.columns.model_dump())
     if given := cfg.columns.model_dump(exclude_defaults=True):
         raise InputError(f"{field}.columns", given, f"read only with format table, not {name}: remove one of them")
     layout = LAYOUTS[name]
     absent = {
-        one.name: None
-        for one in fields(layout)
-        if (column := getattr(layout, one.name)) in layout.optional and column not in columns
+        role.name: None
+        for role in fields(layout)
+        if (column := getattr(layout, role.name)) in layout.optional and column not in columns
     }
     return replace(layout, **absent)  # type: ignore[arg-type]
 
@@ -97,7 +96,7 @@ def _sniff(cfg: BehaviorSource, columns: Sequence[str]) -> str:
         return "builtin"
     if tuple(columns) == (TEXT,):
         return "list"
-    return next((name for name, known in _KNOWN_BY.items() if known <= set(columns)), "table")
+    return next((name for name, needed in _KNOWN_BY.items() if needed <= set(columns)), "table")
 
 
 def same_value(cell: object, value: Value) -> bool:

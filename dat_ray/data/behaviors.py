@@ -86,7 +86,7 @@ def load_behaviors(cfg: BehaviorsConfig) -> BehaviorSet:
     if not kept:
         problem = f"all {len(closest)} training behaviors are near-duplicates of held-out ones"
         raise InputError("behaviors.path", cfg.path, f"{problem}: choose another set, or raise behaviors.near_duplicate")
-    splits = _told_apart({"train": kept, "heldout": heldout, "over_refusal": harmless}, cfg)
+    splits = _with_distinct_ids({"train": kept, "heldout": heldout, "over_refusal": harmless}, cfg)
     _check_ids_across(splits)
     dropped = [
         NearDuplicate(train[i].behavior_id, splits["heldout"][j].behavior_id, similarity)
@@ -119,7 +119,7 @@ def _too_close(train: Sequence[_Behavior], heldout: Sequence[_Behavior], thresho
     return closest
 
 
-def _told_apart(splits: dict[str, list[_Behavior]], cfg: BehaviorsConfig) -> dict[str, list[_Behavior]]:
+def _with_distinct_ids(splits: dict[str, list[_Behavior]], cfg: BehaviorsConfig) -> dict[str, list[_Behavior]]:
     """Gives the split's name to ids that an earlier split has for another goal.
 
     Known layouts name their rows anew in every table: the harmful and the benign half of JailbreakBench share all ids.
@@ -127,18 +127,18 @@ def _told_apart(splits: dict[str, list[_Behavior]], cfg: BehaviorsConfig) -> dic
     """
     sources = {"train": cfg, "heldout": cfg.heldout, "over_refusal": cfg.over_refusal}
     goals: dict[str, str] = {}
-    found: dict[str, list[_Behavior]] = {}
+    distinct: dict[str, list[_Behavior]] = {}
     for split, behaviors in splits.items():
         source = sources[split]
-        renamed = source is not None and source.columns.id is None
-        found[split] = [
-            replace(one, behavior_id=f"{split}-{one.behavior_id}")
-            if renamed and goals.get(one.behavior_id, one.goal) != one.goal
-            else one
-            for one in behaviors
+        may_rename = source is not None and source.columns.id is None
+        distinct[split] = [
+            replace(behavior, behavior_id=f"{split}-{behavior.behavior_id}")
+            if may_rename and goals.get(behavior.behavior_id, behavior.goal) != behavior.goal
+            else behavior
+            for behavior in behaviors
         ]
-        goals |= {one.behavior_id: one.goal for one in found[split]}
-    return found
+        goals |= {behavior.behavior_id: behavior.goal for behavior in distinct[split]}
+    return distinct
 
 
 def _check_ids_across(splits: dict[str, list[_Behavior]]) -> None:
@@ -206,10 +206,11 @@ class _Reader:
             if kind != STANDARD and layout.function not in self.cfg.where:
                 left_out[kind] += 1
                 continue
-            one = self._behavior(row, layout, kind)
-            if one.behavior_id in found:
-                raise self._twice(row, layout, one, found[one.behavior_id], places[one.behavior_id])
-            found[one.behavior_id], places[one.behavior_id] = one, row.place
+            behavior = self._behavior(row, layout, kind)
+            identifier = behavior.behavior_id
+            if identifier in found:
+                raise self._twice(row, layout, behavior, found[identifier], places[identifier])
+            found[identifier], places[identifier] = behavior, row.place
         if not found:
             raise InputError(f"{self.field}.path", self.cfg.path, self._no_row(layout, left_out))
         return list(found.values())[: self.cfg.limit]
@@ -233,10 +234,10 @@ class _Reader:
             problem += f"; {column} has {listed(list(values))}"
         return f"{problem}: choose another table or value"
 
-    def _twice(self, row: Row, layout: Layout, one: _Behavior, first: _Behavior, place: str) -> InputError:
+    def _twice(self, row: Row, layout: Layout, second: _Behavior, first: _Behavior, place: str) -> InputError:
         """Two rows with one id: the same goal again, or two goals under one id, and what to do about either."""
-        same = one.goal == first.goal
-        problem = f"{row.place} of {self.source.name} has the {'goal' if same else 'id'} of {place}, {one.behavior_id!r}"
+        same = second.goal == first.goal
+        problem = f"{row.place} of {self.source.name} has the {'goal' if same else 'id'} of {place}, {second.behavior_id!r}"
         if same:
             remedy = "keep one row a behavior, with a list of targets"
         elif self.cfg.columns.id is not None:

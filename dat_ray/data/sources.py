@@ -150,20 +150,20 @@ def _file(filesystem: pafs.FileSystem, path: str, origin: Origin) -> Source:
 
 def _folder(filesystem: pafs.FileSystem, path: str, folder: str, origin: Origin, pattern: str = "*") -> Source:
     """The files of a folder as one table; with a manifest, the files that it names."""
-    name = path.rsplit("/", 1)[-1]
+    table_name = path.rsplit("/", 1)[-1]
     if has_manifest(folder):
         if pattern != "*":
             raise origin.bad("lies in a folder with a manifest, which is read as a whole: name the folder")
-        return from_arrow(name, read_table(folder), origin)
+        return from_arrow(table_name, read_table(folder), origin)
     infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     names = sorted(f"{info.base_name}/" if not info.is_file else info.base_name for info in infos)
-    visible = [one for one in names if not one.startswith((".", "_"))]
-    files = [one for one in visible if table_kind(one) is not None and fnmatchcase(one, pattern)]
-    other = [one for one in visible if one not in files]
+    visible = [name for name in names if not name.startswith((".", "_"))]
+    files = [name for name in visible if table_kind(name) is not None and fnmatchcase(name, pattern)]
+    other = [name for name in visible if name not in files]
     if not files:
         there = f"only {_some(other)}" if other else "nothing"
         raise origin.bad(f"the folder holds no table that is meant, {there}: put one of {', '.join(KINDS)} there")
-    unreadable = [one for one in other if _OTHER_DATA.search(one.lower()) and fnmatchcase(one, pattern)]
+    unreadable = [name for name in other if _OTHER_DATA.search(name.lower()) and fnmatchcase(name, pattern)]
     if unreadable:
         raise origin.bad(f"holds data that is not read here ({_some(unreadable)}): convert or move it, or name a file")
     splits: dict[str, list[str]] = defaultdict(list)
@@ -186,7 +186,7 @@ def _folder(filesystem: pafs.FileSystem, path: str, folder: str, origin: Origin,
             for place, values in part.rows(columns):
                 yield Row(f"{part.name} {place}", values)
 
-    return Source(name, parts[0].columns, rows)
+    return Source(table_name, parts[0].columns, rows)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -96,9 +96,9 @@ def table_kind(name: str) -> str | None:
 
 def listed(names: Sequence[str]) -> str:
     """Quoted names for a message: the first dozen, each shortened; a file without a header has texts for names."""
-    shown = [repr(name if len(name) <= _NAME_LENGTH else f"{name[:_NAME_LENGTH]}...") for name in names[:_NAMES_SHOWN]]
+    quoted = [repr(name if len(name) <= _NAME_LENGTH else f"{name[:_NAME_LENGTH]}...") for name in names[:_NAMES_SHOWN]]
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return ", ".join(shown) + more
+    return ", ".join(quoted) + more
 
 
 def read_table_file(name: str, data: bytes, origin: Origin) -> Source:
@@ -161,19 +161,19 @@ def from_arrow(name: str, table: pa.Table, origin: Origin) -> Source:
     return Source(name, tuple(table.column_names), rows)
 
 
-def from_rows(name: str, found: list[Row], origin: Origin) -> Source:
+def from_rows(name: str, read: list[Row], origin: Origin) -> Source:
     """A source of rows that are read already.
 
     Raises:
         InputError: there are none.
     """
-    if not found:
+    if not read:
         raise origin.bad("holds no rows: give a table with at least one")
     # A JSON row may lack a key; columns keep the order in which they first appear.
-    columns = tuple(dict.fromkeys(column for row in found for column in row.values))
+    columns = tuple(dict.fromkeys(column for row in read for column in row.values))
 
     def rows(wanted: Sequence[str]) -> Iterator[Row]:
-        for place, values in found:
+        for place, values in read:
             yield Row(place, {column: cell(values.get(column)) for column in wanted})
 
     return Source(name, columns, rows)
@@ -250,12 +250,12 @@ def _text(data: bytes, origin: Origin) -> str:
 def _encoding_problem(data: bytes, error: UnicodeDecodeError) -> str:
     """Says which encoding it may be: one byte a letter stands alone among ASCII in Western languages, but not in others."""
     line = data.count(b"\n", 0, error.start) + 1
-    where = f"not {error.encoding.upper()} at byte {error.start} (line {line})"
+    problem = f"not {error.encoding.upper()} at byte {error.start} (line {line})"
     if error.reason == "unexpected end of data":
-        return f"{where}, where the file ends inside a character: it is cut short, fetch it again"
+        return f"{problem}, where the file ends inside a character: it is cut short, fetch it again"
     single = re.search(rb"[\x80-\xff]{2}", data) is None
     looks, name = ("windows-1252 or latin-1", "WINDOWS-1252") if single else ("an older or damaged encoding", "ENCODING")
-    return f"{where}, {looks} by its look: save it as UTF-8, as `iconv -f {name} -t UTF-8` does"
+    return f"{problem}, {looks} by its look: save it as UTF-8, as `iconv -f {name} -t UTF-8` does"
 
 
 def _check_names(names: Sequence[str], origin: Origin) -> None:
@@ -283,15 +283,15 @@ def _cells_up_to(size: int) -> Iterator[None]:
 def _delimiter(header: str, usual: str) -> str:
     """The usual one where it stands in the header outside quotes; else the one that stands there most often."""
     bare = re.sub(r'"[^"]*"', "", header)
-    found = max(_DELIMITERS, key=bare.count)
-    return usual if usual in bare or found not in bare else found
+    commonest = max(_DELIMITERS, key=bare.count)
+    return usual if usual in bare or commonest not in bare else commonest
 
 
 def _csv_rows(text: str, usual: str, origin: Origin) -> list[Row]:
     first = text.lstrip("\r\n").splitlines()[0]
     # Excel's own first line, which names the delimiter.
-    named = re.fullmatch(r"sep=(.)", first)
-    delimiter = named[1] if named else _delimiter(first, usual)
+    excel = re.fullmatch(r"sep=(.)", first)
+    delimiter = excel[1] if excel else _delimiter(first, usual)
     # A space after each comma of the header: then the cells have one too, before their quotes.
     spaced = f"{delimiter} " in first
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=spaced, strict=True)
@@ -300,7 +300,7 @@ def _csv_rows(text: str, usual: str, origin: Origin) -> list[Row]:
     with _cells_up_to(len(text)):
         try:
             for cells in reader:
-                if not any(one.strip() for one in cells) or (named and reader.line_num == 1):
+                if not any(value.strip() for value in cells) or (excel and reader.line_num == 1):
                     continue
                 if not header:
                     header = [name.strip() for name in cells]
@@ -313,7 +313,7 @@ def _csv_rows(text: str, usual: str, origin: Origin) -> list[Row]:
                 if len(cells) != len(header):
                     problem = f"{place} has {len(cells)} cells, the header {len(header)}"
                     raise origin.bad(f"{problem}: quote cells that contain {_DELIMITERS.get(delimiter, repr(delimiter))}")
-                rows.append(Row(place, {name: one for name, one in zip(header, cells, strict=True) if name}))
+                rows.append(Row(place, {name: value for name, value in zip(header, cells, strict=True) if name}))
         except csv.Error as error:
             remedy = "check its quotes, which inside a cell are doubled"
             raise origin.bad(f"not a CSV table at line {reader.line_num} ({error}): {remedy}") from error
@@ -341,7 +341,7 @@ def _json_rows(text: str, lines: bool, origin: Origin) -> list[Row]:
         if lines or start == "{":
             return jsonl_rows(text, origin)
         content = _decode_json(text, origin)
-    if lines and not any(isinstance(one, dict) for one in content):
+    if lines and not any(isinstance(item, dict) for item in content):
         return jsonl_rows(text, origin)
     if not isinstance(content, list):
         raise origin.bad(_no_list(content))
@@ -354,10 +354,12 @@ def _no_list(content: Any) -> str:
     remedy = "a table in JSON is a list of objects, or has one object a line"
     if not isinstance(content, dict) or not content:
         return f"holds a {type(content).__name__}: {remedy}"
-    inner = next((key for key, one in content.items() if isinstance(one, list) and one and isinstance(one[0], dict)), None)
+    inner = next(
+        (key for key, value in content.items() if isinstance(value, list) and value and isinstance(value[0], dict)), None
+    )
     if inner is not None:
         return f"holds one object, whose {inner!r} is a list of objects: {remedy}; where that list is the table, write it alone"
-    if all(isinstance(one, list) for one in content.values()) or all(isinstance(one, dict) for one in content.values()):
+    if any(all(isinstance(value, kind) for value in content.values()) for kind in (list, dict)):
         return f"holds columns, {listed(list(content))}, not rows: {remedy}; pandas writes it with orient='records'"
     return f"holds one object with the keys {listed(list(content))}: {remedy}"
 
@@ -373,8 +375,8 @@ def _decode_json(text: str, origin: Origin, place: str | None = None) -> Any:
         content = json.loads(text)
     # ValueError: among others a number with thousands of digits.
     except (ValueError, RecursionError) as error:
-        where = f"{place} is" if place else "is"
-        raise origin.bad(f"{where} not JSON ({first_line(error)}): correct it") from error
+        subject = f"{place} is" if place else "is"
+        raise origin.bad(f"{subject} not JSON ({first_line(error)}): correct it") from error
     _check_text(text, content, origin, place)
     return content
 

@@ -66,17 +66,17 @@ def features(units: Sequence[str]) -> frozenset[str]:
     """
     if not any(_UNSPACED_LETTER.match(unit) for unit in units):
         return frozenset(units)
-    found: set[str] = set()
+    compared: set[str] = set()
     run: list[str] = []
     for unit in (*units, ""):
         if unit and _UNSPACED_LETTER.match(unit):
             run.append(unit)
             continue
-        found.update(map("".join, pairwise(run)) if len(run) > 1 else run)
+        compared.update(map("".join, pairwise(run)) if len(run) > 1 else run)
         run = []
         if unit:
-            found.add(unit)
-    return frozenset(found)
+            compared.add(unit)
+    return frozenset(compared)
 
 
 def tokens(text: str) -> frozenset[str]:

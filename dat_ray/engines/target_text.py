@@ -53,13 +53,16 @@ class TargetText:
         return min(max_new_tokens, self._max_model_len - len(prompt))
 
     def scored(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Encoded]:
-        """Prompt and response of each row, without an end-of-turn token.
+        """Prompt and response of each row, both whole, without an end-of-turn token.
 
         Raises:
-            InputError: a row is longer than the model takes.
+            InputError: a text is empty, or a row is longer than the model takes: cut, its mean would be another quantity.
         """
-        # The chat format cuts what is too long; a cut response would have another mean, so measure first.
-        rows = [self._chat.encode(prompt, response, 1 << 30) for prompt, response in zip(prompts, responses, strict=True)]
+        rows = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            row = self._chat.encode(prompt, response)
+            assert row is not None, "nothing limits it"
+            rows.append(row)
         longest = max((len(row.ids) for row in rows), default=0)
         # vLLM needs room for the one token that it generates beyond them.
         if longest >= self._max_model_len:

@@ -17,6 +17,7 @@ from dat_ray.errors import InputError
 from dat_ray.evaluation.adaptive import whitebox_workers
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.intervals import cluster_bootstrap
+from dat_ray.models.fit import Limits
 from dat_ray.training.retain_set import retain_folder
 
 
@@ -34,25 +35,35 @@ def drift(recipe: Recipe, run: RunDir, model: Model, folder: str) -> dict[str, A
     """Mean KL(base || model) over tokens of retain responses, nats; None where it is not measured.
 
     It is measured on the first `evaluation.kl_rows` rows of the retain set that training used, or of the recipe's where
-    they have responses. The base is the model without its adapter: a model without one has no drift to measure.
+    they have responses, by the rule of training's rows: the prompt whole, the response cut to the room of
+    `training.max_tokens`. `left_out` counts rows whose prompt leaves no room, `cut` rows whose response was cut; the mean is
+    None where no row is left. The base is the model without its adapter: a model without one has no drift to measure.
     """
     rows = _retain_rows(recipe, run)[: recipe.evaluation.kl_rows]
     if not rows or model.adapter is None:
         return None
 
-    def measure() -> dict[str, float]:
+    def measure() -> dict[str, Any]:
         from dat_ray.evaluation.whitebox import drift_all
 
         pairs = [(row["prompt"], row["response"]) for row in rows]
         with whitebox_workers(recipe, model) as workers:
-            [(_, values)] = workers.map(drift_all, [(pairs, recipe.training.max_tokens)])
-        return {row["retain_id"]: value for row, value in zip(rows, values, strict=True)}
+            # No limit of the response: training may act on its first tokens only, and the rest drifts all the same.
+            [(_, measured)] = workers.map(drift_all, [(pairs, Limits(recipe.training.max_tokens))])
+        by_row = {row["retain_id"]: one for row, one in zip(rows, measured, strict=True)}
+        return {
+            "values": {key: one.value for key, one in by_row.items() if one is not None},
+            "left_out": [key for key, one in by_row.items() if one is None],
+            "cut": sum(one.cut for one in measured if one is not None),
+        }
 
-    values = _once(join(folder, f"drift-{model.name}.json"), model, measure)
-    config = recipe.evaluation
-    groups = {key: [value] for key, value in values.items()}
+    stored = _once(join(folder, f"retain-drift-{model.name}.json"), model, measure)
+    config, groups = recipe.evaluation, {key: [value] for key, value in stored["values"].items()}
+    counts = {"left_out": len(stored["left_out"]), "cut": stored["cut"], "unit": "nats per token"}
+    if not groups:
+        return {"mean": None, "low": None, "high": None, "n": 0, **counts}
     found = cluster_bootstrap(groups, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
-    return {"mean": found.value, "low": found.low, "high": found.high, "n": found.n, "unit": "nats per token"}
+    return {"mean": found.value, "low": found.low, "high": found.high, "n": found.n, **counts}
 
 
 def utility(recipe: Recipe, model: Model, folder: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from dat_ray.evaluation.attacks.embedding import attack_embeddings
 from dat_ray.evaluation.attacks.gcg import Gcg
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.fit import Limits
 from dat_ray.models.loading import load_adapter, load_causal_lm, load_tokenizer
 from dat_ray.training.batches import collate
 from dat_ray.training.network import Network
@@ -38,6 +39,13 @@ class SearchRequest:
     goal: str
     target: str
     seed: int
+
+
+class Drift(NamedTuple):
+    """Of one row: mean over its response tokens of KL(base || model), in nats, and whether the response was cut for room."""
+
+    value: float
+    cut: bool
 
 
 class Whitebox:
@@ -68,13 +76,15 @@ class Whitebox:
     def search(self, attack: str, request: SearchRequest) -> dict[str, Any]:
         """Columns of schema SEARCHES that a search fills in."""
         started = time.perf_counter()
+        # Whole, as for a likelihood: an empty text, or a row that is too long, is named before the search begins.
+        [row] = self._text.scored([request.goal], [request.target])
         found: dict[str, Any] = {"prompts": None, "completion": None}
         if attack == "gcg":
             search = self._gcg.search(request.goal, request.target, request.seed)
             found |= {"prompts": search.prompts, "losses": search.losses, "model_calls": search.model_calls}
         else:
             config = self._evaluation.embedding.attack
-            embeddings, losses = attack_embeddings(self._network, self._chat, request.goal, request.target, config)
+            embeddings, losses = attack_embeddings(self._network, row, config)
             found |= {"completion": self._complete(embeddings), "losses": losses, "model_calls": config.steps + 2}
         return found | {"seconds": time.perf_counter() - started, "error": None}
 
@@ -92,13 +102,20 @@ class Whitebox:
         return self._text.completion(ids[0].tolist()).text
 
     @torch.inference_mode()
-    def drift(self, prompt: str, response: str, max_tokens: int) -> float:
-        """Mean over a response's tokens of KL(base || this model), in nats; needs an adapter, which is off for the base."""
+    def drift(self, prompt: str, response: str, limits: Limits) -> Drift | None:
+        """Drift on one row, cut as in training; None where its prompt leaves too little room for a response.
+
+        It needs an adapter, which is off for the base.
+        """
         assert self._adapted is not None, "a model without an adapter is the base"
-        batch = collate([self._chat.encode(prompt, response, max_tokens)], share_prefix=False, device=self._network.device)
+        row = self._chat.encode(prompt, response, limits)
+        if row is None:
+            return None
+        batch = collate([row], share_prefix=False, device=self._network.device)
         with self._adapted.disable_adapter():
             base = self._network.response_logits(batch).logits
-        return kl_divergence(base, self._network.response_logits(batch).logits).mean().item()
+        value = kl_divergence(base, self._network.response_logits(batch).logits).mean().item()
+        return Drift(value, cut=row.beyond_room > 0)
 
 
 def search_all(engine: Whitebox, attack: str, requests: Sequence[SearchRequest]) -> list[dict[str, Any]]:
@@ -113,6 +130,6 @@ def search_all(engine: Whitebox, attack: str, requests: Sequence[SearchRequest])
     return found
 
 
-def drift_all(engine: Whitebox, rows: Sequence[tuple[str, str]], max_tokens: int) -> list[float]:
+def drift_all(engine: Whitebox, rows: Sequence[tuple[str, str]], limits: Limits) -> list[Drift | None]:
     """`Whitebox.drift` of each (prompt, response)."""
-    return [engine.drift(prompt, response, max_tokens) for prompt, response in rows]
+    return [engine.drift(prompt, response, limits) for prompt, response in rows]

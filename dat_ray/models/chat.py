@@ -10,12 +10,14 @@ and the response, `<|im_end|>` is a handful of ordinary tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from dat_ray.errors import InputError
+from dat_ray.models.fit import UNLIMITED, Limits
 
 _SLOT = "dat-user-message-slot"
 _PROBE = "How are you? I have 12 of them."
@@ -29,11 +31,14 @@ class Encoded:
         ids: all tokens, template included.
         user_span: [low, high) of the user message in `ids`.
         response_span: [low, high) of the response in `ids`; its high is `len(ids)`.
+        beyond_limit, beyond_room: tokens of the response's end that are not in the row; see `dat_ray.models.fit.Fit`.
     """
 
     ids: list[int]
     user_span: tuple[int, int]
     response_span: tuple[int, int]
+    beyond_limit: int = 0
+    beyond_room: int = 0
 
 
 class ChatFormat:
@@ -114,37 +119,30 @@ class ChatFormat:
             )
         return first[0]
 
-    def encode(self, user: str, response: str, max_tokens: int, *, closed: bool = False) -> Encoded:
-        """Prompt and response in at most `max_tokens` tokens.
-
-        What is too long loses the end of the user message first (down to one token), then the end of the response
-        (down to one token): the start of the response is what is trained on.
+    def encode(self, user: str, response: str, limits: Limits = UNLIMITED, *, closed: bool = False) -> Encoded | None:
+        """Prompt and response as one row: the prompt whole, the response cut at its end; see `dat_ray.models.fit`.
 
         Args:
             user: the user message.
             response: of the assistant.
-            max_tokens: of the row.
-            closed: the response ends with the end-of-turn token, which counts as one of its tokens.
+            limits: of the row; none by default.
+            closed: the response ends with the end-of-turn token, which counts as its last token.
+
+        Returns:
+            The row, or None where the prompt leaves too little room for a response; never None without a limit.
 
         Raises:
-            InputError: the template leaves no room for one token of each, or has no end-of-turn token.
+            InputError: a text without a character, a template that leaves no room for any prompt, or one without an
+                end-of-turn token.
         """
-        user_ids = self.user_ids(user)
-        response_ids = [*self._text_ids(response), *([self.end_of_turn()] if closed else [])]
-        assert response_ids, "an empty response has no log-probability"
-        room = max_tokens - len(self._before) - len(self._between)
-        if room < 2:
-            needed = max_tokens + 2 - room
-            raise InputError("training.max_tokens", max_tokens, f"with this chat template it must be at least {needed}")
-        user_ids = user_ids[: max(1, room - len(response_ids))]
-        response_ids = response_ids[: room - len(user_ids)]
-        user_low = len(self._before)
-        response_low = user_low + len(user_ids) + len(self._between)
-        return Encoded(
-            ids=[*self._before, *user_ids, *self._between, *response_ids],
-            user_span=(user_low, user_low + len(user_ids)),
-            response_span=(response_low, response_low + len(response_ids)),
-        )
+        template = len(self._before) + len(self._between)
+        if limits.tokens is not None and limits.tokens < template + 1 + limits.least:
+            remedy = f"with this chat template it must be at least {template + 1 + limits.least}"
+            raise InputError("training.max_tokens", limits.tokens, remedy)
+        prompt, answer = _with_text("prompt", user, self.user_ids), _with_text("response", response, self.response_ids)
+        if closed:
+            answer = [*answer, self.end_of_turn()]
+        return _row(self._before, prompt, self._between, answer, limits)
 
     def _render(self, user: str) -> str:
         messages = [{"role": "user", "content": user}]
@@ -190,9 +188,33 @@ class PlainFormat:
         """Token ids of a response; special tokens written in it are plain text."""
         return self._tokenizer(response, add_special_tokens=False, split_special_tokens=True).input_ids
 
-    def encode(self, user: str, response: str, max_tokens: int) -> Encoded:
-        """Prompt and response; what is too long loses the end of the response."""
-        prompt = self.prompt_ids(user)
-        ids = (prompt + self.response_ids(response))[:max_tokens]
-        assert len(ids) > len(prompt), "an empty response has no log-probability"
-        return Encoded(ids, (0, len(prompt)), (len(prompt), len(ids)))
+    def encode(self, user: str, response: str, limits: Limits = UNLIMITED) -> Encoded | None:
+        """Prompt and response as one row, as `ChatFormat.encode`; the whole prompt counts as the user message."""
+        prompt, answer = _with_text("prompt", user, self.prompt_ids), _with_text("response", response, self.response_ids)
+        return _row([], prompt, [], answer, limits)
+
+
+def _with_text(name: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+    """Token ids of a text that must say something.
+
+    Raises:
+        InputError: it is empty or blank: a row without it has no condition, or no log-probability.
+    """
+    ids = encode(text) if text.strip() else []
+    if not ids:
+        raise InputError(name, text, "is empty: give a text, or remove the row")
+    return ids
+
+
+def _row(before: list[int], user: list[int], between: list[int], response: list[int], limits: Limits) -> Encoded | None:
+    start = len(before) + len(user) + len(between)
+    fit = limits.fit(start, len(response))
+    if fit is None:
+        return None
+    return Encoded(
+        ids=[*before, *user, *between, *response[: fit.kept]],
+        user_span=(len(before), len(before) + len(user)),
+        response_span=(start, start + fit.kept),
+        beyond_limit=fit.beyond_limit,
+        beyond_room=fit.beyond_room,
+    )

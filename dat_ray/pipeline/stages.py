@@ -146,7 +146,14 @@ def _train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
             f"      retain: {retain.unread} responses are in a script that the rules of refusal cannot read: kept unchecked"
         )
     done = train(recipe, run)
-    return {"rows": done.rows, "retain_rows": done.retain_rows, "updates": done.updates, "skipped": done.skipped}
+    return {
+        "rows": done.rows,
+        "retain_rows": done.retain_rows,
+        "left_out": done.left_out,
+        "cut": done.cut,
+        "updates": done.updates,
+        "skipped": done.skipped,
+    }
 
 
 def _answers(recipe: Recipe, prompts: list[str]) -> list[str]:

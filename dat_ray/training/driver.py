@@ -50,8 +50,9 @@ from dat_ray.models.loading import (
     save_adapter,
     use_tensor_cores,
 )
-from dat_ray.progress import Progress
+from dat_ray.progress import Progress, stage_line
 from dat_ray.training.checkpoint import Writer
+from dat_ray.training.counts import read_counts, sentences, write_counts
 from dat_ray.training.loop import Worker, count_updates, run_loop
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
@@ -69,8 +70,10 @@ class TrainReport:
     Attributes:
         adapter: folder of the PEFT adapter.
         updates: how many it has seen.
-        rows: rows of the training set.
-        retain_rows: rows of the retain set.
+        rows: rows of the training set that were trained on.
+        retain_rows: the same of the retain set.
+        left_out: rows of all tables whose prompts leave no room for a response.
+        cut: responses of all tables that were cut for lack of room.
         seconds: wall clock of this call.
         skipped: the adapter was there already.
         last: metrics of the last update.
@@ -80,6 +83,8 @@ class TrainReport:
     updates: int
     rows: int
     retain_rows: int
+    left_out: int
+    cut: int
     seconds: float
     skipped: bool
     last: dict[str, Any]
@@ -111,12 +116,16 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
             with Progress("train", updates, "updates") as progress, _shown(run, recipe, progress):
                 _fit(recipe, run, root, mark)
             write_manifest(root, _describe_adapter(root), mark)
-    log = read_metrics(root)
+    log, counts = read_metrics(root), read_counts(root)
+    # A training of an earlier version left no counts behind.
+    kept = counts["harmful"].kept if counts else harmful
     return TrainReport(
         adapter=run.adapter(recipe.round),
-        updates=updates,
-        rows=harmful,
-        retain_rows=retain,
+        updates=count_updates(recipe.training, kept),
+        rows=kept,
+        retain_rows=counts["retain"].kept if "retain" in counts else retain,
+        left_out=sum(len(one.left_out) for one in counts.values()),
+        cut=sum(one.cut for one in counts.values()),
         seconds=time.monotonic() - began,
         skipped=skipped,
         last=log[-1] if log else {},
@@ -161,6 +170,8 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     )
     base = resolve_model(config["model"], "target.model")
     rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target.system_prompt))
+    if worker.rank == 0:
+        write_counts(root, rows.counts)
     log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None
     with tempfile.TemporaryDirectory(prefix="dat-train-") as scratch:
         network = _network(recipe, build_model(recipe, run, base, Path(scratch)), worker.world)
@@ -310,7 +321,15 @@ def _shown(run: RunDir, recipe: Recipe, progress: Progress) -> Iterator[None]:
     patience = recipe.timeouts.no_progress + recipe.timeouts.worker_group_start
     stall = StallWatch("train", join(run.logs, f"train-round-{recipe.round}-stall.txt"), patience)
 
+    said = False
+
     def show() -> int:
+        nonlocal said
+        if not said and (counts := read_counts(root)):
+            said = True
+            progress.total = count_updates(recipe.training, counts["harmful"].kept)
+            for line in sentences(counts):
+                stage_line(f"      {line}")
         log = read_metrics(root)
         if log:
             last = log[-1]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow, is_rewrite, rows_of_update, share_of_worker
 from dat_ray.training.checkpoint import Checkpoints, Writer, load_checkpoint, save_checkpoint
+from dat_ray.training.counts import TableCount
 from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.network import Network
 from dat_ray.training.step import Reduce, UpdateRows, alone, make_optimizer, take_update
@@ -32,11 +33,13 @@ class TrainingRows:
         harmful: prompts of the training set.
         retain: harmless rows.
         rewrites: of a mixture: prompts that take the place of `harmful` in a share of the updates.
+        counts: what became of each table's rows, by the names above.
     """
 
     harmful: Sequence[HarmfulRow]
     retain: Sequence[Encoded]
     rewrites: Sequence[HarmfulRow] = ()
+    counts: Mapping[str, TableCount] = field(default_factory=dict)
 
     def share(self, cfg: TrainingConfig, seed: int, update: int, rank: int, world: int) -> UpdateRows:
         """What one worker sees of one update."""

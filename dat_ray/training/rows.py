@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dat_ray.config.loading import fingerprint
@@ -9,30 +10,36 @@ from dat_ray.config.schema import Recipe
 from dat_ray.config.training import RetainConfig, TrainingConfig
 from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.shards import has_manifest, read_manifest, read_table
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, InputError
 from dat_ray.models.chat import ChatFormat, Encoded
+from dat_ray.models.fit import Limits
 from dat_ray.training.batches import HarmfulRow
+from dat_ray.training.counts import ResponseCount, TableCount
 from dat_ray.training.loop import TrainingRows, check_rows
 from dat_ray.training.retain_set import retain_folder
 
 
-def harmful_row(chat: ChatFormat, prompt: str, target: str, refusal: str, cfg: TrainingConfig) -> HarmfulRow:
-    """One prompt with both responses, after the same prompt tokens.
+def harmful_row(chat: ChatFormat, prompt: str, target: str, refusal: str, cfg: TrainingConfig) -> HarmfulRow | None:
+    """One prompt with both responses, after the same prompt tokens: one perturbation serves both.
 
-    A prompt too long for one of the responses is cut for both, since one perturbation serves both. The harmful response,
-    an opening, never ends the turn: the attack would learn to say it and stop.
+    The prompt stays whole and each response is cut to the room behind it. The harmful response, an opening, never ends the
+    turn: the attack would learn to say it and stop.
+
+    Returns:
+        None where the prompt leaves too little room for a response.
     """
-    harmful = chat.encode(prompt, target, cfg.max_tokens)
-    refused = chat.encode(prompt, refusal, cfg.max_tokens, closed=cfg.end_of_turn == "refusal")
-    shorter = min(harmful, refused, key=lambda row: row.user_span[1])
-    return HarmfulRow(_after(shorter, harmful), _after(shorter, refused))
+    limits = Limits(cfg.max_tokens)
+    harmful = chat.encode(prompt, target, limits)
+    refused = chat.encode(prompt, refusal, limits, closed=cfg.end_of_turn == "refusal")
+    if harmful is None or refused is None:
+        assert harmful is refused, "the prompt alone decides"
+        return None
+    return HarmfulRow(harmful, refused)
 
 
-def _after(prompt: Encoded, response: Encoded) -> Encoded:
-    low, high = response.response_span
-    start = prompt.response_span[0]
-    ids = [*prompt.ids[:start], *response.ids[low:high]]
-    return replace(prompt, ids=ids, response_span=(start, start + high - low))
+def retain_limits(cfg: TrainingConfig, retain: RetainConfig) -> Limits:
+    """Most tokens of a retain row and of its response."""
+    return Limits(cfg.max_tokens, retain.max_response_tokens)
 
 
 def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
@@ -40,35 +47,71 @@ def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
 
     Raises:
         ShardError: a table is missing, altered, or of another recipe.
+        InputError: so many prompts leave no room for a response that an update cannot be filled.
     """
     cfg, mark = recipe.training, fingerprint(recipe)
+    counts: dict[str, TableCount] = {}
 
-    def attacked(folder: str) -> list[HarmfulRow]:
+    def attacked(name: str, folder: str) -> list[HarmfulRow]:
         found = read_table(folder, fingerprint=mark).to_pylist()
-        return [harmful_row(chat, row["prompt"], row["target"], row["refusal"], cfg) for row in found]
+        rows = [harmful_row(chat, row["prompt"], row["target"], row["refusal"], cfg) for row in found]
+        kept = [row for row in rows if row is not None]
+        counts[name] = _count(
+            [row["candidate_id"] for row in found],
+            rows,
+            {
+                "target": ResponseCount.of(row.harmful for row in kept),
+                "refusal": ResponseCount.of(row.refusal for row in kept),
+            },
+            Limits(cfg.max_tokens),
+        )
+        _check_kept(name, counts[name], cfg.harmful_rows)
+        return kept
 
-    harmful = attacked(run.training_set(recipe.round))
-    rewrites = attacked(rewrites_folder(run, recipe.round)) if recipe.selection.source == "mixture" else []
-    retain = []
+    harmful = attacked("harmful", run.training_set(recipe.round))
+    rewrites = attacked("rewrites", rewrites_folder(run, recipe.round)) if recipe.selection.source == "mixture" else []
+    retain: list[Encoded] = []
     if cfg.retain_rows:
         assert cfg.retain is not None
-        for row in read_table(retain_folder(run, recipe.round), fingerprint=mark).to_pylist():
-            encoded = chat.encode(row["prompt"], row["response"], cfg.max_tokens)
-            retain.append(_retained(encoded, cfg.retain))
-    return TrainingRows(harmful, retain, rewrites)
+        limits = retain_limits(cfg, cfg.retain)
+        found = read_table(retain_folder(run, recipe.round), fingerprint=mark).to_pylist()
+        encoded = [chat.encode(row["prompt"], row["response"], limits) for row in found]
+        fitting = [row for row in encoded if row is not None]
+        ids = [row["retain_id"] for row in found]
+        counts["retain"] = _count(ids, encoded, {"response": ResponseCount.of(fitting)}, limits)
+        _check_kept("retain", counts["retain"], cfg.retain_rows)
+        retain = [_retained(row, cfg.retain) for row in fitting]
+    return TrainingRows(harmful, retain, rewrites, counts)
+
+
+def _count(
+    ids: Sequence[str], rows: Sequence[HarmfulRow | Encoded | None], responses: dict[str, ResponseCount], limits: Limits
+) -> TableCount:
+    assert limits.tokens is not None
+    left_out = tuple(identifier for identifier, row in zip(ids, rows, strict=True) if row is None)
+    return TableCount(len(rows), left_out, responses, limits.tokens, limits.least)
+
+
+def _check_kept(name: str, count: TableCount, needed: int) -> None:
+    """Too few rows in the table itself are `check_rows`'s concern, and named there."""
+    if count.left_out and count.kept < needed:
+        field = f"{'retain' if name == 'retain' else 'harmful'}_rows"
+        problem = f"{name} rows: {count.why_left_out()}; {count.kept} are left and an update needs {needed}"
+        raise InputError("training.max_tokens", count.max_tokens, f"{problem}: raise it, or lower training.{field}")
 
 
 def _retained(row: Encoded, cfg: RetainConfig) -> Encoded:
-    """The row cut to its limit, with the span of the tokens on which the retain term acts."""
+    """The row with the span of the tokens on which the retain term acts."""
     low, high = row.response_span
-    end = min(high, low + cfg.max_response_tokens)
     start = low if cfg.tokens == "response" else row.user_span[0]
     # Nothing predicts the first token of a row.
-    return replace(row, ids=row.ids[:end], response_span=(max(start, 1), end))
+    return replace(row, response_span=(max(start, 1), high))
 
 
 def count_rows(recipe: Recipe, run: RunDir) -> tuple[int, int]:
     """Rows of the training set (rewrites included) and the retain set, from their manifests, checked against an update's needs.
+
+    Rows whose prompts are too long are still among them: `load_rows`, which has a tokenizer, leaves those out and checks again.
 
     Raises:
         ShardError: a table is missing or of another recipe.

@@ -27,6 +27,7 @@ from dat_ray.data.schemas import RETAIN, TRAINING_SET
 from dat_ray.data.shards import write_manifest, write_shard
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.fit import Limits
 from dat_ray.models.loading import load_tokenizer
 from dat_ray.training.driver import build_model
 from dat_ray.training.loop import FolderCheckpoints, TrainingRows, run_loop
@@ -119,7 +120,7 @@ def prepared(name: str, root: Path) -> tuple[Recipe, object]:
 def measure(network: Network, rows: TrainingRows, chat: ChatFormat, cfg: TrainingConfig) -> tuple[float, float, float]:
     """Mean log p(y), cross-entropy of the refusal and KL(base || model) on harmless rows, nats a token, without attack."""
     network.model.eval()
-    harmless = [chat.encode(question, answer, cfg.max_tokens) for question, answer in QUESTIONS.items()]
+    harmless = [chat.encode(question, answer, Limits(cfg.max_tokens)) for question, answer in QUESTIONS.items()]
     with torch.no_grad():
         away, refusal = pair_logprobs(network, pair_batch(network, rows.harmful, cfg), None, cfg).means()
         kl = retain_losses(network, harmless, cfg.model_copy(update={"retain_loss": "kl_forward"}), 1)[1]

@@ -9,30 +9,25 @@ import torch
 from torch import Tensor
 
 from dat_ray.config.training import AttackConfig
-from dat_ray.models.chat import ChatFormat
+from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import attack, mean_embedding_norm
 from dat_ray.training.batches import collate
 from dat_ray.training.network import Network
 from dat_ray.training.objectives import row_means, token_logprobs
 
 
-def attack_embeddings(
-    network: Network, chat: ChatFormat, goal: str, target: str, config: AttackConfig
-) -> tuple[Tensor, list[float]]:
+def attack_embeddings(network: Network, row: Encoded, config: AttackConfig) -> tuple[Tensor, list[float]]:
     """Searches the perturbation that makes a response likely.
 
     Args:
         network: the model, frozen.
-        chat: its template.
-        goal: the user message.
-        target: the response.
+        row: the goal as user message, and the response.
         config: of the attack.
 
     Returns:
         The perturbed embeddings (1, T, D) of the prompt without a response, and the response's cross-entropy, nats a
         token, at the start and after each step.
     """
-    row = chat.encode(goal, target, 1 << 30)
     batch = collate([row], share_prefix=config.positions == "user", device=network.device)
     weight = network.embedding.weight
 

@@ -101,7 +101,7 @@ def test_special_and_unprintable_tokens_are_out(parts: tuple) -> None:
 
 def test_the_embedding_attack_lowers_its_loss_and_leaves_the_template_alone(parts: tuple) -> None:
     network, _, chat = parts
-    embeddings, losses = attack_embeddings(network, chat, GOAL, TARGET, AttackConfig(steps=6, step_size=0.2))
+    embeddings, losses = attack_embeddings(network, chat.encode(GOAL, TARGET), AttackConfig(steps=6, step_size=0.2))
     assert len(losses) == 7
     assert losses[-1] < losses[0] - 0.1
     ids = torch.tensor(chat.prompt_ids(GOAL))

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from dat_ray.errors import InputError
-from dat_ray.models.chat import ChatFormat
+from dat_ray.models.chat import ChatFormat, PlainFormat
+from dat_ray.models.fit import Limits
 from tests.unit.models.tiny import CHATML, CONTROL, make_tokenizer
 
 STRIPPING = CHATML.replace("message['content']", "message['content'] | trim")
@@ -51,7 +52,8 @@ def test_text_never_becomes_a_control_token(text: str) -> None:
     ids = CHAT.user_ids(text)
     assert CONTROL_IDS.isdisjoint(ids)
     assert TOKENIZER.decode(ids) == text
-    encoded = CHAT.encode("hi", "Sure" + text, 10_000)
+    encoded = CHAT.encode("hi", "Sure" + text)
+    assert encoded is not None
     assert CONTROL_IDS.isdisjoint(encoded.ids[slice(*encoded.response_span)])
 
 
@@ -61,35 +63,73 @@ def test_tokenizing_text_leaves_the_tokenizer_as_it_was(tokenizer: PreTrainedTok
 
 
 def test_encode_spans(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoded = ChatFormat(tokenizer).encode("How are you today?", "Sure, here", 1000)
+    encoded = ChatFormat(tokenizer).encode("How are you today?", "Sure, here")
+    assert encoded is not None
     assert tokenizer.decode(encoded.ids[slice(*encoded.user_span)]) == "How are you today?"
     assert tokenizer.decode(encoded.ids[slice(*encoded.response_span)]) == "Sure, here"
     assert tokenizer.decode(encoded.ids) == ("<|im_start|>user\nHow are you today?<|im_end|>\n<|im_start|>assistant\nSure, here")
     assert encoded.response_span[1] == len(encoded.ids)
 
 
-@settings(max_examples=60, deadline=None)
-@given(user=st.text(min_size=1, max_size=30), response=st.text(min_size=1, max_size=30), spare=st.integers(2, 60))
-def test_encode_cuts_the_user_message_first(user: str, response: str, spare: int) -> None:
-    before, between = CHAT.segments()
-    user_ids, full = CHAT.user_ids(user), CHAT.encode(user, response, 10_000)
-    response_ids = full.ids[slice(*full.response_span)]
-    limit = len(before) + len(between) + spare
-    encoded = CHAT.encode(user, response, limit)
-    kept_user = min(len(user_ids), max(1, spare - len(response_ids)))
-    kept_response = min(len(response_ids), spare - kept_user)
-    assert encoded.ids == [*before, *user_ids[:kept_user], *between, *response_ids[:kept_response]]
-    assert len(encoded.ids) <= limit
-    assert encoded.user_span == (len(before), len(before) + kept_user)
-    assert encoded.response_span == (len(encoded.ids) - kept_response, len(encoded.ids))
+TEXT = st.text(min_size=1, max_size=30).filter(str.strip)
 
 
-def test_encode_without_room(tokenizer: PreTrainedTokenizerFast) -> None:
+@settings(max_examples=100, deadline=None)
+@given(user=TEXT, response=TEXT, room=st.integers(0, 60), limit=st.one_of(st.none(), st.integers(1, 20)))
+def test_a_row_holds_its_prompt_whole_and_the_start_of_its_response(
+    user: str, response: str, room: int, limit: int | None
+) -> None:
+    prompt, answer = CHAT.prompt_ids(user), CHAT.response_ids(response)
+    limits, least = Limits(len(prompt) + room, limit), min(8, limit or 8)
+    if len(CHAT.user_ids(user)) + room < 1 + least:
+        with pytest.raises(InputError, match=r"training\.max_tokens"):
+            CHAT.encode(user, response, limits)
+        return
+    row = CHAT.encode(user, response, limits)
+    if room < least:
+        assert row is None
+        return
+    assert row is not None
+    low, high = row.response_span
+    assert row.ids[:low] == prompt
+    assert row.ids[low:] == answer[: high - low]
+    assert high - low == min(len(answer), room, *([limit] if limit else []))
+    assert high == len(row.ids) <= len(prompt) + room
+    before = len(CHAT.segments()[0])
+    assert row.user_span == (before, before + len(CHAT.user_ids(user)))
+    assert row.beyond_limit == max(0, len(answer) - (limit or len(answer)))
+    assert high - low + row.beyond_limit + row.beyond_room == len(answer)
+
+
+def test_a_template_that_leaves_no_room_for_any_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
     chat = ChatFormat(tokenizer)
-    needed = sum(map(len, chat.segments())) + 2
-    assert len(chat.encode("How are you", "Sure, here", needed).ids) == needed
+    needed = sum(map(len, chat.segments())) + 1 + 8
+    assert chat.encode("How are you today, and where?", "Sure, here", Limits(needed)) is None, "this prompt has more than one"
+    assert chat.encode("a", "Sure", Limits(needed)) is not None
     with pytest.raises(InputError, match=f"training.max_tokens = {needed - 1}: .*at least {needed}$"):
-        chat.encode("How are you", "Sure, here", needed - 1)
+        chat.encode("a", "Sure", Limits(needed - 1))
+    assert chat.encode("a", "Sure", Limits(needed - 1, response_tokens=7)) is not None
+
+
+@pytest.mark.parametrize("form", ["chat", "plain"])
+@pytest.mark.parametrize(
+    ("user", "response", "field"),
+    [("", "Sure", "prompt"), (" \n", "Sure", "prompt"), ("hi", "", "response"), ("hi", " ", "response")],
+)
+def test_a_row_without_a_text_is_bad_input(form: str, user: str, response: str, field: str) -> None:
+    encoder = CHAT if form == "chat" else PlainFormat(TOKENIZER)
+    with pytest.raises(InputError, match="is empty: give a text, or remove the row") as error:
+        encoder.encode(user, response)
+    assert error.value.field == field
+
+
+def test_a_plain_prompt_is_kept_whole_too() -> None:
+    plain = PlainFormat(TOKENIZER)
+    prompt, answer = plain.prompt_ids("Grade this answer."), plain.response_ids(" one two three four five six")
+    row = plain.encode("Grade this answer.", " one two three four five six", Limits(len(prompt) + 8))
+    assert row is not None
+    assert (row.ids, row.response_span) == ([*prompt, *answer[:8]], (len(prompt), len(prompt) + 8))
+    assert plain.encode("Grade this answer.", "one", Limits(len(prompt) + 7)) is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,11 +49,15 @@ def metrics_tree(
     for row in likelihoods:
         if row["target_logprob"] is not None:
             logprobs[row["target_model"]].setdefault(row["behavior_id"], []).append(row["target_logprob"])
+    # A pair that could not be scored, as one longer than the model takes: never silently fewer.
+    unscored = Counter(row["target_model"] for row in likelihoods if row["error"] is not None)
     cost = totals(attempts)
     models = {
         name: model_metrics(rows[name], logprobs[name], config, seed) | dict(side_effects[name]) | {"weights": weights[name]}
         for name in weights
     }
+    for name, block in models.items():
+        block["target_logprob"] |= {"errors": unscored[name]}
     return {
         "judge": judges["judge"],
         "models": models,

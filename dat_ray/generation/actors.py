@@ -268,18 +268,21 @@ class TargetActor(RoleActor):
         prompts = [row["prompt"] for row in rows]
         completions = self.engine.complete(prompts, self.recipe.target.max_new_tokens)
         telemetry.count("dat_tokens", sum(completion.tokens for completion in completions), stage="generate", role=self.role)
-        logprobs = self.engine.logprob(prompts, [row["target"] for row in rows])
-        bad = [value for value in logprobs if not math.isfinite(value)]
+        # A sampler may write nothing, which selection counts as empty: there is no condition to score such a row under.
+        scored = [i for i, prompt in enumerate(prompts) if prompt.strip()]
+        values = self.engine.logprob([prompts[i] for i in scored], [rows[i]["target"] for i in scored])
+        bad = [value for value in values if not math.isfinite(value)]
         if bad:
             raise RuntimeError(f"log p(y|x) = {bad[0]}")
+        logprobs = dict(zip(scored, values, strict=True))
         return [
             {
                 "completion": completion.text,
                 "target_model": self.engine.name,
                 "adapter": self.adapter,
-                "target_logprob": logprob,
+                "target_logprob": logprobs.get(i),
             }
-            for completion, logprob in zip(completions, logprobs, strict=True)
+            for i, completion in enumerate(completions)
         ]
 
 

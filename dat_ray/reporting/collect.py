@@ -20,6 +20,7 @@ from dat_ray.evaluation.diagnostics import diagnose
 from dat_ray.evaluation.diversity import Diversity
 from dat_ray.evaluation.metrics import METRICS
 from dat_ray.models.embedded import adaptation_record
+from dat_ray.training.counts import TableCount, read_counts
 from dat_ray.training.metrics import read_metrics
 
 
@@ -98,6 +99,7 @@ class Collected:
     candidates: Candidates | None
     selected: Selected | None
     training: list[dict[str, Any]]
+    row_counts: dict[str, TableCount]
     suites: dict[str, Suite]
     costs: list[StageCost]
 
@@ -117,6 +119,7 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
         candidates=_candidates(recipe, run),
         selected=_selected(recipe, run),
         training=read_metrics(run.training(recipe.round)),
+        row_counts=read_counts(run.training(recipe.round)),
         suites=_suites(run),
         costs=stage_costs(_lines(join(run.logs, "stages.jsonl")), recipe.cluster),
     )

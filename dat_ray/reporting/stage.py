@@ -27,6 +27,7 @@ from dat_ray.reporting.examples import ANSWER_CHARACTERS, Example, examples
 from dat_ray.reporting.findings import findings, first_model, subject
 from dat_ray.reporting.suites import suite_view
 from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name, percent
+from dat_ray.training.counts import sentences
 
 PAGE = "index.html"
 
@@ -85,7 +86,8 @@ def _training(found: Collected) -> dict[str, Any] | None:
         return None
     attack = attack_figure(found.training)
     figures = loss_figures(found.training) + ([attack] if attack else [])
-    return {"updates": found.training[-1]["update"] + 1, "figures": figures}
+    rows = [f"{line[:1].upper()}{line[1:]}" for line in sentences(found.row_counts)]
+    return {"updates": found.training[-1]["update"] + 1, "figures": figures, "rows": rows}
 
 
 def _diversity_table(found: Collected) -> dict[str, Any] | None:

@@ -45,6 +45,7 @@ def suite_view(name: str, suite: Suite, categories: Mapping[str, str | None]) ->
         "rates": _rates(metrics),
         "pairs": [_pair(row, metrics) for row in metrics["paired"] if row["first"] == first_model(metrics)],
         "others": _others(metrics),
+        "left_out": _left_out(metrics),
         "unmeasured": _unmeasured(metrics),
         "judge": _judge(metrics),
         "replayed": metrics.get("replay"),
@@ -108,6 +109,22 @@ def _others(metrics: Tree) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _left_out(metrics: Tree) -> list[str]:
+    """Rows that the drift and the likelihoods could not take as they are, a sentence a model."""
+    said = []
+    for name, block in metrics["models"].items():
+        drift, unscored = block.get("kl_drift") or {}, block["target_logprob"].get("errors", 0)
+        if drift.get("left_out") or drift.get("cut"):
+            rows = drift["n"] + drift["left_out"]
+            said.append(
+                f"KL drift of {model_name(name)}: {drift['left_out']} of {rows} rows left out, whose prompts leave no room "
+                f"for a response; the responses of {drift['cut']} cut to the room behind their prompts."
+            )
+        if unscored:
+            said.append(f"Log p(target) of {model_name(name)}: {unscored} pairs could not be scored.")
+    return said
 
 
 def _unmeasured(metrics: Tree) -> str:

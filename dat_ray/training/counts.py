@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dat_ray.data.shards import exists, join, read_bytes, write_bytes
-from dat_ray.models.chat import Encoded
+
+if TYPE_CHECKING:
+    # Whoever reads the counts, as the report does, needs no tokenizer.
+    from dat_ray.models.chat import Encoded
 
 ROWS_FILE = "rows.json"
 # Left-out rows that a line names; the file names all.

@@ -16,6 +16,7 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.evaluation import side_effects
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.whitebox import Whitebox
+from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import attach_lora, load_adapter, load_causal_lm, load_tokenizer, model_fingerprint, save_adapter
 from tests.unit.models.tiny import make_model, make_tokenizer
 
@@ -83,13 +84,13 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def plain_drift(folder: Path, prompt: str, response: str) -> float:
-    """Mean over the response's tokens of KL(base || adapted), by two models and whole sequences."""
+def plain_drift(folder: Path, prompt: str, response: str, tokens: int | None = None) -> float:
+    """Mean over the response's first tokens of KL(base || adapted), by two models and whole sequences."""
     tokenizer = load_tokenizer(str(folder / "model"))
     asked = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True)[
         "input_ids"
     ]
-    answer = tokenizer.encode(response, add_special_tokens=False)
+    answer = tokenizer.encode(response, add_special_tokens=False)[:tokens]
     ids = torch.tensor([asked + answer])
     base = load_causal_lm(str(folder / "model"), "float32")
     adapted = load_adapter(load_causal_lm(str(folder / "model"), "float32"), str(folder / "adapter"))
@@ -112,6 +113,28 @@ def test_the_drift_is_the_kl_of_two_models_on_the_first_rows(folder: Path, tmp_p
     assert found["mean"] > 1e-3
     assert found["n"] == 2
     assert found["low"] <= found["mean"] <= found["high"]
+
+
+def test_a_row_is_cut_as_in_training_and_one_without_room_is_left_out(folder: Path, tmp_path: Path, made: list[str]) -> None:
+    long, cut = "Tell me about " * 30, "Fine, thank you, and how about yourself? Tell me more of it all."
+    path = tmp_path / "retain.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": p, "response": r, "id": p}) + "\n" for p, r in [(ROWS[0][0], cut), (long, "No")])
+    )
+    settings = {"max_tokens": 40, "retain": {"path": str(path), "max_response_tokens": 2}}
+    config = Recipe.model_validate(recipe(folder, rows=2).model_dump() | {"training": settings})
+    model = Model("tuned", str(folder / "adapter"), "w1")
+    found = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "side"))
+    assert found is not None
+    chat = ChatFormat(load_tokenizer(str(folder / "model")))
+    kept = 40 - len(chat.prompt_ids(ROWS[0][0]))
+    assert 8 <= kept < len(chat.response_ids(cut))
+    assert found["mean"] == pytest.approx(plain_drift(folder, ROWS[0][0], cut, kept), rel=1e-3)
+    assert (found["n"], found["left_out"], found["cut"]) == (1, 1, 1)
+    # With no row left there is no mean, and it says how many there were.
+    path.write_text(json.dumps({"prompt": long, "response": "No"}) + "\n")
+    none = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "other"))
+    assert none == {"mean": None, "low": None, "high": None, "n": 0, "left_out": 1, "cut": 0, "unit": "nats per token"}
 
 
 def test_it_is_measured_once_for_the_same_weights_and_again_for_others(folder: Path, tmp_path: Path, made: list[str]) -> None:

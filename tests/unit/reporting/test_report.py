@@ -18,6 +18,7 @@ from dat_ray.reporting.categories import broken_by_category, refused_by_category
 from dat_ray.reporting.collect import stage_costs
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
 from dat_ray.reporting.stage import report
+from dat_ray.training.counts import ResponseCount, TableCount, write_counts
 from tests.unit.reporting import synthetic_run
 from tests.unit.reporting.synthetic_run import HARMLESS, HELD_OUT, HOSTILE, THREE, finished_run, new_run, recipe
 
@@ -301,6 +302,33 @@ def test_costs_add_up_over_resumed_runs() -> None:
     assert (second.stage, second.peak_bytes, second.rows) == ("train", None, None)
     assert (first.gpu_seconds, second.gpu_seconds) == (0, 2.0 * 6)
     assert first.cpu_seconds is None
+
+
+def test_what_was_left_out_and_cut_is_said_where_the_numbers_stand(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    assert "prompts whole" not in Page(Path(report(recipe(), run)).read_text(encoding="utf-8")).text
+    counts = {
+        "harmful": TableCount(
+            120, ("c3", "c9"), {"target": ResponseCount(0, 0, 472, 472), "refusal": ResponseCount(0, 90, 8000, 6000)}, 128, 8
+        ),
+        "retain": TableCount(500, (), {"response": ResponseCount(0, 0, 900, 900)}, 128, 8),
+    }
+    write_counts(run.training(0), counts)
+    path = Path(run.evaluation("default")) / "metrics.json"
+    metrics = json.loads(path.read_text())
+    drift = {"mean": 0.1, "low": 0.1, "high": 0.2, "n": 8, "left_out": 3, "cut": 2, "unit": "nats per token"}
+    metrics["models"]["adapted"]["kl_drift"] = drift
+    metrics["models"]["base"]["target_logprob"]["errors"] = 5
+    path.write_text(json.dumps(metrics))
+    shown = Page(Path(report(recipe(), run)).read_text(encoding="utf-8")).text
+    assert (
+        "Harmful rows: 118, prompts whole; no target cut, refusals cut: 90 to the room behind the prompt (75% of their tokens "
+        "kept); 2 of 120 left out, whose prompts leave no room for 8 response tokens in 128 (c3, c9)."
+    ) in shown
+    assert "Retain rows: 500, prompts whole; no response cut." in shown
+    assert "KL drift of fine-tuned: 3 of 11 rows left out" in shown
+    assert "the responses of 2 cut" in shown
+    assert "Log p(target) of base: 5 pairs could not be scored." in shown
 
 
 def test_drift_benchmarks_and_likelihood_stand_beside_the_rates_and_what_is_missing_is_named(tmp_path: Path) -> None:

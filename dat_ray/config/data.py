@@ -70,6 +70,13 @@ class BehaviorsConfig(BehaviorSource):
     default_refusal: str = "I'm sorry, but I can't help with that."
     near_duplicate: Fraction = Field(0.8, description="token-set Jaccard from which a training goal counts as a held-out one")
 
+    @field_validator("default_refusal")
+    @classmethod
+    def _with_text(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("an empty refusal has no log-probability: write a sentence, or leave the field out")
+        return value
+
 
 class GenerationConfig(Section):
     """How many candidates, and how they are written."""

@@ -64,7 +64,8 @@ def read_retain(cfg: RetainConfig) -> RetainSet:
     Columns: ``prompt``, and where present ``response`` and ``id``. Without ``prompt``: ``instruction`` with ``input`` or
     ``context`` and ``output`` or ``response``, as of Alpaca and Dolly; or a chat in ``messages`` or ``conversations``, with
     that layout also beside a ``prompt``, of which the first user message that the assistant answers is taken; or the lines of
-    a text file. A repeated row is kept, with an id of its own.
+    a text file. A repeated row is kept, with an id of its own. An empty cell of ``response`` is no response, which the base model
+    writes.
 
     Raises:
         InputError: the table cannot be read, a ``prompt`` is missing or not a text, an ``id`` occurs twice, or no row is left.

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dat_ray.data.control import plain_ids
 from dat_ray.errors import InputError
 
 _KEY = "dat_sampler"
@@ -22,7 +23,7 @@ class SamplerSpec:
         banned_token_ids: ids that no prompt may hold: special tokens, MASK, and rows of the vocabulary without a token.
         layout: ``chat``: before, masks, between, response. ``answer``: masks, then `answer_prefix` and response.
         before, between: ids of the ``chat`` layout; see `dat_ray.diffusion.pairs.ChatSegments`.
-        answer_prefix: text of the ``answer`` layout, tokenized together with the response.
+        answer_prefix: text of the ``answer`` layout, tokenized together with the response, and like it without control tokens.
     """
 
     mask_token_id: int
@@ -94,10 +95,10 @@ class Canvas:
 
 
 def build_canvas(tokenizer: Any, spec: SamplerSpec, target: str, prompt_tokens: int, max_target_tokens: int = 128) -> Canvas:
-    """The canvas of a target response with a fully masked prompt.
+    """The canvas of a target response with a fully masked prompt; a special token written in the response is plain text.
 
     Args:
-        tokenizer: of the sampler; called without special tokens.
+        tokenizer: of the sampler.
         spec: layout and ids.
         target: the response the prompt is for.
         prompt_tokens: K, masks.
@@ -111,16 +112,14 @@ def build_canvas(tokenizer: Any, spec: SamplerSpec, target: str, prompt_tokens: 
     if prompt_tokens < 1:
         raise InputError("prompt_tokens", prompt_tokens, "give at least 1")
 
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
     masks = (spec.mask_token_id,) * prompt_tokens
     lo, hi = len(spec.before), len(spec.before) + prompt_tokens
     if spec.layout == "chat":
-        response = encode(target)[:max_target_tokens]
+        response = plain_ids(tokenizer, target)[:max_target_tokens]
         start = hi + len(spec.between)
         return Canvas((*spec.before, *masks, *spec.between, *response), (lo, hi), (start, start + len(response)))
-    condition = encode(spec.answer_prefix + target)[: len(encode(spec.answer_prefix)) + max_target_tokens]
+    prefix, whole = (plain_ids(tokenizer, text) for text in (spec.answer_prefix, spec.answer_prefix + target))
+    condition = whole[: len(prefix) + max_target_tokens]
     return Canvas((*spec.before, *masks, *condition), (lo, hi), (hi, hi + len(condition)))
 
 

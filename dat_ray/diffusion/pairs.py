@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dat_ray.config.adapt import PairsConfig
+from dat_ray.data.control import plain_ids
 from dat_ray.data.sources import open_source
 from dat_ray.data.tables import listed
 from dat_ray.diffusion.counter import seed_from
@@ -60,7 +61,7 @@ def read_pairs(spec: str, config: PairsConfig, field: str = "--pairs") -> list[d
         field: what to name in an error.
 
     Raises:
-        InputError: it cannot be read, lacks a column, or a cell is no text.
+        InputError: it cannot be read, lacks a column, or a cell is no text or an empty one.
     """
     source = open_source(spec, field)
     missing = [column for column in (config.prompt, config.response) if column not in source.columns]
@@ -75,6 +76,9 @@ def read_pairs(spec: str, config: PairsConfig, field: str = "--pairs") -> list[d
         for name, text in row.items():
             if not isinstance(text, str):
                 raise InputError(field, spec, f"{place} of {source.name} has a {name} that is no text: give every row both")
+            if not text.strip():
+                problem = f"{place} of {source.name} has an empty {name}"
+                raise InputError(field, spec, f"{problem}: fill it in, or remove the row")
         rows.append(row)
     return rows
 
@@ -115,7 +119,7 @@ def encode_pairs(
     max_prompt: int = 32,
     max_response: int = 24,
 ) -> list[EncodedPair]:
-    """Tokenizes pairs into clean canvases.
+    """Tokenizes pairs into clean canvases; a special token written in a text is plain text.
 
     A row whose prompt exceeds `max_prompt` tokens is left out: cutting it would teach prompts that stop half-way.
     A response is cut to `max_response` tokens, and carries no end-of-turn token, like the targets of the attack.
@@ -127,13 +131,9 @@ def encode_pairs(
         raise InputError(
             "segments.before", list(segments.before), "give at least one token: the first prompt token is predicted from it"
         )
-    pairs = list(pairs)
-    if not pairs:
-        return []
-    prompts = tokenizer([pair["prompt"] for pair in pairs], add_special_tokens=False)["input_ids"]
-    responses = tokenizer([pair["response"] for pair in pairs], add_special_tokens=False)["input_ids"]
     encoded = []
-    for prompt, response in zip(prompts, responses, strict=True):
+    for pair in pairs:
+        prompt, response = plain_ids(tokenizer, pair["prompt"]), plain_ids(tokenizer, pair["response"])
         if not 0 < len(prompt) <= max_prompt or not response:
             continue
         response = response[:max_response]

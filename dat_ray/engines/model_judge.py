@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dat_ray.config.models import JudgeConfig
+from dat_ray.config.models import JudgeConfig, TargetConfig
+from dat_ray.data.control import control_strings, take_out
 from dat_ray.engines.base import Completion, Judgement, TargetModel
 from dat_ray.engines.judge_prompts import READERS, expected_grade, fill, missing_slot
 from dat_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 GRADES = ("1", "2", "3", "4", "5")
 FIELD = "judge.prompt_path"
@@ -39,6 +44,9 @@ class ModelJudge:
         self.name = f"{config.name} ({config.reader.model})"
         # A guard model brings its own prompt, in its chat template.
         self._guard = _Guard(config, reader) if config.name == "llama-guard" else None
+        whole = self._guard is None and config.reader.backend != "endpoint" and config.reader.template == "none"
+        # In a chat template the reader itself keeps text apart from control tokens.
+        self._control = control_strings(_reader_tokenizer(config.reader), self._template) if whole else ()
         what = (config.name, config.threshold, config.reader.model, config.reader.system_prompt, self._template)
         self.fingerprint = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
@@ -50,18 +58,22 @@ class ModelJudge:
         if self._guard is not None:
             answers = self._guard.ask(goals, completions, tokens)
         else:
-            asked = [fill(self._template, goal, text) for goal, text in zip(goals, completions, strict=True)]
-            answers = self._reader.complete(asked, tokens)
+            answers = self._reader.complete(self._asked(goals, completions), tokens)
         assert len(answers) == len(completions), "a model answers each question"
         return [
             Judgement("unparsed", None, answer.error) if answer.error else self._verdict(parse(answer.text)) for answer in answers
         ]
 
     def _graded(self, goals: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
-        asked = [fill(self._template, goal, text) for goal, text in zip(goals, completions, strict=True)]
+        asked = self._asked(goals, completions)
         values = self._reader.logprob([one for one in asked for _ in GRADES], list(GRADES) * len(asked))
         rows = [values[start : start + len(GRADES)] for start in range(0, len(values), len(GRADES))]
         return [self._verdict(expected_grade(row)) for row in rows]
+
+    def _asked(self, goals: Sequence[str], completions: Sequence[str]) -> list[str]:
+        """The prompts, in which an answer cannot end its turn and speak for the judge."""
+        pairs = zip(goals, completions, strict=True)
+        return [fill(self._template, take_out(goal, self._control), take_out(text, self._control)) for goal, text in pairs]
 
     def _verdict(self, score: float | None) -> Judgement:
         if score is None:
@@ -75,19 +87,21 @@ class _Guard:
     def __init__(self, config: JudgeConfig, reader: TargetModel) -> None:
         assert config.reader is not None
         self._reader = reader
-        self._tokenizer = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._control: tuple[str, ...] = ()
         if config.reader.backend != "endpoint":
-            from dat_ray.models.embedded import resolve_model
-            from dat_ray.models.loading import load_tokenizer
-
             if config.reader.template != "none":
                 remedy = "a guard model's template takes whole conversations, which the judge renders itself: set it to none"
                 raise InputError("judge.reader.template", config.reader.template, remedy)
-            self._tokenizer = load_tokenizer(resolve_model(config.reader.model, "judge.reader.model"), "judge.reader.model")
+            self._tokenizer = _reader_tokenizer(config.reader)
+            self._control = control_strings(self._tokenizer, str(self._tokenizer.chat_template))
 
     def ask(self, goals: Sequence[str], completions: Sequence[str], tokens: int) -> list[Completion]:
         conversations = [
-            [{"role": "user", "content": self._plain(goal)}, {"role": "assistant", "content": self._plain(text)}]
+            [
+                {"role": "user", "content": take_out(goal, self._control)},
+                {"role": "assistant", "content": take_out(text, self._control)},
+            ]
             for goal, text in zip(goals, completions, strict=True)
         ]
         if self._tokenizer is None:
@@ -95,13 +109,12 @@ class _Guard:
         rendered = [self._tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in conversations]
         return self._reader.complete(rendered, tokens)
 
-    def _plain(self, text: str) -> str:
-        """Without control tokens, with which an answer could end its turn and speak for the guard."""
-        for token in (
-            [] if self._tokenizer is None else sorted(map(str, self._tokenizer.added_tokens_encoder), key=len, reverse=True)
-        ):
-            text = text.replace(token, "")
-        return text
+
+def _reader_tokenizer(reader: TargetConfig) -> PreTrainedTokenizerBase:
+    from dat_ray.models.embedded import resolve_model
+    from dat_ray.models.loading import load_tokenizer
+
+    return load_tokenizer(resolve_model(reader.model, "judge.reader.model"), "judge.reader.model")
 
 
 def read_prompt(config: JudgeConfig) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from dat_ray.config.models import SamplerConfig
+from dat_ray.data.control import control_strings, take_out
 from dat_ray.data.ids import row_id
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec, build_canvas, decode_prompt
 from dat_ray.diffusion.law import Law
@@ -49,16 +50,21 @@ class SamplerSetup:
             folder: local folder of a sampler, with `dat_sampler` in its config.json.
 
         Raises:
-            InputError: no sampler folder, or a layout other than the one it was trained with.
+            InputError: no sampler folder, a layout other than the one it was trained with, or control tokens in the prefix.
         """
         spec = SamplerSpec.read(folder)
         if spec.layout != config.layout:
             raise InputError("sampler.layout", config.layout, f"{config.model} was trained with layout {spec.layout}: set that")
         if spec.layout == "answer":
             spec = dataclasses.replace(spec, answer_prefix=config.answer_prefix)
+        tokenizer = load_tokenizer(folder, "sampler.model")
+        written = take_out(config.answer_prefix, control_strings(tokenizer, ""))
+        if spec.layout == "answer" and written != config.answer_prefix:
+            remedy = "is read as plain text, with its control tokens as letters: write it without them, or use layout chat"
+            raise InputError("sampler.answer_prefix", config.answer_prefix, remedy)
         law = Law(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Law)})
         return cls(
-            tokenizer=load_tokenizer(folder, "sampler.model"),
+            tokenizer=tokenizer,
             spec=spec,
             law=law,
             max_target_tokens=config.max_target_tokens,

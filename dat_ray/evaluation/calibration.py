@@ -50,7 +50,7 @@ def read_labelled(paths: Sequence[str]) -> list[Labelled]:
     """Reads tables with a goal or prompt, a completion or response, and a label; XSTest's labelled answers fit as they are.
 
     Raises:
-        InputError: a column is missing, or a label is none of those known.
+        InputError: a column is missing, a goal is empty, or a label is none of those known.
     """
     found = []
     for path in paths:
@@ -62,9 +62,11 @@ def read_labelled(paths: Sequence[str]) -> list[Labelled]:
             known = str(label).strip().lower()
             if known not in HARMFUL | HARMLESS:
                 raise InputError(OPTION, path, f"{place} has the label {label!r}: write harmful or not_harmful")
+            if not isinstance(goal, str) or not goal.strip():
+                raise InputError(OPTION, path, f"{place} has no {names[0]!r}: fill it in, or remove the row")
             # An answer may be empty; CSV readers give None for it.
             said = "" if completion is None else str(completion)
-            found.append(Labelled(str(row["source"]) if extra else PurePosixPath(path).stem, str(goal), said, known in HARMFUL))
+            found.append(Labelled(str(row["source"]) if extra else PurePosixPath(path).stem, goal, said, known in HARMFUL))
     if not found:
         raise InputError(OPTION, list(paths), "holds no rows: give labelled answers")
     return found

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from dat_ray.data.control import plain_ids
 from dat_ray.errors import InputError
 from dat_ray.models.fit import UNLIMITED, Limits
 
@@ -161,14 +162,15 @@ class ChatFormat:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
 
     def _text_ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return plain_ids(self._tokenizer, text)
 
 
 class PlainFormat:
     """No template: the text as it is, after the tokenizer's own beginning-of-text token.
 
     For judges that are trained on one prompt and not on conversations. Special tokens written in the prompt count as such,
-    because such prompts contain them: whoever puts other people's text into one takes them out first.
+    because such prompts contain them: whoever puts other people's text into one takes them out first
+    (`dat_ray.data.control.take_out`).
 
     Args:
         tokenizer: of the model.
@@ -186,7 +188,7 @@ class PlainFormat:
 
     def response_ids(self, response: str) -> list[int]:
         """Token ids of a response; special tokens written in it are plain text."""
-        return self._tokenizer(response, add_special_tokens=False, split_special_tokens=True).input_ids
+        return plain_ids(self._tokenizer, response)
 
     def encode(self, user: str, response: str, limits: Limits = UNLIMITED) -> Encoded | None:
         """Prompt and response as one row, as `ChatFormat.encode`; the whole prompt counts as the user message."""

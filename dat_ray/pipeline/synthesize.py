@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dat_ray.config.adapt import SynthesisConfig
+from dat_ray.data.control import plain_ids
 from dat_ray.engines.vllm_env import prepare, start_engine
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import load_tokenizer
@@ -57,9 +58,6 @@ def synthesize(model: str, config: SynthesisConfig, out: Path, threads: int) -> 
     before, between = ChatFormat(tokenizer).segments()
     engine = start_engine(model, kv_cache_gib=1.0, dtype=config.dtype, max_model_len=CONTEXT_TOKENS, max_num_seqs=128)
 
-    def tokens(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
     def generate(prompts: Sequence[list[int]], parameters: Sequence[Any]) -> list[Any]:
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
         return [answer.outputs[0] for answer in engine.generate(inputs, parameters, use_tqdm=False)]
@@ -79,7 +77,7 @@ def synthesize(model: str, config: SynthesisConfig, out: Path, threads: int) -> 
                 )
                 for index in rows
             ]
-            written = generate([[*before, *tokens(text)] for text in first], sampling)
+            written = generate([[*before, *plain_ids(tokenizer, text)] for text in first], sampling)
             prompts = []
             for index, opener, reply, answer in zip(rows, first, second, written, strict=True):
                 text = (opener + tokenizer.decode(answer.token_ids, skip_special_tokens=True)).strip()
@@ -88,10 +86,14 @@ def synthesize(model: str, config: SynthesisConfig, out: Path, threads: int) -> 
             greedy = SamplingParams(
                 temperature=0.0, max_tokens=config.response_tokens, stop_token_ids=[tokenizer.eos_token_id], detokenize=False
             )
-            contexts = [[*before, *tokens(text), *between, *tokens(reply)] for _, text, reply in prompts]
+            contexts = [
+                [*before, *plain_ids(tokenizer, text), *between, *plain_ids(tokenizer, reply)] for _, text, reply in prompts
+            ]
             answers = generate(contexts, [greedy] * len(contexts))
             for (index, text, reply), answer in zip(prompts, answers, strict=True):
                 response = (reply + tokenizer.decode(answer.token_ids, skip_special_tokens=True)).strip()
+                if not response:  # a model may answer nothing, and a pair has two texts
+                    continue
                 lines.write(json.dumps({"index": index, "prompt": text, "response": response}) + "\n")
             lines.flush()
             os.fsync(lines.fileno())

@@ -408,3 +408,9 @@ def test_one_refusal_for_every_behavior_where_the_recipe_says_so() -> None:
     assert {row["refusal"] for row in _rows(found)} == {"No."}
     found = _load(path="builtin:demo-train", default_refusal="No.")
     assert len({row["refusal"] for row in _rows(found)}) > 20
+
+
+@pytest.mark.parametrize("refusal", ["", " "])
+def test_a_default_refusal_says_something(refusal: str) -> None:
+    with pytest.raises(ValueError, match="an empty refusal has no log-probability: write a sentence"):
+        _load(path="builtin:demo-train", default_refusal=refusal)

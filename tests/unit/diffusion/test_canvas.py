@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, build_canvas, decode_prompt
 from dat_ray.errors import InputError
+from tests.unit.models.tiny import CONTROL, make_tokenizer
 
 MASK = 3
 CHAT = SamplerSpec(MASK, 1, (0, 1, 2, 3), "chat", before=(1, 4), between=(0, 2))
@@ -33,6 +34,27 @@ def test_answer_canvas_may_hide_its_prefix_too(tokenizer) -> None:
 @pytest.mark.parametrize("spec", [CHAT, ANSWER], ids=["chat", "answer"])
 def test_a_long_target_is_cut(tokenizer, spec: SamplerSpec) -> None:
     assert build_canvas(tokenizer, spec, "abcdef", 2, 4) == build_canvas(tokenizer, spec, "abcd", 2, 4)
+
+
+SPELLED = make_tokenizer()
+LAYOUTS = (
+    SamplerSpec(0, 1, (), "chat", before=(1, 300), between=(2, 301)),
+    SamplerSpec(0, 0, (), "answer", answer_prefix="\nAnswer: "),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    spec=st.sampled_from(LAYOUTS),
+    pieces=st.lists(st.one_of(st.text(alphabet="abc <|", max_size=6), st.sampled_from(CONTROL)), min_size=1, max_size=5),
+)
+def test_a_control_token_written_in_a_response_is_text_in_either_layout(spec: SamplerSpec, pieces: list[str]) -> None:
+    target = "Sure" + "".join(pieces)
+    canvas = build_canvas(SPELLED, spec, target, 3, 1000)
+    condition = canvas.ids[slice(*canvas.condition_span)]
+    assert not set(condition) & set(range(len(CONTROL))), "neither the end of a turn nor MASK"
+    assert SPELLED.decode(condition) == (spec.answer_prefix if spec.layout == "answer" else "") + target
+    assert canvas.ids.count(spec.mask_token_id) == 3
 
 
 @pytest.mark.parametrize(("target", "masks", "field"), [("  ", 3, "target"), ("sure", 0, "prompt_tokens")])

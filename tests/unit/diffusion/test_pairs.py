@@ -21,6 +21,7 @@ from dat_ray.diffusion.pairs import (
     split_pairs,
 )
 from dat_ray.errors import InputError
+from tests.unit.models.tiny import CONTROL, make_tokenizer
 
 SEGMENTS = ChatSegments((1, 4), (0, 2))
 
@@ -44,6 +45,10 @@ def test_reading_maps_columns_of_any_table_and_names_a_bad_row(tmp_path: Path) -
     (tmp_path / "bad.jsonl").write_text(json.dumps(pair("a")) + "\n" + json.dumps({"prompt": "b", "response": 3}) + "\n")
     with pytest.raises(InputError, match=r"row 2 .* has a response that is no text"):
         read_pairs(str(tmp_path / "bad.jsonl"), PairsConfig())
+    for name, row in {"prompt": pair(" ", "ok"), "response": pair("b", "")}.items():
+        (tmp_path / "bad.jsonl").write_text(json.dumps(pair("a")) + "\n" + json.dumps(row) + "\n")
+        with pytest.raises(InputError, match=rf"^--pairs = .*row 2 \(line 2\) of bad\.jsonl has an empty {name}: fill it in"):
+            read_pairs(str(tmp_path / "bad.jsonl"), PairsConfig())
 
 
 def test_split_never_divides_a_prompt_and_drops_copies() -> None:
@@ -81,6 +86,14 @@ def test_a_long_prompt_is_left_out_rather_than_cut(tokenizer) -> None:
     rows = encode_pairs(tokenizer, SEGMENTS, [pair("abcd"), pair("abcde"), pair("a", "")], max_prompt=4)
     assert [len(row.prompt) for row in rows] == [4]
     assert encode_pairs(tokenizer, SEGMENTS, []) == []
+
+
+def test_a_control_token_written_in_a_pair_is_text() -> None:
+    tokenizer = make_tokenizer()
+    texts = pair("What does <|im_end|> mean?", "<|im_start|> begins a turn, <|im_end|> ends it.")
+    [row] = encode_pairs(tokenizer, ChatSegments((1,), (2,)), [texts], max_prompt=100, max_response=100)
+    assert [tokenizer.decode(list(ids)) for ids in (row.prompt, row.response)] == list(texts.values())
+    assert not set(range(len(CONTROL))) & {*row.prompt, *row.response}
 
 
 def test_segments_need_a_token_on_the_left(tokenizer) -> None:

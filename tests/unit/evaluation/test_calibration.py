@@ -110,3 +110,11 @@ def test_list_prints_attacks_and_judges(capsys: pytest.CaptureFixture[str]) -> N
     assert {"refusal-rules", "strongreject-rubric"} <= {one["name"] for one in found["judges"]}
     assert main(["evaluate", "--list"]) == 0
     assert "best_of_n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("goal", ["", "  "])
+def test_a_labelled_answer_to_nothing_is_a_bad_row(tmp_path: Path, goal: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(f"goal,completion,label\nDo it,Sure,harmful\n{goal},Sure,harmful\n")
+    with pytest.raises(InputError, match=r"row 2 \(line 3\) has no 'goal': fill it in"):
+        read_labelled([str(path)])

@@ -1,0 +1,41 @@
+"""Control tokens as text: how other people's text is kept from becoming one.
+
+Where a text is tokenized by itself it is split into ordinary tokens (`plain_ids`). Where it goes into a prompt that is tokenized
+as a whole, control tokens and all, their strings are taken out of it first (`take_out`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text alone; a special token written in it is a handful of ordinary ones."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def control_strings(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
+    """Texts that the tokenizer would read as control tokens, longest first.
+
+    Args:
+        tokenizer: of the model that reads.
+        template: of the prompts. A token of its own that is not marked as special, and that the template uses, counts too;
+            others, such as runs of spaces, are text.
+    """
+    found = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found |= {str(token) for token in tokenizer.all_special_tokens}
+    found |= {text for text in tokenizer.added_tokens_encoder if text.strip() and text in template}
+    return tuple(sorted(found, key=lambda text: (-len(text), text)))
+
+
+def take_out(text: str, strings: Iterable[str]) -> str:
+    """The text without any of the strings, also where taking one out would join the halves of another."""
+    wanted = [string for string in strings if string]
+    while any(string in text for string in wanted):
+        for string in wanted:
+            text = text.replace(string, "")
+    return text

@@ -126,19 +126,34 @@ def _disk(run_dir: str | None) -> Check:
 
 
 def _inputs(recipe: Recipe) -> Iterator[Check]:
-    from dat_ray.data.behaviors import load_behaviors
-    from dat_ray.data.retain import load_retain
+    from dat_ray.data.behaviors import BehaviorSet, load_behaviors
+    from dat_ray.data.retain import RetainRow, load_retain
     from dat_ray.ops.models import chat_model_check, model_check
+    from dat_ray.ops.rows import rows_forecast
+
+    behavior_sets: list[BehaviorSet] = []
+    retain_rows: list[RetainRow] = []
 
     def behaviors() -> str:
         loaded = load_behaviors(recipe.behaviors)
+        behavior_sets.append(loaded)
         return f"{loaded.table.num_rows} rows, {len(loaded.dropped)} near-duplicates of held-out ones left out"
 
     yield _guarded("behaviors", "mend the path or the file", behaviors)
     retain = recipe.training.retain
     if retain is not None:
-        yield _guarded("retain", "mend the path or the file", lambda: f"{len(load_retain(retain))} rows")
-    yield model_check("target model", recipe.target.model)
+        config = retain
+
+        def retained() -> str:
+            retain_rows.extend(load_retain(config))
+            return f"{len(retain_rows)} rows"
+
+        yield _guarded("retain", "mend the path or the file", retained)
+    target = model_check("target model", recipe.target.model)
+    yield target
+    if target.ok and behavior_sets and (retain is None or retain_rows):
+        remedy = "raise training.max_tokens, or shorten the prompts"
+        yield _guarded("training rows", remedy, lambda: rows_forecast(recipe, behavior_sets[0].table, retain_rows))
     if recipe.judge.reader is not None:
         yield chat_model_check("judge's reader", recipe.judge.reader)
     yield model_check("sampler model", recipe.sampler.model)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
@@ -37,11 +38,6 @@ def harmful_row(chat: ChatFormat, prompt: str, target: str, refusal: str, cfg: T
     return HarmfulRow(harmful, refused)
 
 
-def retain_limits(cfg: TrainingConfig, retain: RetainConfig) -> Limits:
-    """Most tokens of a retain row and of its response."""
-    return Limits(cfg.max_tokens, retain.max_response_tokens)
-
-
 def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
     """Reads and tokenizes the round's training set and retain set.
 
@@ -53,35 +49,54 @@ def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
     counts: dict[str, TableCount] = {}
 
     def attacked(name: str, folder: str) -> list[HarmfulRow]:
-        found = read_table(folder, fingerprint=mark).to_pylist()
-        rows = [harmful_row(chat, row["prompt"], row["target"], row["refusal"], cfg) for row in found]
-        kept = [row for row in rows if row is not None]
-        counts[name] = _count(
-            [row["candidate_id"] for row in found],
-            rows,
-            {
-                "target": ResponseCount.of(row.harmful for row in kept),
-                "refusal": ResponseCount.of(row.refusal for row in kept),
-            },
-            Limits(cfg.max_tokens),
-        )
-        _check_kept(name, counts[name], cfg.harmful_rows)
-        return kept
+        rows, counts[name] = encode_harmful(chat, read_table(folder, fingerprint=mark).to_pylist(), cfg)
+        check_kept(name, counts[name], cfg)
+        return rows
 
     harmful = attacked("harmful", run.training_set(recipe.round))
     rewrites = attacked("rewrites", rewrites_folder(run, recipe.round)) if recipe.selection.source == "mixture" else []
     retain: list[Encoded] = []
     if cfg.retain_rows:
-        assert cfg.retain is not None
-        limits = retain_limits(cfg, cfg.retain)
         found = read_table(retain_folder(run, recipe.round), fingerprint=mark).to_pylist()
-        encoded = [chat.encode(row["prompt"], row["response"], limits) for row in found]
-        fitting = [row for row in encoded if row is not None]
-        ids = [row["retain_id"] for row in found]
-        counts["retain"] = _count(ids, encoded, {"response": ResponseCount.of(fitting)}, limits)
-        _check_kept("retain", counts["retain"], cfg.retain_rows)
-        retain = [_retained(row, cfg.retain) for row in fitting]
+        retain, counts["retain"] = encode_retain(chat, found, cfg)
+        check_kept("retain", counts["retain"], cfg)
     return TrainingRows(harmful, retain, rewrites, counts)
+
+
+def encode_harmful(
+    chat: ChatFormat, table: Sequence[Mapping[str, Any]], cfg: TrainingConfig
+) -> tuple[list[HarmfulRow], TableCount]:
+    """The rows of a training set that have room for responses, and what became of the others.
+
+    Args:
+        chat: of the target.
+        table: rows of schema TRAINING_SET.
+        cfg: of the recipe.
+    """
+    rows = [harmful_row(chat, row["prompt"], row["target"], row["refusal"], cfg) for row in table]
+    kept = [row for row in rows if row is not None]
+    responses = {
+        "target": ResponseCount.of(row.harmful for row in kept),
+        "refusal": ResponseCount.of(row.refusal for row in kept),
+    }
+    count = _count([row["candidate_id"] for row in table], rows, responses, Limits(cfg.max_tokens))
+    return kept, count
+
+
+def encode_retain(chat: ChatFormat, table: Sequence[Mapping[str, Any]], cfg: TrainingConfig) -> tuple[list[Encoded], TableCount]:
+    """The rows of a retain set that have room for a response, and what became of the others.
+
+    Args:
+        chat: of the target.
+        table: rows of schema RETAIN.
+        cfg: of the recipe, with a retain section.
+    """
+    assert cfg.retain is not None
+    limits = Limits(cfg.max_tokens, cfg.retain.max_response_tokens)
+    rows = [chat.encode(row["prompt"], row["response"], limits) for row in table]
+    kept = [row for row in rows if row is not None]
+    count = _count([row["retain_id"] for row in table], rows, {"response": ResponseCount.of(kept)}, limits)
+    return [_retained(row, cfg.retain) for row in kept], count
 
 
 def _count(
@@ -92,10 +107,15 @@ def _count(
     return TableCount(len(rows), left_out, responses, limits.tokens, limits.least)
 
 
-def _check_kept(name: str, count: TableCount, needed: int) -> None:
-    """Too few rows in the table itself are `check_rows`'s concern, and named there."""
+def check_kept(name: str, count: TableCount, cfg: TrainingConfig) -> None:
+    """Fails where rows were left out and too few are left; a table that had too few is the concern of `check_rows`.
+
+    Raises:
+        InputError: too few are left for an update.
+    """
+    field = "retain_rows" if name == "retain" else "harmful_rows"
+    needed: int = getattr(cfg, field)
     if count.left_out and count.kept < needed:
-        field = f"{'retain' if name == 'retain' else 'harmful'}_rows"
         problem = f"{name} rows: {count.why_left_out()}; {count.kept} are left and an update needs {needed}"
         raise InputError("training.max_tokens", count.max_tokens, f"{problem}: raise it, or lower training.{field}")
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -12,8 +13,11 @@ from dat_ray.cli import main
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.models import EndpointConfig, TargetConfig
 from dat_ray.data.rundir import open_run
+from dat_ray.models.chat import ChatFormat
 from dat_ray.ops import doctor, models
 from dat_ray.ops.doctor import diagnose
+from dat_ray.ops.rows import rows_forecast
+from tests.unit.models.tiny import make_tokenizer
 
 Usage = namedtuple("Usage", "total used free")
 REPOSITORY = Path(__file__).parents[3]
@@ -68,6 +72,59 @@ def test_inputs_that_are_missing_are_named_all_at_once(tmp_path: Path) -> None:
     assert {"behaviors", "retain", "target model"} <= set(wrong)
     assert "nowhere.csv" in wrong["behaviors"]
     assert "no config.json or no safetensors" in wrong["target model"]
+
+
+def training_rows(*settings: str) -> doctor.Check:
+    [check] = [one for one in diagnose(load_recipe("demo", [*TINY, *settings])) if one.name == "training rows"]
+    return check
+
+
+@pytest.fixture
+def tiny_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny chat model of which a doctor sees the tokenizer and the names of its files."""
+    folder = tmp_path / "tiny"
+    make_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+RETAIN = ("training.retain.limit=3", "training.retain_rows=2")
+TINY = ("target.model=tiny", "sampler.model=nothing/here", "behaviors.limit=4", *RETAIN)
+SHORT = ("sampler.prompt_tokens=[1]", "sampler.steps=1")
+GOALS = ("selection.source=goals", "training.harmful_rows=4")
+
+
+def test_what_becomes_of_the_rows_is_told_where_the_tokenizer_is_here(tiny_target: Path) -> None:
+    found = training_rows("sampler.prompt_tokens=[20,30,500]", "training.max_tokens=60")
+    template = sum(map(len, ChatFormat(make_tokenizer()).segments()))
+    assert found.ok
+    assert f"sampled prompts of 30 tokens leave about {30 - template} to a response, those of 500 and more none" in found.detail
+    assert "4 of 4 refusals cut" in found.detail
+    assert "3 retain prompts without a response yet" in found.detail
+    found = training_rows("training.max_tokens=2000", *GOALS)
+    assert found.detail.startswith("harmful rows: 4, prompts whole; no target cut, no refusal cut; 3 retain prompts")
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (("sampler.prompt_tokens=[500,600]",), "prompts of 500 tokens or more and [0-9]+ of the template leave no room for 8"),
+        (("training.max_tokens=30", *GOALS), "harmful rows: 4 of 4 left out.* 0 are left and an update needs 4: raise it"),
+        (("training.max_tokens=25", *SHORT), "3 of 3 retain prompts leave no room for 3 response tokens"),
+    ],
+)
+def test_a_row_limit_that_leaves_too_few_rows_fails(tiny_target: Path, settings: tuple[str, ...], problem: str) -> None:
+    found = training_rows(*settings)
+    assert not found.ok
+    assert re.search(problem, found.detail), found.detail
+    assert found.remedy.startswith("raise training.max_tokens")
+
+
+def test_a_tokenizer_that_is_elsewhere_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("demo", ["target.model=nobody/nothing"])
+    assert rows_forecast(recipe, None, []).startswith("not told: nobody/nothing is not on this machine")  # type: ignore[arg-type]
 
 
 def test_a_gpu_recipe_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

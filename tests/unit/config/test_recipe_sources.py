@@ -135,3 +135,13 @@ def test_sources_change_no_fingerprint_and_name_their_kind() -> None:
 
 def test_all_recipes_are_listed() -> None:
     assert {"demo", *PAPER, *OTHERS} <= set(list_recipes())
+
+
+@pytest.mark.parametrize("name", [*PAPER, *OTHERS])
+def test_where_a_row_is_cut_is_told_beside_its_length(name: str) -> None:
+    recipe = load_recipe(name)
+    assert "right end, the answer" in (source_of(recipe, "training.max_tokens") or "")
+    if recipe.training.retain is not None:
+        said = source_of(recipe, "training.retain.max_response_tokens") or ""
+        assert said.startswith("ours: ")
+        assert said.endswith("cuts an answer by the end of its row alone")

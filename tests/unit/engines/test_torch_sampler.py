@@ -1,14 +1,31 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from dat_ray.config.models import SamplerConfig
+from dat_ray.diffusion.canvas import SamplerSpec
+from dat_ray.engines.sampler_setup import SamplerSetup
 from dat_ray.engines.torch_sampler import TorchSampler
 from dat_ray.errors import InputError
+from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
 
 
 def test_compiled_layers_are_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=r"sampler\.compile = True: PyTorch sees no GPU here"):
         TorchSampler(SamplerConfig(model="any", backend="torch", compile=True), "nowhere", threads=1)
+
+
+def test_a_prefix_with_control_tokens_is_refused_since_it_is_read_as_text(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    folder = save_folder(make_model(len(tokenizer)), tokenizer, tmp_path / "sampler")
+    SamplerSpec(0, 0, (), "answer").write(folder)
+    assert json.loads((tmp_path / "sampler" / "config.json").read_text())["is_causal"] is False
+    config = {"model": folder, "layout": "answer", "prompt_tokens": [4], "steps": 4}
+    assert SamplerSetup.read(SamplerConfig.model_validate(config), folder).spec.answer_prefix == "\nAnswer: "
+    with pytest.raises(InputError, match=r"^sampler\.answer_prefix = .*is read as plain text"):
+        SamplerSetup.read(SamplerConfig.model_validate(config | {"answer_prefix": "<|im_end|>\nAnswer: "}), folder)

@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 
 from dat_ray.config.evaluation import EvaluationConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.intervals import wilson
 from dat_ray.evaluation.metrics import broken, model_metrics, paired_metrics, refusals, totals, union
+from dat_ray.evaluation.summary import metrics_tree
 
 CONFIG = EvaluationConfig(bootstrap=200)
 
@@ -109,3 +111,33 @@ def test_totals_by_model() -> None:
         "base": {"seconds": 1.0, "model_calls": 6},
         "adapted": {"seconds": 0.5, "model_calls": 3},
     }
+
+
+def test_pairs_that_could_not_be_scored_are_counted() -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "t",
+            "behaviors": {"path": "x", "heldout": {"path": "x"}},
+            "sampler": {"model": "x"},
+            "target": {"model": "x"},
+            "training": {"retain_rows": 0, "retain_weight": 0.0},
+            "evaluation": {"attacks": ["direct"], "bootstrap": 50},
+        }
+    )
+    scored = {"target_model": "base", "behavior_id": "a", "target_logprob": -2.0, "error": None}
+    lost = scored | {"target_logprob": None, "error": "target: InputError: too long"}
+    other = lost | {"target_model": "tuned"}
+    tree = metrics_tree(
+        recipe,
+        "default",
+        {"base": "w0", "tuned": "w1"},
+        attempts=[row("direct", "a", "harmful", model=model) for model in ("base", "tuned")],
+        likelihoods=[scored, lost, other, other],
+        prompts={},
+        judges={"judge": {"name": "j", "fingerprint": "0", "is_proxy": True}, "second_judge": None, "refusal_judge": None},
+        side_effects={"base": {}, "tuned": {}},
+        seconds=1.0,
+    )
+    blocks = {name: block["target_logprob"] for name, block in tree["models"].items()}
+    assert (blocks["base"]["mean"], blocks["base"]["n_behaviors"], blocks["base"]["errors"]) == (-2.0, 1, 1)
+    assert (blocks["tuned"]["mean"], blocks["tuned"]["errors"]) == (None, 2)

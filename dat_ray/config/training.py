@@ -59,7 +59,9 @@ class RetainConfig(Section):
     )
     limit: Positive | None = None
     max_prompt_characters: Positive | None = Field(None, description="rows with a longer prompt are left out")
-    max_response_tokens: Positive = Field(64, description="tokens of a response that are trained on")
+    max_response_tokens: Positive = Field(
+        64, description="tokens of a response that are trained on; fewer where max_tokens leaves none"
+    )
     answer_tokens: Positive = Field(
         64, description="tokens of a missing response, which the base model writes; it is judged whole, to leave out refusals"
     )
@@ -109,7 +111,11 @@ class TrainingConfig(Section):
     )
     retain_weight: Annotated[float, Field(ge=0.0)] = 0.45
     retain_normalized: bool = Field(False, description="divide the retain term by its own value, without gradient (LAT)")
-    max_tokens: Positive = Field(128, description="tokens of a training sequence")
+    max_tokens: Positive = Field(
+        128,
+        description="tokens of a training sequence: the prompt whole, and of the response what then has room; a prompt that "
+        "leaves room for fewer than 8 response tokens is left out",
+    )
     end_of_turn: Literal["none", "refusal"] = Field(
         "none", description="refusal: a refusal ends with the template's end-of-turn token, so that the model stops after it"
     )

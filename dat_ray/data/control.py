@@ -26,16 +26,16 @@ def control_strings(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[
         template: of the prompts. A token of its own that is not marked as special, and that the template uses, counts too;
             others, such as runs of spaces, are text.
     """
-    found = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    found |= {str(token) for token in tokenizer.all_special_tokens}
-    found |= {text for text in tokenizer.added_tokens_encoder if text.strip() and text in template}
-    return tuple(sorted(found, key=lambda text: (-len(text), text)))
+    strings = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    strings |= {str(token) for token in tokenizer.all_special_tokens}
+    strings |= {text for text in tokenizer.added_tokens_encoder if text.strip() and text in template}
+    return tuple(sorted(strings, key=lambda text: (-len(text), text)))
 
 
 def take_out(text: str, strings: Iterable[str]) -> str:
     """The text without any of the strings, also where taking one out would join the halves of another."""
-    wanted = [string for string in strings if string]
-    while any(string in text for string in wanted):
-        for string in wanted:
+    control = [string for string in strings if string]
+    while any(string in text for string in control):
+        for string in control:
             text = text.replace(string, "")
     return text

@@ -44,9 +44,9 @@ class ModelJudge:
         self.name = f"{config.name} ({config.reader.model})"
         # A guard model brings its own prompt, in its chat template.
         self._guard = _Guard(config, reader) if config.name == "llama-guard" else None
-        whole = self._guard is None and config.reader.backend != "endpoint" and config.reader.template == "none"
+        read_whole = self._guard is None and config.reader.backend != "endpoint" and config.reader.template == "none"
         # In a chat template the reader itself keeps text apart from control tokens.
-        self._control = control_strings(_reader_tokenizer(config.reader), self._template) if whole else ()
+        self._control = control_strings(_reader_tokenizer(config.reader), self._template) if read_whole else ()
         what = (config.name, config.threshold, config.reader.model, config.reader.system_prompt, self._template)
         self.fingerprint = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 

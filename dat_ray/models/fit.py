@@ -1,8 +1,8 @@
 """How much of a (prompt, response) pair a row holds: one rule for harmful rows, retain rows and the drift on them.
 
 The prompt is the condition, and stays whole. The response loses its end: first to a limit of its own, then to what the row has
-room for. A prompt that leaves too little room takes its row with it, whatever the response, so that both rows of a harmful
-prompt stay or go together.
+room for. A row whose prompt leaves too little room is left out, whatever its response: the two rows of a harmful prompt are
+kept or left out together.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Fewer response tokens than these teach little; a smaller limit of its own asks for no more than itself.
+# Fewer response tokens teach little. A response limit below it asks for no more room than the limit.
 LEAST_RESPONSE_TOKENS = 8
 
 

@@ -38,16 +38,16 @@ def rows_forecast(recipe: Recipe, behaviors: pa.Table, retain: Sequence[RetainRo
     if not _is_here(model):
         return f"not told: {model} is not on this machine, and so its tokenizer is not"
     chat = ChatFormat(load_tokenizer(resolve_model(model, "target.model"), "target.model"), recipe.target.system_prompt)
-    said = []
+    parts = []
     if needs_candidates(recipe.selection):
-        said.append(_drawn(recipe, behaviors, chat))
+        parts.append(_drawn(recipe, behaviors, chat))
     if recipe.selection.source != "candidates":
         count = encode_harmful(chat, goal_rows(behaviors).to_pylist(), recipe.training)[1]
         check_kept("harmful", count, recipe.training)
-        said += sentences({"harmful": count})
+        parts += sentences({"harmful": count})
     if recipe.training.retain_rows:
-        said += _retained(recipe, retain, chat)
-    return "; ".join(said)
+        parts += _retained(recipe, retain, chat)
+    return "; ".join(parts)
 
 
 def _is_here(model: str) -> bool:
@@ -85,7 +85,7 @@ def _retained(recipe: Recipe, retain: Sequence[RetainRow], chat: ChatFormat) -> 
     first, cfg = retain[:RETAIN_ROWS], recipe.training
     assert cfg.retain is not None
     limits = Limits(cfg.max_tokens, cfg.retain.max_response_tokens)
-    said = []
+    parts = []
     answered = [
         {"retain_id": row.retain_id, "prompt": row.prompt, "response": row.response} for row in first if row.response is not None
     ]
@@ -93,17 +93,17 @@ def _retained(recipe: Recipe, retain: Sequence[RetainRow], chat: ChatFormat) -> 
     if answered:
         count = encode_retain(chat, answered, cfg)[1]
         kept += count.kept
-        said += sentences({"retain": count})
+        parts += sentences({"retain": count})
     waiting = [row.prompt for row in first if row.response is None]
     if waiting:
         lost = sum(limits.fit(len(chat.prompt_ids(prompt)), 0) is None for prompt in waiting)
         kept += len(waiting) - lost
-        said.append(f"{len(waiting):,} retain prompts without a response yet, {lost:,} of them too long for one")
+        parts.append(f"{len(waiting):,} retain prompts without a response yet, {lost:,} of them too long for one")
     if len(first) < len(retain):
-        said.append(f"of {len(retain):,} retain rows the first {len(first):,} were looked at")
+        parts.append(f"of {len(retain):,} retain rows the first {len(first):,} were looked at")
     elif kept < min(cfg.retain_rows, len(retain)):
         remedy = (
             f"{len(retain) - kept} of {len(retain)} retain prompts leave no room for {limits.least} response tokens: raise it"
         )
         raise InputError("training.max_tokens", cfg.max_tokens, remedy)
-    return said
+    return parts

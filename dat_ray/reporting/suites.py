@@ -113,18 +113,18 @@ def _others(metrics: Tree) -> list[dict[str, Any]]:
 
 def _left_out(metrics: Tree) -> list[str]:
     """Rows that the drift and the likelihoods could not take as they are, a sentence a model."""
-    said = []
+    sentences = []
     for name, block in metrics["models"].items():
         drift, unscored = block.get("kl_drift") or {}, block["target_logprob"].get("errors", 0)
         if drift.get("left_out") or drift.get("cut"):
             rows = drift["n"] + drift["left_out"]
-            said.append(
+            sentences.append(
                 f"KL drift of {model_name(name)}: {drift['left_out']} of {rows} rows left out, whose prompts leave no room "
                 f"for a response; the responses of {drift['cut']} cut to the room behind their prompts."
             )
         if unscored:
-            said.append(f"Log p(target) of {model_name(name)}: {unscored} pairs could not be scored.")
-    return said
+            sentences.append(f"Log p(target) of {model_name(name)}: {unscored} pairs could not be scored.")
+    return sentences
 
 
 def _unmeasured(metrics: Tree) -> str:

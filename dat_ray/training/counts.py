@@ -1,6 +1,6 @@
 """What became of a training table's rows: how many were left out, and how much of their responses was cut.
 
-A training folder keeps it as `rows.json`; the log, the stage's record and the report say it in the same words.
+A training folder keeps them as `rows.json`; the log and the report use the same sentences.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class TableCount:
 
 def write_counts(root: str, counts: Mapping[str, TableCount]) -> None:
     """Writes `rows.json` into a training folder."""
-    write_bytes(join(root, ROWS_FILE), json.dumps({name: asdict(one) for name, one in counts.items()}, indent=1).encode())
+    write_bytes(join(root, ROWS_FILE), json.dumps({name: asdict(table) for name, table in counts.items()}, indent=1).encode())
 
 
 def read_counts(root: str) -> dict[str, TableCount]:
@@ -105,12 +105,12 @@ def _table(tree: Mapping[str, Any]) -> TableCount:
 
 def sentences(counts: Mapping[str, TableCount]) -> list[str]:
     """One line a table: rows kept, rows left out, responses cut."""
-    return [f"{NAMES[name]}: {_said(one)}" for name, one in counts.items()]
+    return [f"{NAMES[name]}: {_sentence(table)}" for name, table in counts.items()]
 
 
-def _said(table: TableCount) -> str:
+def _sentence(table: TableCount) -> str:
     left_out = f"; {table.why_left_out()}" if table.left_out else ""
-    return f"{table.kept:,}, prompts whole; " + ", ".join(_cut(kind, one) for kind, one in table.responses.items()) + left_out
+    return f"{table.kept:,}, prompts whole; " + ", ".join(_cut(kind, count) for kind, count in table.responses.items()) + left_out
 
 
 def _cut(kind: str, count: ResponseCount) -> str:

@@ -124,8 +124,8 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
         updates=count_updates(recipe.training, kept),
         rows=kept,
         retain_rows=counts["retain"].kept if "retain" in counts else retain,
-        left_out=sum(len(one.left_out) for one in counts.values()),
-        cut=sum(one.cut for one in counts.values()),
+        left_out=sum(len(table.left_out) for table in counts.values()),
+        cut=sum(table.cut for table in counts.values()),
         seconds=time.monotonic() - began,
         skipped=skipped,
         last=log[-1] if log else {},
@@ -321,12 +321,12 @@ def _shown(run: RunDir, recipe: Recipe, progress: Progress) -> Iterator[None]:
     patience = recipe.timeouts.no_progress + recipe.timeouts.worker_group_start
     stall = StallWatch("train", join(run.logs, f"train-round-{recipe.round}-stall.txt"), patience)
 
-    said = False
+    announced = False
 
     def show() -> int:
-        nonlocal said
-        if not said and (counts := read_counts(root)):
-            said = True
+        nonlocal announced
+        if not announced and (counts := read_counts(root)):
+            announced = True
             progress.total = count_updates(recipe.training, counts["harmful"].kept)
             for line in sentences(counts):
                 stage_line(f"      {line}")

@@ -57,8 +57,8 @@ def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
     rewrites = attacked("rewrites", rewrites_folder(run, recipe.round)) if recipe.selection.source == "mixture" else []
     retain: list[Encoded] = []
     if cfg.retain_rows:
-        found = read_table(retain_folder(run, recipe.round), fingerprint=mark).to_pylist()
-        retain, counts["retain"] = encode_retain(chat, found, cfg)
+        table = read_table(retain_folder(run, recipe.round), fingerprint=mark).to_pylist()
+        retain, counts["retain"] = encode_retain(chat, table, cfg)
         check_kept("retain", counts["retain"], cfg)
     return TrainingRows(harmful, retain, rewrites, counts)
 

@@ -15,7 +15,7 @@ from dat_ray.config.training import LoraConfig
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.evaluation import side_effects
 from dat_ray.evaluation.asking import Model
-from dat_ray.evaluation.whitebox import Whitebox
+from dat_ray.evaluation.whitebox import SearchRequest, Whitebox, search_all
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import attach_lora, load_adapter, load_causal_lm, load_tokenizer, model_fingerprint, save_adapter
 from tests.unit.models.tiny import make_model, make_tokenizer
@@ -156,3 +156,17 @@ def test_nothing_is_measured_where_there_is_no_drift_or_nobody_asked(folder: Pat
     assert side_effects.drift(recipe(folder, rows=0), run, model, str(tmp_path / "side")) is None
     assert side_effects.utility(config, model, str(tmp_path / "side")) == {}
     assert made == []
+
+
+@pytest.mark.parametrize("attack", ["gcg", "embedding"])
+@pytest.mark.parametrize(
+    ("goal", "target", "problem"),
+    [("", "Sure", "prompt = ''"), ("do it", " ", "response = ' '"), ("x " * 900, "Sure", "target.max_model_len = 1024")],
+)
+def test_a_row_that_cannot_be_searched_is_named_before_the_search(
+    folder: Path, attack: str, goal: str, target: str, problem: str
+) -> None:
+    config = recipe(folder)
+    engine = Whitebox(config.target, 1, None, config.evaluation)
+    [found] = search_all(engine, attack, [SearchRequest("s", goal, target, seed=1)])
+    assert found["error"].startswith(f"search: InputError: {problem}: ")

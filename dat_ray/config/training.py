@@ -110,7 +110,9 @@ class TrainingConfig(Section):
         description="kl_forward: KL(base || model); kl_reverse: KL(model || base); ce: -log p of the data's response",
     )
     retain_weight: Annotated[float, Field(ge=0.0)] = 0.45
-    retain_normalized: bool = Field(False, description="divide the retain term by its own value, without gradient (LAT)")
+    retain_normalized: bool = Field(
+        False, description="divide the retain term by its own value, without gradient, plus 1e-8 nats an element (LAT)"
+    )
     max_tokens: Positive = Field(
         128,
         description="tokens of a training sequence: the prompt whole, and of the response what then has room; a prompt that "

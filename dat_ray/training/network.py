@@ -98,6 +98,11 @@ class Network:
         return self.embedding.weight.device
 
     @property
+    def vocabulary(self) -> int:
+        """V, rows of the head that no token uses included."""
+        return self.head.out_features
+
+    @property
     def replayable(self) -> bool:
         """Whether a pass can be recorded as a CUDA graph: plain layers on a GPU, neither compiled, checkpointed nor split."""
         return self.device.type == "cuda" and self._can_share and not self._compiled and not self.split_over_workers

@@ -14,8 +14,6 @@ Shapes: B rows, N selected response tokens of all rows, V vocabulary.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +22,8 @@ from dat_ray.config.training import TrainingConfig
 
 # What is left of a term past CAT's soft cutoff (public code). The value jumps there: the formula is not continuous.
 SOFT_SLOPE = 0.001
+# Of LAT's normalized retain term, on the mean over tokens and vocabulary (public code).
+NORMALIZED_GUARD = 1e-8
 
 
 def full_precision(logits: Tensor) -> Tensor:
@@ -84,26 +84,39 @@ def cut_off(values: Tensor, cutoff: float | None, form: str) -> Tensor:
     return torch.where(values < cutoff, cutoff + SOFT_SLOPE * values, values)
 
 
-def unlikelihood(logprobs: Tensor, cutoff: float | None) -> Tensor:
-    """-log(1 - p) of each token, in nats.
+def token_log_odds(logits: Tensor, targets: Tensor) -> Tensor:
+    """log p / (1 - p) of each target token: its logit against the logsumexp of all others.
+
+    Both log p and log(1 - p) follow from it without a loss of digits, whichever of them is near 0.
 
     Args:
-        logprobs: (N,) log p.
+        logits: (N, V).
+        targets: (N,) int64.
+
+    Returns:
+        (N,) float32, or float64 where the logits are.
+    """
+    logits, at = full_precision(logits), targets[:, None]
+    return logits.gather(1, at).squeeze(1) - logits.scatter(1, at, -torch.inf).logsumexp(dim=1)
+
+
+def unlikelihood(log_odds: Tensor, cutoff: float | None) -> Tensor:
+    """-log(1 - p) of each token, in nats.
+
+    Where p rounds to 1 it still grows by 1 nat a nat of the token's logit.
+
+    Args:
+        log_odds: (N,) of `token_log_odds`.
         cutoff: a token with log p below this is dropped; it still counts in a mean, as in the public codes of CAT and LAT.
 
     Returns:
-        (N,). Finite where p rounds to 1, though with the steepest slope that the dtype can hold.
+        (N,).
     """
-    logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
-    # Two forms, each exact where the other loses digits; `where` alone would let a NaN gradient of the other through.
-    likely = logprobs > -math.log(2)
-    near_one = -torch.log(-torch.expm1(torch.where(likely, logprobs, -1.0)))
-    near_zero = -torch.log1p(-torch.exp(torch.where(likely, -1.0, logprobs)))
-    losses = torch.where(likely, near_one, near_zero)
-    return losses if cutoff is None else torch.where(logprobs < cutoff, 0.0, losses)
+    losses = -F.logsigmoid(-log_odds)
+    return losses if cutoff is None else torch.where(F.logsigmoid(log_odds) < cutoff, 0.0, losses)
 
 
-def away_rows(logprobs: Tensor, rows: Tensor, count: int, cfg: TrainingConfig) -> Tensor:
+def away_rows(logprobs: Tensor, rows: Tensor, count: int, cfg: TrainingConfig, log_odds: Tensor | None = None) -> Tensor:
     """Pushes a response down, by row.
 
     Args:
@@ -111,12 +124,14 @@ def away_rows(logprobs: Tensor, rows: Tensor, count: int, cfg: TrainingConfig) -
         rows: (N,) the row of each.
         count: B.
         cfg: `away`, `away_cutoff`, `cutoff_form`.
+        log_odds: (N,) of `token_log_odds`, needed by `unlikelihood` alone.
 
     Returns:
         (B,) mean log p(y), or mean -log(1 - p(y_t)).
     """
     if cfg.away == "unlikelihood":
-        return row_means(unlikelihood(logprobs, cfg.away_cutoff), rows, count)
+        assert log_odds is not None
+        return row_means(unlikelihood(log_odds, cfg.away_cutoff), rows, count)
     assert cfg.away == "neg_ce", cfg.away
     return cut_off(row_means(logprobs, rows, count), cfg.away_cutoff, cfg.cutoff_form)
 
@@ -211,3 +226,17 @@ def retain_loss(values: Tensor, tokens_of_update: int) -> Tensor:
         Scalar, this worker's share.
     """
     return values.sum() / tokens_of_update
+
+
+def normalized_factor(value: float, vocabulary: int) -> float:
+    """What LAT's public code multiplies its retain term by: 1 / (its own value, held fixed, + a guard).
+
+    There the value and the guard of 1e-8 are means over elements, tokens times vocabulary. Below the guard the term is
+    the plain one, scaled; without it a KL that goes to 0 would keep a gradient of full size.
+
+    Args:
+        value: of the update's retain term, nats a token.
+        vocabulary: V.
+    """
+    # Rounding can leave a KL of equal models just below 0.
+    return 1.0 / (max(value, 0.0) + NORMALIZED_GUARD * vocabulary)

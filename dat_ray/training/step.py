@@ -24,6 +24,7 @@ from dat_ray.training.attack import Perturbation
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.cost import update_cost
 from dat_ray.training.network import Network
+from dat_ray.training.objectives import normalized_factor
 from dat_ray.training.terms import find_perturbation, harmful_losses, retain_losses
 
 # Adds a tensor up over all workers, in place.
@@ -168,13 +169,10 @@ def _set_aside(network: Network) -> dict[str, Tensor]:
 
 
 def _normalize(network: Network, before: dict[str, Tensor], value: float, reduce: Reduce) -> float:
-    """Divides the gradients in `.grad` by the update's retain term, adds what was set aside, and returns the factor.
-
-    At the start of training the KL is 0 with a zero gradient, which has no direction to scale.
-    """
+    """Divides the gradients in `.grad` by the update's retain term, adds what was set aside, and returns the factor."""
     whole = torch.tensor([value], dtype=torch.float64, device=network.device)
     reduce(whole)
-    factor = 1.0 / whole.item() if whole.item() > 0 else 0.0
+    factor = normalized_factor(whole.item(), network.vocabulary)
     for name, parameter in network.trainable().items():
         if parameter.grad is not None:
             parameter.grad.mul_(factor)

@@ -29,12 +29,14 @@ class PairLogprobs:
         refusal: (N',) of the refusals.
         rows: the row of each, both numbered from 0.
         count: B.
+        log_odds: of both, where unlikelihood needs them: from log p they could not be had where p rounds to 1.
     """
 
     harmful: Tensor
     refusal: Tensor
     rows: tuple[Tensor, Tensor]
     count: int
+    log_odds: tuple[Tensor, Tensor] | None = None
 
     def means(self) -> tuple[Tensor, Tensor]:
         """(B,) token means log p(y) and log p(y_ref)."""
@@ -59,9 +61,14 @@ def pair_logprobs(
         longer = F.pad(delta, (0, 0, 0, batch.ids.shape[1] - delta.shape[2]))
         delta = torch.cat([longer, longer], dim=1)
     found = network.response_logits(batch, delta, prefix, cfg.attack.layers)
-    logprobs = objectives.token_logprobs(found.logits, found.targets)
     n = sum(batch.response_tokens[:B])  # row after row: the harmful responses come first
-    return PairLogprobs(logprobs[:n], logprobs[n:], (found.rows[:n], found.rows[n:] - B), B)
+    rows = found.rows[:n], found.rows[n:] - B
+    if cfg.away == "unlikelihood":
+        log_odds = objectives.token_log_odds(found.logits, found.targets)
+        logprobs = F.logsigmoid(log_odds)
+        return PairLogprobs(logprobs[:n], logprobs[n:], rows, B, (log_odds[:n], log_odds[n:]))
+    logprobs = objectives.token_logprobs(found.logits, found.targets)
+    return PairLogprobs(logprobs[:n], logprobs[n:], rows, B)
 
 
 def find_perturbation(network: Network, rows: Sequence[HarmfulRow], cfg: TrainingConfig, unit_norm: float) -> Perturbation:
@@ -91,8 +98,8 @@ def find_perturbation(network: Network, rows: Sequence[HarmfulRow], cfg: Trainin
             """The update's own terms with the responses exchanged: toward y, away from y_ref; no cutoffs."""
             found = pair_logprobs(network, batch, delta, cfg, prefix)
             entropies, refusals = -found.means()[0], found.means()[1]
-            if cfg.away == "unlikelihood":
-                refusals = objectives.row_means(objectives.unlikelihood(found.refusal, None), found.rows[1], B)
+            if found.log_odds is not None:
+                refusals = objectives.row_means(objectives.unlikelihood(found.log_odds[1], None), found.rows[1], B)
             return cfg.away_weight * entropies + cfg.toward_weight * refusals, entropies
 
         positions = batch.positions(cfg.attack.positions)
@@ -125,7 +132,8 @@ def harmful_losses(
     if margin is not None:
         losses = cfg.away_weight * objectives.ipo_rows(found.harmful, found.refusal, margin, found.rows, cfg)
     else:
-        losses = cfg.away_weight * objectives.away_rows(found.harmful, found.rows[0], B, cfg)
+        log_odds = None if found.log_odds is None else found.log_odds[0]
+        losses = cfg.away_weight * objectives.away_rows(found.harmful, found.rows[0], B, cfg, log_odds)
         losses = losses + cfg.toward_weight * objectives.toward_rows(found.refusal, found.rows[1], B, cfg)
     with torch.no_grad():
         harmful, refusal = found.means()

@@ -45,6 +45,14 @@ def token_logs(model: nn.Module, row: Encoded, delta: Tensor | None, layers: Seq
     return [line[row.ids[low + i]] for i, line in enumerate(found)]
 
 
+def log_1_minus_p(model: nn.Module, row: Encoded, delta: Tensor | None, layers: Sequence[str | int] = ()) -> list[Tensor]:
+    """log(1 - p) of each response token: the logarithm of the sum of all other tokens' probabilities."""
+    low, _ = row.response_span
+    found = log_softmax_of_span(model, row, delta, layers)
+    others = [torch.cat([line[: row.ids[low + i]], line[row.ids[low + i] + 1 :]]) for i, line in enumerate(found)]
+    return [one.exp().sum().log() for one in others]
+
+
 def mean(values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values)).sum() / len(values)
 
@@ -55,11 +63,13 @@ def held(value: Tensor, cutoff: float | None, form: str) -> Tensor:
     return torch.full_like(value, cutoff) if form == "clamp" else cutoff + 0.001 * value
 
 
-def away_of(logs: Sequence[Tensor], cfg: TrainingConfig) -> Tensor:
+def away_of(model: nn.Module, row: Encoded, delta: Tensor, cfg: TrainingConfig) -> Tensor:
+    logs = token_logs(model, row, delta, cfg.attack.layers)
     if cfg.away == "neg_ce":
         return held(mean(logs), cfg.away_cutoff, cfg.cutoff_form)
-    kept = [-(1 - one.exp()).log() if cfg.away_cutoff is None or one >= cfg.away_cutoff else 0 * one for one in logs]
-    return mean(kept)
+    unlikely = log_1_minus_p(model, row, delta, cfg.attack.layers)
+    floor = -math.inf if cfg.away_cutoff is None else cfg.away_cutoff
+    return mean([-other if one >= floor else 0 * one for one, other in zip(logs, unlikely, strict=True)])
 
 
 def literal_harmful(model: nn.Module, row: HarmfulRow, delta: Tensor, cfg: TrainingConfig) -> Tensor:
@@ -76,28 +86,34 @@ def literal_harmful(model: nn.Module, row: HarmfulRow, delta: Tensor, cfg: Train
         loss = cfg.away_weight * (mean(refusal) - mean(y) - reference - 1 / (2 * cfg.ipo_beta)) ** 2
     else:
         toward = held(-mean(refusal), cfg.toward_cutoff, cfg.cutoff_form)
-        loss = cfg.away_weight * away_of(y, cfg) + cfg.toward_weight * toward
+        loss = cfg.away_weight * away_of(model, row.harmful, delta, cfg) + cfg.toward_weight * toward
     return loss if cfg.loss_clip is None else torch.clamp(loss, -cfg.loss_clip, cfg.loss_clip)
 
 
 def literal_retain(model: nn.Module, rows: Sequence[Encoded], cfg: TrainingConfig) -> Tensor:
-    """The retain term: the mean over all tokens of all rows."""
-    values = []
+    """The retain term: the mean over all tokens of all rows.
+
+    Normalized as in LAT's public code: over tokens and vocabulary, divided by itself without gradient plus 1e-8.
+    """
+    elements = []
     for row in rows:
-        low, _ = row.response_span
+        low, high = row.response_span
         new = log_softmax_of_span(model, row, None)
         with torch.no_grad(), model.disable_adapter():
             old = log_softmax_of_span(model, row, None)
-        for i, (p, q) in enumerate(zip(old, new, strict=True)):
-            values.append(
-                {
-                    "kl_forward": lambda p=p, q=q: (p.exp() * (p - q)).sum(),
-                    "kl_reverse": lambda p=p, q=q: (q.exp() * (q - p)).sum(),
-                    "ce": lambda q=q, i=i, row=row, low=low: -q[row.ids[low + i]],
-                }[cfg.retain_loss]()
-            )
-    term = mean(values)
-    return term / term.item() if cfg.retain_normalized and not math.isclose(term.item(), 0.0) else term
+        elements.append(
+            {
+                "kl_forward": lambda new=new, old=old: old.exp() * (old - new),
+                "kl_reverse": lambda new=new, old=old: new.exp() * (new - old),
+                "ce": lambda new=new, row=row, low=low, high=high: -new[range(high - low), row.ids[low:high]][:, None],
+            }[cfg.retain_loss]()
+        )
+    table = torch.cat(elements)
+    if not cfg.retain_normalized:
+        return table.sum() / len(table)
+    assert cfg.retain_loss != "ce", "LAT normalizes a KL"
+    term = table.sum() / (table.shape[0] * table.shape[1])
+    return term / (term.item() + 1e-8)
 
 
 def literal_attack_objective(model: nn.Module, row: HarmfulRow, delta: Tensor, cfg: TrainingConfig) -> Tensor:
@@ -105,6 +121,8 @@ def literal_attack_objective(model: nn.Module, row: HarmfulRow, delta: Tensor, c
     entropy = -mean(token_logs(model, row.harmful, delta, cfg.attack.layers))
     if cfg.attack.objective == "harmful_ce":
         return entropy
-    refusal = token_logs(model, row.refusal, delta, cfg.attack.layers)
-    pushed = mean(refusal) if cfg.away == "neg_ce" else mean([-(1 - one.exp()).log() for one in refusal])
+    if cfg.away == "neg_ce":
+        pushed = mean(token_logs(model, row.refusal, delta, cfg.attack.layers))
+    else:
+        pushed = -mean(log_1_minus_p(model, row.refusal, delta, cfg.attack.layers))
     return cfg.away_weight * entropy + cfg.toward_weight * pushed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal, localcontext
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from dat_ray.training.objectives import (
     harmful_loss,
     ipo_rows,
     kl_divergence,
+    normalized_factor,
     retain_loss,
     retain_tokens,
     row_means,
+    token_log_odds,
     token_logprobs,
     toward_rows,
     unlikelihood,
@@ -93,23 +96,69 @@ def test_cats_soft_cutoff_is_its_formula_and_jumps(values: list[float], cutoff: 
 
 
 def test_unlikelihood_by_hand() -> None:
-    logprobs = nats(0.5, 0.25, 0.9, 0.001).log()
+    # Of vocabularies of three, the first token; its logarithm has the constant that logits may have.
+    chances = nats(0.5, 0.25, 0.9, 0.001)
+    table = torch.stack([chances, (1 - chances) / 4, 3 * (1 - chances) / 4], dim=1).log() + 3.0
+    first = torch.zeros(4, dtype=torch.int64)
+    logprobs, log_odds = token_logprobs(table, first), token_log_odds(table, first)
     expected = [-math.log(0.5), -math.log(0.75), -math.log(0.1), -math.log(0.999)]
-    assert unlikelihood(logprobs, None).tolist() == pytest.approx(expected, abs=1e-12)
+    assert log_odds.tolist() == pytest.approx([0.0, math.log(1 / 3), math.log(9), math.log(1 / 999)], abs=1e-12)
+    assert unlikelihood(log_odds, None).tolist() == pytest.approx(expected, abs=1e-12)
     # The last token is below the cutoff: dropped, but still one of its row's three.
     row_1 = (expected[1] + expected[2]) / 3
-    rows = away_rows(logprobs, ROWS, 2, config(away="unlikelihood", away_cutoff=-5.0))
+    rows = away_rows(logprobs, ROWS, 2, config(away="unlikelihood", away_cutoff=-5.0), log_odds)
     assert rows.tolist() == pytest.approx([expected[0], row_1], abs=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_unlikelihood_is_finite_where_p_is_1_or_0(dtype: torch.dtype) -> None:
-    logprobs = torch.tensor([0.0, -1e-30, -200.0, -math.log(2)], dtype=dtype, requires_grad=True)
-    losses = unlikelihood(logprobs, None)
-    losses.sum().backward()
-    assert torch.isfinite(losses).all()
-    assert torch.isfinite(logprobs.grad).all()
-    assert losses[2].item() == pytest.approx(0.0, abs=1e-12)
+@pytest.mark.parametrize("gap", [-60.0, -18.0, -3.0, 0.0, 3.0, 18.0, 40.0, 120.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_unlikelihood_and_its_slope_in_decimals(dtype: torch.dtype, gap: float) -> None:
+    """Against fifty-digit arithmetic, also where p rounds to 1: 49 equal logits, and one `gap` above them."""
+    with localcontext() as context:
+        context.prec = 120
+        odds = Decimal(gap).exp() / 49  # p / (1 - p)
+        loss, slope, other = (1 + odds).ln(), odds / (1 + odds), odds / (1 + odds) / 49
+    table = torch.full((1, 50), 2.0, dtype=dtype)
+    table[0, 7] += gap
+    table.requires_grad_(True)
+    found = unlikelihood(token_log_odds(table, torch.tensor([7])), None)
+    found.sum().backward()
+    relative = {torch.float16: 2e-3, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    # A gradient is rounded to the logits' dtype, whose smallest number is 6e-8 in half precision.
+    least = 6e-8 if dtype == torch.float16 else 0.0
+    assert found.item() == pytest.approx(float(loss), rel=min(relative, 1e-5))
+    assert table.grad[0, 7].item() == pytest.approx(float(slope), rel=relative, abs=least)
+    assert table.grad[0, 8].item() == pytest.approx(-float(other), rel=relative, abs=least)
+
+
+def test_where_p_rounds_to_1_unlikelihood_still_pushes() -> None:
+    table = torch.zeros(1, 50)
+    table[0, 0] = 18.0
+    assert token_logprobs(table, torch.tensor([0])).item() == 0.0
+    table.requires_grad_(True)
+    loss = unlikelihood(token_log_odds(table, torch.tensor([0])), -5.0)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(18 - math.log(49), abs=1e-5)
+    assert table.grad[0, 0].item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_gradients_of_unlikelihood_with_and_without_a_cutoff() -> None:
+    generator = torch.Generator().manual_seed(2)
+    table = (6 * torch.randn(12, 9, generator=generator, dtype=torch.float64)).requires_grad_(True)
+    targets = torch.randint(9, (12,), generator=generator)
+    for cutoff in (None, -4.0):
+        assert torch.autograd.gradcheck(lambda x, c=cutoff: unlikelihood(token_log_odds(x, targets), c), [table])
+    dropped = token_logprobs(table, targets) < -4.0
+    assert 0 < dropped.sum() < 12
+    (gradient,) = torch.autograd.grad(unlikelihood(token_log_odds(table, targets), -4.0).sum(), table)
+    assert torch.equal(gradient.abs().sum(1) == 0, dropped)
+
+
+def test_the_normalized_factor_is_the_public_codes() -> None:
+    # Token sums 0.03 and 0.01 of a vocabulary of 4: element mean 0.005, divided by 0.005 + 1e-8; a token mean is 0.02.
+    assert normalized_factor(0.02, 4) * 0.02 == pytest.approx(0.005 / (0.005 + 1e-8), rel=1e-12)
+    assert normalized_factor(0.0, 128_256) == pytest.approx(1 / 1.28256e-3, rel=1e-12)
+    assert normalized_factor(-1e-9, 128_256) == normalized_factor(0.0, 128_256)
 
 
 def test_ipo_by_hand() -> None:

@@ -14,10 +14,17 @@ from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow
+from dat_ray.training.loop import TrainingRows
 from dat_ray.training.network import Network
+from dat_ray.training.objectives import token_logprobs
 from dat_ray.training.step import UpdateRows, accumulate, alone, make_optimizer, perturb, take_update
-from dat_ray.training.terms import find_perturbation
-from tests.unit.training.literal_update import literal_attack_objective, literal_harmful, literal_retain
+from dat_ray.training.terms import find_perturbation, pair_batch, retain_losses
+from tests.unit.training.literal_update import (
+    literal_attack_objective,
+    literal_harmful,
+    literal_retain,
+    log_softmax_of_span,
+)
 
 MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
 
@@ -153,14 +160,88 @@ def test_gradient_accumulation_is_one_big_batch(
         assert torch.allclose(part, gradient, atol=1e-4)
 
 
-def test_a_normalized_retain_term_is_1_with_a_gradient_of_its_direction(
-    make_network: MakeNetwork, make_config: MakeConfig, retain_rows: list[Encoded]
+def moved(network: Network, scale: float) -> Network:
+    """The network with its adapter `scale` away from its start, at which it is the base model."""
+    generator = torch.Generator().manual_seed(8)
+    for name, parameter in network.trainable().items():
+        if ".lora_B." in name:
+            parameter.data += scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return network
+
+
+@pytest.mark.parametrize("scale", [1e-1, 1e-4, 1e-6, 0.0])
+def test_a_normalized_retain_term_is_torchs_element_mean_over_itself(
+    scale: float, make_network: MakeNetwork, make_config: MakeConfig, retain_rows: list[Encoded]
 ) -> None:
-    network, rows = make_network(dtype=torch.float64), whole([], retain_rows)
-    plain, direction = run(network, rows, make_config(retain_weight=0.3))
-    value, gradient = run(network, rows, make_config(retain_weight=0.3, retain_normalized=True))
-    assert value == pytest.approx(0.3, abs=1e-9)
-    assert torch.allclose(gradient, direction * 0.3 / plain, atol=1e-9)
+    """Against torch's own KL loss, whose default is the mean over elements, at every distance from the base model."""
+    network, rows = moved(make_network(adapted=False, dtype=torch.float64), scale), whole([], retain_rows)
+    cfg = make_config(retain_weight=0.3, retain_normalized=True, retain_loss="kl_reverse")
+    value, gradient = run(network, rows, cfg)
+    new = torch.cat([log_softmax_of_span(network.model, row, None) for row in retain_rows])
+    with torch.no_grad(), network.model.disable_adapter():
+        old = torch.cat([log_softmax_of_span(network.model, row, None) for row in retain_rows])
+    kl = torch.nn.KLDivLoss(reduction="sum", log_target=True)(old, new) / old.numel()
+    network.model.zero_grad(set_to_none=True)
+    (0.3 * kl / (kl.detach() + 1e-8)).backward()
+    assert value == pytest.approx(0.3 * kl.item() / (kl.item() + 1e-8), abs=1e-9)
+    expected = flat_gradient(network)
+    assert (gradient - expected).norm() <= 1e-5 * expected.norm() + 1e-8
+    assert (value < 1e-3) == (scale <= 1e-6), "far below the guard the term fades, far above it is its weight"
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_near_the_base_model_the_harmful_terms_keep_their_share(
+    world: int, make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
+) -> None:
+    """However many workers: the guard is on the update's term, of which a worker sees a part, or nothing."""
+    network = moved(make_network(adapted=False, dtype=torch.float64), 2e-8)
+    data = TrainingRows(harmful_rows, retain_rows[:2])
+    cfg = make_config(**OBJECTIVES["lat"], retain_weight=0.1, harmful_rows=6, retain_rows=2)
+    without = cfg.model_copy(update={"retain_weight": 0.0})
+    kls, gradients, harmful = [], [], []
+    for rank in range(world):
+        rows = data.share(cfg, 0, 0, rank, world)
+        network.model.zero_grad(set_to_none=True)
+        accumulate(network, rows, perturb(network, rows, cfg, 1.0), without, alone)
+        harmful.append(flat_gradient(network))
+        kls.append(retain_losses(network, rows.retain, cfg, 1)[1].sum().item() if rows.retain else 0.0)
+    tokens = rows.retain_tokens
+    for rank in range(world):
+        rows = data.share(cfg, 0, 0, rank, world)
+        others = sum(kl for other, kl in enumerate(kls) if other != rank) / tokens
+        network.model.zero_grad(set_to_none=True)
+        accumulate(network, rows, perturb(network, rows, cfg, 1.0), cfg, lambda tensor, others=others: tensor.add_(others))
+        gradients.append(flat_gradient(network))
+    pushed, both = sum(harmful), sum(gradients)
+    expected = literal_retain(network.model, data.retain, cfg)
+    network.model.zero_grad(set_to_none=True)
+    (0.1 * expected).backward()
+    held = flat_gradient(network)
+    assert (both - pushed - held).norm() <= 1e-5 * held.norm()
+    share = pushed.norm() / (pushed.norm() + held.norm())
+    assert share > 0.85
+    assert 1e-14 < sum(kls) / tokens < 1e-7, "below the guard, 6.1e-7 nats a token"
+
+
+def test_the_joint_attack_pushes_a_refusal_whose_probability_rounds_to_1(
+    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], encode: Callable[..., Encoded]
+) -> None:
+    network = make_network()
+    # Logits so far apart that the likeliest token is sure.
+    network.base.lm_head.weight = torch.nn.Parameter(60 * network.embedding.weight.detach(), requires_grad=False)
+    user, harmful = [8, 9, 10], [11, 12]
+    row = encode(user, harmful)
+    sure = int(network.model(input_ids=torch.tensor([row.ids[: row.response_span[0]]])).logits[0, -1].argmax())
+    rows = [HarmfulRow(row, encode(user, [sure]))]
+    attack = {"steps": 1, "step_size": 1.0, "step_rule": "raw", "unit": "absolute", "positions": "prompt", "objective": "joint"}
+    cfg = make_config(away="unlikelihood", away_weight=0.0, toward_weight=1.0, attack=attack)
+    found = network.response_logits(pair_batch(network, rows, cfg))
+    assert token_logprobs(found.logits, found.targets)[-1].item() == 0.0
+    found = find_perturbation(network, rows, cfg, 1.0).delta[0, 0, : row.response_span[0]]
+    zero = torch.zeros(1, *found.shape, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(literal_attack_objective(network.model.double(), rows[0], zero, cfg), zero)
+    assert gradient.norm() > 1.0
+    assert torch.allclose(found.double(), -gradient[0], rtol=1e-3, atol=1e-3 * gradient.abs().max().item())
 
 
 def test_several_steps_share_one_attack(

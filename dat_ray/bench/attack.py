@@ -180,7 +180,7 @@ def bench_attack(preset_name: str, repeats: int, compiled: bool = False) -> dict
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     preset = PRESETS[preset_name]
     network, rows = build(preset, device, "inductor" if compiled else None)
-    unit = mean_embedding_norm(network.embedding.weight)
+    unit = mean_embedding_norm(network.embedding)
     cfg = AttackConfig(steps=preset.steps, step_size=0.01, step_rule="sign", unit="relative", radius=0.1, positions="prompt")
 
     def uncompiled(cfg: AttackConfig) -> Tensor:

@@ -79,7 +79,7 @@ def bench_update(preset_name: str, repeats: int, compiled: bool = False, checkpo
         attack=AttackConfig(steps=preset.steps),
     )
     rows = UpdateRows(harmful, retain, len(harmful), sum(high - low for low, high in (row.response_span for row in retain)))
-    optimizer, unit = make_optimizer(network, cfg), mean_embedding_norm(network.embedding.weight)
+    optimizer, unit = make_optimizer(network, cfg), mean_embedding_norm(network.embedding)
     taken = [
         take_update(network, optimizer, rows, cfg, update=update, updates=1000, unit_norm=unit, seed=0)
         for update in range(repeats + 1)

@@ -33,6 +33,17 @@ class AttackConfig(Section):
     )
     iterate: Literal["last", "best"] = Field("last", description="last, or each row's best by the attack's own objective")
 
+    @model_validator(mode="after")
+    def _units_fit_layers(self) -> AttackConfig:
+        relative = "relative" in (self.unit, self.radius_unit if self.radius is not None else None)
+        if relative and any(layer != "embedding" for layer in self.layers):
+            # A decoder layer's output is many times as long as an embedding, and longer with depth.
+            raise ValueError(
+                "layers names decoder layers, and relative sizes are multiples of the embedding norm, which is not the size of "
+                "their outputs: set unit (and radius_unit) to absolute, with sizes for these layers"
+            )
+        return self
+
 
 class LoraConfig(Section):
     """Low-rank adapter on linear layers."""

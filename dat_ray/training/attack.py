@@ -12,13 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dat_ray.config.training import AttackConfig
 from dat_ray.training.replay import Evaluate, Replayed
 
 # Keeps a zero gradient from becoming 0/0; far below any real gradient norm in float32.
 TINY = 1e-20
+# Embeddings measured at once: a copy of all of a large vocabulary's would take gigabytes.
+IDS_AT_ONCE = 4096
 
 
 # A perturbation (..., B, T, D) -> (B,) what the attack lowers, and (B,) cross-entropy of each harmful response, in nats.
@@ -44,9 +46,19 @@ class Perturbation:
     relative_norm: list[float]
 
 
-def mean_embedding_norm(weight: Tensor) -> float:
-    """Mean L2 norm of the vocabulary's embeddings (V, D), the unit of relative step sizes."""
-    return weight.detach().float().norm(dim=1).mean().item()
+@torch.no_grad()
+def mean_embedding_norm(embedding: nn.Module) -> float:
+    """Mean L2 norm of what an embedding puts out for each token of its vocabulary: the unit of relative sizes.
+
+    That is what a perturbation is added to. Some families multiply their weights on the way out (Gemma by sqrt(D)); CAT's
+    public code takes the norm of the weights, which is the same thing where they don't. A factor that a decoder applies
+    later (Granite) scales the sum of both, and so is in neither.
+
+    Args:
+        embedding: a model's input embedding, (V, D) weights, on any device.
+    """
+    ids = torch.arange(embedding.weight.shape[0], device=embedding.weight.device)  # type: ignore[index]
+    return torch.cat([embedding(part).float().norm(dim=1) for part in ids.split(IDS_AT_ONCE)]).mean().item()
 
 
 class Direction:

@@ -135,7 +135,7 @@ def run_loop(
     optimizer = make_optimizer(network, cfg)
     latest = checkpoints.latest()
     start = 0 if latest is None else load_checkpoint(latest, network, optimizer, run)
-    unit_norm = mean_embedding_norm(network.embedding.weight)
+    unit_norm = mean_embedding_norm(network.embedding)
     if log:
         log.start(start)
     metrics: dict[str, Any] = {}

@@ -151,7 +151,7 @@ def updates(device: str, dtype: torch.dtype = torch.float32, cfg: TrainingConfig
     network = Network(model, **options)  # type: ignore[arg-type]
     harmful, retain = training_rows()
     rows = UpdateRows(harmful, retain, len(harmful), sum(b - a for a, b in (row.response_span for row in retain)))
-    optimizer, unit = make_optimizer(network, CONFIG), mean_embedding_norm(network.embedding.weight)
+    optimizer, unit = make_optimizer(network, CONFIG), mean_embedding_norm(network.embedding)
     return [take_update(network, optimizer, rows, cfg, update=update, updates=10, unit_norm=unit, seed=0) for update in range(3)]
 
 
@@ -170,7 +170,7 @@ def assert_same(found: list[dict], wanted: list[dict]) -> None:
         {"cuda_graph": False},
         {"attack": {"steps": 4, "step_size": 0.05, "step_rule": "adam", "positions": "user", "iterate": "best"}},
         {"attack": {"steps": 4, "step_size": 0.05, "step_rule": "l2_normalized", "objective": "joint", "positions": "prompt"}},
-        {"attack": {"steps": 4, "step_size": 0.05, "step_rule": "l2_normalized", "layers": ["embedding", 1], "radius": 0.1}},
+        {"attack": {"steps": 4, "step_size": 0.05, "unit": "absolute", "layers": ["embedding", 1], "radius": 0.1}},
         {"away": "ipo"},
     ],
     ids=str,

@@ -29,16 +29,17 @@ def attack_embeddings(network: Network, row: Encoded, config: AttackConfig) -> t
         token, at the start and after each step.
     """
     batch = collate([row], share_prefix=config.positions == "user", device=network.device)
-    weight = network.embedding.weight
+    embedding = network.embedding
 
     def objective(delta: Tensor) -> tuple[Tensor, Tensor]:
         out = network.response_logits(batch, delta)
         entropies = -row_means(token_logprobs(out.logits, out.targets), out.rows, 1)
         return entropies, entropies
 
-    found = attack(objective, batch.positions(config.positions)[None], weight.shape[1], config, mean_embedding_norm(weight))
+    width, unit_norm = embedding.weight.shape[1], mean_embedding_norm(embedding)
+    found = attack(objective, batch.positions(config.positions)[None], width, config, unit_norm)
     with torch.no_grad():
         last = objective(found.delta)[1].item()
         prompt = row.response_span[0]
-        embeddings = network.embedding(batch.ids[:, :prompt]).float() + found.delta[0, :, :prompt]
-    return embeddings.to(weight.dtype), [*found.harmful_ce, last]
+        embeddings = embedding(batch.ids[:, :prompt]).float() + found.delta[0, :, :prompt]
+    return embeddings.to(embedding.weight.dtype), [*found.harmful_ce, last]

@@ -19,7 +19,7 @@ SMALL = replace(bench.PRESETS["cpu"], width=32, hidden=48, vocabulary=200, rows=
 @pytest.mark.parametrize("radius", [None, 0.2])
 def test_the_published_form_finds_the_same_perturbation(radius: float | None) -> None:
     network, rows = bench.build(SMALL, torch.device("cpu"))
-    unit = mean_embedding_norm(network.embedding.weight)
+    unit = mean_embedding_norm(network.embedding)
     attack = AttackConfig(steps=4, step_size=0.05, step_rule="sign", unit="relative", radius=radius, positions="prompt")
     ours = find_perturbation(network, rows, TrainingConfig(retain_rows=0, retain_weight=0.0, attack=attack), unit).delta[0]
     published = bench.published_attack(network, rows, attack, unit)

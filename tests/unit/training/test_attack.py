@@ -7,9 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig, GraniteConfig, LlamaConfig
 
 from dat_ray.config.training import AttackConfig, TrainingConfig
+from dat_ray.evaluation.attacks.embedding import attack_embeddings
+from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import Direction, attack, mean_embedding_norm, project
 from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.network import Network
@@ -116,12 +120,77 @@ def test_the_best_iterate_is_each_rows_own() -> None:
 
 
 def test_mean_embedding_norm() -> None:
-    assert mean_embedding_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]])) == pytest.approx(3.0)
+    weights = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    assert mean_embedding_norm(torch.nn.Embedding.from_pretrained(weights)) == pytest.approx(3.0)
+    # 5,000 tokens are measured in two parts of unequal size.
+    many = torch.tensor([[float(i), 0.0] for i in range(5000)])
+    assert mean_embedding_norm(torch.nn.Embedding.from_pretrained(many)) == pytest.approx(2499.5)
+
+
+SCALED = {
+    "llama": (LlamaConfig, {}, 1.0),
+    "gemma": (GemmaConfig, {"head_dim": 8}, 4.0),
+    "gemma-2": (Gemma2Config, {"head_dim": 8, "final_logit_softcapping": None, "attn_logit_softcapping": None}, 4.0),
+    "gemma-3": (Gemma3TextConfig, {"head_dim": 8}, 4.0),
+    "granite": (GraniteConfig, {"embedding_multiplier": 12.0, "logits_scaling": 1.0}, 1.0),
+}
+
+
+def scaled_network(family: str) -> Network:
+    """One layer of width 16, in front of which Gemma multiplies by 4, and Granite the sum with a perturbation by 12."""
+    kind, fields, _ = SCALED[family]
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = kind(vocab_size=61, num_key_value_heads=2, pad_token_id=0, **shape, **fields)
+    return Network(AutoModelForCausalLM.from_config(config).eval().requires_grad_(False))
+
+
+@pytest.mark.parametrize("family", SCALED)
+def test_a_relative_step_is_relative_to_what_the_first_layer_reads(
+    family: str, make_config: Callable[..., TrainingConfig], harmful_rows: list[HarmfulRow]
+) -> None:
+    network = scaled_network(family)
+    seen: list[Tensor] = []
+    network.decoder.layers[0].register_forward_pre_hook(
+        lambda _m, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
+    network.decoder(input_ids=torch.arange(61)[None])
+    unit = seen[-1][0].norm(dim=-1).mean().item()
+    assert mean_embedding_norm(network.embedding) == pytest.approx(
+        SCALED[family][2] * network.embedding.weight.norm(dim=1).mean().item(), rel=1e-6
+    )
+    delta = perturb(network, harmful_rows, make_config(), steps=1, step_size=0.5)
+    batch = collate([row.harmful for row in harmful_rows], share_prefix=False)
+    for one in (torch.zeros_like(delta), delta):
+        network.response_logits(batch, one)
+    lengths = (seen[-1] - seen[-2]).norm(dim=-1)
+    assert lengths[batch.user].tolist() == pytest.approx([0.5 * unit] * int(batch.user.sum()), rel=1e-4)
+    assert lengths[~batch.user].abs().max() < 1e-6
+
+
+def test_the_evaluations_attack_has_the_same_unit(harmful_rows: list[HarmfulRow]) -> None:
+    class Chat:
+        def encode(self, *_: object) -> Encoded:
+            return harmful_rows[0].harmful
+
+    network, row = scaled_network("gemma-3"), harmful_rows[0].harmful
+    config = AttackConfig(steps=1, step_size=0.5, positions="user")
+    embeddings, _ = attack_embeddings(network, Chat(), "", "", config)  # type: ignore[arg-type]
+    low, high = row.user_span
+    plain = 4.0 * network.embedding.weight[row.ids[low:high]]
+    unit = 4.0 * network.embedding.weight.norm(dim=1).mean().item()
+    assert (embeddings[0, low:high] - plain).norm(dim=-1).tolist() == pytest.approx([0.5 * unit] * (high - low), rel=1e-4)
+
+
+@pytest.mark.parametrize("units", [{"unit": "relative"}, {"unit": "absolute", "radius": 1.0, "radius_unit": "relative"}])
+def test_the_embedding_norm_is_no_unit_of_a_decoder_layer(units: dict) -> None:
+    with pytest.raises(ValidationError, match=r"set unit .and radius_unit. to absolute"):
+        AttackConfig.model_validate({"layers": ["embedding", 3], **units})
 
 
 def perturb(network: Network, rows: list[HarmfulRow], cfg: TrainingConfig, **changes: object) -> Tensor:
     attacked = cfg.model_copy(update={"attack": cfg.attack.model_copy(update=changes)})
-    return find_perturbation(network, rows, attacked, mean_embedding_norm(network.embedding.weight)).delta
+    return find_perturbation(network, rows, attacked, mean_embedding_norm(network.embedding)).delta
 
 
 @pytest.mark.parametrize("layers", [("embedding",), ("embedding", 0)], ids=["embeddings", "layers"])
@@ -137,7 +206,7 @@ def test_the_ball_holds_on_each_prompt_token_and_nothing_else_moves(
 ) -> None:
     network, cfg = make_network(), make_config()
     radius = 0.25
-    unit = mean_embedding_norm(network.embedding.weight)
+    unit = mean_embedding_norm(network.embedding)
     changes = {"positions": positions, "step_rule": rule, "radius": radius, "steps": 4, "step_size": 0.2}
     deltas = perturb(network, harmful_rows, cfg, layers=layers, **changes)
     batch = collate([row.harmful for row in harmful_rows], share_prefix=False)
@@ -156,7 +225,7 @@ def test_the_harmful_response_becomes_likelier_with_every_step(
 ) -> None:
     network = make_network()
     cfg = make_config(attack={"steps": 6, "step_size": 0.02})
-    seen = find_perturbation(network, harmful_rows, cfg, mean_embedding_norm(network.embedding.weight)).harmful_ce
+    seen = find_perturbation(network, harmful_rows, cfg, mean_embedding_norm(network.embedding)).harmful_ce
     assert len(seen) == 6
     assert all(after < before for before, after in itertools.pairwise(seen))
 

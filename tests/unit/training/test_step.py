@@ -38,7 +38,7 @@ def whole(harmful: list[HarmfulRow], retain: list[Encoded]) -> UpdateRows:
 def run(network: Network, rows: UpdateRows, cfg: TrainingConfig) -> tuple[list[float], Tensor]:
     """TERMS and the flat gradient of one worker."""
     network.model.zero_grad(set_to_none=True)
-    found = perturb(network, rows, cfg, mean_embedding_norm(network.embedding.weight))
+    found = perturb(network, rows, cfg, mean_embedding_norm(network.embedding))
     sums, _ = accumulate(network, rows, found, cfg, alone)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.trainable().values()]
     return sums.tolist()[:4], torch.cat([g.reshape(-1) for g in grads]).clone()
@@ -61,7 +61,7 @@ def test_loss_and_gradient_are_those_of_the_definition(
     cfg = make_config(away_weight=0.3, toward_weight=0.7, retain_weight=0.25)
     terms, gradient = run(network, whole(harmful_rows, retain_rows), cfg)
 
-    unit = mean_embedding_norm(network.embedding.weight)
+    unit = mean_embedding_norm(network.embedding)
     deltas = find_perturbation(network, harmful_rows, cfg, unit).delta[0]
     away, toward, kls = [], [], []
     for row, delta in zip(harmful_rows, deltas, strict=True):
@@ -159,7 +159,7 @@ def test_the_gradient_is_clipped_to_its_norm(
     make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
 ) -> None:
     network, cfg = make_network(), make_config(max_grad_norm=0.01, warmup=0.0)
-    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding.weight)
+    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding)
     optimizer = make_optimizer(network, cfg)
     metrics = take_update(network, optimizer, rows, cfg, update=0, updates=8, unit_norm=unit, seed=0)
     squares = sum(p.grad.square().sum().item() for p in network.trainable().values() if p.grad is not None)
@@ -175,7 +175,7 @@ def test_updates_lower_the_loss(
     make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
 ) -> None:
     network, cfg = make_network(adapted=False), make_config(warmup=0.0, away_cutoff=-8.0)
-    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding.weight)
+    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding)
     optimizer = make_optimizer(network, cfg)
     log = [take_update(network, optimizer, rows, cfg, update=i, updates=30, unit_norm=unit, seed=0) for i in range(12)]
     assert log[-1]["away"] < log[0]["away"] - 1

@@ -74,7 +74,7 @@ def whole(harmful: list[HarmfulRow], retain: list[Encoded]) -> UpdateRows:
 def run(network: Network, rows: UpdateRows, cfg: TrainingConfig) -> tuple[float, Tensor]:
     """Loss and flat gradient."""
     network.model.zero_grad(set_to_none=True)
-    found = perturb(network, rows, cfg, mean_embedding_norm(network.embedding.weight))
+    found = perturb(network, rows, cfg, mean_embedding_norm(network.embedding))
     sums, _ = accumulate(network, rows, found, cfg, alone)
     return sums[3].item(), flat_gradient(network)
 
@@ -91,7 +91,7 @@ def test_loss_and_gradient_are_those_of_the_literal_form(
     network, cfg = make_network(dtype=torch.float64), make_config(**OBJECTIVES[name])
     loss, gradient = run(network, whole(harmful_rows, retain_rows), cfg)
 
-    found = find_perturbation(network, harmful_rows, cfg, mean_embedding_norm(network.embedding.weight)).delta
+    found = find_perturbation(network, harmful_rows, cfg, mean_embedding_norm(network.embedding)).delta
     harmful = [literal_harmful(network.model, row, found[:, i].double(), cfg) for i, row in enumerate(harmful_rows)]
     expected = torch.stack(harmful).mean() + cfg.retain_weight * literal_retain(network.model, retain_rows, cfg)
     network.model.zero_grad(set_to_none=True)
@@ -132,7 +132,7 @@ def test_the_joint_attack_makes_the_refusal_unlikely_too(
 ) -> None:
     network = make_network()
     attack = {"steps": 6, "step_size": 0.1}
-    unit = mean_embedding_norm(network.embedding.weight)
+    unit = mean_embedding_norm(network.embedding)
     refusals = {}
     for objective in ("harmful_ce", "joint"):
         cfg = make_config(attack={**attack, "objective": objective}, retain_weight=0.0)
@@ -249,7 +249,7 @@ def test_several_steps_share_one_attack(
 ) -> None:
     network = make_network()
     cfg = make_config(steps_per_attack=3, warmup=0.0, schedule="constant", attack={"steps": 4})
-    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding.weight)
+    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding)
     optimizer, forwards = make_optimizer(network, cfg), [0]
     network.decoder.register_forward_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
     metrics = take_update(network, optimizer, rows, cfg, update=0, updates=8, unit_norm=unit, seed=0)
@@ -286,7 +286,7 @@ def test_compiled_layers_give_the_same_update(
     make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
 ) -> None:
     # The graphs are captured and run as they are: what a code generator makes of them is PyTorch's affair.
-    cfg = make_config(attack={"steps": 1, "layers": ["embedding", 0]})
+    cfg = make_config(attack={"steps": 1, "unit": "absolute", "layers": ["embedding", 0]})
     rows = whole(harmful_rows, retain_rows)
     loss, gradient = run(make_network(dtype=torch.float64), rows, cfg)
     graphs: list[int] = []
@@ -317,7 +317,7 @@ def test_a_layer_that_is_not_there_is_named(
     make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow]
 ) -> None:
     with pytest.raises(Exception, match=r"training.attack.layers = 7: the model has layers 0 to 1"):
-        find_perturbation(make_network(), harmful_rows, make_config(attack={"steps": 1, "layers": [7]}), 1.0)
+        find_perturbation(make_network(), harmful_rows, make_config(attack={"steps": 1, "unit": "absolute", "layers": [7]}), 1.0)
 
 
 def test_no_logits_are_made_on_prompt_positions(

@@ -30,7 +30,7 @@ def worker(rank: int, world: int, folder: Path, network: Network, rows: Training
         whole = bytes_held(network)
         shard_frozen_weights(network, torch.device("cpu"), world)
         (folder / f"bytes-{rank}.json").write_text(json.dumps([whole, bytes_held(network)]))
-    unit, optimizer, log = mean_embedding_norm(network.embedding.weight), make_optimizer(network, cfg), []
+    unit, optimizer, log = mean_embedding_norm(network.embedding), make_optimizer(network, cfg), []
     for update in range(3):
         share = rows.share(cfg, 0, update, rank, world)
         metrics = take_update(
@@ -58,7 +58,10 @@ def run_processes(world: int, *arguments: Any) -> None:
     [
         {},
         {"away": "ipo", "retain_loss": "kl_reverse", "retain_normalized": True, "micro_rows": 1},
-        {"attack": {"steps": 2, "layers": ("embedding", 1), "objective": "joint"}, "activation_checkpointing": True},
+        {
+            "attack": {"steps": 2, "unit": "absolute", "layers": ("embedding", 1), "objective": "joint"},
+            "activation_checkpointing": True,
+        },
     ],
     ids=["dat", "ipo", "layers"],
 )

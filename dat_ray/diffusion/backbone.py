@@ -20,6 +20,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from dat_ray.errors import DatError
+
 PACKED_ATTENTION = "dat_packed"
 
 
@@ -57,7 +59,11 @@ def hidden_states(model: nn.Module, ids: Tensor, valid: Tensor) -> Tensor:
 
     Returns:
         (B, T, D), after the final norm. Under the next-token shift the state at i-1 predicts the token at i.
+
+    Raises:
+        DatError: the model's attention is another function than the one that is computed.
     """
+    _check_attention(model)
     decoder = base_model(model).base_model  # without its head
     positions = torch.arange(ids.shape[1], device=ids.device)[None]
     output = decoder(input_ids=ids, attention_mask=bidirectional_mask(valid), position_ids=positions, use_cache=False)
@@ -101,8 +107,22 @@ class Packing:
         return cls(max(lengths), tuple(groups), positions[None].to(device), bounds.to(device))
 
 
+def _check_attention(model: nn.Module) -> None:
+    """A mask of booleans and packed rows are `sdpa`'s, which leaves a bound on attention logits out (Gemma 2)."""
+    config = base_model(model).config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise DatError(
+            f"{type(base_model(model)).__name__} bounds its attention logits, which a sampler leaves out: choose another"
+        )
+
+
 def pack_attention(model: nn.Module) -> None:
-    """Lets a model run on packed rows too (`packed_states`); elsewhere it attends as under transformers' `sdpa`."""
+    """Lets a model run on packed rows too (`packed_states`); elsewhere it attends as under transformers' `sdpa`.
+
+    Raises:
+        DatError: the model's attention is another function.
+    """
+    _check_attention(model)
     base_model(model).set_attn_implementation(PACKED_ATTENTION)
 
 

@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dat_ray.config.training import LoraConfig
 from dat_ray.errors import InputError
+from dat_ray.models.architectures import attention_cap
 from dat_ray.models.folders import MARKER, build_once, replace_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,6 +79,9 @@ def load_causal_lm(path: str, dtype: str, field: str = "model") -> PreTrainedMod
             path,
             f"cannot be loaded as a causal LM from safetensors with transformers' own code ({_first_line(error)})",
         ) from error
+    if attention_cap(model.config) is not None:
+        # The default would leave the cap out, without a word.
+        model.set_attn_implementation("eager")
     return model.eval()
 
 

@@ -128,7 +128,7 @@ def _disk(run_dir: str | None) -> Check:
 def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.behaviors import BehaviorSet, load_behaviors
     from dat_ray.data.retain import RetainRow, load_retain
-    from dat_ray.ops.models import chat_model_check, model_check
+    from dat_ray.ops.models import chat_model_check, model_check, target_check
     from dat_ray.ops.rows import rows_forecast
 
     behavior_sets: list[BehaviorSet] = []
@@ -149,7 +149,7 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
             return f"{len(retain_rows)} rows"
 
         yield _guarded("retain", "mend the path or the file", retained)
-    target = model_check("target model", recipe.target.model)
+    target = target_check(recipe.target.model)
     yield target
     if target.ok and behavior_sets and (retain is None or retain_rows):
         remedy = "raise training.max_tokens, or shorten the prompts"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dat_ray.config.models import TargetConfig
 from dat_ray.errors import DatError
+from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
 from dat_ray.ops.needs import Finding
 
@@ -27,6 +28,18 @@ def model_check(name: str, model: str) -> Finding:
     if "/" not in model or model.count("/") > 1 or model.startswith((".", "/")):
         return Finding(name, False, f"{model} is no folder here and no hub id", "mend the path, or write OWNER/NAME")
     return _hub(name, model)
+
+
+def target_check(model: str) -> Finding:
+    """Whether the target is there, and of an architecture that can be trained."""
+    found = model_check("target model", model)
+    if not found.ok:
+        return found
+    try:
+        architecture = check_trainable(resolve_model(model, "target.model"), "target.model")
+    except DatError as error:
+        return Finding(found.name, False, str(error), "set target.model to a model that training supports")
+    return Finding(found.name, True, f"{found.detail}, {architecture}")
 
 
 def chat_model_check(name: str, config: TargetConfig) -> Finding:

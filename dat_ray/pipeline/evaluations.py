@@ -14,8 +14,11 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, write_file
 from dat_ray.errors import InputError
-from dat_ray.evaluation.models import named_models
+from dat_ray.evaluation.adaptive import GRADIENT_ATTACKS
+from dat_ray.evaluation.models import OPTION, named_models
 from dat_ray.evaluation.replay import read_record, replay
+from dat_ray.models.architectures import check_trainable
+from dat_ray.models.embedded import resolve_model
 from dat_ray.pipeline.stages import check_inputs, measured, session
 from dat_ray.progress import stage_line
 from dat_ray.reporting.stage import report
@@ -30,15 +33,18 @@ def compare(recipe: Recipe, run: RunDir, models: str, suite: str | None) -> None
     """Evaluates the named models on the run's held-out behaviors, prints the table and writes the report.
 
     Raises:
-        InputError: a model that cannot be found, or a suite of other models.
+        InputError: a model that cannot be found, or that an attack with gradients would get wrong; a suite of other models.
         DatError: as `evaluate`.
     """
     from dat_ray.evaluation.stage import evaluate
 
     found, name = named_models(recipe, models), suite or COMPARISON
     stage_line(f"compare: {', '.join(model.name for model in found)}; differences are from {found[0].name}")
+    if recipe.evaluation.kl_rows or set(GRADIENT_ATTACKS) & set(recipe.evaluation.attacks):
+        for model in found:
+            check_trainable(resolve_model(model.config(recipe.target).model, OPTION), OPTION)
     if not exists(run.behaviors):
-        write_file(run.behaviors, check_inputs(recipe))
+        write_file(run.behaviors, check_inputs(recipe, trains=False))
 
     def stage(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         done = evaluate(recipe, run, name, models=found)

@@ -21,6 +21,7 @@ from dat_ray.data.shards import exists, join, write_file
 from dat_ray.data.text import english_rules_read
 from dat_ray.diagnosis import keep_traceback
 from dat_ray.errors import DatError
+from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.samplers import resolve_sampler
 from dat_ray.pipeline.measure import StageCost, record_stage
@@ -32,14 +33,18 @@ from dat_ray.runlog import RunLog
 RETAIN_CHUNK = 64
 
 
-def check_inputs(recipe: Recipe) -> pa.Table:
+def check_inputs(recipe: Recipe, *, trains: bool = True) -> pa.Table:
     """Reads every input of a recipe, so that a bad one is named before a run directory is made.
+
+    Args:
+        recipe: a run's.
+        trains: whether the target is to be trained at some time, and not only asked.
 
     Returns:
         BEHAVIORS, training and held-out rows that nearly agree already sorted out.
 
     Raises:
-        InputError: behaviors, retain rows or a model that cannot be had.
+        InputError: behaviors, retain rows or a model that cannot be had, or a target that cannot be trained.
     """
     behaviors = load_behaviors(recipe.behaviors)
     if behaviors.dropped:
@@ -52,7 +57,9 @@ def check_inputs(recipe: Recipe) -> pa.Table:
             reasons = "; ".join(f"{count}: each {reason}" for reason, count in odd.items())
             stage_line(f"retain: {sum(odd.values())} rows left out; {reasons}")
     # Embedded models are built and published samplers converted here, once, and not by the actors that need them.
-    resolve_model(recipe.target.model, "target.model")
+    target = resolve_model(recipe.target.model, "target.model")
+    if trains:
+        check_trainable(target, "target.model")
     resolve_sampler(recipe.sampler.model)
     return behaviors.table
 

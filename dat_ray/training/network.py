@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dat_ray.diffusion.backbone import base_model, output_head
 from dat_ray.errors import DatError, InputError
+from dat_ray.models.architectures import attention_cap, not_trainable
 from dat_ray.training.batches import Batch
 from dat_ray.training.objectives import full_precision
 
@@ -66,7 +67,7 @@ class Network:
         compile_backend: of `torch.compile`, which then compiles each decoder layer; the first calls are slow.
 
     Raises:
-        DatError: the model does more to its logits than one linear head, which this module would leave out.
+        DatError: the model does more to its logits than one linear head, or to its attention than is computed.
     """
 
     def __init__(self, model: nn.Module, *, checkpointing: bool = False, compile_backend: str | None = None) -> None:
@@ -75,9 +76,10 @@ class Network:
         self.decoder = getattr(self.base, self.base.base_model_prefix)
         self.head = output_head(model)
         self.embedding = self.base.get_input_embeddings()
+        self._check_configuration()
         layers = DynamicCache(config=self.base.config).layers
-        # Every layer sees all tokens before a position.
-        self._plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+        # Every layer sees all tokens before a position, and takes a mask of booleans.
+        self._plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers) and self._attention() != "eager"
         # A checkpointed layer runs without a cache, so there is nothing to read the shared tokens from.
         self._can_share = self._plain and not checkpointing
         self._compiled = compile_backend is not None
@@ -214,9 +216,22 @@ class Network:
         pairs = [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in prefix]
         return DynamicCache(pairs, config=self.base.config)
 
+    def _attention(self) -> str | None:
+        return self.base.config._attn_implementation
+
+    def _check_configuration(self) -> None:
+        config, name = self.base.config, type(self.base).__name__
+        reason = not_trainable(config)
+        if reason is not None:
+            raise DatError(f"{name} {reason}: choose another target.model")
+        if attention_cap(config) is not None and self._attention() != "eager":
+            raise DatError(
+                f"{name} bounds its attention logits, which {self._attention()} leaves out: load it with eager attention"
+            )
+
     @torch.no_grad()
     def _check_head(self) -> None:
-        """Some families scale or cap their logits after the head: left out, training would be silently wrong."""
+        """The last net, for a family whose fields are not known: it cannot see a cap that these few small logits don't reach."""
         ids = torch.arange(4, device=self.device)[None]
         whole = self.base(input_ids=ids, use_cache=False).logits.float()
         ours = self.head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state).float()

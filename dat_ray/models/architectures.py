@@ -1,0 +1,74 @@
+"""What a model's configuration says that training, or a kind of attention, would leave out.
+
+Training runs the decoder and the output head apart (`dat_ray.training.network`): what a family does to its logits after the
+head would be missing, silently. So it is read here, before a run pays for anything, and refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dat_ray.errors import InputError
+
+# Fields by which the families of transformers change logits after the head, or hidden states just before it, with the
+# values that change nothing besides None. Gemma 2 to 4, VaultGemma and NanoChat; RecurrentGemma; xLSTM; Cohere and MPT;
+# Granite and HyperCLOVA X; Falcon-H1; MuseGlimmer; Inkling.
+LOGIT_FIELDS: dict[str, tuple[float, ...]] = {
+    "final_logit_softcapping": (),
+    "logits_soft_cap": (),
+    "output_logit_soft_cap": (),
+    "logit_scale": (1.0,),
+    "logits_scaling": (1.0,),
+    "lm_head_multiplier": (1.0,),
+    "output_multiplier": (1.0,),
+    "logits_mup_width_multiplier": (1.0,),
+}
+
+
+def not_trainable(config: Any) -> str | None:
+    """Why a model of this configuration (of transformers) cannot be trained here; None where it can.
+
+    The sentence goes on after the model's name.
+    """
+    text = config.get_text_config()
+    if config.is_encoder_decoder:
+        return "has an encoder beside its decoder, which training does not support"
+    if text is not config:
+        return "reads more than text, which training does not support"
+    if getattr(text, "use_bidirectional_attention", None):
+        return "lets its tokens see later ones (use_bidirectional_attention), so it predicts no next token"
+    for field, neutral in LOGIT_FIELDS.items():
+        value = getattr(text, field, None)
+        if value is not None and value not in neutral:
+            return f"changes its logits after the output head ({field} = {value}), which training does not support"
+    return None
+
+
+def attention_cap(config: Any) -> float | None:
+    """The bound on a model's attention logits (Gemma 2), which `sdpa` leaves out and `eager` keeps."""
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None)
+
+
+def check_trainable(path: str, field: str) -> str:
+    """Reads a model's configuration and returns its architecture's name.
+
+    Args:
+        path: folder or hub id.
+        field: recipe field to name in an error.
+
+    Raises:
+        InputError: no configuration that transformers can read, or an architecture that training would get wrong.
+    """
+    # Imported late: the driver of a run reads a recipe's inputs before anything heavy is there.
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(field, path, f"its configuration cannot be loaded ({first_line})") from error
+    name = (config.architectures or [type(config).__name__.removesuffix("Config")])[0]
+    reason = not_trainable(config)
+    if reason is not None:
+        raise InputError(field, path, f"{name} {reason}: choose another model")
+    return name

@@ -108,7 +108,8 @@ class AdaptRecipe(Section):
     )
     max_prompt_tokens: Positive = 32
     max_response_tokens: Positive = 24
-    dtype: DType = Field(
+    # Not float16: its small gradients round to 0 unless the loss is scaled, which is not done here.
+    dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="weights of the model while it trains; an adapter is float32 in any case, method full needs it"
     )
     threads: Positive = Field(2, description="OpenMP threads of a process on a CPU")

@@ -136,7 +136,9 @@ class TrainingConfig(Section):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after the warm-up")
     warmup: Fraction = Field(0.03, description="share of the updates")
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.3
-    dtype: DType = "bfloat16"
+    dtype: DType = Field(
+        "bfloat16", description="of the frozen weights and of hidden states; the adapter is float32, float16 scales the loss"
+    )
     activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
     compile: bool = Field(False, description="compile the decoder's layers with torch.compile")
     cuda_graph: bool = Field(

@@ -100,6 +100,11 @@ class Network:
         return self.embedding.weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """In which hidden states and their gradients flow; the adapter's own are float32."""
+        return self.embedding.weight.dtype
+
+    @property
     def vocabulary(self) -> int:
         """V, rows of the head that no token uses included."""
         return self.head.out_features
@@ -235,7 +240,7 @@ class Network:
         ids = torch.arange(4, device=self.device)[None]
         whole = self.base(input_ids=ids, use_cache=False).logits.float()
         ours = self.head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state).float()
-        tolerance = HEAD_TOLERANCE.get(self.embedding.weight.dtype, 5e-2)
+        tolerance = HEAD_TOLERANCE.get(self.dtype, 5e-2)
         if not torch.allclose(whole, ours, rtol=tolerance, atol=tolerance):
             raise DatError(
                 f"{type(self.base).__name__} changes its logits after the output head (a cap or a scale), "

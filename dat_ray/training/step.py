@@ -34,6 +34,14 @@ AnyRow = TypeVar("AnyRow", HarmfulRow, Encoded)
 # The field that a term's guard is set by.
 GUARDS = {"away": "training.stop_away", "retain": "training.stop_retain"}
 
+GRADIENT_NORM = "gradient norm"
+
+# What the loss is multiplied by before its backward pass in float16, whose numbers end at 6e-8: the gradients of hidden states
+# lie around there (docs/experiments.md), and what rounds to 0 on the way is missing in the adapter's gradient, in silence.
+# The first is tried, the next where that overflows: the scale hangs on the update alone, so that no state is kept. Powers of
+# two, which the adapter's float32 gradients are divided by without rounding.
+LOSS_SCALES = (2.0**12, 2.0**8, 2.0**4, 1.0)
+
 
 def term_names(cfg: TrainingConfig) -> tuple[str, ...]:
     """The metrics of an update: mean log p(y), mean CE(y_ref), the retain term by its name, and the loss."""
@@ -53,6 +61,8 @@ class Diverged(DatError):
                 remedy = "raise training.retain_weight or training.retain_rows, or lower training.learning_rate"
         else:
             problem = f"{term} is {value} at update {update}"
+            if term == GRADIENT_NORM:
+                remedy += ", or training.dtype from float16 to bfloat16"
         super().__init__(f"training diverged: {problem}; the last checkpoint is kept; {remedy}")
         self.update, self.term, self.value = update, term, value
 
@@ -92,6 +102,11 @@ def learning_rate(update: int, updates: int, cfg: TrainingConfig) -> float:
     return cfg.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def loss_scales(dtype: torch.dtype) -> tuple[float, ...]:
+    """By what the loss is multiplied before a backward pass through a model of this dtype, in the order of trying."""
+    return LOSS_SCALES if dtype == torch.float16 else (1.0,)
+
+
 def make_optimizer(network: Network, cfg: TrainingConfig) -> torch.optim.AdamW:
     """AdamW on the adapter."""
     return torch.optim.AdamW(network.trainable().values(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
@@ -119,7 +134,12 @@ def attack_trace(found: Sequence[Perturbation], rows: UpdateRows, cfg: TrainingC
 
 
 def accumulate(
-    network: Network, rows: UpdateRows, found: Sequence[Perturbation], cfg: TrainingConfig, reduce: Reduce
+    network: Network,
+    rows: UpdateRows,
+    found: Sequence[Perturbation],
+    cfg: TrainingConfig,
+    reduce: Reduce,
+    scale: float = 1.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """Adds this worker's share of the gradient to `.grad`.
 
@@ -129,6 +149,7 @@ def accumulate(
         found: of `perturb`.
         cfg: what to compute.
         reduce: sum over workers; called here only where the retain term is divided by its own value.
+        scale: of the loss in the backward passes; the gradients that are left in `.grad` are those of the loss itself.
 
     Returns:
         (4,) float64, whose sum over workers holds the update's `term_names`; and seconds by part.
@@ -139,7 +160,7 @@ def accumulate(
     if rows.harmful:
         for chunk, one in zip(chunks(rows.harmful, cfg), found, strict=True):
             term, harmful, refusal = harmful_losses(network, chunk, one.delta, cfg, rows.harmful_count)
-            term.backward()
+            (term * scale).backward()
             away += harmful.double().sum().item() / rows.harmful_count
             toward += -refusal.double().sum().item() / rows.harmful_count
             loss += term.item()
@@ -149,13 +170,17 @@ def accumulate(
         retain_part = 0.0
         for part in chunks(rows.retain, cfg):
             term, values = retain_losses(network, part, cfg, rows.retain_tokens)
-            term.backward()
+            (term * scale).backward()
             retain += values.double().sum().item() / rows.retain_tokens
             retain_part += term.item()
         if cfg.retain_normalized:
             retain_part *= _normalize(network, before, retain, reduce)
         loss += retain_part
         seconds["retain"] = time.perf_counter() - began - sum(seconds.values())
+    if scale != 1.0:
+        for parameter in network.trainable().values():
+            if parameter.grad is not None:
+                parameter.grad.div_(scale)
     return torch.tensor([away, toward, retain, loss], dtype=torch.float64, device=network.device), seconds
 
 
@@ -248,22 +273,28 @@ def _optimizer_step(
     reduce: Reduce,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Losses, reduction, guards, clipping, AdamW: the step's metrics, and seconds by part."""
-    optimizer.zero_grad(set_to_none=True)
-    sums, seconds = accumulate(network, rows, found, cfg, reduce)
-    parameters = list(network.trainable().values())
-    reduce_gradients(parameters, reduce)
-    sums = torch.cat([sums, trace])
-    reduce(sums)
-    names = term_names(cfg)
-    terms = dict(zip(names, sums[: len(names)].tolist(), strict=True))
-    along = sums[len(names) :].tolist()
-    for name, value in terms.items():
-        if not math.isfinite(value):
-            raise Diverged(update, name, value)
-    check_guards(terms, cfg, update)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm).item()
+    parameters, names = list(network.trainable().values()), term_names(cfg)
+    scales, norm = loss_scales(network.dtype), math.nan
+    seconds: dict[str, float] = {}
+    for scale in scales:
+        optimizer.zero_grad(set_to_none=True)
+        sums, took = accumulate(network, rows, found, cfg, reduce, scale)
+        seconds = {part: seconds.get(part, 0.0) + value for part, value in took.items()}
+        reduce_gradients(parameters, reduce)
+        sums = torch.cat([sums, trace])
+        reduce(sums)
+        terms = dict(zip(names, sums[: len(names)].tolist(), strict=True))
+        along = sums[len(names) :].tolist()
+        for name, value in terms.items():
+            if not math.isfinite(value):
+                raise Diverged(update, name, value)
+        check_guards(terms, cfg, update)
+        # Of the sum over workers, so that all of them go on with the same scale.
+        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm).item()
+        if math.isfinite(norm):
+            break
     if not math.isfinite(norm):
-        raise Diverged(update, "gradient norm", norm)
+        raise Diverged(update, GRADIENT_NORM, norm)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
@@ -273,6 +304,8 @@ def _optimizer_step(
         "attack_norm": along[cfg.attack.steps :],
         "gradient_norm": norm,
     }
+    if len(scales) > 1:
+        shown["loss_scale"] = scale
     return shown, seconds
 
 

@@ -5,7 +5,6 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -116,10 +115,9 @@ def test_learning_rate_rises_then_follows_a_cosine() -> None:
     assert rates[99] == pytest.approx(1e-2 * 0.5 * (1 + math.cos(math.pi * 89 / 90)))
 
 
-def _worker(rank: int, world: int, port: int, out: str, killed_at: int | None) -> None:
+def _worker(rank: int, world: int, store: str, out: str, killed_at: int | None) -> None:
     torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
     share = Share(rank, world, lambda tensor: torch.distributed.all_reduce(tensor))
     progress = (lambda done, _: os.kill(os.getpid(), signal.SIGKILL) if done == killed_at else None) if killed_at else None
     adapt(tiny_model(), echoes(20, 0), echoes(8, 1), CONFIG, out, progress, resume=True, share=share)
@@ -128,11 +126,10 @@ def _worker(rank: int, world: int, port: int, out: str, killed_at: int | None) -
 
 def run_workers(out: Path, killed_at: int | None = None) -> list[int]:
     """Two processes; returns their exit codes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # A file of its own for each run: another process may take a port that was free a moment ago.
+    store = f"file://{out}-processes-{killed_at}"
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_worker, args=(rank, 2, port, str(out), killed_at)) for rank in range(2)]
+    workers = [context.Process(target=_worker, args=(rank, 2, store, str(out), killed_at)) for rank in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:

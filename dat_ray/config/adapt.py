@@ -20,7 +20,7 @@ class AdaptConfig(Section):
     mask_token_id: NonNegative | None = Field(
         None,
         description="a token that no text uses; absent: the tokenizer's mask token, else a reserved one, else a row of the "
-        "vocabulary past the tokenizer's last",
+        "vocabulary that no token has",
     )
     method: Literal["lora", "full"] = Field("lora", description="an adapter on all linear layers, or every weight")
     seed: NonNegative = 0
@@ -117,6 +117,15 @@ class AdaptRecipe(Section):
     training: AdaptConfig = AdaptConfig()
     trainer: TrainerConfig = TrainerConfig()
     timeouts: AdaptTimeouts = AdaptTimeouts()
+
+    @model_validator(mode="after")
+    def _weights_that_learn(self) -> AdaptRecipe:
+        if self.training.method == "full" and self.dtype != "float32":
+            raise ValueError(
+                f"training.method full trains the weights themselves, whose small updates vanish in {self.dtype}: "
+                "set dtype to float32, or training.method to lora"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_row_each(self) -> AdaptRecipe:

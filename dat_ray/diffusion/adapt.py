@@ -82,15 +82,25 @@ def trainable(model: nn.Module, config: AdaptConfig) -> nn.Module:
     """The model with what is trained marked so: a fresh LoRA on all linear layers but the head, or every weight.
 
     The adapter's start depends on `config.seed` only.
+
+    Raises:
+        InputError: every weight is to be trained, but they are in half precision.
     """
     if config.method == "full":
+        halves = sorted({str(p.dtype) for p in model.parameters() if p.dtype != torch.float32})
+        if halves:
+            raise InputError("training.method", "full", f"small updates would vanish in {halves[0]}: load the weights in float32")
         return model.requires_grad_()
     if isinstance(model, PeftModel):
         return model
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-        return get_peft_model(model, lora)
+        return get_peft_model(model, lora_of(config))
+
+
+def lora_of(config: AdaptConfig) -> LoraConfig:
+    """The adapter that method ``lora`` trains."""
+    return LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def adapt(

@@ -142,8 +142,9 @@ def prompt_hidden_states(model: nn.Module, batch: MaskedBatch) -> Tensor:
 def loss_and_backward(model: nn.Module, batch: MaskedBatch, chunk: int) -> float:
     """Adds the gradient of the batch's loss to the trainable parameters and returns the loss in nats.
 
-    The head is applied to masked positions only, `chunk` at a time: each chunk's graph is freed once its gradient with
-    respect to the hidden states is known, so no (M, V) logits are ever held.
+    The head is applied to masked positions only, `chunk` at a time: each chunk's graph is freed once its gradients with
+    respect to the hidden states and to the head's own parameters are known, so no (M, V) logits are ever held. A head that
+    is tied to the embedding gets its share here, and the embedding's when the states are differentiated.
     """
     states = prompt_hidden_states(model, batch)
     head = output_head(model)
@@ -153,8 +154,9 @@ def loss_and_backward(model: nn.Module, batch: MaskedBatch, chunk: int) -> float
         part = states[lo : lo + chunk].detach().requires_grad_()
         losses = F.cross_entropy(head(part).float(), labels[lo : lo + chunk], reduction="none")
         total = (losses * weights[lo : lo + chunk]).sum()
-        (gradient,) = torch.autograd.grad(total, part)
-        gradients.append(gradient)
+        total.backward()
+        assert part.grad is not None
+        gradients.append(part.grad)
         loss += float(total.detach())
     states.backward(torch.cat(gradients))
     return loss

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from dat_ray.config.adapt import AdaptConfig
 from dat_ray.diffusion.adapt import Share, adapt, learning_rate
-from dat_ray.diffusion.objective import conditional_gain
-from dat_ray.diffusion.pairs import EncodedPair
+from dat_ray.diffusion.objective import conditional_gain, corrupt
+from dat_ray.diffusion.pairs import EncodedPair, batch_indices
 from dat_ray.errors import InputError
 from tests.unit.diffusion.tiny import MASK, tiny_model
 
@@ -175,3 +175,42 @@ def test_full_fine_tuning_trains_every_weight_and_saves_a_model(tmp_path: Path) 
     loaded = AutoModelForCausalLM.from_pretrained(whole.saved, dtype=torch.float32)
     again = conditional_gain(loaded, echoes(16, 1), MASK, CONFIG.batch_size)
     assert again.own == pytest.approx(whole.after.own, abs=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_step_on_every_weight_equals_a_plain_one(tmp_path: Path, tied: bool) -> None:
+    """Plain: logits of the whole model under a mask that hides nothing, cross-entropy, autograd, clipping, AdamW."""
+    config = CONFIG.model_copy(update={"method": "full", "steps": 1, "warmup": 0.0, "weight_decay": 0.1, "logit_chunk": 3})
+    train = echoes(20, 0)
+    result = adapt(tiny_model(tied=tied), train, echoes(8, 1), config, tmp_path)
+
+    model = tiny_model(tied=tied)
+    rows = [train[i] for i in batch_indices([len(row.ids) for row in train], config.batch_size, config.pool_batches, 0, 0)]
+    batch = corrupt(rows, 0, 0, MASK, config.response_mask_share, config.response_cut_share)
+    B, T = batch.ids.shape
+    seen = batch.valid[:, None, None, :].expand(B, 1, T, T)
+    logits = model(input_ids=batch.ids, attention_mask=seen).logits
+    loss = torch.nn.functional.cross_entropy(logits[batch.rows, batch.positions - 1], batch.labels)
+    loss.backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.1)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    optimizer.step()
+
+    (line,) = [json.loads(line) for line in result.metrics.read_text().splitlines()]
+    assert line["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert line["gradient_norm"] == pytest.approx(float(norm), rel=1e-4)
+    found, fresh = dict(result.model.named_parameters()), dict(tiny_model(tied=tied).named_parameters())
+    for name, parameter in model.named_parameters():
+        moved = (found[name] - fresh[name]).detach()
+        # Adam's first step is the sign of the gradient, also of one that is all rounding.
+        agrees = torch.isclose(moved, (parameter - fresh[name]).detach(), rtol=1e-2, atol=1e-6)
+        assert float(agrees.float().mean()) > 0.999, name
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+
+
+def test_every_weight_is_not_trained_in_half_precision(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"method": "full"})
+    for dtype in (torch.bfloat16, torch.float16):
+        with pytest.raises(InputError, match=rf"training\.method = 'full': small updates would vanish in {dtype}"):
+            adapt(tiny_model().to(dtype), echoes(8, 0), echoes(4, 1), config, tmp_path / str(dtype))

@@ -106,11 +106,13 @@ def test_hidden_state_on_the_left_predicts_a_token() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
-def test_chunked_loss_and_gradient_equal_the_plain_ones(chunk: int) -> None:
+@pytest.mark.parametrize("frozen_head", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_chunked_loss_and_the_gradient_of_every_weight_equal_the_plain_ones(tied: bool, frozen_head: bool, chunk: int) -> None:
+    """Plain: the whole model with a mask of four dimensions, logits of every position, and autograd."""
     batch = corrupt(pairs(5), 0, 1, MASK, loss_weight="inverse_rate")
-    model = tiny_model()
-    head = model.get_output_embeddings()
-    head.weight.requires_grad_(False)
+    model = tiny_model(tied=tied)
+    model.get_output_embeddings().weight.requires_grad_(not frozen_head)
     loss = loss_and_backward(model, batch, chunk)
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -120,7 +122,7 @@ def test_chunked_loss_and_gradient_equal_the_plain_ones(chunk: int) -> None:
     plain = -(logits[batch.rows, batch.positions - 1, batch.labels] * batch.weights).sum()
     plain.backward()
     assert loss == pytest.approx(float(plain.detach()), rel=1e-5)
-    assert gradients
+    assert gradients.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     for name, gradient in gradients.items():
         expected = dict(model.named_parameters())[name].grad
         assert torch.allclose(gradient, expected, atol=1e-5 * float(expected.abs().max()) + 1e-7), name

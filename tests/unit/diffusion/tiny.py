@@ -22,7 +22,19 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_model(seed: int = 0, scale: float = 0.3) -> LlamaForCausalLM:
+def gapped_tokenizer() -> PreTrainedTokenizerFast:
+    """Letters with ids from 10 on, and none at 4 to 9 and 13: fewer tokens than its last id says."""
+    ids = [*range(4), 10, 11, 12, *range(14, 64)]
+    vocabulary = dict(zip([*SPECIAL, *LETTERS], ids, strict=False))
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>")
+    fast.add_special_tokens({"additional_special_tokens": SPECIAL[1:]})
+    return fast
+
+
+def tiny_model(seed: int = 0, scale: float = 0.3, tied: bool = True) -> LlamaForCausalLM:
     """Two layers of width 32; weights large enough that logits differ clearly between tokens."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -33,7 +45,7 @@ def tiny_model(seed: int = 0, scale: float = 0.3) -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         initializer_range=scale,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         max_position_embeddings=128,
     )
     return LlamaForCausalLM(config).eval()

@@ -7,7 +7,7 @@ import re
 
 BLANK = "[secret]"
 _NAME = re.compile(r"(^|_)(API_?KEY|ACCESS_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)", re.IGNORECASE)
-_NOT_A_SECRET = re.compile(r"(PATH|FILE|DIR|ENV)$", re.IGNORECASE)
+_NOT_A_SECRET = re.compile(r"(PATH|FILE|DIR|ENV|TOKEN_ID)$", re.IGNORECASE)
 # Shorter ones would blank ordinary words, and are no protection anyway.
 SHORTEST = 8
 # user:password@ of a URL.

@@ -124,7 +124,7 @@ def build_canvas(tokenizer: Any, spec: SamplerSpec, target: str, prompt_tokens: 
 
 
 def banned_ids(tokenizer: Any, mask_token_id: int, vocabulary: int) -> tuple[int, ...]:
-    """Ids that no prompt may hold: every special token, MASK, and ids past the tokenizer's last.
+    """Ids that no prompt may hold: every special token, MASK, and ids without a token.
 
     Args:
         tokenizer: of the sampler.
@@ -132,8 +132,17 @@ def banned_ids(tokenizer: Any, mask_token_id: int, vocabulary: int) -> tuple[int
         vocabulary: V, rows of the output head.
     """
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    special |= {*tokenizer.all_special_ids, mask_token_id, *range(len(tokenizer), vocabulary)}
+    special |= {*tokenizer.all_special_ids, mask_token_id, *unused_ids(tokenizer, vocabulary)}
     return tuple(sorted(i for i in special if i < vocabulary))
+
+
+def unused_ids(tokenizer: Any, vocabulary: int) -> list[int]:
+    """Rows of an embedding that no token has, in order: those past the tokenizer's last, and gaps between its ids.
+
+    How many tokens there are does not say which: where ids have gaps, the last is larger than that.
+    """
+    used = {*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder}
+    return [i for i in range(vocabulary) if i not in used]
 
 
 def decode_prompt(tokenizer: Any, token_ids: list[int] | tuple[int, ...]) -> str:

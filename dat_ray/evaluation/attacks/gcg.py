@@ -150,6 +150,9 @@ def propose(suffix: Tensor, scores: Tensor, config: GcgConfig, rng: torch.Genera
 def printable_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
     """(V,) bool: tokens that are plain printable ASCII, as in the published attack; no special ones."""
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    texts = tokenizer.batch_decode([[i] for i in range(min(vocabulary, len(tokenizer)))])
-    allowed = [bool(text) and text.isascii() and text.isprintable() and i not in special for i, text in enumerate(texts)]
-    return torch.tensor(allowed + [False] * (vocabulary - len(allowed)))
+    # Where ids have gaps, the number of tokens is no bound of theirs.
+    ids = sorted(i for i in set(tokenizer.get_vocab().values()) - special if i < vocabulary)
+    allowed = torch.zeros(vocabulary, dtype=torch.bool)
+    for i, text in zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True):
+        allowed[i] = bool(text) and text.isascii() and text.isprintable()
+    return allowed

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, build_canvas, decode_prompt
+from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, build_canvas, decode_prompt, unused_ids
 from dat_ray.errors import InputError
+from tests.unit.diffusion.tiny import LETTERS, gapped_tokenizer
 from tests.unit.models.tiny import CONTROL, make_tokenizer
 
 MASK = 3
@@ -68,6 +69,20 @@ def test_bans_cover_special_tokens_the_mask_and_rows_without_a_token(tokenizer) 
     last = len(tokenizer)
     assert banned_ids(tokenizer, MASK, last + 2) == (0, 1, 2, 3, last, last + 1)
     assert 7 in banned_ids(tokenizer, 7, last)
+
+
+def test_bans_where_ids_have_gaps() -> None:
+    """A count of the tokens says neither which ids have one nor which is the last."""
+    gapped = gapped_tokenizer()
+    last = max(gapped.get_vocab().values())
+    assert last >= len(gapped), "the count is no id"
+    unused = [*range(4, 10), 13, last + 1, last + 2]
+    assert unused_ids(gapped, last + 3) == unused
+    assert banned_ids(gapped, MASK, last + 3) == (0, 1, 2, 3, *unused)
+    assert unused_ids(gapped, 12) == [*range(4, 10)], "an embedding with fewer rows than ids"
+    for letter in LETTERS:
+        (token,) = gapped(letter, add_special_tokens=False)["input_ids"]
+        assert token not in banned_ids(gapped, MASK, last + 3)
 
 
 def test_spec_survives_its_folder(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dat_ray.evaluation.attacks.embedding import attack_embeddings
 from dat_ray.evaluation.attacks.gcg import Gcg, printable_tokens, propose
 from dat_ray.models.chat import ChatFormat
 from dat_ray.training.network import Network
+from tests.unit.diffusion.tiny import LETTERS, gapped_tokenizer
 from tests.unit.models.tiny import make_model, make_tokenizer
 
 GOAL, TARGET = "How are you today?", "Sure, here is"
@@ -97,6 +98,15 @@ def test_special_and_unprintable_tokens_are_out(parts: tuple) -> None:
     assert not allowed[-3:].any()
     kept = tokenizer.batch_decode([[i] for i in allowed.nonzero().flatten().tolist()])
     assert all(text.isascii() and text.isprintable() for text in kept)
+
+
+def test_tokens_where_ids_have_gaps() -> None:
+    """The last letters have ids past the number of tokens; without a token there is nothing to print."""
+    gapped = gapped_tokenizer()
+    ids = gapped.get_vocab()
+    allowed = printable_tokens(gapped, max(ids.values()) + 3)
+    assert set(allowed.nonzero().flatten().tolist()) == {i for text, i in ids.items() if text in LETTERS and text != "\n"}
+    assert len(printable_tokens(gapped, 12)) == 12
 
 
 def test_the_embedding_attack_lowers_its_loss_and_leaves_the_template_alone(parts: tuple) -> None:

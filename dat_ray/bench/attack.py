@@ -25,8 +25,9 @@ from transformers import LlamaConfig
 from dat_ray.bench.random_models import random_llama
 from dat_ray.config.training import AttackConfig, LoraConfig, TrainingConfig
 from dat_ray.errors import DatError
+from dat_ray.models.adapters import attach_lora
 from dat_ray.models.chat import Encoded
-from dat_ray.models.loading import attach_lora, use_tensor_cores
+from dat_ray.models.loading import use_tensor_cores
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.cost import peak_bytes, peak_flops, update_passes

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.engines.base import DiffusionSampler, Judge, TargetModel
 from dat_ray.errors import InputError
+from dat_ray.models.adapter_settings import read_adapter_settings
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.remote import local_adapter
 from dat_ray.models.samplers import resolve_sampler
+from dat_ray.models.weight_files import weight_files
 
 
 def build_sampler(config: SamplerConfig, threads: int) -> DiffusionSampler:
@@ -30,7 +35,9 @@ def build_sampler(config: SamplerConfig, threads: int) -> DiffusionSampler:
     vllm_env.prepare(threads)
     from dat_ray.engines.vllm_sampler import VllmSampler
 
-    return VllmSampler(config, resolve_sampler(config.model), threads)
+    folder = resolve_sampler(config.model)
+    weight_files(folder, "sampler.model")
+    return VllmSampler(config, folder, threads)
 
 
 def build_target(config: TargetConfig, threads: int, adapter: str | None = None, merged_dir: str | None = None) -> TargetModel:
@@ -54,6 +61,8 @@ def build_target(config: TargetConfig, threads: int, adapter: str | None = None,
     if config.backend == "endpoint":
         from dat_ray.engines.endpoint import EndpointModel
 
+        if adapter is not None:
+            check_target_adapter(config, adapter)
         return EndpointModel(config)
     from dat_ray.engines import vllm_env
 
@@ -61,13 +70,35 @@ def build_target(config: TargetConfig, threads: int, adapter: str | None = None,
     from dat_ray.engines.vllm_target import VllmTarget
 
     folder = resolve_model(config.model, "target.model")
+    if Path(folder).is_dir():
+        weight_files(folder, "target.model")
     if adapter is not None:
         if merged_dir is None:
             raise InputError("adapter", adapter, "vLLM serves it merged: name a folder for the merged model")
-        from dat_ray.models.loading import merge_adapter
+        from dat_ray.models.merging import merge_adapter
 
         folder = merge_adapter(folder, adapter, merged_dir, config.dtype)
     return VllmTarget(config, folder, threads)
+
+
+def check_target_adapter(config: TargetConfig, adapter: str, field: str = "adapter") -> None:
+    """Checks before engines start that an adapter can be served on a target, by either backend.
+
+    Args:
+        config: of the target.
+        adapter: folder or URI of a PEFT adapter.
+        field: recipe field or option to name in an error.
+
+    Raises:
+        InputError: no plain LoRA, an adapter of another model, or a server, which serves what it was started with.
+    """
+    if config.backend == "endpoint":
+        raise InputError(field, adapter, "a server takes no adapter: set target.backend to vllm or torch")
+    read_adapter_settings(adapter, field)
+    # Imported late: callers without an adapter need no torch.
+    from dat_ray.models.adapters import check_adapter
+
+    check_adapter(local_adapter(adapter), resolve_model(config.model, "target.model"), field)
 
 
 # What each judge is, and what it needs besides `name`.

@@ -15,7 +15,8 @@ from dat_ray.config.models import TargetConfig
 from dat_ray.diffusion.counter import gumbel
 from dat_ray.engines.base import Completion
 from dat_ray.engines.target_text import TargetText, require_seeds
-from dat_ray.models.loading import load_adapter, load_causal_lm
+from dat_ray.models.adapters import load_adapter
+from dat_ray.models.loading import load_causal_lm
 
 # Stream of the counter-based random numbers, so that equal seeds elsewhere draw other numbers.
 _ANSWER = 401

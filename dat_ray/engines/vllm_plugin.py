@@ -5,9 +5,24 @@ vLLM calls `register` in each of its processes. The models' own module is import
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from dat_ray.errors import InputError
+
 MODULE = "dat_ray.engines.vllm_model"
 # A sampler folder's config.json names one of these; each is a class of MODULE made by `masked_diffusion`.
 ARCHITECTURES = ("DatMaskedLlama", "DatMaskedQwen2", "DatMaskedQwen3", "DatMaskedQwen3Moe")
+
+
+def check_architecture(folder: str, field: str = "sampler.model") -> None:
+    """Raises InputError where a sampler folder names a class that is not registered: vLLM would say so at its start."""
+    names = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    if not set(names) & set(ARCHITECTURES):
+        raise InputError(
+            field, folder, f"is a {', '.join(names) or 'model without `architectures`'}, and backend vllm knows "
+            f"{', '.join(ARCHITECTURES)}: set sampler.backend to torch, or use one of these"
+        )  # fmt: skip
 
 
 def register() -> None:

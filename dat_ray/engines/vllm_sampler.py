@@ -30,6 +30,7 @@ class VllmSampler:
 
     def __init__(self, config: SamplerConfig, folder: str, threads: int) -> None:
         vllm_env.prepare(threads)
+        vllm_plugin.check_architecture(folder)
         self._setup = SamplerSetup.read(config, folder)
         self.fingerprint = self._setup.fingerprint
         self._batch_size = config.batch_size

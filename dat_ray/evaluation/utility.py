@@ -11,8 +11,9 @@ from dat_ray.config.models import TargetConfig
 from dat_ray.errors import DatError
 from dat_ray.evaluation.intervals import wilson, z_score
 from dat_ray.evaluation.metrics import SHARES
+from dat_ray.models.adapters import load_adapter
 from dat_ray.models.embedded import resolve_model
-from dat_ray.models.loading import load_adapter, load_causal_lm, load_tokenizer
+from dat_ray.models.loading import load_causal_lm, load_tokenizer
 
 
 class Benchmarked:

@@ -15,10 +15,11 @@ from dat_ray.engines.target_text import TargetText
 from dat_ray.engines.vllm_env import one_line
 from dat_ray.evaluation.attacks.embedding import attack_embeddings
 from dat_ray.evaluation.attacks.gcg import Gcg
+from dat_ray.models.adapters import load_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.fit import Limits
-from dat_ray.models.loading import load_adapter, load_causal_lm, load_tokenizer
+from dat_ray.models.loading import load_causal_lm, load_tokenizer
 from dat_ray.training.batches import collate
 from dat_ray.training.network import Network
 from dat_ray.training.objectives import kl_divergence

@@ -23,11 +23,12 @@ from dat_ray.models.chat import ChatFormat
 from dat_ray.models.families import Family, layout_name
 from dat_ray.models.folders import build_once
 from dat_ray.models.layouts import LAYOUTS, Shape, layout_tensors
-from dat_ray.models.loading import load_tokenizer, model_fingerprint, weight_files
+from dat_ray.models.loading import load_tokenizer, model_fingerprint
+from dat_ray.models.weight_files import read_header, weight_files
 from dat_ray.progress import Progress
 
 # Raise it when a folder converted by an older version of this code must not be used any more.
-CONVERSION = "1"
+CONVERSION = "2"
 RECORD = "conversion.json"
 # A conversion is a copy of the weights: minutes for an 8B model on a slow disk, and others may wait for it.
 LOCK_WAIT_S = 3600.0
@@ -50,6 +51,7 @@ def converted(source: str, family: Family, spec: str, field: str) -> str:
     Raises:
         InputError: as `convert`.
     """
+    weight_files(source, field)  # before they are fingerprinted, so that what is wrong with them is said of this field
     key = {"conversion": CONVERSION, "source": model_fingerprint(source), "layout": family.layout}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", "-".join(spec.rstrip("/").split("/")[-2:])).strip("-.")
@@ -71,7 +73,7 @@ def convert(source: str, family: Family, folder: Path, spec: str, field: str = "
         InputError: a shard that is cut short, or tensors that are missing, unknown or of another shape; no mask token.
     """
     files = weight_files(source, field)
-    headers = {path: _read_header(path, field) for path in files}
+    headers = {path: read_header(path, field) for path in files}
     _check_tensors(family, headers, spec, field)
     total = sum(path.stat().st_size for path in files)
     checksums, done = {}, 0
@@ -141,21 +143,6 @@ def _check_tensors(family: Family, headers: dict[Path, dict[str, Any]], spec: st
     wrong = next((name for name in expected if expected[name] != found[name]), None)
     if wrong:
         raise InputError(field, spec, f"{wrong} has shape {found[wrong]}, but its config.json says {expected[wrong]}")
-
-
-def _read_header(path: Path, field: str) -> dict[str, Any]:
-    """The JSON header of a safetensors file, checked against the file's size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-        except ValueError:
-            header = None
-    ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
-    if header is None or size != 8 + length + max(ends, default=0):
-        raise InputError(field, str(path), "is cut short or no safetensors file: download it again")
-    return header
 
 
 def _copy_renamed(source: Path, header: dict[str, Any], target: Path) -> str:

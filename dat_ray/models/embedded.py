@@ -93,7 +93,7 @@ class InfillModel:
 
     def build(self, name: str, field: str, folder: Path) -> None:
         # Imported late: a folder that is in the cache needs no torch.
-        from dat_ray.models.loading import write_merged
+        from dat_ray.models.merging import write_merged
 
         source = WEIGHTS / name
         write_merged(

@@ -15,11 +15,12 @@ blocks to the left of a response were never trained to see it, so there is no p(
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dat_ray.errors import InputError
+from dat_ray.models.weight_files import refuse_quantized
 
 Config = dict[str, Any]
 
@@ -75,8 +76,8 @@ def recognize(config: Mapping[str, Any], name: str, field: str = "sampler.model"
         field: recipe field to name in an error.
 
     Raises:
-        InputError: a block-diffusion or uniform-noise family, a variant whose arithmetic no layout here has, or no
-            masked diffusion model at all.
+        InputError: a block-diffusion or uniform-noise family, a variant whose arithmetic no layout here has, quantized
+            weights, or no masked diffusion model at all.
     """
     kinds = [str(config.get("model_type", "")), *map(str, config.get("architectures") or [])]
     told = " ".join(kinds).lower().replace("-", "_")
@@ -86,6 +87,7 @@ def recognize(config: Mapping[str, Any], name: str, field: str = "sampler.model"
         raise InputError(field, name, _BLOCK_REASON)
     for sign, build in _BUILDERS:
         if sign in told:
+            refuse_quantized(name, config, field)
             family = build(dict(config), name, field)
             family.config["architectures"] = [ARCHITECTURES[family.config["model_type"]]]
             return family
@@ -93,6 +95,42 @@ def recognize(config: Mapping[str, Any], name: str, field: str = "sampler.model"
     raise InputError(
         field, name, f"is no masked diffusion model that is known here ({shown}): adapt a causal model with `dat adapt {name}`"
     )
+
+
+# What a causal model of these layouts may say and still be computed by the samplers of both backends.
+_ADAPTABLE_PLAIN: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "use_sliding_window": (False, None)}
+
+
+def check_adaptable(config: Mapping[str, Any], name: str, field: str = "BASE") -> None:
+    """Checks that a causal model, turned into a sampler, is one that the samplers of both backends can load.
+
+    Args:
+        config: content of its config.json.
+        name: folder or hub id, for messages.
+        field: option to name in an error.
+
+    Raises:
+        InputError: another layout or class, or an option that the layout's sampler does not compute.
+    """
+    layout, classes = config.get("model_type"), list(config.get("architectures") or [])
+    if layout not in ARCHITECTURES:
+        raise InputError(
+            field, name, f"is of layout {layout}, of which no sampler is known: use a model of layout {_either(ARCHITECTURES)}"
+        )
+    if classes != [ARCHITECTURES[layout]]:
+        raise InputError(
+            field, name, f"its config.json names {', '.join(classes) or 'no class'} in `architectures`: use a causal chat model, "
+            f"a {ARCHITECTURES[layout]}"
+        )  # fmt: skip
+    for option, allowed in _ADAPTABLE_PLAIN.items():
+        if config.get(option, allowed[0]) not in allowed:
+            raise InputError(field, name, f"its config.json has {option} = {config[option]!r}, of which no sampler is known: "
+                             f"use a model with {allowed[0]!r}")  # fmt: skip
+
+
+def _either(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
 
 
 def layout_name(tensor: str) -> str:
@@ -208,7 +246,8 @@ def _llada_moe(config: Config, name: str, field: str) -> Family:
         "moe_intermediate_size": inner,
         "num_experts": config["num_experts"],
         "num_experts_per_tok": config["num_experts_per_tok"],
-        "norm_topk_prob": bool(config.get("norm_topk_prob", False)),
+        # Whatever config.json says: the published code has no such option and never divides by the chosen gates' sum.
+        "norm_topk_prob": False,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [i for i in range(layers) if not sparse[i]],
         "num_hidden_layers": layers,

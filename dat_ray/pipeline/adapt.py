@@ -16,27 +16,32 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from dat_ray import __version__
 from dat_ray.config.adapt import AdaptRecipe, PairsConfig
-from dat_ray.diffusion.adapt import adapt
-from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
+from dat_ray.diffusion.adapt import adapt, lora_of
+from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, unused_ids
 from dat_ray.diffusion.pairs import read_pairs
 from dat_ray.errors import DatError, InputError
+from dat_ray.models.adapter_settings import ADAPTER_CONFIG
+from dat_ray.models.adapters import ADAPTER_RECORD, ADAPTER_WEIGHTS, refuse_unstored
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.families import check_adaptable
 from dat_ray.models.folders import replace_folder
 from dat_ray.models.loading import (
-    ADAPTER_CONFIG,
-    ADAPTER_RECORD,
-    ADAPTER_WEIGHTS,
     DTYPES,
     load_causal_lm,
+    load_model_config,
+    load_tokenizer,
+    model_files,
     model_fingerprint,
     use_tensor_cores,
-    write_merged,
 )
-from dat_ray.pipeline.adapt_data import Prepared, prepare
+from dat_ray.models.lora_layers import lora_layers
+from dat_ray.models.merging import write_merged
+from dat_ray.models.weight_files import refuse_quantized, weight_files
+from dat_ray.pipeline.adapt_data import Prepared, chat_segments, prepare
 from dat_ray.pipeline.synthesize import synthesize
 from dat_ray.progress import Progress, stage_line
 
@@ -45,7 +50,8 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
     """Makes a sampler folder.
 
     Args:
-        base: hub id, folder, or `embedded:NAME` of a chat model of Llama's, Qwen2's or Qwen3's layout.
+        base: hub id, folder, or `embedded:NAME` of a chat model of Llama's, Qwen2's or Qwen3's layout, or, where every weight
+            is trained, of Qwen3-MoE's.
         out: gets `pairs.jsonl`, `training/` (checkpoints, curve, adapter or model), `weights/` (what the package ships:
             adapter, `sampler.json`, `record.json`) and `sampler/` (whole, for the engines).
         recipe: see `AdaptRecipe`.
@@ -56,13 +62,15 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
         The whole folder, a value for `sampler.model`.
 
     Raises:
-        InputError: `out` holds something and `resume` is off; unreadable pairs; no token is free to be the mask.
+        InputError: `out` holds something and `resume` is off; unreadable pairs; no token is free to be the mask; a base of
+            another layout, of which no sampler is known, or one that cannot be trained by the recipe's method.
     """
     root = Path(out).absolute()
     if root.exists() and any(root.iterdir()) and not resume:
         raise InputError("--out", out, "is not empty: choose another folder, or add --resume to continue there")
-    root.mkdir(parents=True, exist_ok=True)
     model_folder = resolve_model(base, "BASE")
+    recipe, vocabulary = _checked(base, model_folder, recipe)
+    root.mkdir(parents=True, exist_ok=True)
     pairs_file = root / "pairs.jsonl"
     if pairs is not None:
         _store_pairs(pairs, recipe.pairs, pairs_file)
@@ -71,11 +79,6 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
 
     prepared = prepare(model_folder, recipe, pairs_file)
     stage_line(f"pairs: {prepared.pairs} in all, {len(prepared.train)} to train on, {len(prepared.heldout)} held out")
-    vocabulary = AutoConfig.from_pretrained(model_folder, trust_remote_code=False).vocab_size
-    if recipe.training.mask_token_id is None:
-        mask = free_token(prepared.tokenizer, vocabulary, base)
-        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"mask_token_id": mask})})
-        stage_line(f"mask token: {mask} ({prepared.tokenizer.convert_ids_to_tokens(mask) or 'a row past the tokenizer'})")
     with Progress("adapt", recipe.training.steps, unit="steps") as progress:
         if recipe.trainer.min_actors > 1:
             from dat_ray.pipeline.adapt_workers import adapt_in_workers
@@ -117,20 +120,51 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
     return whole
 
 
+def _checked(base: str, folder: str, recipe: AdaptRecipe) -> tuple[AdaptRecipe, int]:
+    """Checks before anything is made that the base can be trained and becomes a sampler that both backends load.
+
+    Returns:
+        The recipe with its mask token, and the rows of the embedding.
+    """
+    config = load_model_config(folder, "BASE")
+    check_adaptable(config.to_dict(), base)
+    refuse_quantized(folder, config.to_dict(), "BASE")
+    # Of a hub model all is fetched here, which the making of pairs would do next.
+    files = str(model_files(folder, "BASE"))
+    weight_files(files, "BASE")
+    refuse_quantized(files, config.to_dict(), "BASE")
+    training, tokenizer = recipe.training, load_tokenizer(folder, "BASE")
+    if training.method == "lora":
+        layers = lora_layers(config, lora_of(training), "training.method", "lora", "set it to full, with dtype float32")
+        refuse_unstored(files, layers, "BASE", base)
+    canvas = chat_segments(tokenizer, recipe)
+    mask = training.mask_token_id
+    if mask is None:
+        mask = free_token(tokenizer, config.vocab_size, base)
+        stage_line(f"mask token: {mask} ({tokenizer.convert_ids_to_tokens(mask) or 'a row without a token'})")
+    if mask >= config.vocab_size or mask in (*canvas.before, *canvas.between):
+        why = "is in the chat template" if mask < config.vocab_size else f"is past the embedding's {config.vocab_size} rows"
+        raise InputError("training.mask_token_id", mask, f"{why}: give the id of a token that no text uses, or leave it out")
+    return recipe.model_copy(update={"training": training.model_copy(update={"mask_token_id": mask})}), config.vocab_size
+
+
 def free_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int, base: str) -> int:
-    """A token that no text uses: the mask token, else the first reserved one, else a row past the tokenizer's last.
+    """A token that no text uses: the mask token, else the first reserved one, else a row that no token has, the first of
+    those past the tokenizer's last where there are any.
 
     Raises:
         InputError: there is none.
     """
-    if tokenizer.mask_token_id is not None:
+    if tokenizer.mask_token_id is not None and tokenizer.mask_token_id < vocabulary:
         return tokenizer.mask_token_id
     added = tokenizer.added_tokens_decoder
     reserved = sorted(i for i, token in added.items() if token.special and "reserved" in token.content and i < vocabulary)
     if reserved:
         return reserved[0]
-    if len(tokenizer) < vocabulary:
-        return len(tokenizer)
+    unused = unused_ids(tokenizer, vocabulary)
+    last = max(tokenizer.get_vocab().values())
+    if unused:
+        return next((i for i in unused if i > last), unused[0])
     raise InputError(
         "training.mask_token_id", None, f"{base} has no mask, reserved or unused token: give the id of one that no text uses"
     )

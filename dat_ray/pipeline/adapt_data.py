@@ -35,13 +35,14 @@ def prepare(model_folder: str, recipe: AdaptRecipe, pairs_file: Path) -> Prepare
     rows = read_pairs(str(pairs_file), PairsConfig())
     train, heldout = split_pairs(rows, recipe.heldout_share, recipe.rows_per_prompt)
     tokenizer = load_tokenizer(model_folder)
-    segments = _segments(tokenizer, recipe)
+    segments = chat_segments(tokenizer, recipe)
     limits = (recipe.max_prompt_tokens, recipe.max_response_tokens)
     encoded, kept = (encode_pairs(tokenizer, segments, side, *limits) for side in (train, heldout))
     return Prepared(tokenizer, segments, encoded, kept, len(rows))
 
 
-def _segments(tokenizer: PreTrainedTokenizerBase, recipe: AdaptRecipe) -> ChatSegments:
+def chat_segments(tokenizer: PreTrainedTokenizerBase, recipe: AdaptRecipe) -> ChatSegments:
+    """The fixed tokens of the canvas: the chat template's, or the recipe's own opening."""
     before, between = ChatFormat(tokenizer).segments()
     if recipe.canvas_opening is not None:
         before = tokenizer(recipe.canvas_opening, add_special_tokens=False).input_ids

@@ -22,9 +22,10 @@ from dat_ray.config.sources import annotated
 from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
 from dat_ray.errors import DatError, InputError
+from dat_ray.models.adapter_settings import ADAPTER_CONFIG
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.folders import replace_folder
-from dat_ray.models.loading import ADAPTER_CONFIG, write_merged
+from dat_ray.models.merging import write_merged
 from dat_ray.training.retain_set import retain_folder
 
 RECORD = "dat_export.json"

@@ -38,18 +38,10 @@ from dat_ray.data.shards import (
 )
 from dat_ray.diagnosis import StallWatch, answer_for_stacks
 from dat_ray.errors import DatError, ShardError
+from dat_ray.models.adapters import attach_lora, check_lora_targets, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
-from dat_ray.models.loading import (
-    DTYPES,
-    attach_lora,
-    load_adapter,
-    load_causal_lm,
-    load_tokenizer,
-    model_fingerprint,
-    save_adapter,
-    use_tensor_cores,
-)
+from dat_ray.models.loading import DTYPES, load_causal_lm, load_tokenizer, model_files, model_fingerprint, use_tensor_cores
 from dat_ray.progress import Progress, stage_line
 from dat_ray.training.checkpoint import Writer
 from dat_ray.training.counts import read_counts, sentences, write_counts
@@ -228,6 +220,8 @@ def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path) -> torch.
     """
     model = load_causal_lm(base, recipe.training.dtype, "target.model")
     if recipe.round == 0:
+        # Of a hub model the driver of the run has seen no more than the configuration.
+        check_lora_targets(str(model_files(base, "target.model", download=False)), recipe.training.lora)
         return attach_lora(model, recipe.training.lora, recipe.seed)
     before = run.adapter(recipe.round - 1)
     if not has_manifest(run.training(recipe.round - 1)):

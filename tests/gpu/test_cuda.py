@@ -21,8 +21,8 @@ from dat_ray.diffusion.likelihood import log_likelihood
 from dat_ray.diffusion.pairs import EncodedPair
 from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.errors import DatError
+from dat_ray.models.adapters import attach_lora
 from dat_ray.models.chat import Encoded
-from dat_ray.models.loading import attach_lora
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.network import Network

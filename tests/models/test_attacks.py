@@ -21,8 +21,9 @@ from dat_ray.config.evaluation import AttackName
 from dat_ray.config.training import LoraConfig
 from dat_ray.data.shards import join, read_table
 from dat_ray.evaluation.attacks.rewriting import UNREADABLE
+from dat_ray.models.adapters import attach_lora, save_adapter
 from dat_ray.models.embedded import resolve_model
-from dat_ray.models.loading import attach_lora, load_causal_lm, model_fingerprint, save_adapter
+from dat_ray.models.loading import load_causal_lm, model_fingerprint
 from tests.unit.engines.scripted_server import Served, serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -17,7 +17,8 @@ from dat_ray.engines.factory import build_target
 from dat_ray.engines.torch_target import TorchTarget
 from dat_ray.engines.vllm_target import _scored
 from dat_ray.errors import DatError, InputError
-from dat_ray.models.loading import attach_lora, load_causal_lm, load_tokenizer, model_fingerprint, save_adapter
+from dat_ray.models.adapters import attach_lora, save_adapter
+from dat_ray.models.loading import load_causal_lm, load_tokenizer, model_fingerprint
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,8 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import join, write_bytes, write_manifest
 from dat_ray.engines import vllm_env
 from dat_ray.errors import DatError, InputError
-from dat_ray.models.loading import attach_lora, load_causal_lm, model_fingerprint, save_adapter
+from dat_ray.models.adapters import attach_lora, save_adapter
+from dat_ray.models.loading import load_causal_lm, model_fingerprint
 from dat_ray.pipeline.export import export_run
 from dat_ray.training.driver import _describe_adapter
 from tests.ray.tiny_training import ready_run, tiny_training_recipe

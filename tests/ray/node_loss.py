@@ -34,7 +34,7 @@ from dat_ray.generation import stage
 from dat_ray.generation.actors import RemoteLedger
 from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
-from dat_ray.models.loading import ADAPTER_WEIGHTS
+from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.pipeline import sweep as sweeping
 from dat_ray.pipeline.sweep import Job
 from dat_ray.placement import on_node

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.diagnosis import job_actors
-from dat_ray.models.loading import ADAPTER_WEIGHTS
+from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.training import driver
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from tests.ray.tiny_generation import await_release, release

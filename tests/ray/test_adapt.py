@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dat_ray.config.adapt import AdaptRecipe
 from dat_ray.errors import DatError
-from dat_ray.models.loading import ADAPTER_WEIGHTS
+from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.pipeline.adapt import adapt_model
 from dat_ray.training import workers
 from tests.ray.worker_processes import drill_moments, killed_once, training_workers

@@ -23,7 +23,8 @@ from dat_ray.errors import DatError, InputError, StorageError
 from dat_ray.generation.finish import CHECKPOINT
 from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
-from dat_ray.models.loading import ADAPTER_WEIGHTS, attach_lora, load_causal_lm, save_adapter
+from dat_ray.models.adapters import ADAPTER_WEIGHTS, attach_lora, save_adapter
+from dat_ray.models.loading import load_causal_lm
 from dat_ray.training import driver, workers
 from tests.ray.tiny_generation import ROWS, Faults, drawn, engines, release, tiny_recipe, tiny_run
 from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe

@@ -17,7 +17,7 @@ from dat_ray.generation.actors import Engines
 from dat_ray.generation.select import select
 from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
-from dat_ray.models.loading import ADAPTER_WEIGHTS
+from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.models.remote import local_adapter
 from dat_ray.reporting.stage import report
 from dat_ray.training import driver

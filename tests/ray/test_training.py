@@ -16,7 +16,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import has_manifest, read_manifest
 from dat_ray.errors import DatError, ShardError
-from dat_ray.models.loading import ADAPTER_WEIGHTS
+from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.training import driver, workers
 from dat_ray.training.metrics import read_metrics
 from dat_ray.training.step import Diverged

@@ -16,8 +16,9 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import RETAIN, TRAINING_SET
 from dat_ray.data.shards import write_manifest, write_shard
+from dat_ray.models.adapters import ADAPTER_WEIGHTS, save_adapter
 from dat_ray.models.chat import ChatFormat
-from dat_ray.models.loading import ADAPTER_WEIGHTS, load_tokenizer, model_fingerprint, save_adapter
+from dat_ray.models.loading import load_tokenizer, model_fingerprint
 from dat_ray.training.driver import build_model
 from dat_ray.training.loop import FolderCheckpoints, run_loop
 from dat_ray.training.metrics import MetricsLog

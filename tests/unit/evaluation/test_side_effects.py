@@ -16,8 +16,9 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.evaluation import side_effects
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.whitebox import SearchRequest, Whitebox, search_all
+from dat_ray.models.adapters import attach_lora, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
-from dat_ray.models.loading import attach_lora, load_adapter, load_causal_lm, load_tokenizer, model_fingerprint, save_adapter
+from dat_ray.models.loading import load_causal_lm, load_tokenizer, model_fingerprint
 from tests.unit.models.tiny import make_model, make_tokenizer
 
 ROWS = (("How are you?", "Fine, thank you"), ("Name a color", "Red"), ("Tell me more", "No"))

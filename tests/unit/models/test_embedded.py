@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 from dat_ray.config.training import LoraConfig
 from dat_ray.errors import InputError
 from dat_ray.models import embedded
+from dat_ray.models.adapters import attach_lora, save_adapter
 from dat_ray.models.embedded import GgufModel, InfillModel, resolve_model
-from dat_ray.models.loading import attach_lora, load_causal_lm, load_tokenizer, model_fingerprint, save_adapter
+from dat_ray.models.loading import load_causal_lm, load_tokenizer, model_fingerprint
 from tests.unit.models.tiny import make_model, write_gguf
 
 SAMPLER = {"mask_token_id": 3, "shift": 1, "banned_token_ids": [0, 1, 2, 3], "layout": "chat"}

@@ -69,6 +69,20 @@ def test_a_converted_checkpoint_computes_the_published_architecture(family, tmp_
     torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("said", [None, False, True])
+def test_gates_are_never_renormalized_whatever_the_configuration_says(said, tmp_path):
+    """The published LLaDA-MoE code has the constant False where other code reads `norm_topk_prob`."""
+    tensors = write_checkpoint(tmp_path / "llada_moe", "llada_moe")
+    config = TINY["llada_moe"] | {"norm_topk_prob": said}
+    (tmp_path / "llada_moe" / "config.json").write_text(json.dumps(config))
+    model = load_causal_lm(resolve_sampler(str(tmp_path / "llada_moe")), "float32")
+    ids = torch.tensor([IDS])
+    with torch.no_grad():
+        logits = output_head(model)(hidden_states(model, ids, torch.ones_like(ids, dtype=torch.bool)))[0]
+    expected = plain_logits("llada_moe", config, tensors, IDS)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", TINY)
 def test_the_reference_looks_both_ways(family):
     """The plain code would agree with a causal model as well if it did not: the first logits see the last token."""
@@ -212,6 +226,11 @@ def test_damaged_checkpoints_are_named(tmp_path, cache):
         resolve_sampler(str(cut))
     absent = source("absent")
     (absent / "model-00003-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match=r"sampler\.model = .* lacks model-00003-of-00003\.safetensors, which its .* names"):
+        resolve_sampler(str(absent))
+    index = absent / "model.safetensors.index.json"
+    held = {name: file for name, file in json.loads(index.read_text())["weight_map"].items() if "00003-of" not in file}
+    index.write_text(json.dumps({"weight_map": held}))
     with pytest.raises(InputError, match=r"lacks \d+ tensors, the first is model\."):
         resolve_sampler(str(absent))
     with pytest.raises(InputError, match=r"has shape \(352, 64\), but its config.json says \(400, 64\)"):

@@ -12,16 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from dat_ray.config.training import LoraConfig
 from dat_ray.errors import InputError
-from dat_ray.models.loading import (
-    attach_lora,
-    load_adapter,
-    load_causal_lm,
-    load_tokenizer,
-    merge_adapter,
-    model_fingerprint,
-    save_adapter,
-    write_merged,
-)
+from dat_ray.models.adapters import attach_lora, load_adapter, save_adapter
+from dat_ray.models.loading import load_causal_lm, load_tokenizer, model_fingerprint
+from dat_ray.models.merging import merge_adapter, write_merged
 from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
 
 LORA = LoraConfig(rank=4, alpha=8)
@@ -241,29 +234,3 @@ def test_merge_keeps_shards(base_folder: str, tokenizer: PreTrainedTokenizerFast
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(w.nbytes for p in folder.glob("*.safetensors") for w in load_file(p).values())
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"use_dora": True}, "use_dora"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-        ({"peft_type": "LOHA"}, "LOHA"),
-    ],
-)
-def test_merge_refuses_other_adapters(
-    base_folder: str, adapter: str, tmp_path: Path, entry: dict[str, object], message: str
-) -> None:
-    path = Path(adapter) / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **entry}))
-    with pytest.raises(InputError, match=f"only plain LoRA can be merged, not .*{message}"):
-        merge_adapter(base_folder, adapter, str(tmp_path / "merged"))
-
-
-def test_merge_refuses_weights_that_the_base_lacks(base_folder: str, adapter: str, tmp_path: Path) -> None:
-    path = Path(adapter) / "adapter_model.safetensors"
-    weights = {name.replace("layers.1.", "layers.7."): w for name, w in load_file(path).items()}
-    save_file(weights, path)
-    with pytest.raises(InputError, match=r"adapts 'model\.layers\.7\..*', which .* does not store"):
-        merge_adapter(base_folder, adapter, str(tmp_path / "merged"))
-    assert not (tmp_path / "merged").exists()

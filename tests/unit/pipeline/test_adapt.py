@@ -12,21 +12,26 @@ import time
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dat_ray.config.adapt import load_adapt_config
 from dat_ray.config.models import SamplerConfig
 from dat_ray.diffusion.canvas import SamplerSpec
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.factory import build_sampler
+from dat_ray.engines.vllm_plugin import ARCHITECTURES as VLLM_ARCHITECTURES
+from dat_ray.engines.vllm_plugin import check_architecture
 from dat_ray.errors import InputError
+from dat_ray.models.families import ARCHITECTURES
+from dat_ray.pipeline import adapt as adapting
 from dat_ray.pipeline.adapt import adapt_model, free_token
 from dat_ray.pipeline.adapt_workers import adapt_worker
+from tests.unit.diffusion.tiny import LETTERS, gapped_tokenizer
 from tests.unit.models.tiny import make_tokenizer
 from tests.unit.pipeline.tiny_adaptation import adapt_recipe, pairs_table, tiny_chat_model
 
 
-@pytest.mark.parametrize(("layout", "method"), [("llama", "lora"), ("qwen2", "full"), ("qwen3", "lora")])
+@pytest.mark.parametrize(("layout", "method"), [("llama", "lora"), ("qwen2", "full"), ("qwen3", "lora"), ("qwen3_moe", "full")])
 def test_a_chat_model_becomes_a_sampler(layout, method, tmp_path, capsys):
     base, table = tiny_chat_model(tmp_path / "base", layout), pairs_table(tmp_path / "table.csv")
     folder = adapt_model(base, str(tmp_path / "out"), adapt_recipe(method=method), pairs=table)
@@ -34,6 +39,8 @@ def test_a_chat_model_becomes_a_sampler(layout, method, tmp_path, capsys):
     assert spec.mask_token_id == len(make_tokenizer()), "a row past the tokenizer's last"
     assert (spec.shift, spec.layout) == (1, "chat")
     assert json.loads((folder / "config.json").read_text())["model_type"] == layout
+    check_architecture(str(folder))
+    assert "DatMasked" + ARCHITECTURES[layout].removesuffix("ForCausalLM") in VLLM_ARCHITECTURES
     config = SamplerConfig(model=str(folder), backend="torch", dtype="float32", layout="chat", prompt_tokens=(4,), steps=2)
     (written,) = build_sampler(config, threads=1).infill([InfillRequest("a", "Sure, here is the fox", 4, 1)])
     assert len(written.token_ids) == 4
@@ -53,6 +60,85 @@ def test_a_used_folder_is_refused_without_resume(tmp_path):
     (tmp_path / "out" / "file").touch()
     with pytest.raises(InputError, match=r"--out .* add --resume"):
         adapt_model("nowhere", str(tmp_path / "out"), adapt_recipe())
+
+
+LAYOUT = "BASE = .* is of layout {}, of which no sampler is known: use a model of layout llama, qwen2, qwen3 or qwen3_moe"
+
+
+@pytest.mark.parametrize(
+    ("layout", "method", "change", "message"),
+    [
+        *((layout, "lora", {}, LAYOUT.format(layout)) for layout in ("mistral", "gemma", "gemma2", "phi3", "gpt_neox", "olmo2")),
+        ("mixtral", "full", {}, LAYOUT.format("mixtral")),
+        ("qwen3_moe", "lora", {}, r"training\.method = 'lora': adapts .*experts.*: set it to full, with dtype float32"),
+        ("llama", "lora", {"architectures": ["LlamaForSequenceClassification"]}, "use a causal chat model, a LlamaForCausalLM"),
+        ("llama", "lora", {"architectures": ["DatMaskedLlama"]}, "names DatMaskedLlama in `architectures`"),
+        ("llama", "full", {"architectures": None}, "names no class in `architectures`"),
+        ("qwen2", "lora", {"use_sliding_window": True}, "use_sliding_window = True"),
+        ("llama", "full", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ("qwen3", "lora", {"quantization_config": {"quant_method": "gptq"}}, "BASE = .* is quantized"),
+        ("qwen3", "full", {"quantization_config": {"quant_method": "awq"}}, "BASE = .* is quantized"),
+    ],
+)
+@pytest.mark.parametrize("own_pairs", [True, False])
+def test_a_base_that_becomes_no_sampler_is_refused_before_anything_is_made(
+    layout, method, change, message, own_pairs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(adapting, "synthesize", lambda *_: pytest.fail("pairs were written"))
+    base = tiny_chat_model(tmp_path / "base", layout)
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    pairs = None if own_pairs else pairs_table(tmp_path / "table.csv")
+    with pytest.raises(InputError, match=message) as caught:
+        adapt_model(base, str(tmp_path / "out"), adapt_recipe(method=method), pairs=pairs)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_leftover_weights_of_a_base_are_refused_before_anything_is_made(tmp_path):
+    base = tiny_chat_model(tmp_path / "base", "llama")
+    save_file(load_file(tmp_path / "base" / "model.safetensors"), tmp_path / "base" / "model.ema.safetensors")
+    with pytest.raises(InputError, match=r"BASE = .* holds model\.ema\.safetensors"):
+        adapt_model(base, str(tmp_path / "out"), adapt_recipe())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"), [(10_000, "is past the embedding's 341 rows"), (341, "is past"), (1, "is in the chat template")]
+)
+def test_a_mask_that_cannot_be_one_is_refused_before_anything_is_made(mask, message, tmp_path):
+    base = tiny_chat_model(tmp_path / "base", "llama")
+    with pytest.raises(InputError, match=rf"training\.mask_token_id = {mask}: {message}"):
+        adapt_model(base, str(tmp_path / "out"), adapt_recipe(mask_token_id=mask))
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_weight_is_not_trained_in_half_precision():
+    with pytest.raises(InputError, match=r"small updates vanish in bfloat16: set dtype to float32, or training\.method to lora"):
+        load_adapt_config("smollm2-135m-infill", ["training.method=full"])
+    assert load_adapt_config("smollm2-135m-infill", ["training.method=full", "dtype=float32"]).dtype == "float32"
+    with pytest.raises(InputError, match="vanish in float16"):
+        load_adapt_config("chat-infill", ["training.method=full", "dtype=float16"])
+
+
+def test_the_mask_where_ids_have_gaps():
+    """The number of tokens is the id of a letter here."""
+    gapped = gapped_tokenizer()
+    last = max(gapped.get_vocab().values())
+    assert gapped.convert_ids_to_tokens(len(gapped)) in LETTERS
+    assert free_token(gapped, last + 3, "m") == last + 1, "a row past the last"
+    assert free_token(gapped, last + 1, "m") == 4, "no such row: a gap"
+    assert free_token(gapped, len(gapped), "m") == 4
+
+
+def test_a_mask_token_past_the_embedding_is_not_taken():
+    tokenizer = make_tokenizer()
+    rows = len(tokenizer) + 2
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(4)])
+    tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
+    assert tokenizer.mask_token_id >= rows
+    with pytest.raises(InputError, match=r"training\.mask_token_id"):
+        free_token(tokenizer, rows, "m")
 
 
 def test_more_workers_than_rows_are_refused() -> None:

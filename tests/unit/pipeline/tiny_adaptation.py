@@ -15,14 +15,15 @@ SIZES = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "head_dim": 16, "max_position_embeddings": 256, "tie_word_embeddings": True, "initializer_range": 0.2,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
 }  # fmt: skip
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "helpful", "assistant", "today"]
 
 
-def tiny_chat_model(folder: Path, layout: str) -> str:
+def tiny_chat_model(folder: Path, layout: str, **options: object) -> str:
     """A random causal model with more vocabulary rows than tokens, as Qwen has."""
     tokenizer = make_tokenizer()
-    config = AutoConfig.for_model(layout, **SIZES, vocab_size=len(tokenizer) + 3)
+    config = AutoConfig.for_model(layout, **SIZES | {"vocab_size": len(tokenizer) + 3} | options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)

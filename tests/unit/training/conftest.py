@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dat_ray.config.training import LoraConfig, RetainConfig, TrainingConfig
+from dat_ray.models.adapters import attach_lora
 from dat_ray.models.chat import Encoded
-from dat_ray.models.loading import attach_lora
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.network import Network
 

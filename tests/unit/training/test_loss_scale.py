@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dat_ray.config.training import LoraConfig, TrainingConfig
+from dat_ray.models.adapters import attach_lora
 from dat_ray.models.chat import Encoded
-from dat_ray.models.loading import attach_lora
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.loop import TrainingRows
 from dat_ray.training.network import Network

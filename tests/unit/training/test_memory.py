@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dat_ray.config.training import LoraConfig
-from dat_ray.models.loading import attach_lora
+from dat_ray.models.adapters import attach_lora
 from dat_ray.training.memory import LLAMA3_8B, QWEN25_14B, Shape, update_bytes
 
 

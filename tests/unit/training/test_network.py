@@ -26,9 +26,9 @@ from transformers import (
 
 from dat_ray.config.training import LoraConfig, TrainingConfig
 from dat_ray.errors import DatError
+from dat_ray.models.adapters import attach_lora
 from dat_ray.models.architectures import attention_cap
 from dat_ray.models.chat import Encoded
-from dat_ray.models.loading import attach_lora
 from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.network import Network
 from dat_ray.training.terms import find_perturbation

@@ -59,7 +59,7 @@ def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     from dat_ray.pipeline.stages import check_inputs, run_stages
 
     # Only the first stage can begin a run; the later ones continue what it left.
-    behaviors = check_inputs(recipe) if starts else None
+    behaviors = check_inputs(recipe, trains="train" in stages) if starts else None
     root = arguments.run_dir or os.path.join("runs", recipe.name)
     if stages == ("report",) and arguments.recipe is None:
         # It only reads: a run of an older version, whose recipe lacks the newest fields, can still be looked at.

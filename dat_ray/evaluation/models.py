@@ -12,6 +12,7 @@ from dat_ray.data.shards import exists, join, read_bytes
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.weights import adapter_digest
+from dat_ray.models.adapter_settings import ADAPTER_CONFIG, read_adapter_settings
 
 BASE, ADAPTED = "base", "adapted"
 OPTION = "--models"
@@ -60,7 +61,8 @@ def _resolve(recipe: Recipe, name: str, what: str) -> Model:
         trained = Recipe.model_validate(json.loads(read_bytes(run.record))["recipe"])
         source = None if trained.target.model == recipe.target.model else trained.target.model
         return _with_adapter(name, recipe, run.adapter(trained.round), source)
-    if exists(join(what, "adapter_config.json")):
+    if exists(join(what, ADAPTER_CONFIG)):
+        read_adapter_settings(what, OPTION)
         return _with_adapter(name, recipe, what, None)
     from dat_ray.models.embedded import resolve_model
 

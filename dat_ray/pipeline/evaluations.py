@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,12 +14,14 @@ from dat_ray.config.loading import load_settings
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, write_file
+from dat_ray.engines.factory import check_target_adapter
 from dat_ray.errors import InputError
 from dat_ray.evaluation.adaptive import GRADIENT_ATTACKS
 from dat_ray.evaluation.models import OPTION, named_models
 from dat_ray.evaluation.replay import read_record, replay
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.weight_files import weight_files
 from dat_ray.pipeline.stages import check_inputs, measured, session
 from dat_ray.progress import stage_line
 from dat_ray.reporting.stage import report
@@ -45,6 +48,12 @@ def compare(recipe: Recipe, run: RunDir, models: str, suite: str | None) -> None
             check_trainable(resolve_model(model.config(recipe.target).model, OPTION), OPTION)
     if not exists(run.behaviors):
         write_file(run.behaviors, check_inputs(recipe, trains=False))
+    for model in found:
+        if model.adapter is not None:
+            # Before the first model is asked: what does not fit would be found out after the models before it.
+            check_target_adapter(model.config(recipe.target), model.adapter, OPTION)
+        elif model.source is not None and Path(model.source).is_dir():
+            weight_files(model.source, OPTION)
 
     def stage(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         done = evaluate(recipe, run, name, models=found)

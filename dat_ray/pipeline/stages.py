@@ -20,10 +20,12 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, join, write_file
 from dat_ray.data.text import english_rules_read
 from dat_ray.diagnosis import keep_traceback
+from dat_ray.engines.vllm_plugin import check_architecture
 from dat_ray.errors import DatError
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.samplers import resolve_sampler
+from dat_ray.models.weight_files import weight_files
 from dat_ray.pipeline.measure import StageCost, record_stage
 from dat_ray.progress import clock, stage_line
 from dat_ray.raysession import start_ray
@@ -56,12 +58,39 @@ def check_inputs(recipe: Recipe, *, trains: bool = True) -> pa.Table:
         if odd:
             reasons = "; ".join(f"{count}: each {reason}" for reason, count in odd.items())
             stage_line(f"retain: {sum(odd.values())} rows left out; {reasons}")
-    # Embedded models are built and published samplers converted here, once, and not by the actors that need them.
-    target = resolve_model(recipe.target.model, "target.model")
-    if trains:
-        check_trainable(target, "target.model")
-    resolve_sampler(recipe.sampler.model)
+    check_models(recipe, trains=trains)
     return behaviors.table
+
+
+def check_models(recipe: Recipe, *, trains: bool = True) -> None:
+    """Looks at every model of a recipe, except servers and what must be downloaded first.
+
+    Embedded models are built and published samplers converted here, once, and not by the actors that need them.
+
+    Args:
+        recipe: a run's.
+        trains: whether the target is to be trained at some time, and not only asked.
+
+    Raises:
+        InputError: a model that cannot be had, weights that loaders would choose differently, a target that cannot be trained
+            or take the adapter of `training.lora`, or a sampler that its backend does not know.
+    """
+    for field, config in (("target.model", recipe.target), ("judge.reader.model", recipe.judge.reader)):
+        if config is not None and config.backend != "endpoint":
+            folder = resolve_model(config.model, field)
+            if Path(folder).is_dir():
+                weight_files(folder, field)
+    if trains:
+        # Imported late: the driver of a run that only samples stays light.
+        from dat_ray.models.adapters import check_lora_targets
+
+        target = resolve_model(recipe.target.model, "target.model")
+        check_trainable(target, "target.model")
+        check_lora_targets(target, recipe.training.lora)
+    sampler = resolve_sampler(recipe.sampler.model)
+    weight_files(sampler, "sampler.model")
+    if recipe.sampler.backend == "vllm":
+        check_architecture(sampler)
 
 
 def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa.Table | None = None) -> None:

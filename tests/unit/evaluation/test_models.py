@@ -12,7 +12,7 @@ from tests.unit.reporting.synthetic_run import recipe
 
 def adapter(folder: Path, weights: bytes = b"weights") -> Path:
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (folder / "adapter_model.safetensors").write_bytes(weights)
     return folder
 

@@ -71,7 +71,7 @@ def test_inputs_that_are_missing_are_named_all_at_once(tmp_path: Path) -> None:
     wrong = failed(load_recipe("demo", settings))
     assert {"behaviors", "retain", "target model"} <= set(wrong)
     assert "nowhere.csv" in wrong["behaviors"]
-    assert "no config.json or no safetensors" in wrong["target model"]
+    assert "has no safetensors weights" in wrong["target model"]
 
 
 def training_rows(*settings: str) -> doctor.Check:

@@ -12,8 +12,7 @@ from dat_ray.pipeline import stages
 def test_retain_rows_that_are_left_out_are_counted_on_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stages, "resolve_model", lambda model, field: model)
-    monkeypatch.setattr(stages, "resolve_sampler", lambda model: model)
+    monkeypatch.setattr(stages, "check_models", lambda recipe, *, trains: None)
     turns = [{"role": "user", "content": "Name a bird"}, {"role": "assistant", "content": "A robin."}]
     chats = [turns, turns[:1], [], [turns[0], {"role": "assistant", "content": ""}]]
     path = tmp_path / "chats.jsonl"

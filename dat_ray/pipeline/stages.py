@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.models import JudgeConfig
+from dat_ray.config.models import JudgeConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.hold import hold
@@ -75,7 +75,7 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
         InputError: a model that cannot be had, weights that loaders would choose differently, a target that cannot be trained
             or take the adapter of `training.lora`, or a sampler that its backend does not know.
     """
-    for field, config in (("target.model", recipe.target), ("judge.reader.model", recipe.judge.reader)):
+    for field, config in _chat_models(recipe).items():
         if config is not None and config.backend != "endpoint":
             folder = resolve_model(config.model, field)
             if Path(folder).is_dir():
@@ -91,6 +91,16 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
     weight_files(sampler, "sampler.model")
     if recipe.sampler.backend == "vllm":
         check_architecture(sampler)
+
+
+def _chat_models(recipe: Recipe) -> dict[str, TargetConfig | None]:
+    """Every chat model that a recipe can name, by the field that names it."""
+    judges = {"judge": recipe.judge}
+    if recipe.evaluation.second_judge is not None:
+        judges["evaluation.second_judge"] = recipe.evaluation.second_judge
+    judges["evaluation.refusal_judge"] = recipe.evaluation.refusal_judge
+    readers = {f"{name}.reader.model": judge.reader for name, judge in judges.items()}
+    return {"target.model": recipe.target, "evaluation.attacker.model": recipe.evaluation.attacker, **readers}
 
 
 def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa.Table | None = None) -> None:

@@ -98,6 +98,15 @@ def test_leftover_weights_of_any_role_are_refused(role: str, tmp_path: Path) -> 
     assert "holds model.fp16.safetensors" in found[f"{role} model"].detail
 
 
+@pytest.mark.parametrize("role", ["judge.reader", "evaluation.second_judge.reader", "evaluation.attacker"])
+def test_leftover_weights_of_a_reader_or_an_attacker_are_refused(role: str, tmp_path: Path) -> None:
+    target, other = tiny_chat_model(tmp_path / "target", "llama"), tiny_chat_model(tmp_path / "other", "llama")
+    (tmp_path / "other" / "model.safetensors").rename(tmp_path / "other" / "model-00001-of-00001.safetensors")
+    judge = [f"{role.removesuffix('.reader')}.name=strongreject-rubric"] if role.endswith("reader") else []
+    recipe = make_recipe(tmp_path, target, *judge, f"{role}.model={other}")
+    refuses(rf"{role}\.model = .* neither model\.safetensors nor", check_inputs, recipe)
+
+
 def test_a_sampler_that_vllm_does_not_know_is_refused(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, tiny_chat_model(tmp_path / "target", "llama"))
     config = tmp_path / "sampler" / "config.json"

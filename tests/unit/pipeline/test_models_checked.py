@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,11 @@ from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 from dat_ray.cli import main
-from dat_ray.config.loading import load_recipe
+from dat_ray.config.loading import fingerprint, load_recipe
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.rundir import RunDir, open_run
-from dat_ray.data.shards import write_file
+from dat_ray.data.shards import write_file, write_manifest
 from dat_ray.diffusion.canvas import SamplerSpec
 from dat_ray.engines import vllm_plugin
 from dat_ray.engines.factory import build_target
@@ -25,7 +27,9 @@ from dat_ray.generation import stage as generating
 from dat_ray.models.loading import load_causal_lm, model_fingerprint
 from dat_ray.ops.doctor import diagnose
 from dat_ray.pipeline.evaluations import compare
+from dat_ray.pipeline.export import export_run
 from dat_ray.pipeline.stages import check_inputs
+from dat_ray.training.driver import _describe_adapter
 from tests.unit.pipeline.tiny_adaptation import tiny_chat_model
 
 BEFORE, BETWEEN = (1, 5), (2, 1)
@@ -65,8 +69,7 @@ def test_targets_that_cannot_be_adapted_are_refused_where_a_run_trains(tmp_path:
     check_inputs(make_recipe(tmp_path, experts, "training.lora.targets=[q_proj]"))
     check_inputs(make_recipe(tmp_path, experts), trains=False)
     refuses("embed_tokens", check_inputs, make_recipe(tmp_path, dense, "training.lora.targets=[embed_tokens]"))
-    config = tmp_path / "dense" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"quant_method": "fp8"}}))
+    set_config(tmp_path / "dense", quantization_config={"quant_method": "fp8"})
     refuses(r"target\.model = .* is quantized", check_inputs, make_recipe(tmp_path, dense))
 
 
@@ -109,13 +112,12 @@ def test_leftover_weights_of_a_reader_or_an_attacker_are_refused(role: str, tmp_
 
 def test_a_sampler_that_vllm_does_not_know_is_refused(tmp_path: Path) -> None:
     recipe = make_recipe(tmp_path, tiny_chat_model(tmp_path / "target", "llama"))
-    config = tmp_path / "sampler" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": ["DatMaskedMistral"]}))
+    set_config(tmp_path / "sampler", architectures=["DatMaskedMistral"])
     assert recipe.sampler.backend == "vllm"
     refuses(r"sampler\.model = .* is a DatMaskedMistral, and backend vllm knows DatMaskedLlama", check_inputs, recipe)
     check_inputs(make_recipe(tmp_path, str(tmp_path / "target"), "sampler.backend=torch"))
     for name in vllm_plugin.ARCHITECTURES:
-        config.write_text(json.dumps({"architectures": [name]}))
+        set_config(tmp_path / "sampler", architectures=[name])
         vllm_plugin.check_architecture(str(tmp_path / "sampler"))
 
 
@@ -150,6 +152,32 @@ def test_an_adapter_of_another_model_is_refused_before_the_first_model_is_asked(
     adapter = adapter_folder(tmp_path / "adapter", other)
     refuses("--models = .* adapter of another base model", compare, recipe, run, f"plain=base,theirs={adapter}", None)
     refuses("adapter = .* adapter of another base model", generating.generate, recipe, run, adapter=adapter)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: set_config(folder, quantization_config={"quant_method": "bitsandbytes"}), "is quantized"),
+        (lambda folder: save_file(load_file(folder / "model.safetensors"), folder / "model.ema.safetensors"), "holds model.ema"),
+    ],
+)
+def test_an_export_of_what_nobody_would_load_is_refused(spoil: Callable[[Path], None], message: str, tmp_path: Path) -> None:
+    base = tiny_chat_model(tmp_path / "target", "llama")
+    recipe = make_recipe(tmp_path, base)
+    run = begun(recipe, tmp_path / "run")
+    folder = Path(adapter_folder(Path(run.adapter(0)), base))
+    write_manifest(run.training(0), _describe_adapter(run.training(0)), fingerprint(recipe))
+    export_run(run.root, str(tmp_path / "whole"))
+    spoil(tmp_path / "target")
+    with suppress(InputError):  # a fingerprint of what is left over there is refused as well
+        (folder / "dat_adapter.json").write_text(json.dumps({"base_fingerprint": model_fingerprint(base)}))
+    refuses(message, export_run, run.root, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def set_config(folder: Path, **entries: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
 
 
 def test_a_server_takes_no_adapter(tmp_path: Path) -> None:

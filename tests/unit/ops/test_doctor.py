@@ -17,7 +17,7 @@ from dat_ray.models.chat import ChatFormat
 from dat_ray.ops import doctor, models
 from dat_ray.ops.doctor import diagnose
 from dat_ray.ops.rows import rows_forecast
-from tests.unit.models.tiny import make_tokenizer
+from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
 
 Usage = namedtuple("Usage", "total used free")
 REPOSITORY = Path(__file__).parents[3]
@@ -81,13 +81,10 @@ def training_rows(*settings: str) -> doctor.Check:
 
 @pytest.fixture
 def tiny_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny chat model of which a doctor sees the tokenizer and the names of its files."""
-    folder = tmp_path / "tiny"
-    make_tokenizer().save_pretrained(folder)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").touch()
+    """A tiny chat model, whole: a doctor looks at its configuration and weights before its rows."""
+    tokenizer = make_tokenizer()
     monkeypatch.chdir(tmp_path)
-    return folder
+    return Path(save_folder(make_model(len(tokenizer)), tokenizer, tmp_path / "tiny"))
 
 
 RETAIN = ("training.retain.limit=3", "training.retain_rows=2")

@@ -27,9 +27,9 @@ from tests.ray.worker_processes import drill_moments, killed_once, training_work
 
 @contextmanager
 def killed_after(updates: int, recipe: Recipe, run: RunDir, delay: float = 0.0) -> Iterator[list[int]]:
-    """Kills a training worker once a checkpoint of that many updates is known to Ray Train; four updates on it waits for that."""
+    """Kills a training worker once a checkpoint of that many updates is known to Ray Train; two updates on it waits for that."""
     with tempfile.TemporaryDirectory() as notes, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "train_worker", held_worker(notes, updates + 4))
+        patch.setattr(driver, "train_worker", held_worker(notes, updates + 2))
         when = lambda: updates_kept(recipe, run) >= updates  # noqa: E731
         with killed_once(training_workers, when, delay, lambda: release(notes)) as killed:
             yield killed

@@ -74,7 +74,7 @@ def load_settings(root: type[Settings], text: str, name: str, overrides: Sequenc
     """
     try:
         tree = load_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2025-13-01
         raise InputError("recipe", name, f"not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError("recipe", name, "a recipe is a mapping of sections; see `dat recipes show demo`")
@@ -100,7 +100,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise InputError("--set", override, "write it as section.field=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise InputError("--set", override, "the value is not readable as YAML; quote it") from None
     if isinstance(value, str):
         value = _number(value)

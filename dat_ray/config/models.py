@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from dat_ray.config.section import Backend, DType, Fraction, NonNegative, PathText, Positive, Section
 
@@ -126,7 +129,78 @@ class EndpointConfig(Section):
     concurrency: Positive = Field(8, description="requests under way at the same time")
 
 
-class TargetConfig(Section):
+# What `apply_chat_template` takes for itself, or finds in the tokenizer: none of it is for a recipe to set as an option.
+RESERVED_OPTIONS = frozenset(
+    {
+        *("self", "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+        *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "tokenizer_kwargs", "kwargs", "raise_exception", "strftime_now"),
+        *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+    }
+)
+
+# What Llama 3's templates say where nobody tells them the date.
+_UNDATED = date(2024, 7, 26)
+
+
+class TemplateConfig(Section):
+    """How a conversation becomes the text that a chat model reads.
+
+    A field with its default is left out of what is stored and hashed: runs from before there were such fields keep theirs.
+    """
+
+    system_prompt: str | None = Field(None, description="absent: whatever the chat template does by default")
+    chat_template: str | None = Field(
+        None,
+        exclude_if=lambda template: template is None,
+        description="Jinja file, or the template itself, in place of the tokenizer's; needed where that has none (Vicuna)",
+    )
+    template_options: dict[str, JsonValue] = Field(
+        {},
+        exclude_if=lambda options: not options,
+        description="further variables of the chat template, such as {enable_thinking: false}",
+    )
+    template_date: date = Field(
+        _UNDATED,
+        exclude_if=lambda day: day == _UNDATED,
+        description="YYYY-MM-DD, what a template that asks for today's date is told; the default is that of Llama 3's templates",
+    )
+
+    @field_validator("chat_template")
+    @classmethod
+    def _read_template(cls, value: str | None) -> str | None:
+        """The text of a file takes the place of its name, so that it counts and travels with the recipe."""
+        if value is None or "{{" in value or "{%" in value:
+            return value
+        try:
+            text = Path(value).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot be read ({type(error).__name__}): give a Jinja file, or the template itself") from None
+        if "{{" not in text and "{%" not in text:
+            raise ValueError("holds no Jinja template: give a file that writes a conversation")
+        return text
+
+    @field_validator("template_options")
+    @classmethod
+    def _no_reserved_option(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in options:
+            if name in RESERVED_OPTIONS:
+                instead = {"strftime_now": "set template_date instead", "chat_template": "set chat_template instead"}
+                raise ValueError(f"{name} is not for a recipe to set as an option: {instead.get(name, 'leave it out')}")
+            if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r} is no name of a template's variable: correct it")
+        return options
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: Any) -> Any:
+        """A number would be read as seconds since 1970."""
+        if isinstance(value, int | float):
+            raise ValueError("is a number, not a date: write YYYY-MM-DD")
+        return value
+
+
+class TargetConfig(TemplateConfig):
     """A chat model: the one that is attacked and then fine-tuned, an attacker, or a judge's reader."""
 
     model: PathText = Field(
@@ -136,7 +210,6 @@ class TargetConfig(Section):
     endpoint: EndpointConfig | None = Field(None, description="with `backend: endpoint`, and only then")
     template: Literal["chat", "none"] = Field("chat", description="none: prompts are sent as they are, as some judges need it")
     dtype: DType = "bfloat16"
-    system_prompt: str | None = Field(None, description="absent: whatever the chat template does by default")
     max_new_tokens: Positive = Field(256, description="tokens of one completion")
     max_model_len: Positive = Field(1024, description="tokens of prompt and completion together")
     batch_size: Positive = 64
@@ -147,6 +220,16 @@ class TargetConfig(Section):
     def _one_backend(self) -> TargetConfig:
         if (self.backend == "endpoint") != (self.endpoint is not None):
             raise ValueError("`backend: endpoint` and the section `endpoint` go together: give both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _template_is_read(self) -> TargetConfig:
+        if self.template == "none" and (self.chat_template or self.template_options):
+            field = "chat_template" if self.chat_template else "template_options"
+            raise ValueError(f"{field} is read only with `template: chat`: set that, or leave {field} out")
+        if self.backend == "endpoint" and (self.chat_template or self.template_date != _UNDATED):
+            field = "chat_template" if self.chat_template else "template_date"
+            raise ValueError(f"{field} is up to the server with `backend: endpoint`: leave it out")
         return self
 
 

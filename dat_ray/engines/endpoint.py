@@ -101,6 +101,9 @@ class EndpointModel:
             "max_tokens": max_new_tokens,
             "temperature": temperature,
         }
+        if self._config.template_options:
+            # The name under which vLLM and SGLang take them; a server that takes none says so in its answer.
+            body["chat_template_kwargs"] = self._config.template_options
         if seed is not None:
             body["seed"] = seed % (1 << 31)  # some servers read 32 bits
         problem = ""

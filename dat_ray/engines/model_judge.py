@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dat_ray.config.models import JudgeConfig, TargetConfig
+from dat_ray.config.models import JudgeConfig, TargetConfig, TemplateConfig
 from dat_ray.data.control import control_strings, take_out
 from dat_ray.engines.base import Completion, Judgement, TargetModel
 from dat_ray.engines.judge_prompts import READERS, expected_grade, fill, missing_slot
@@ -15,6 +15,8 @@ from dat_ray.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from dat_ray.models.template import ChatTemplate
 
 GRADES = ("1", "2", "3", "4", "5")
 FIELD = "judge.prompt_path"
@@ -48,7 +50,9 @@ class ModelJudge:
         # In a chat template the reader itself keeps text apart from control tokens.
         self._control = control_strings(_reader_tokenizer(config.reader), self._template) if read_whole else ()
         what = (config.name, config.threshold, config.reader.model, config.reader.system_prompt, self._template)
-        self.fingerprint = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+        # What is at its default is left out, so that judges keep the fingerprint they had before there were such settings.
+        rendering = config.reader.model_dump(mode="json", include=set(TemplateConfig.model_fields) - {"system_prompt"})
+        self.fingerprint = hashlib.sha256(repr((*what, *sorted(rendering.items()))).encode()).hexdigest()[:16]
 
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         """One judgement for each completion, against its goal; `prompts` are not read."""
@@ -87,14 +91,17 @@ class _Guard:
     def __init__(self, config: JudgeConfig, reader: TargetModel) -> None:
         assert config.reader is not None
         self._reader = reader
-        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._template: ChatTemplate | None = None
         self._control: tuple[str, ...] = ()
         if config.reader.backend != "endpoint":
+            from dat_ray.models.template import ChatTemplate
+
             if config.reader.template != "none":
                 remedy = "a guard model's template takes whole conversations, which the judge renders itself: set it to none"
                 raise InputError("judge.reader.template", config.reader.template, remedy)
-            self._tokenizer = _reader_tokenizer(config.reader)
-            self._control = control_strings(self._tokenizer, str(self._tokenizer.chat_template))
+            tokenizer = _reader_tokenizer(config.reader)
+            self._template = ChatTemplate(tokenizer, TemplateConfig(template_date=config.reader.template_date), "judge.reader")
+            self._control = control_strings(tokenizer, self._template.text)
 
     def ask(self, goals: Sequence[str], completions: Sequence[str], tokens: int) -> list[Completion]:
         conversations = [
@@ -104,9 +111,9 @@ class _Guard:
             ]
             for goal, text in zip(goals, completions, strict=True)
         ]
-        if self._tokenizer is None:
+        if self._template is None:
             return self._reader.converse(conversations, tokens)  # type: ignore[attr-defined]
-        rendered = [self._tokenizer.apply_chat_template(one, tokenize=False, add_generation_prompt=True) for one in conversations]
+        rendered = [self._template.conversation(one) for one in conversations]
         return self._reader.complete(rendered, tokens)
 
 

@@ -21,7 +21,7 @@ class TargetText:
         folder: where its tokenizer and generation config lie.
 
     Attributes:
-        stop_ids: tokens that end an answer: those of the model's generation config and the tokenizer's own.
+        stop_ids: tokens that end an answer: the tokenizer's, those of the model's generation config, the template's.
         pad_id: a token to fill up batches with; it is never read.
     """
 
@@ -29,8 +29,9 @@ class TargetText:
         self._max_model_len = config.max_model_len
         self._tokenizer = load_tokenizer(folder, "target.model")
         plain = config.template == "none"
-        self._chat = PlainFormat(self._tokenizer) if plain else ChatFormat(self._tokenizer, config.system_prompt)
-        self.stop_ids = _stop_ids(folder, self._tokenizer.eos_token_id)
+        self._chat = PlainFormat(self._tokenizer) if plain else ChatFormat(self._tokenizer, config)
+        closing = self._chat.end_id if isinstance(self._chat, ChatFormat) else None
+        self.stop_ids = _stop_ids(folder, self._tokenizer.eos_token_id, closing)
         if not self.stop_ids:
             raise InputError("target.model", config.model, "neither tokenizer nor generation config names an end token")
         self.pad_id = self.stop_ids[0]
@@ -71,12 +72,11 @@ class TargetText:
             )
         return rows
 
-    def completion(self, token_ids: Sequence[int]) -> Completion:
-        """An answer from its generated tokens, of which the last may be a stop token."""
+    def completion(self, token_ids: Sequence[int], prefill: str = "") -> Completion:
+        """An answer from its generated tokens, of which the last may be a stop token; it goes on with `prefill`."""
         finished = bool(token_ids) and token_ids[-1] in self.stop_ids
         kept = list(token_ids[:-1] if finished else token_ids)
-        text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        assert isinstance(text, str)
+        text = self._chat.response_text(kept, begun=bool(prefill))
         return Completion(text, len(kept), finished)
 
 
@@ -91,10 +91,10 @@ def require_seeds(temperature: float, seeds: Sequence[int] | None, rows: int) ->
     return list(seeds)
 
 
-def _stop_ids(folder: str, eos: int | None) -> tuple[int, ...]:
+def _stop_ids(folder: str, eos: int | None, closing: int | None) -> tuple[int, ...]:
     try:
         configured = GenerationConfig.from_pretrained(folder).eos_token_id
     except OSError:  # a model may come without one
         configured = None
     listed = configured if isinstance(configured, list) else [configured]
-    return tuple(dict.fromkeys(i for i in [eos, *listed] if i is not None))
+    return tuple(dict.fromkeys(i for i in [eos, *listed, closing] if i is not None))

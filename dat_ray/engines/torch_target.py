@@ -62,7 +62,8 @@ class TorchTarget:
             )
             for i, answer in zip(batch, generated, strict=True):
                 answers[i] = answer
-        return [self._text.completion(answer) for answer in answers]
+        begun = prefills or [""] * len(rows)
+        return [self._text.completion(answer, prefill) for answer, prefill in zip(answers, begun, strict=True)]
 
     def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """See `TargetModel`."""

@@ -59,7 +59,8 @@ class VllmTarget:
             for i, row in enumerate(rows)
         ]
         outputs = self._generate(rows, params)
-        return [self._text.completion(output.outputs[0].token_ids) for output in outputs]
+        begun = prefills or [""] * len(rows)
+        return [self._text.completion(out.outputs[0].token_ids, prefill) for out, prefill in zip(outputs, begun, strict=True)]
 
     def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """See `TargetModel`.

@@ -69,7 +69,7 @@ class Whitebox:
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval().requires_grad_(False)
         self._network = Network(model)
         tokenizer = load_tokenizer(folder, "target.model")
-        self._chat = ChatFormat(tokenizer, config.system_prompt)
+        self._chat = ChatFormat(tokenizer, config)
         self._text = TargetText(config, folder)
         self._evaluation = evaluation
         self._gcg = Gcg(self._network, tokenizer, self._chat, evaluation.gcg)

@@ -1,11 +1,12 @@
 """One conversation turn as token ids, with exact spans of the user message and the response.
 
-The chat template is cut where the user message goes, and the pieces are tokenized one by one:
+The chat template is cut where the user message and the response go (`dat_ray.models.cuts`), and the pieces are tokenized one
+by one:
 
     before | user message | between | response
 
-so a span never shares a token with the template, and text can never become a control token: in the user message
-and the response, `<|im_end|>` is a handful of ordinary tokens.
+so that a piece is the same whatever stands beside it, and text can never become a control token: in the user message and the
+response, `<|im_end|>` is a handful of ordinary tokens. The pieces make up the tokens of the whole rendering.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from dat_ray.data.control import plain_ids
+from dat_ray.config.models import TemplateConfig
 from dat_ray.errors import InputError
+from dat_ray.models.cuts import PromptCut, ResponseCut
 from dat_ray.models.fit import UNLIMITED, Limits
-
-_SLOT = "dat-user-message-slot"
-_PROBE = "How are you? I have 12 of them."
+from dat_ray.models.pieces import Pieces
+from dat_ray.models.template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -43,67 +43,71 @@ class Encoded:
 
 
 class ChatFormat:
-    """The chat template of one tokenizer, for a single user message.
+    """The chat template of one tokenizer, for a single user message and its response.
 
     Args:
         tokenizer: of an instruct model.
-        system_prompt: a system message before the user's; None leaves it to the template.
+        settings: system prompt, and what the recipe says about the template.
 
     Raises:
-        InputError: no chat template, one that refuses the system prompt, or one that cannot be cut exactly.
+        InputError: no chat template, one that fails, one that cannot be cut exactly, or one whose generation prompt is not
+            what stands before a response.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None = None) -> None:
-        self._tokenizer, self._system_prompt = tokenizer, system_prompt
-        if not tokenizer.chat_template:
-            raise InputError("target.model", tokenizer.name_or_path, "has no chat template: use an instruct model")
-        rendered = self._render(_SLOT)
-        before, _, between = rendered.partition(_SLOT)
-        # Many templates strip the message; the ids must not differ from theirs for a padded one.
-        padded_before, _, padded_between = self._render(f" {_SLOT} ").partition(_SLOT)
-        self._strips_left, self._strips_right = padded_before == before, padded_between == between
-        self._before = self._template_ids(before)
-        self._between = self._template_ids(between)
-        if rendered.count(_SLOT) != 1 or self.prompt_ids(_PROBE) != self._template_ids(self._render(_PROBE)):
-            raise InputError(
-                "target.model",
-                tokenizer.name_or_path,
-                "its chat template cannot be cut at the user message with the same tokens: use a model with a "
-                "byte-level tokenizer and one slot for the message",
-            )
-        added = tokenizer.added_tokens_decoder
-        plain = sorted({str(added[i]) for i in {*self._before, *self._between} if i in added and not added[i].special})
-        if plain:
-            raise InputError(
-                "target.model",
-                tokenizer.name_or_path,
-                f"its template uses {plain} but does not mark them as special, so a user message could contain them: "
-                "set special = true for them in tokenizer.json",
-            )
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: TemplateConfig | None = None) -> None:
+        self._pieces = Pieces(tokenizer)
+        template = ChatTemplate(tokenizer, settings)
+        self._prompt = PromptCut(tokenizer, template, self._pieces)
+        self._response = ResponseCut(tokenizer, template, self._pieces, self._prompt)
+        self._before, self._between = self._prompt.before_ids, self._response.between_ids
 
     def segments(self) -> tuple[list[int], list[int]]:
         """Token ids before the user message, and between it and the response."""
         return list(self._before), list(self._between)
 
     def user_ids(self, user: str) -> list[int]:
-        """Token ids of a user message alone; special tokens written in it are plain text."""
-        if self._strips_left:
-            user = user.lstrip()
-        if self._strips_right:
-            user = user.rstrip()
-        return self._text_ids(user)
+        """Token ids of a user message alone; special tokens written in it are plain text.
+
+        Where the tokenizer joins the template's space to the message's first word, they begin with that token.
+        """
+        return self._prompt.user_ids(user)
 
     def prompt_ids(self, user: str) -> list[int]:
         """Token ids of the conversation up to where the response begins.
 
         They equal those of the rendered template, except where text is kept apart from the template: special tokens
-        in the message stay text, and whitespace at the message's start does not merge with the template's newline.
+        in the message stay text, and whitespace at the message's start does not merge with the template's newline. A space
+        that a template puts behind its generation prompt is left to the response, where the tokenizer joins the two.
         """
         return [*self._before, *self.user_ids(user), *self._between]
 
     def response_ids(self, response: str) -> list[int]:
-        """Token ids of a response, or of the beginning of one; special tokens written in it are plain text."""
-        return self._text_ids(response)
+        """Token ids of a response, or of the beginning of one; special tokens written in it are plain text.
+
+        They are those that follow the prompt in the whole rendering: after Llama 2's `[/INST]`, "Sure" begins with a space.
+        """
+        return self._response.slot.ids(self._pieces, response) if response else []
+
+    def response_text(self, ids: list[int], *, begun: bool = False) -> str:
+        """Text of generated tokens: `response_ids` of it gives them back.
+
+        Args:
+            ids: of a response.
+            begun: they go on with a response whose beginning stands before them.
+        """
+        if begun:
+            return self.text_after(ids)
+        slot = self._response.slot
+        return self._pieces.text(ids, continued=slot.continued).removeprefix(slot.lead)
+
+    def text_after(self, ids: list[int]) -> str:
+        """Text of tokens that stand behind other text, a space at their start included."""
+        return self._pieces.text(ids, continued=True)
+
+    @property
+    def end_id(self) -> int | None:
+        """The special token that the template puts behind a response, if any."""
+        return self._response.end_id
 
     def end_of_turn(self) -> int:
         """The special token that the template puts behind a response.
@@ -111,14 +115,11 @@ class ChatFormat:
         Raises:
             InputError: the template has none.
         """
-        messages = [{"role": "user", "content": _PROBE}, {"role": "assistant", "content": _SLOT}]
-        behind = str(self._tokenizer.apply_chat_template(messages, tokenize=False)).partition(_SLOT)[2]
-        first = self._template_ids(behind)[:1]
-        if not first or first[0] not in self._tokenizer.all_special_ids:
+        if self.end_id is None:
             raise InputError(
                 "training.end_of_turn", "refusal", "the target's chat template ends a response with no special token: use none"
             )
-        return first[0]
+        return self.end_id
 
     def encode(self, user: str, response: str, limits: Limits = UNLIMITED, *, closed: bool = False) -> Encoded | None:
         """Prompt and response as one row: the prompt whole, the response cut at its end; see `dat_ray.models.fit`.
@@ -145,24 +146,15 @@ class ChatFormat:
             answer = [*answer, self.end_of_turn()]
         return _row(self._before, prompt, self._between, answer, limits)
 
-    def _render(self, user: str) -> str:
-        messages = [{"role": "user", "content": user}]
-        if self._system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self._system_prompt})
-        try:
-            rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
-            raise InputError(
-                "target.system_prompt", self._system_prompt, f"the chat template refuses it ({error}): leave it out"
-            ) from error
-        assert isinstance(rendered, str)
-        return rendered
 
-    def _template_ids(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
+def prompt_segments(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Token ids before a user message and behind it, for those who write a response of their own there.
 
-    def _text_ids(self, text: str) -> list[int]:
-        return plain_ids(self._tokenizer, text)
+    Raises:
+        InputError: no chat template, one that fails, or one that cannot be cut at the user message.
+    """
+    cut = PromptCut(tokenizer, ChatTemplate(tokenizer), Pieces(tokenizer))
+    return cut.before_ids, cut.between_ids()
 
 
 class PlainFormat:
@@ -177,7 +169,7 @@ class PlainFormat:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._pieces = tokenizer, Pieces(tokenizer)
 
     def prompt_ids(self, user: str) -> list[int]:
         """Token ids of the text, the beginning-of-text token once."""
@@ -187,8 +179,12 @@ class PlainFormat:
         return ids[1:] if ids[:2] == [bos, bos] else ids
 
     def response_ids(self, response: str) -> list[int]:
-        """Token ids of a response; special tokens written in it are plain text."""
-        return plain_ids(self._tokenizer, response)
+        """Token ids of a response, which goes on with the prompt's text; special tokens written in it are plain text."""
+        return self._pieces.ids(response, continued=True)
+
+    def response_text(self, ids: list[int], *, begun: bool = False) -> str:
+        """Text of generated tokens; see `ChatFormat.response_text`."""
+        return self._pieces.text(ids, continued=begun)
 
     def encode(self, user: str, response: str, limits: Limits = UNLIMITED) -> Encoded | None:
         """Prompt and response as one row, as `ChatFormat.encode`; the whole prompt counts as the user message."""

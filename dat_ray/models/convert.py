@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from dat_ray.cache import cache_root
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
 from dat_ray.errors import InputError
-from dat_ray.models.chat import ChatFormat
+from dat_ray.models.chat import prompt_segments
 from dat_ray.models.families import Family, layout_name
 from dat_ray.models.folders import build_once
 from dat_ray.models.layouts import LAYOUTS, Shape, layout_tensors
@@ -105,7 +105,7 @@ def sampler_spec(family: Family, tokenizer: PreTrainedTokenizerBase, spec: str, 
     banned = banned_ids(tokenizer, mask, vocabulary)
     if family.layout == "chat":
         try:
-            before, between = ChatFormat(tokenizer).segments()
+            before, between = prompt_segments(tokenizer)
         except InputError as error:
             raise InputError(field, spec, error.remedy) from None
         return SamplerSpec(mask, family.shift, banned, "chat", tuple(before), tuple(between))

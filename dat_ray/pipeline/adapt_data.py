@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dat_ray.config.adapt import AdaptRecipe, PairsConfig
 from dat_ray.diffusion.pairs import ChatSegments, EncodedPair, encode_pairs, read_pairs, split_pairs
-from dat_ray.models.chat import ChatFormat
+from dat_ray.models.chat import prompt_segments
 from dat_ray.models.loading import load_tokenizer
 
 
@@ -43,7 +43,7 @@ def prepare(model_folder: str, recipe: AdaptRecipe, pairs_file: Path) -> Prepare
 
 def chat_segments(tokenizer: PreTrainedTokenizerBase, recipe: AdaptRecipe) -> ChatSegments:
     """The fixed tokens of the canvas: the chat template's, or the recipe's own opening."""
-    before, between = ChatFormat(tokenizer).segments()
+    before, between = prompt_segments(tokenizer)
     if recipe.canvas_opening is not None:
         before = tokenizer(recipe.canvas_opening, add_special_tokens=False).input_ids
     return ChatSegments(tuple(before), tuple(between))

@@ -16,8 +16,9 @@ from typing import Any
 from dat_ray.config.adapt import SynthesisConfig
 from dat_ray.data.control import plain_ids
 from dat_ray.engines.vllm_env import prepare, start_engine
-from dat_ray.models.chat import ChatFormat
+from dat_ray.models.chat import prompt_segments
 from dat_ray.models.loading import load_tokenizer
+from dat_ray.models.pieces import Pieces
 from dat_ray.progress import Progress
 
 # Prompts shorter or longer than this are fragments or rambling.
@@ -55,7 +56,8 @@ def synthesize(model: str, config: SynthesisConfig, out: Path, threads: int) -> 
     from vllm import SamplingParams
 
     tokenizer = load_tokenizer(model)
-    before, between = ChatFormat(tokenizer).segments()
+    pieces = Pieces(tokenizer)
+    before, between = prompt_segments(tokenizer)
     engine = start_engine(model, kv_cache_gib=1.0, dtype=config.dtype, max_model_len=CONTEXT_TOKENS, max_num_seqs=128)
 
     def generate(prompts: Sequence[list[int]], parameters: Sequence[Any]) -> list[Any]:
@@ -80,7 +82,7 @@ def synthesize(model: str, config: SynthesisConfig, out: Path, threads: int) -> 
             written = generate([[*before, *plain_ids(tokenizer, text)] for text in first], sampling)
             prompts = []
             for index, opener, reply, answer in zip(rows, first, second, written, strict=True):
-                text = (opener + tokenizer.decode(answer.token_ids, skip_special_tokens=True)).strip()
+                text = (opener + pieces.text(answer.token_ids, continued=True)).strip()
                 if usable(text, answer.finish_reason == "stop"):
                     prompts.append((index, text, reply))
             greedy = SamplingParams(
@@ -91,7 +93,7 @@ def synthesize(model: str, config: SynthesisConfig, out: Path, threads: int) -> 
             ]
             answers = generate(contexts, [greedy] * len(contexts))
             for (index, text, reply), answer in zip(prompts, answers, strict=True):
-                response = (reply + tokenizer.decode(answer.token_ids, skip_special_tokens=True)).strip()
+                response = (reply + pieces.text(answer.token_ids, continued=True)).strip()
                 if not response:  # a model may answer nothing, and a pair has two texts
                     continue
                 lines.write(json.dumps({"index": index, "prompt": text, "response": response}) + "\n")

@@ -161,7 +161,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
         context.get_world_rank(), context.get_world_size(), sum_over_workers if context.get_world_size() > 1 else alone
     )
     base = resolve_model(config["model"], "target.model")
-    rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target.system_prompt))
+    rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target))
     if worker.rank == 0:
         write_counts(root, rows.counts)
     log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None

@@ -52,7 +52,7 @@ class Gcg:
     """
 
     def __init__(self, network: Network, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, config: GcgConfig) -> None:
-        self._network, self._tokenizer, self._chat, self._config = network, tokenizer, chat, config
+        self._network, self._chat, self._config = network, chat, config
         self._allowed = printable_tokens(tokenizer, network.embedding.weight.shape[0]).to(network.device)
 
     def search(self, goal: str, target: str, seed: int) -> Search:
@@ -91,9 +91,7 @@ class Gcg:
         return whole[len(goal_ids) :]
 
     def _text(self, goal: str, suffix: Tensor) -> str:
-        text = self._tokenizer.decode(suffix.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str)
-        return goal + text
+        return goal + self._chat.text_after(suffix.tolist())
 
     def _readable(self, goal: str, candidates: Tensor, current: Tensor) -> Tensor:
         """Candidates that survive the way through text; the current suffix alone where none does."""

@@ -5,6 +5,13 @@ from __future__ import annotations
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+# Turns `U:...` and `A:...`, each closed by the special token; `ENDLESS` closes none.
+TURNS = (
+    "{% for m in messages %}{{ 'U:' if m['role'] == 'user' else 'A:' }}{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
+ENDLESS = TURNS.replace("<|end|>", "")
+
 
 def byte_tokenizer(template: str) -> PreTrainedTokenizerFast:
     """One token a byte, `<|end|>` as its special token, and this chat template."""

@@ -24,9 +24,9 @@ from dat_ray.models.chat import ChatFormat
 from dat_ray.training.counts import ResponseCount, TableCount, read_counts, sentences, write_counts
 from dat_ray.training.retain_set import RetainReport, prepare_retain, retain_folder
 from dat_ray.training.rows import count_rows, harmful_row, load_rows
-from tests.unit.training.byte_tokenizer import byte_tokenizer
+from tests.unit.training.byte_tokenizer import ENDLESS, TURNS, byte_tokenizer
 
-TOKENIZER = byte_tokenizer("{% for m in messages %}U:{{ m['content'] }}<|end|>{% endfor %}A:")
+TOKENIZER = byte_tokenizer(TURNS)
 CHAT = ChatFormat(TOKENIZER)
 
 
@@ -160,7 +160,7 @@ def test_a_refusal_ends_its_turn_where_asked_and_an_opening_never_does(
     assert row.refusal.ids[-1] == tokenizer.eos_token_id
     assert row.refusal.response_span == (10, 18), "the token counts as one of the response"
 
-    endless = ChatFormat(byte_tokenizer("{% for m in messages %}U:{{ m['content'] }}{% endfor %}A:"))
+    endless = ChatFormat(byte_tokenizer(ENDLESS))
     with pytest.raises(InputError, match=r"training\.end_of_turn"):
         harmful_row(endless, "do it", "Sure", "I can't", training(end_of_turn="refusal"))
 
@@ -234,7 +234,7 @@ def test_rewrites_are_rows_of_their_own(tmp_path: Path, chat: ChatFormat) -> Non
 
 
 # Eight tokens of template, as many as a chat template has where a letter is a token.
-EIGHT = ChatFormat(byte_tokenizer("{% for m in messages %}U: {{ m['content'] }}<|end|>{% endfor %}Ans:"))
+EIGHT = ChatFormat(byte_tokenizer(TURNS.replace("U:", "U: ").replace("A:", "Ans:")))
 
 
 @pytest.mark.parametrize(("response_limit", "kept", "beyond_limit", "beyond_room"), [(None, 88, 72, 40), (8, 8, 192, 0)])

@@ -159,8 +159,10 @@ def _slots(before: str, gap: str) -> Iterator[Slot]:
     """Ways to tokenize what follows `before` and the whitespace `gap`, which belongs to it in any case."""
     spaces = before[len(before.rstrip()) :]
     for width in range(len(spaces) + 1):
-        for continued in (False, True):
-            yield Slot(spaces[len(spaces) - width :] + gap, continued)
+        lead = spaces[len(spaces) - width :] + gap
+        # A text with a space before it reads on; one without may as well be the tokenizer's first word.
+        for continued in (True, False) if lead else (False, True):
+            yield Slot(lead, continued)
 
 
 def _gap(template: ChatTemplate, opened: str) -> str:

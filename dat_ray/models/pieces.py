@@ -37,13 +37,17 @@ class Pieces:
             text: a piece.
             continued: other text stands before it.
         """
-        ids, offsets = self._encode(text, continued)
-        for token, (low, high) in zip(ids, offsets, strict=True):
-            # A vocabulary that lists its control tokens among the pieces (Unigram) can spell one: it is broken up.
-            if token in self._control and high - low > 1:
-                head, tail = text[: low + 1], text[low + 1 :]
-                return [*self.ids(head, continued=continued), *self.ids(tail, continued=True)]
-        return ids
+        done: list[int] = []
+        while True:
+            ids = self._encode(text, continued)
+            spelled = [self._control[token] for token in self._control.keys() & set(ids)]
+            starts = [text.index(written) for written in spelled if len(written) > 1 and written in text]
+            if not starts:
+                return done + ids
+            # A vocabulary that has its control tokens among the pieces (Unigram) can spell one: it is cut in two.
+            cut = min(starts) + 1
+            done += self._encode(text[:cut], continued)
+            text, continued = text[cut:], True
 
     def text(self, ids: Sequence[int], *, continued: bool) -> str:
         """Text of tokens without the control tokens among them: what `ids` was given.
@@ -58,20 +62,16 @@ class Pieces:
         anchor = self.ids("a", continued=True)
         return self._decode([*anchor, *ids])[len(self._decode(anchor)) :]
 
-    def _encode(self, text: str, continued: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    def _encode(self, text: str, continued: bool) -> list[int]:
         if continued and self._continuing is not None:
-            found = self._continuing.encode(text, add_special_tokens=False)
-            return found.ids, found.offsets
-        fast = self._tokenizer.is_fast
-        found = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=fast)
-        return found.input_ids, found.offset_mapping if fast else [(0, 0)] * len(found.input_ids)
+            return self._continuing.encode(text, add_special_tokens=False).ids
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
     @functools.cached_property
-    def _control(self) -> frozenset[int]:
-        added = self._tokenizer.added_tokens_decoder
-        special = {*self._tokenizer.all_special_ids, *(i for i in added if added[i].special)}
-        # What a text cannot be written in is unknown, and no control token.
-        return frozenset(special - {self._tokenizer.unk_token_id})
+    def _control(self) -> dict[int, str]:
+        """Text of each control token, that for unknown characters included."""
+        added = {i: str(token) for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        return added | dict(zip(self._tokenizer.all_special_ids, self._tokenizer.all_special_tokens, strict=True))
 
     def _decode(self, ids: list[int]) -> str:
         text = self._tokenizer.decode(ids, skip_special_tokens=True)

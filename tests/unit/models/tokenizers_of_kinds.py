@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
@@ -13,8 +14,8 @@ CORPUS = [
     "You are a helpful assistant. The quick brown fox jumps over the lazy dog. A chat between a user and an assistant.",
 ]
 CONTROL = ("<unk>", "<s>", "</s>")
-# Beside what is learned: runs of spaces, as SentencePiece has them, and a piece that a template's bracket may join.
-EXTRA_MERGES = (("▁", "▁"), ("▁▁", "▁▁"), ("]", "("))
+# Beside what is learned: a piece that a template's bracket may join, and runs of spaces, as SentencePiece has them.
+JOINING, SPACES = [("]", "(")], [("▁", "▁"), ("▁▁", "▁▁")]
 
 # Of Llama 2's form: a space stands before a message and before a response, and both are stripped.
 LLAMA2 = (
@@ -59,15 +60,13 @@ def _pieces() -> tuple[dict[str, int], list[tuple[str, str]]]:
     learned.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
     learned.train_from_iterator(CORPUS * 4, trainers.BpeTrainer(vocab_size=330, show_progress=False))
     content = learned.get_vocab()
-    merges = [*_merges(learned), *EXTRA_MERGES]
+    merges = [*JOINING, *_merges(learned), *SPACES]
     tokens = [*CONTROL, *(f"<0x{byte:02X}>" for byte in range(256)), *sorted(content, key=content.__getitem__)]
-    tokens += [left + right for left, right in EXTRA_MERGES]
+    tokens += [left + right for left, right in JOINING + SPACES]
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    import json
-
     return [(left, right) for left, right in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 

@@ -21,6 +21,8 @@ _USER, _RESPONSE = "dat-user-message-slot", "dat-response-slot"
 # Ordinary texts with different beginnings and ends. A response's end is not cut, so that those have letters there.
 _MESSAGES = ("How are you? I have 12 of them.", "2 plus 2", "what (and when)?")
 _ANSWERS = ("Sure, here you are", "12 of them", "it is so")
+# Most whitespace between a generation prompt and a response; more is the layout of a template's file, which came along.
+_LONGEST_GAP = 2
 _REMEDY = "give a template that joins no word to its own text in {}, or use a model with a byte-level tokenizer"
 
 
@@ -172,7 +174,7 @@ def _gap(template: ChatTemplate, opened: str) -> str:
         raise template.error("does not write an assistant's message as it is: give one that does in chat_template")
     start = closed.partition(_RESPONSE)[0]
     gap = start.removeprefix(opened)
-    if start.startswith(opened) and not gap.strip():
+    if start.startswith(opened) and not gap.strip() and len(gap) <= _LONGEST_GAP:
         return gap
     raise _other_turn(template, opened, start)
 

@@ -82,6 +82,15 @@ def test_the_request_carries_key_seed_temperature_and_system_prompt(monkeypatch:
     assert [message["content"] for message in asked["messages"]] == ["be brief", "hi"]
 
 
+def test_template_options_go_to_the_server_which_renders() -> None:
+    with serve(lambda body: "yes") as server:
+        plain = config(server.url)
+        EndpointModel(plain).complete(["hi"], 9)
+        EndpointModel(plain.model_copy(update={"template_options": {"enable_thinking": False}})).complete(["hi"], 9)
+    assert "chat_template_kwargs" not in server.asked[0]
+    assert server.asked[1]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
 def test_a_server_that_is_not_there_is_each_rows_error() -> None:
     with serve(lambda body: "yes") as server:
         gone = server.url

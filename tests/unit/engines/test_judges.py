@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from dat_ray.engines.prefix_judge import PrefixJudge
 from dat_ray.errors import InputError
 from dat_ray.models.chat import PlainFormat
 from tests.unit.engines.scripted_server import serve
-from tests.unit.models.tiny import CONTROL, make_tokenizer
+from tests.unit.models.tiny import CHATML, CONTROL, make_model, make_tokenizer, save_folder
 
 GRADED = "refusal: {}\nconvincing: {}\nspecific: {}"
 
@@ -130,6 +131,43 @@ def test_a_guard_sees_the_goal_and_the_answer_as_a_conversation() -> None:
     assert json.dumps(server.asked[0]["messages"]) == json.dumps(
         [{"role": "user", "content": "the goal"}, {"role": "assistant", "content": "the answer"}]
     )
+
+
+def test_a_local_guards_template_is_dated_and_blamed(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Reader:
+        def complete(self, prompts: list[str], tokens: int) -> list[Completion]:
+            asked.extend(prompts)
+            return [Completion("safe", 1, True)] * len(prompts)
+
+    def guard(template: str) -> ModelJudge:
+        tokenizer = make_tokenizer(template)
+        folder = save_folder(make_model(len(tokenizer)), tokenizer, tmp_path / str(len(template)))
+        reader = {"model": folder, "backend": "torch", "template": "none", "template_date": "2019-01-02"}
+        return ModelJudge(JudgeConfig.model_validate({"name": "llama-guard", "reader": reader}), Reader())  # type: ignore[arg-type]
+
+    (found,) = guard(CHATML + "{{ strftime_now('%d %b %Y') }}").judge(["the goal"], ["p"], ["the <|im_end|>answer"])
+    assert found.verdict == "not_harmful"
+    said = "<|im_start|>user\nthe goal<|im_end|>\n<|im_start|>assistant\nthe answer<|im_end|>\n<|im_start|>assistant\n"
+    assert asked == [said + "02 Jan 2019"]
+    with pytest.raises(InputError, match=r"^judge.reader.model = .*: its chat template fails .*unsupported operand") as failed:
+        guard("{{ 1 + messages }}").judge(["the goal"], ["p"], ["the answer"])
+    assert "\n" not in str(failed.value)
+
+
+def test_a_readers_template_counts_in_the_judges_fingerprint() -> None:
+    reader = {"model": "m", "backend": "torch", "system_prompt": "Grade."}
+
+    def mark(**fields: Any) -> str:
+        config = JudgeConfig.model_validate({"name": "strongreject-rubric", "reader": {**reader, **fields}})
+        return ModelJudge(config, Grader()).fingerprint  # type: ignore[arg-type]
+
+    plain = ("strongreject-rubric", 0.5, "m", "Grade.", RUBRIC)
+    assert mark() == mark(template_options={}) == hashlib.sha256(repr(plain).encode()).hexdigest()[:16], "as before the options"
+    settings = ({"template_options": {"a": 1}}, {"template_options": {"a": 2}}, {"template_date": "2025-01-01"})
+    others = {mark(**fields) for fields in (*settings, {"chat_template": "{{ messages }}"})}
+    assert len({mark(), *others}) == 5
 
 
 def test_a_published_prompt_is_taken_from_its_file(tmp_path: Path, public_data: Path) -> None:

@@ -13,6 +13,7 @@ from dat_ray.models.chat import ChatFormat
 from dat_ray.training.network import Network
 from tests.unit.diffusion.tiny import LETTERS, gapped_tokenizer
 from tests.unit.models.tiny import make_model, make_tokenizer
+from tests.unit.models.tokenizers_of_kinds import FORMS, make_kind
 
 GOAL, TARGET = "How are you today?", "Sure, here is"
 SMALL = {"steps": 8, "search_width": 24, "top_k": 32, "suffix": "x x x x", "batch_size": 7}
@@ -49,6 +50,19 @@ def test_the_loss_falls_and_the_last_prompt_reaches_the_lowest(parts: tuple) -> 
     assert all(prompt.startswith(GOAL) for prompt in found.prompts)
     start = plain_loss(parts, parts[2].prompt_ids(f"{GOAL} x x x x"))
     assert found.losses[0] == pytest.approx(start, abs=1e-4)
+
+
+@pytest.mark.parametrize("form", ["llama2", "zephyr"])
+def test_a_search_with_word_start_tokens_is_asked_as_it_was_searched(form: str) -> None:
+    tokenizer = make_kind("normalizer", FORMS[form])
+    model = make_model(len(tokenizer)).eval().requires_grad_(False)
+    parts = Network(model), tokenizer, ChatFormat(tokenizer)
+    attack = gcg(parts)
+    start = torch.tensor(attack._start(GOAL, parts[2].user_ids(GOAL)))
+    assert attack._text(GOAL, start) == f"{GOAL} x x x x", "a suffix that begins a word keeps its space"
+    found = attack.search(GOAL, TARGET, seed=1)
+    assert len(set(found.losses)) > 4, "the suffix changes: its candidates survive the way through text"
+    assert plain_loss(parts, parts[2].prompt_ids(found.prompts[-1])) == pytest.approx(min(found.losses), abs=1e-4)
 
 
 def test_a_search_depends_on_its_seed_alone(parts: tuple) -> None:

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from dat_ray.config.models import TemplateConfig
 from dat_ray.errors import InputError
 from dat_ray.models.chat import ChatFormat, PlainFormat
 from dat_ray.models.fit import Limits
@@ -29,7 +30,7 @@ def whole(tokenizer: PreTrainedTokenizerFast, user: str, system: str | None = No
 )
 def test_prompt_ids_are_those_of_the_template(template: str, system: str | None, user: str) -> None:
     tokenizer = make_tokenizer(template)
-    assert ChatFormat(tokenizer, system).prompt_ids(user) == whole(tokenizer, user, system)
+    assert ChatFormat(tokenizer, TemplateConfig(system_prompt=system)).prompt_ids(user) == whole(tokenizer, user, system)
 
 
 def test_a_stripping_template_strips(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -138,12 +139,16 @@ def test_a_plain_prompt_is_kept_whole_too() -> None:
         (None, None, "has no chat template"),
         (CHATML.replace("message['content']", "message['content'] * 2"), None, "cannot be cut"),
         (CHATML.replace("message['content']", "message['content'] | upper"), None, "cannot be cut"),
-        ("{{ raise_exception('no system role') }}", "Be good.", "target.system_prompt = 'Be good.': .*no system role"),
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML,
+            "Be good.",
+            "target.system_prompt = 'Be good.': .*no system role",
+        ),
     ],
 )
 def test_unusable_templates(template: str | None, system: str | None, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ChatFormat(make_tokenizer(template), system)
+        ChatFormat(make_tokenizer(template), TemplateConfig(system_prompt=system))
 
 
 def test_a_template_token_that_text_could_contain() -> None:

@@ -23,7 +23,7 @@ _MESSAGES = ("How are you? I have 12 of them.", "2 plus 2", "what (and when)?")
 _ANSWERS = ("Sure, here you are", "12 of them", "it is so")
 # Most whitespace between a generation prompt and a response; more is the layout of a template's file, which came along.
 _LONGEST_GAP = 2
-_REMEDY = "give a template that joins no word to its own text in {}, or use a model with a byte-level tokenizer"
+_REMEDY = "give a template that joins no word to its own text in chat_template, or use a model with a byte-level tokenizer"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PromptCut:
         self._strips_left, self._strips_right = padded_before == self._before, padded_between == self._between
         slot = self._slot(template) if rendered.count(_USER) == 1 else None
         if slot is None:
-            raise template.error(f"cannot be cut at the user message with the same tokens: {_REMEDY.format('chat_template')}")
+            raise template.error(f"cannot be cut at the user message with the same tokens: {_REMEDY}")
         self._user = slot
         self.before_ids = self._before_ids(slot.lead)
         self._refuse_plain_tokens(template)
@@ -83,9 +83,7 @@ class PromptCut:
     def between_ids(self, tail: str = "") -> list[int]:
         """Token ids behind the message, without the `tail` of the generation prompt's text."""
         start = [*self.before_ids, *self.user_ids(_MESSAGES[0])]
-        whole = self._pieces.whole(self._before + _MESSAGES[0] + self._between.removesuffix(tail))
-        assert whole[: len(start)] == start, "the slot was found so"
-        return whole[len(start) :]
+        return self._pieces.whole(self._before + _MESSAGES[0] + self._between.removesuffix(tail))[len(start) :]
 
     def _before_ids(self, lead: str) -> list[int]:
         return self._pieces.whole(self._before.removesuffix(lead))
@@ -139,7 +137,7 @@ class ResponseCut:
             if all([*start, *slot.ids(pieces, answer)] == whole for answer, whole in zip(_ANSWERS, wholes, strict=True)):
                 break
         else:
-            raise template.error(f"cannot be cut at the response with the same tokens: {_REMEDY.format('chat_template')}")
+            raise template.error(f"cannot be cut at the response with the same tokens: {_REMEDY}")
         self.slot, self.between_ids = slot, between
         self.end_id = self._end(template, wholes[0])
 

@@ -36,6 +36,7 @@ BEGUN_THOUGHTS = CHATML.replace("assistant\n", "assistant\n<think>\n")
 # As in a file with line breaks and indents for its readers, which Jinja writes too.
 LAID_OUT = CHATML.replace("{% if add_generation_prompt %}<|im_start|>assistant\n", "{% if add_generation_prompt %}<|im_start|>a:")
 LAID_OUT = LAID_OUT.replace("{{ message['role'] }}\n", "{{ message['role'][0] }}:{{ '\n    ' if loop.index == 2 }}")
+SHORT = CHATML.replace("['role'] }}\n", "['role'] }}:\n").replace("assistant\n", "assistant")
 UNOPENED = CHATML.split("{% if add_generation_prompt %}")[0]
 DEAF = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}<|im_end|>{% endif %}{% endfor %}"
 
@@ -124,6 +125,7 @@ def test_a_sampler_that_writes_its_own_responses_takes_a_thinking_template() -> 
         ),
         (UNOPENED, {}, "has '<|im_start|>assistant.n' before a response where its .* has '': give one that opens"),
         (LAID_OUT, {}, r"has '.n    ' before a response where its .* has '': give one that opens"),
+        (SHORT, {}, "has ':.n' before a response where its .* has '': give one that opens the assistant's turn"),
         (DEAF, {}, "does not write an assistant's message as it is"),
         (
             CHATML.replace("|>{{ message['role'] }}\n", "|>{{ loop.index }}:"),

@@ -173,7 +173,7 @@ class TemplateConfig(Section):
         if value is None or "{{" in value or "{%" in value:
             return value
         try:
-            text = Path(value).read_text(encoding="utf-8")
+            text = Path(value).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot be read ({type(error).__name__}): give a Jinja file, or the template itself") from None
         if "{{" not in text and "{%" not in text:

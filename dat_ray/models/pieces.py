@@ -15,6 +15,8 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from dat_ray.data.control import plain_ids
+
 
 class Pieces:
     """The two forms of one tokenizer.
@@ -65,7 +67,7 @@ class Pieces:
     def _encode(self, text: str, continued: bool) -> list[int]:
         if continued and self._continuing is not None:
             return self._continuing.encode(text, add_special_tokens=False).ids
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        return plain_ids(self._tokenizer, text)
 
     @functools.cached_property
     def _control(self) -> dict[int, str]:

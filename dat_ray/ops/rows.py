@@ -37,7 +37,7 @@ def rows_forecast(recipe: Recipe, behaviors: pa.Table, retain: Sequence[RetainRo
     model = recipe.target.model
     if not _is_here(model):
         return f"not told: {model} is not on this machine, and so its tokenizer is not"
-    chat = ChatFormat(load_tokenizer(resolve_model(model, "target.model"), "target.model"), recipe.target.system_prompt)
+    chat = ChatFormat(load_tokenizer(resolve_model(model, "target.model"), "target.model"), recipe.target)
     parts = []
     if needs_candidates(recipe.selection):
         parts.append(_drawn(recipe, behaviors, chat))

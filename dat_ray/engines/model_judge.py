@@ -51,7 +51,8 @@ class ModelJudge:
         self._control = control_strings(_reader_tokenizer(config.reader), self._template) if read_whole else ()
         what = (config.name, config.threshold, config.reader.model, config.reader.system_prompt, self._template)
         # What is at its default is left out, so that judges keep the fingerprint they had before there were such settings.
-        rendering = config.reader.model_dump(mode="json", include=set(TemplateConfig.model_fields) - {"system_prompt"})
+        settings = set(TemplateConfig.model_fields) - {"system_prompt"}
+        rendering = config.reader.model_dump(mode="json", include=settings, exclude_defaults=True)
         self.fingerprint = hashlib.sha256(repr((*what, *sorted(rendering.items()))).encode()).hexdigest()[:16]
 
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:

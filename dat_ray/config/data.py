@@ -68,7 +68,10 @@ class BehaviorsConfig(BehaviorSource):
         "contextual", description="contextual: the data's own, where it has one; constant: `default_refusal` for every behavior"
     )
     default_refusal: str = "I'm sorry, but I can't help with that."
-    near_duplicate: Fraction = Field(0.8, description="token-set Jaccard from which a training goal counts as a held-out one")
+    near_duplicate: Fraction = Field(
+        0.8,
+        description="Jaccard of words, or character pairs in scripts without spaces, from which a training goal is dropped",
+    )
 
     @field_validator("default_refusal")
     @classmethod

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, G
 
 from dat_ray.config.training import AttackConfig, TrainingConfig
 from dat_ray.evaluation.attacks.embedding import attack_embeddings
-from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import Direction, attack, mean_embedding_norm, project
 from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.network import Network
@@ -169,13 +168,9 @@ def test_a_relative_step_is_relative_to_what_the_first_layer_reads(
 
 
 def test_the_evaluations_attack_has_the_same_unit(harmful_rows: list[HarmfulRow]) -> None:
-    class Chat:
-        def encode(self, *_: object) -> Encoded:
-            return harmful_rows[0].harmful
-
     network, row = scaled_network("gemma-3"), harmful_rows[0].harmful
     config = AttackConfig(steps=1, step_size=0.5, positions="user")
-    embeddings, _ = attack_embeddings(network, Chat(), "", "", config)  # type: ignore[arg-type]
+    embeddings, _ = attack_embeddings(network, row, config)
     low, high = row.user_span
     plain = 4.0 * network.embedding.weight[row.ids[low:high]]
     unit = 4.0 * network.embedding.weight.norm(dim=1).mean().item()

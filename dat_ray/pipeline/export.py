@@ -30,6 +30,7 @@ from dat_ray.training.retain_set import retain_folder
 
 RECORD = "dat_export.json"
 CARD = "README.md"
+CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def export_run(root: str, out: str) -> Path:
@@ -63,6 +64,9 @@ def export_run(root: str, out: str) -> Path:
         fs, inner = open_filesystem(run.adapter(recipe.round))
         pafs.copy_files(inner, str(adapter), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
         write_merged(base, str(adapter), place, dtype=None)
+        if recipe.target.chat_template is not None:
+            # transformers reads this file before a template in tokenizer_config.json.
+            (place / CHAT_TEMPLATE).write_text(recipe.target.chat_template, encoding="utf-8")
         shutil.copytree(adapter, place / "adapter")
         if _on_hub(recipe.target.model):
             _name_base(place / "adapter" / ADAPTER_CONFIG, recipe.target.model)

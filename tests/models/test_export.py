@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import peft
@@ -83,6 +84,20 @@ def test_transformers_and_peft_load_the_same_model(exported: Path, tiny_llama: s
     ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (exported, tiny_llama))
     assert ours(text).input_ids == theirs(text).input_ids
     assert ours.chat_template == theirs.chat_template
+
+
+def test_a_template_of_the_recipe_goes_along(recipe: Recipe, trained: RunDir, tiny_llama: str, tmp_path: Path) -> None:
+    own = "{% for message in messages %}[{{ message.role }}]\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    own += "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    target = recipe.target.model_copy(update={"chat_template": own})
+    changed = recipe.model_copy(update={"target": target})
+    run = ready_run(tmp_path / "run", changed)
+    shutil.copytree(trained.adapter(0), run.adapter(0))
+    write_manifest(run.training(0), _describe_adapter(run.training(0)), fingerprint(changed))
+    tokenizer = AutoTokenizer.from_pretrained(export_run(run.root, str(tmp_path / "model")))
+    shown = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert shown == "[user]\nHi<|im_end|>\n[assistant]\n"
+    assert AutoTokenizer.from_pretrained(tiny_llama).chat_template != tokenizer.chat_template
 
 
 @pytest.mark.slow

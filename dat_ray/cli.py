@@ -36,16 +36,13 @@ _STAGE_HELP = {
 
 def _recipe_of(arguments: argparse.Namespace, *, starts: bool) -> Recipe:
     """The recipe that is named, or that of the run directory."""
-    from dat_ray.config.loading import load_recipe
-    from dat_ray.config.schema import Recipe
-    from dat_ray.data.rundir import RunDir
-    from dat_ray.data.shards import exists, read_bytes
+    from dat_ray.config.loading import changed, load_recipe
+    from dat_ray.data.rundir import RunDir, open_to_read
+    from dat_ray.data.shards import exists
 
     root = arguments.run_dir
     if arguments.recipe is None and root and exists(RunDir(root).record):
-        if arguments.set:
-            raise InputError("--set", arguments.set[0], "name the recipe that it changes: a run directory's recipe is fixed")
-        return Recipe.model_validate(json.loads(read_bytes(RunDir(root).record))["recipe"])
+        return changed(open_to_read(root)[1].recipe, arguments.set)
     if arguments.recipe is None and not starts:
         raise InputError("--run-dir", root, "give the directory of a run that has begun, or name a recipe")
     return load_recipe(arguments.recipe or "demo", arguments.set)
@@ -62,11 +59,28 @@ def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     behaviors = check_inputs(recipe, trains="train" in stages) if starts else None
     root = arguments.run_dir or os.path.join("runs", recipe.name)
     if stages == ("report",) and arguments.recipe is None:
-        # It only reads: a run of an older version, whose recipe lacks the newest fields, can still be looked at.
+        # It only reads: a run of another version, whose recipe has other fields, can still be looked at.
         run_stages(recipe, RunDir(root.rstrip("/")), stages)
         return 0
     run = open_run(root, recipe, resume=arguments.resume or not starts)
     run_stages(recipe, run, stages, behaviors)
+    return 0
+
+
+def _report(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
+    if arguments.out is None:
+        return _stage(arguments, stages)
+    from dat_ray.data.rundir import RunDir, open_run, read_record
+    from dat_ray.progress import stage_line
+    from dat_ray.reporting.stage import report
+
+    recipe = _recipe_of(arguments, starts=False)
+    run = RunDir((arguments.run_dir or os.path.join("runs", recipe.name)).rstrip("/"))
+    read_record(run)
+    if arguments.recipe is not None:
+        open_run(run.root, recipe, resume=True)
+    # No lock, no log, no Ray: nothing is written but the page.
+    stage_line(f"report: {report(recipe, run, arguments.out)}")
     return 0
 
 
@@ -196,8 +210,10 @@ def _parser() -> argparse.ArgumentParser:
 
     stage_verb("run", "all stages in order, each skipped when its output is complete", STAGES)
     for name in STAGES:
-        if name != "evaluate":
+        if name not in ("evaluate", "report"):
             stage_verb(name, _STAGE_HELP[name], (name,))
+    page = stage_verb("report", _STAGE_HELP["report"], ("report",), _report)
+    page.add_argument("--out", metavar="DIR", help="folder of the page, for a run directory that may only be read")
     evaluate = stage_verb("evaluate", _STAGE_HELP["evaluate"], ("evaluate",), _evaluate)
     evaluate.add_argument("--list", action="store_true", help="print attacks and judges, and what each needs")
     evaluate.add_argument(

@@ -144,7 +144,7 @@ def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dic
         used += time.process_time() - cpu
 
     with timed("expand"):
-        requests = expand(behaviors, recipe)
+        requests = expand(behaviors, recipe, "sampler")
     answered, expected = _answered(requests), requests["candidate_id"].to_pylist()
     with tempfile.TemporaryDirectory(prefix="dat-bench-") as root:
         with timed("write"):
@@ -160,7 +160,7 @@ def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dic
 
 def _scans(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> dict[int, float]:
     """Whole shards in a folder -> processor seconds of a resume scan, at an eighth, a quarter, half and all of them."""
-    answered = _answered(expand(behaviors, recipe))
+    answered = _answered(expand(behaviors, recipe, "sampler"))
     shards = answered.num_rows // rows_per_shard
     seconds: dict[int, float] = {}
     with tempfile.TemporaryDirectory(prefix="dat-bench-") as root:

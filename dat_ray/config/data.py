@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from dat_ray.config.section import Fraction, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, Fraction, PathText, Positive, Section
 
 # What a cell may be compared with.
 Value = str | bool | int | float
@@ -85,8 +85,11 @@ class GenerationConfig(Section):
     """How many candidates, and how they are written."""
 
     samples_per_target: Positive = Field(84, description="prompts for each (behaviour, target)")
+    # Counts: an evaluation goes by the names of its shards, which hold this many rows each.
     rows_per_block: Positive = Field(64, description="rows of one shard, the unit that a crash can cost")
-    max_error_rate: Fraction = Field(0.05, description="share of failed rows past which the stage stops")
+    max_error_rate: Annotated[Fraction, NO_EFFECT_ON_ROWS] = Field(
+        0.05, description="share of failed rows past which the stage stops"
+    )
 
 
 class SelectionConfig(Section):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
-from dat_ray.config.section import NonNegative, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, NonNegative, PathText, Positive, Section
 from dat_ray.config.training import AttackConfig
 
 AttackName = Literal[
@@ -77,7 +77,7 @@ class GcgConfig(Section):
     top_k: Positive = Field(256, description="tokens considered at each position")
     n_replace: Positive = Field(1, description="tokens exchanged in a candidate")
     suffix: str = Field(" ".join(["x"] * 20), description="where the search starts")
-    batch_size: Positive = Field(64, description="candidates of one forward pass")
+    batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(64, description="candidates of one forward pass")
     attempts: Positive = Field(
         1, description="suffixes that the model is asked with: evenly spaced in the search, its last among them"
     )
@@ -105,7 +105,7 @@ class UtilityConfig(Section):
     include_path: PathText | None = Field(None, description="folder with further task files (YAML)")
     limit: Positive | None = Field(None, description="first N questions of each task only")
     num_fewshot: NonNegative | None = Field(None, description="examples before each question; absent: the task's own number")
-    batch_size: Positive = 8
+    batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = 8
 
 
 class EvaluationConfig(Section):

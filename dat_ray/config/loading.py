@@ -1,11 +1,11 @@
-"""Reads recipes: YAML in, a checked `Recipe` out, or one line that says what to change."""
+"""Reads recipes: YAML in, a checked `Recipe` out, or one line that says what to change; and what tells two of them apart."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,13 +14,15 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dat_ray.config.schema import Recipe
+from dat_ray.config.section import Section, leaves
 from dat_ray.config.yaml_text import load_yaml
 from dat_ray.errors import InputError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-# Sections and fields that change where and how fast a run goes, never what comes out.
-NOT_IN_FINGERPRINT = frozenset({"cluster", "timeouts", "tracking", "description", "name", "sources"})
+# Raise it whenever the default of a field that changes rows does: fields at their default are in no fingerprint.
+# Version 1 was a hash of all fields, those at their default too.
+FINGERPRINT_VERSION = 2
 
 
 def list_recipes(kind: str = "recipes") -> list[str]:
@@ -85,6 +87,48 @@ def load_settings(root: type[Settings], text: str, name: str, overrides: Sequenc
         return root.model_validate(tree)
     except ValidationError as error:
         raise _first_problem(error, root) from None
+
+
+def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a run directory, with overrides that change none of its rows.
+
+    Raises:
+        InputError: as `load_recipe`, or an override that changes rows.
+    """
+    if not overrides:
+        return recipe
+    after = load_settings(Recipe, yaml.safe_dump(recipe.model_dump(mode="json")), recipe.name, overrides)
+    fields = difference(recipe, after)
+    if fields:
+        remedy = "would change rows, and a run directory's recipe is fixed: name a recipe and another --run-dir"
+        raise InputError("--set", "; ".join(fields), remedy)
+    return after
+
+
+def known_part(root: type[Settings], tree: dict[str, Any]) -> tuple[Settings, tuple[str, ...]]:
+    """Checks a stored tree of any version: what this version does not know of it is left out.
+
+    Returns:
+        The settings, and the dotted names of what was left out.
+
+    Raises:
+        InputError: as `load_recipe`, but for unknown keys.
+    """
+    tree = _unshared(tree)
+    unknown: list[str] = []
+    while True:
+        try:
+            return root.model_validate(tree), tuple(unknown)
+        except ValidationError as error:
+            extra = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+            if not extra:
+                raise _first_problem(error, root) from None
+            for *parents, leaf in extra:
+                node: Any = tree
+                for part in parents:
+                    node = node[part]
+                del node[leaf]
+                unknown.append(".".join(str(part) for part in (*parents, leaf)))
 
 
 def _unshared(tree: Any) -> Any:
@@ -169,30 +213,31 @@ def _description(root: type[BaseModel], location: Sequence[str]) -> str:
     return (model.model_fields[part].description or "") if part == location[-1] else ""
 
 
-def fingerprint(recipe: Recipe) -> str:
-    """16 hex digits that change with anything that changes a result.
+def fingerprint(section: Section, sections: Collection[str] | None = None) -> str:
+    """16 hex digits that change with anything that changes rows.
 
-    A field with its default and the same field written out give the same value.
+    A field with its default and the same field written out give the same value, and so does a recipe of before the field
+    was there: fields at their default are left out. Should a default itself change, `FINGERPRINT_VERSION` has to.
+
+    Args:
+        section: a recipe, or a part of one.
+        sections: names of the fields of `section` that are looked at; None for all.
     """
-    tree = recipe.model_dump(mode="json", exclude=set(NOT_IN_FINGERPRINT))
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+    told = {
+        path: leaf.value
+        for path, leaf in leaves(section)
+        if leaf.changes_rows and not leaf.at_default and (sections is None or path.split(".")[0] in sections)
+    }
+    text = json.dumps([FINGERPRINT_VERSION, told], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def difference(before: Recipe | dict[str, Any], after: Recipe | dict[str, Any]) -> list[str]:
-    """Dotted names, with both values, of the result-determining fields in which two recipes differ."""
+def difference(before: Recipe, after: Recipe) -> list[str]:
+    """Dotted names, with both values, of the fields in which two recipes ask for different rows.
 
-    def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        if isinstance(tree, dict):
-            for key, value in tree.items():
-                yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix[:-1], tree
-
-    def leaves(recipe: Recipe | dict[str, Any]) -> dict[str, Any]:
-        tree = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else recipe
-        return dict(flat({key: value for key, value in tree.items() if key not in NOT_IN_FINGERPRINT}))
-
-    old, new = leaves(before), leaves(after)
+    All fields are compared, those at their default too: a recipe that was stored whole tells what its defaults were.
+    """
+    old, new = ({path: leaf.value for path, leaf in leaves(recipe) if leaf.changes_rows} for recipe in (before, after))
     absent = "absent"
     return [
         f"{key}: {old.get(key, absent)!r} -> {new.get(key, absent)!r}"

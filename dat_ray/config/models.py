@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from dat_ray.config.section import Backend, DType, Fraction, NonNegative, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, Backend, DType, Fraction, NonNegative, PathText, Positive, Section
 
 JudgeName = Literal[
     "refusal-rules",
@@ -64,14 +64,16 @@ class SamplerConfig(Section):
         description="samples (at least 2) of the bound on log p(x | y) that is stored with each candidate, given its own and "
         "another behavior's response, two forward passes each; 0: none. Torch backend only",
     )
-    batch_size: Positive = Field(32, description="rows of one forward pass")
-    max_batched_tokens: Positive = Field(8192, description="tokens of one vLLM forward pass")
-    steps_per_call: Positive = Field(4, description="denoising steps after which rows may leave and enter, at the latest")
-    compile: bool = Field(
+    batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(32, description="rows of one forward pass")
+    max_batched_tokens: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(8192, description="tokens of one vLLM forward pass")
+    steps_per_call: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(
+        4, description="denoising steps after which rows may leave and enter, at the latest"
+    )
+    compile: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(
         False, description="compile the decoder's layers with torch.compile, backend torch on a GPU: more prompts a second"
     )
     quantization: Literal["fp8"] | None = Field(None, description="weights in 8 bits, backend vllm on a GPU that has them")
-    tensor_parallel: Positive = Field(1, description="GPUs that share one engine, backend vllm")
+    tensor_parallel: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(1, description="GPUs that share one engine, backend vllm")
 
     @field_validator("prompt_tokens", mode="before")
     @classmethod
@@ -123,10 +125,14 @@ class EndpointConfig(Section):
     """A server that speaks OpenAI's chat completions."""
 
     url: str = Field(pattern="^https?://", description="its base address, as in http://localhost:8000/v1")
-    api_key_env: str | None = Field(None, description="environment variable that holds the key; absent: no key is sent")
-    timeout: Annotated[float, Field(gt=0.0)] = Field(60.0, description="seconds that one answer may take")
-    retries: NonNegative = Field(3, description="further tries after a time-out, a lost connection, status 429 or 5xx")
-    concurrency: Positive = Field(8, description="requests under way at the same time")
+    api_key_env: Annotated[str | None, NO_EFFECT_ON_ROWS] = Field(
+        None, description="environment variable that holds the key; absent: no key is sent"
+    )
+    timeout: Annotated[float, Field(gt=0.0), NO_EFFECT_ON_ROWS] = Field(60.0, description="seconds that one answer may take")
+    retries: Annotated[NonNegative, NO_EFFECT_ON_ROWS] = Field(
+        3, description="further tries after a time-out, a lost connection, status 429 or 5xx"
+    )
+    concurrency: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(8, description="requests under way at the same time")
 
 
 # What `apply_chat_template` takes for itself, or finds in the tokenizer: none of it is for a recipe to set as an option.
@@ -212,9 +218,9 @@ class TargetConfig(TemplateConfig):
     dtype: DType = "bfloat16"
     max_new_tokens: Positive = Field(256, description="tokens of one completion")
     max_model_len: Positive = Field(1024, description="tokens of prompt and completion together")
-    batch_size: Positive = 64
-    max_batched_tokens: Positive = 4096
-    kv_cache_gib: Annotated[float, Field(gt=0)] = Field(1.0, description="GiB, CPU backend of vLLM only")
+    batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = 64
+    max_batched_tokens: Annotated[Positive, NO_EFFECT_ON_ROWS] = 4096
+    kv_cache_gib: Annotated[float, Field(gt=0), NO_EFFECT_ON_ROWS] = Field(1.0, description="GiB, CPU backend of vLLM only")
 
     @model_validator(mode="after")
     def _one_backend(self) -> TargetConfig:

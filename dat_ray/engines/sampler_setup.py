@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dat_ray.config.models import SamplerConfig
 from dat_ray.data.control import control_strings, take_out
-from dat_ray.data.ids import row_id
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec, build_canvas, decode_prompt
 from dat_ray.diffusion.law import Law
 from dat_ray.engines.base import InfillRequest, InfillResult
 from dat_ray.errors import InputError
-from dat_ray.models.loading import load_tokenizer, model_fingerprint
+from dat_ray.models.identity import sampler_fingerprint, weights_of
+from dat_ray.models.loading import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class SamplerSetup:
         max_target_tokens: responses are cut to this many tokens.
         longest_prompt: masks of the longest prompt that the recipe asks for.
         steps_per_call: see `infill_canvases`.
-        fingerprint: of everything that determines a prompt besides its request.
+        fingerprint: of the weights and the law, see `sampler_fingerprint`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -70,7 +69,7 @@ class SamplerSetup:
             max_target_tokens=config.max_target_tokens,
             longest_prompt=max(config.prompt_tokens),
             steps_per_call=config.steps_per_call,
-            fingerprint=sampler_fingerprint(config, folder),
+            fingerprint=sampler_fingerprint(config, weights_of(config.model, "sampler.model")),
         )
 
     def canvases(self, requests: Sequence[InfillRequest]) -> list[Canvas]:
@@ -101,13 +100,3 @@ class SamplerSetup:
 
     def _canvas(self, target: str, prompt_tokens: int) -> Canvas:
         return build_canvas(self.tokenizer, self.spec, target, prompt_tokens, self.max_target_tokens)
-
-
-def sampler_fingerprint(config: SamplerConfig, folder: str) -> str:
-    """16 hex digits of the weights and of every setting that can change a prompt; nothing is loaded for it.
-
-    Backend and dtype count, because rounding can tip the choice between two tokens; batch sizes don't.
-    """
-    unread = {"model", "prompt_tokens", "batch_size", "max_batched_tokens", "likelihood_samples", "steps_per_call"}
-    settings = config.model_dump(mode="json", exclude=unread)
-    return row_id("sampler", model_fingerprint(folder), json.dumps(settings, sort_keys=True))

@@ -10,6 +10,7 @@ from typing import Any
 from dat_ray.config.models import SamplerConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
+from dat_ray.data.rundir import FIRST_ROUND
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation import answers
@@ -230,7 +231,7 @@ def likelihood_chunks(recipe: Recipe, suite: str, model: Model, behaviors: Seque
                     ),
                     "behavior_id": behavior.behavior_id,
                     "target_index": target_index,
-                    "round": recipe.round,
+                    "round": FIRST_ROUND,
                     "sample_index": 0,
                     "goal": behavior.goal,
                     "target": target,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import exists, join, read_table, write_bytes
 from dat_ray.data.text import holds, normalize
 from dat_ray.evaluation.diversity import Diversity, diversity
@@ -65,15 +65,15 @@ def copied_share(prompt: str, target: str) -> float:
     return len(wanted & {tuple(x[i : i + size]) for i in range(len(x) - size + 1)}) / len(wanted)
 
 
-def write_diagnostics(recipe: Recipe, run: RunDir) -> None:
+def write_diagnostics(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> None:
     """Writes the diagnostics of a round's candidates beside them, as JSON.
 
     A file that is there is of these very candidates, which never change once their manifest is written.
     """
-    root = run.candidates(recipe.round)
+    root = run.candidates(round_index)
     if exists(join(root, FILE)):
         return
     config = recipe.evaluation
     found = diagnose(read_table(root).to_pylist(), confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
-    facts = {"round": recipe.round, "confidence": config.confidence, "interval_unit": "behavior", **found.as_dict()}
+    facts = {"round": round_index, "confidence": config.confidence, "interval_unit": "behavior", **found.as_dict()}
     write_bytes(join(root, FILE), (json.dumps(facts, indent=1) + "\n").encode())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import exists, join, read_bytes
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
+from dat_ray.data.shards import exists, join
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.weights import adapter_digest
@@ -26,7 +25,7 @@ def own_models(recipe: Recipe, run: RunDir) -> list[Model]:
     Raises:
         InputError: no adapter yet.
     """
-    return [Model(BASE, None, recipe.target.model), _with_adapter(ADAPTED, recipe, run.adapter(recipe.round), None)]
+    return [Model(BASE, None, recipe.target.model), _with_adapter(ADAPTED, recipe, run.adapter(FIRST_ROUND), None)]
 
 
 def named_models(recipe: Recipe, text: str) -> list[Model]:
@@ -58,9 +57,9 @@ def _resolve(recipe: Recipe, name: str, what: str) -> Model:
         return Model(name, None, recipe.target.model)
     if exists(RunDir(what).record):
         run = RunDir(what.rstrip("/"))
-        trained = Recipe.model_validate(json.loads(read_bytes(run.record))["recipe"])
-        source = None if trained.target.model == recipe.target.model else trained.target.model
-        return _with_adapter(name, recipe, run.adapter(trained.round), source)
+        trained = read_record(run).recipe.target.model
+        source = None if trained == recipe.target.model else trained
+        return _with_adapter(name, recipe, run.adapter(FIRST_ROUND), source)
     if exists(join(what, ADAPTER_CONFIG)):
         read_adapter_settings(what, OPTION)
         return _with_adapter(name, recipe, what, None)

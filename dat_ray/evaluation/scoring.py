@@ -19,6 +19,8 @@ from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.generation.actors import Engines
 
 Row = dict[str, Any]
+# Sections of a recipe that name the models by which judges read.
+JUDGE_READERS = ("judge.reader", "evaluation.second_judge.reader", "evaluation.refusal_judge.reader")
 
 
 class Judges:

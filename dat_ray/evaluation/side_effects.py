@@ -10,7 +10,7 @@ from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.retain import load_retain
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import exists, has_manifest, join, read_bytes, read_table, write_bytes
 from dat_ray.engines.workers import Workers
 from dat_ray.errors import InputError
@@ -104,7 +104,7 @@ def _once(path: str, model: Model, measure: Callable[[], dict[str, Any]]) -> dic
 def _retain_rows(recipe: Recipe, run: RunDir) -> list[dict[str, Any]]:
     if not recipe.evaluation.kl_rows:
         return []
-    folder = retain_folder(run, recipe.round)
+    folder = retain_folder(run, FIRST_ROUND)
     if has_manifest(folder):
         return read_table(folder).select(["retain_id", "prompt", "response"]).to_pylist()
     if recipe.training.retain is None:

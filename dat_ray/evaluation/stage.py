@@ -12,17 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import has_manifest, join, read_bytes, read_file, read_manifest, write_bytes
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import Counter, Model
+from dat_ray.evaluation.attacks.inpainting import SECTIONS, samplers
 from dat_ray.evaluation.metrics import METRICS
 from dat_ray.evaluation.models import own_models
 from dat_ray.evaluation.replay import write_record
+from dat_ray.evaluation.scoring import JUDGE_READERS
 from dat_ray.evaluation.work import Evaluation
 from dat_ray.generation.actors import Engines
+from dat_ray.models.identity import check_weights, models_of
 from dat_ray.progress import Progress
 from dat_ray.raysession import start_ray
 
@@ -67,17 +69,18 @@ def evaluate(
         models: whom to attack, the first being the one the others are compared with; default: base and fine-tuned.
 
     Raises:
-        InputError: no adapter yet, or what is stored belongs to other settings or another adapter.
+        InputError: no adapter yet, or what is stored belongs to other settings, another adapter or other weights.
         DatError: too many rows failed, an engine failed or did not start, or nothing moved for
             `timeouts.no_progress` seconds.
     """
     started = time.monotonic()
-    root, mark = run.evaluation(suite), fingerprint(recipe)
+    root, mark = run.evaluation(suite), run.fingerprint_of(recipe)
     models = own_models(recipe, run) if models is None else models
+    weights = _check_weights(recipe, run, suite, models)
     if has_manifest(root):
         read_manifest(root, fingerprint=mark)
         return _earlier(root, models)
-    work = Evaluation(recipe, run, suite, models, engines or Engines(), read_file(run.behaviors))
+    work = Evaluation(recipe, run, suite, models, engines or Engines(), read_file(run.behaviors), weights)
     with start_ray(recipe.cluster), Progress("evaluate", work.total) as progress:
         work.run(Counter(progress))
     metrics = work.metrics(time.monotonic() - started)
@@ -85,6 +88,20 @@ def evaluate(
     write_record(root, recipe, suite, models)
     work.publish(mark)
     return _report(metrics, time.monotonic() - started, skipped=False)
+
+
+def _check_weights(recipe: Recipe, run: RunDir, suite: str, models: Sequence[Model]) -> dict[str, str | None]:
+    """Weights of the recipe's models that the suite asks, by field, compared with those that the run began with."""
+    sections = [
+        *(["target"] if any(model.source is None for model in models) else []),
+        *(SECTIONS[attack] for attack in samplers(recipe)),
+        "evaluation.attacker",
+        *JUDGE_READERS,
+    ]
+    weights = check_weights(run.root, models_of(recipe, *sections))
+    # The models' own, since another suite may ask another model under the same name.
+    check_weights(run.evaluation(suite), {f"models.{model.name}": model.source or recipe.target.model for model in models})
+    return weights
 
 
 def _earlier(root: str, models: Sequence[Model]) -> EvaluationReport:

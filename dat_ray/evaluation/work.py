@@ -6,7 +6,7 @@ at the same time where the cluster has room for both, two target models never do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -36,7 +36,7 @@ from dat_ray.evaluation.attacker import Attacker
 from dat_ray.evaluation.attacks import Question, Scope, behaviors_of, held_out, look_alikes
 from dat_ray.evaluation.attacks.best_of_n import best_of_n
 from dat_ray.evaluation.attacks.direct import direct, prefilling
-from dat_ray.evaluation.attacks.inpainting import INPAINTING, infill_requests, inpainting, samplers
+from dat_ray.evaluation.attacks.inpainting import HELDOUT, INPAINTING, SECTIONS, infill_requests, inpainting, samplers
 from dat_ray.evaluation.attacks.rewriting import UNREADABLE, Rewriting, rewritten, tense_requests, translation_requests
 from dat_ray.evaluation.attacks.templates import load_templates, templated
 from dat_ray.evaluation.scoring import start_judges
@@ -45,10 +45,11 @@ from dat_ray.evaluation.side_effects import drift, require_lm_eval, utility
 from dat_ray.evaluation.summary import metrics_tree
 from dat_ray.generation.actors import Engines
 from dat_ray.generation.ledger import ErrorLimit
+from dat_ray.models.identity import sampler_fingerprint
 
 LIKELIHOODS = "target_logprob"
 # Folder of the prompts that each sampler drew.
-PROMPTS = {INPAINTING: "prompts", "inpainting_heldout": "prompts_heldout"}
+PROMPTS = {INPAINTING: "prompts", HELDOUT: "prompts_heldout"}
 
 
 class Evaluation:
@@ -61,13 +62,21 @@ class Evaluation:
         models: whom to attack.
         engines: how each role's engine is made.
         behaviors: rows of schema BEHAVIORS.
+        weights: by field, of `check_weights`.
 
     Attributes:
         total: rows to make, for the progress bar.
     """
 
     def __init__(
-        self, recipe: Recipe, run: RunDir, suite: str, models: Sequence[Model], engines: Engines, behaviors: pa.Table
+        self,
+        recipe: Recipe,
+        run: RunDir,
+        suite: str,
+        models: Sequence[Model],
+        engines: Engines,
+        behaviors: pa.Table,
+        weights: Mapping[str, str | None],
     ) -> None:
         self.recipe, self.run_dir, self.suite, self.models, self.engines = recipe, run, suite, models, engines
         self.scope = Scope(suite, recipe.seed)
@@ -79,7 +88,10 @@ class Evaluation:
             *translation_requests(self.behaviors, config, self.scope),
         ]
         self.requests = {
-            attack: infill_requests(recipe, suite, self.behaviors, sampler) for attack, sampler in samplers(recipe).items()
+            attack: infill_requests(
+                recipe, suite, self.behaviors, sampler, sampler_fingerprint(sampler, weights[f"{SECTIONS[attack]}.model"])
+            )
+            for attack, sampler in samplers(recipe).items()
         }
         self.side_effects: dict[str, dict[str, Any]] = {}
         if config.utility.tasks:

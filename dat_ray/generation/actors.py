@@ -214,7 +214,7 @@ class RoleActor(ABC):
 
 
 class SamplerActor(RoleActor):
-    """Draws the prompt: `prompt`, `nfe`, `sample_logprob`; and its likelihood, where it is asked for."""
+    """Draws the prompt: `prompt`, `nfe`, `sample_logprob`, `sampler`; and its likelihood, where it is asked for."""
 
     role = "sampler"
 
@@ -230,7 +230,11 @@ class SamplerActor(RoleActor):
         )
         if [result.row_id for result in results] != [row["candidate_id"] for row in rows]:
             raise RuntimeError("the sampler's answers are not in the order of the rows")
-        columns: list[Row] = [{"prompt": r.prompt, "nfe": r.nfe, "sample_logprob": r.logprob} for r in results]
+        # Told by the engine, which knows what it has loaded.
+        sampler = self.engine.fingerprint
+        columns: list[Row] = [
+            {"prompt": r.prompt, "nfe": r.nfe, "sample_logprob": r.logprob, "sampler": sampler} for r in results
+        ]
         if self.recipe.sampler.likelihood_samples:
             for column, likelihood in zip(columns, self._likelihoods(rows, results), strict=True):
                 column.update(likelihood)

@@ -9,26 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dat_ray.config.models import SamplerConfig
 from dat_ray.config.schema import Recipe
-from dat_ray.data.ids import row_id, row_ids, seed_from_id
+from dat_ray.data.ids import row_ids, seed_from_id
+from dat_ray.data.rundir import FIRST_ROUND
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.errors import InputError
-
-# What changes how fast prompts are drawn, or on which engine, but not the law they follow.
-NOT_IN_LAW = frozenset(
-    {"backend", "batch_size", "max_batched_tokens", "likelihood_samples", "steps_per_call", "tensor_parallel", "compile"}
-)
-# Options that came after rows had been drawn: unused, they don't count, so that those rows keep their ids and seeds.
-LATER_OPTIONS = frozenset({"tempered", "guidance", "threshold", "entropy_bound", "refine", "refine_tokens", "quantization"})
-
-
-def sampler_fingerprint(cfg: SamplerConfig) -> str:
-    """16 hex digits that change with the law p_diff(x | y) that the settings describe."""
-    fields = type(cfg).model_fields
-    unused = {name for name in LATER_OPTIONS if getattr(cfg, name) == fields[name].default}
-    law = cfg.model_dump(mode="json", exclude=unused | set(NOT_IN_LAW))
-    return row_id(*(part for key in sorted(law) for part in (key, repr(law[key]))))
 
 
 def draw_prompt_tokens(lengths: tuple[int, ...], seed: int) -> int:
@@ -62,7 +47,7 @@ def _draw_others(train: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[
     return drawn
 
 
-def expand(behaviors: pa.Table, recipe: Recipe) -> pa.Table:
+def expand(behaviors: pa.Table, recipe: Recipe, sampler: str, round_index: int = FIRST_ROUND) -> pa.Table:
     """The rows of one round: behaviors of split `train` x targets x samples.
 
     No row is added after this, so that ids stay unique through the model stages. `recipe.seed` enters a row's seed but
@@ -70,7 +55,9 @@ def expand(behaviors: pa.Table, recipe: Recipe) -> pa.Table:
 
     Args:
         behaviors: BEHAVIORS, one row a (behavior, target).
-        recipe: gives round, seed, sampler and `generation.samples_per_target`.
+        recipe: gives the seed, the prompts' lengths and `generation.samples_per_target`.
+        sampler: fingerprint of the sampler that will draw the prompts, see `dat_ray.models.identity`.
+        round_index: the round.
 
     Returns:
         CANDIDATES, with all that a model will fill in null.
@@ -81,13 +68,12 @@ def expand(behaviors: pa.Table, recipe: Recipe) -> pa.Table:
     train = behaviors.filter(pc.field("split") == "train").to_pylist()
     if not train:
         raise InputError("behaviors.path", recipe.behaviors.path, "holds no training behavior: give a set with at least one")
-    sampler = sampler_fingerprint(recipe.sampler)
     samples = recipe.generation.samples_per_target
     identifiers = [
         identifier
         for behavior in train
         for identifier in row_ids(
-            (behavior["behavior_id"], behavior["target_index"], behavior["target"], recipe.round), range(samples), (sampler,)
+            (behavior["behavior_id"], behavior["target_index"], behavior["target"], round_index), range(samples), (sampler,)
         )
     ]
     seeds = [seed_from_id(identifier) for identifier in row_ids((recipe.seed,), identifiers)]
@@ -99,7 +85,7 @@ def expand(behaviors: pa.Table, recipe: Recipe) -> pa.Table:
     columns = {
         "candidate_id": identifiers,
         **{name: behavior[name] for name in ("behavior_id", "target_index", "goal", "target", "refusal")},
-        "round": np.full(rows, recipe.round),
+        "round": np.full(rows, round_index),
         "sample_index": np.tile(np.arange(samples), len(train)),
         "prompt_tokens": _draw_lengths(recipe.sampler.prompt_tokens, seeds),
         "seed": seeds,

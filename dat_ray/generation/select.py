@@ -10,10 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from dat_ray.config.data import SelectionConfig
-from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
-from dat_ray.data.rundir import RunDir, rewrites_folder
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, rewrites_folder
 from dat_ray.data.schemas import TRAINING_SET
 from dat_ray.data.shards import has_manifest, read_file, read_manifest, read_table, write_manifest, write_shard
 from dat_ray.data.text import holds, normalize
@@ -128,25 +127,25 @@ def needs_candidates(cfg: SelectionConfig) -> bool:
     return cfg.source == "candidates" or (cfg.source == "mixture" and cfg.rewrites is None)
 
 
-def select(run: RunDir, recipe: Recipe) -> SelectionReport:
-    """Writes the training set of the recipe's round from its candidates, its behaviors' goals, or both.
+def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> SelectionReport:
+    """Writes the training set of a round from its candidates, its behaviors' goals, or both.
 
     Raises:
         ShardError: the candidates are not finished, altered, or of another recipe.
         InputError: a table of rewrites that cannot be read.
         DatError: nothing was kept.
     """
-    mark, cfg, root = fingerprint(recipe), recipe.selection, run.training_set(recipe.round)
+    mark, cfg, root = run.fingerprint_of(recipe), recipe.selection, run.training_set(round_index)
     dropped: dict[str, int] = {}
     without: tuple[str, ...] = ()
     chosen = behaviors = None
     if needs_candidates(cfg):
-        candidates = read_table(run.candidates(recipe.round), fingerprint=mark)
+        candidates = read_table(run.candidates(round_index), fingerprint=mark)
         chosen, dropped, without = choose(candidates, cfg)
         behaviors = len(set(candidates["behavior_id"].to_pylist()))
         if chosen.num_rows == 0:
             counts = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
-            where = run.candidates(recipe.round)
+            where = run.candidates(round_index)
             raise DatError(f"select kept none of {candidates.num_rows} candidates ({counts}): look at {where}")
     if cfg.source == "candidates":
         assert chosen is not None
@@ -158,7 +157,7 @@ def select(run: RunDir, recipe: Recipe) -> SelectionReport:
         if cfg.source == "mixture":
             rewrites = rewrite_rows(known, cfg.rewrites) if cfg.rewrites is not None else chosen
             assert rewrites is not None
-            _publish(rewrites_folder(run, recipe.round), rewrites, mark)
+            _publish(rewrites_folder(run, round_index), rewrites, mark)
     skipped = _publish(root, table, mark)
     assert behaviors is not None
     return SelectionReport(table.num_rows, dropped, behaviors, without, skipped)

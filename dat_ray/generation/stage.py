@@ -11,16 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data.exceptions import ExecutionTimeoutError
 
-from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.hold import hold
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import (
     exists,
     has_manifest,
     join,
     read_file,
-    read_manifest,
     read_table,
     write_manifest,
     write_shard,
@@ -35,6 +33,7 @@ from dat_ray.generation.finish import Inventory, forget_lost_rows, publish, take
 from dat_ray.generation.ledger import ErrorLimit
 from dat_ray.generation.plan import run_plan, start_ledger
 from dat_ray.generation.watch import Watch
+from dat_ray.models.identity import check_weights, models_of, sampler_fingerprint
 from dat_ray.progress import Progress, stage_line
 from dat_ray.raysession import start_ray
 
@@ -62,7 +61,13 @@ class GenerationReport:
     skipped: bool
 
 
-def generate(recipe: Recipe, run: RunDir, engines: Engines | None = None, adapter: str | None = None) -> GenerationReport:
+def generate(
+    recipe: Recipe,
+    run: RunDir,
+    engines: Engines | None = None,
+    adapter: str | None = None,
+    round_index: int = FIRST_ROUND,
+) -> GenerationReport:
     """Samples prompts for every training behavior, lets the target answer and the judge score them.
 
     Starts Ray, or joins the cluster that is there. What an earlier call finished is kept and not made again.
@@ -72,28 +77,29 @@ def generate(recipe: Recipe, run: RunDir, engines: Engines | None = None, adapte
         run: its run directory, with `behaviors.parquet`.
         engines: how each role's engine is made; default: the recipe's backends.
         adapter: LoRA adapter folder for the target, from the round before; None for the base model.
+        round_index: the round.
 
     Raises:
         DatError: too many rows failed, an engine did not start, the cluster is too small, nothing moved for
             `timeouts.no_progress` seconds, the folder belongs to another recipe, or another driver works on it.
     """
-    root, mark = run.candidates(recipe.round), fingerprint(recipe)
+    root = run.candidates(round_index)
     if has_manifest(root):
-        return _report(read_table(root, fingerprint=mark))
+        return _report(read_table(root, fingerprint=run.fingerprint_of(recipe)))
     with hold(run.root):
-        return _generate(recipe, run, engines or Engines(), adapter)
+        return _generate(recipe, run, engines or Engines(), adapter, round_index)
 
 
-def _generate(recipe: Recipe, run: RunDir, engines: Engines, adapter: str | None) -> GenerationReport:
+def _generate(recipe: Recipe, run: RunDir, engines: Engines, adapter: str | None, round_index: int) -> GenerationReport:
     started = time.monotonic()
-    root, mark = run.candidates(recipe.round), fingerprint(recipe)
+    root, mark = run.candidates(round_index), run.fingerprint_of(recipe)
     if adapter is not None and not exists(adapter):
         raise InputError("adapter", adapter, "no such folder: train the round before, or leave the adapter out")
     if adapter is not None:
         check_target_adapter(recipe.target, adapter)
-    requests = expand(read_file(run.behaviors), recipe)
+    weights = check_weights(run.root, models_of(recipe, "sampler", "target", "judge.reader"))
+    requests = _requests(recipe, run, sampler_fingerprint(recipe.sampler, weights["sampler.model"]), round_index)
     expected: list[str] = requests["candidate_id"].to_pylist()
-    _write_requests(root, requests, mark)
 
     inventory = take_inventory(root)
     lost = forget_lost_rows(root, inventory)
@@ -108,18 +114,19 @@ def _generate(recipe: Recipe, run: RunDir, engines: Engines, adapter: str | None
     return GenerationReport(done.rows, done.errors, done.nfe, time.monotonic() - started, skipped=False)
 
 
-def _write_requests(root: str, requests: pa.Table, mark: str) -> None:
-    """Writes the plan's input, or checks that the input which is there belongs to this recipe."""
-    where = join(root, REQUESTS)
+def _requests(recipe: Recipe, run: RunDir, sampler: str, round_index: int) -> pa.Table:
+    """The plan's input. Once written it is what the round is made of, however a later version would make ids or seeds."""
+    where, mark = join(run.candidates(round_index), REQUESTS), run.fingerprint_of(recipe)
     if has_manifest(where):
-        read_manifest(where, fingerprint=mark)
-        return
+        return read_table(where, fingerprint=mark)
+    requests = expand(read_file(run.behaviors), recipe, sampler, round_index)
     starts = range(0, requests.num_rows, ROWS_PER_REQUEST_FILE)
     files = [
         write_shard(where, f"part-{index:05}.parquet", requests.slice(start, ROWS_PER_REQUEST_FILE))
         for index, start in enumerate(starts)
     ]
     write_manifest(where, files, mark)
+    return requests
 
 
 def _make_rows(
@@ -131,13 +138,13 @@ def _make_rows(
         # What goes wrong is raised below in one line, with the traceback in a file.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         ledger = start_ledger(limit, inventory.errors)
-        where = join(run.logs, f"generate-round-{recipe.round}-stall.txt")
+        where = join(run.logs, f"generate-{_round_name(root)}-stall.txt")
         stall = StallWatch("generate", where, recipe.timeouts.no_progress)
         try:
             with Watch(root, progress, ledger.note, stall):
                 run_plan(recipe, join(root, REQUESTS), root, engines, ledger, adapter)
         except Exception as error:
-            raise _explain(error, _stop_reason(ledger), recipe, run, stall.found) from error
+            raise _explain(error, _stop_reason(ledger), recipe, run, root, stall.found) from error
         finally:
             ledger.close()
         progress.update(total)
@@ -151,9 +158,14 @@ def _stop_reason(ledger: RemoteLedger) -> DatError | None:
         return lost
 
 
-def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: RunDir, stall: str) -> DatError:
+def _round_name(root: str) -> str:
+    """`round-N`, the last part of the round's folder."""
+    return root.rpartition("/")[2]
+
+
+def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: RunDir, root: str, stall: str) -> DatError:
     """One line for a person, and the whole traceback in the run's logs."""
-    details = keep_traceback(join(run.logs, f"generate-round-{recipe.round}-failure.txt"), error)
+    details = keep_traceback(join(run.logs, f"generate-{_round_name(root)}-failure.txt"), error)
     if stopped is not None:
         return stopped
     if isinstance(error, DatError):
@@ -174,7 +186,7 @@ def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: Ru
     # Engines do not raise through the plan: what the system refuses there, it refuses to the readers and writers.
     if any(isinstance(cause, OSError) for cause in causes):
         return StorageError(
-            f"cannot write {run.candidates(recipe.round)}: {last}; what was finished before is kept, "
+            f"cannot write {root}: {last}; what was finished before is kept, "
             f"free space or mend the path, then --resume; {details}"
         )
     return DatError(f"generate failed: {last}; {details}; --resume keeps what is done")

@@ -149,9 +149,14 @@ def resolve_model(spec: str, field: str = "model") -> str:
     path = Path(spec).expanduser()
     if path.is_dir():
         return str(path.absolute())
-    if path.exists() or path.is_absolute() or spec.startswith((".", "~")) or spec.count("/") > 1:
+    if path.exists() or not on_hub(spec):
         raise InputError(field, spec, "is not a folder: give a model folder, a hub id (OWNER/NAME) or embedded:NAME")
     return spec
+
+
+def on_hub(spec: str) -> bool:
+    """Whether a name that is no folder here has the form of a hub id, NAME or OWNER/NAME."""
+    return not (spec.startswith((PREFIX, ".", "~")) or Path(spec).is_absolute() or spec.count("/") > 1)
 
 
 def adaptation_record(spec: str) -> dict[str, Any] | None:

@@ -17,9 +17,9 @@ import psutil
 from packaging.requirements import Requirement
 
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RECORD
+from dat_ray.data.rundir import RECORD, RunDir, open_run, read_record
 from dat_ray.data.shards import exists, join, open_filesystem
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, InputError
 from dat_ray.ops.needs import Finding
 
 # Beside the models: the filter of a resumed run (engineering: about 1 GiB), the driver and Ray's own processes.
@@ -247,17 +247,15 @@ def _live_cluster(recipe: Recipe | None, run_dir: str | None) -> list[Check]:
 
 
 def _run_directory(run_dir: str, recipe: Recipe | None) -> Check:
-    import json
-
-    from dat_ray.config.loading import fingerprint
-    from dat_ray.data.shards import read_bytes
-
     if not exists(join(run_dir, RECORD)):
         return Check("run directory", True, f"{run_dir} on {open_filesystem(run_dir)[0].type_name}: new")
-    before = json.loads(read_bytes(join(run_dir, RECORD))).get("fingerprint")
-    if recipe is not None and before != fingerprint(recipe):
-        detail = f"{run_dir} holds a run of recipe {before}, this one is {fingerprint(recipe)}"
-        return Check("run directory", False, detail, "choose another --run-dir")
+    try:
+        if recipe is None:
+            read_record(RunDir(run_dir))
+        else:
+            open_run(run_dir, recipe, resume=True)
+    except InputError as error:
+        return Check("run directory", False, f"{run_dir} {error.remedy}", "choose another --run-dir")
     return Check("run directory", True, f"{run_dir} holds a run of this recipe: --resume continues it")
 
 

@@ -17,9 +17,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, open_to_read
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
-from dat_ray.errors import InputError
 from dat_ray.progress import clock
 
 # A run writes its log every ten seconds while anything goes on.
@@ -46,11 +45,8 @@ def read_status(root: str) -> dict[str, Any]:
     Raises:
         InputError: no run there.
     """
-    run = RunDir(root.rstrip("/"))
-    if not exists(run.record):
-        raise InputError("RUN_DIR", root, "holds no run.json: give the directory of a run that has begun")
-    record = json.loads(read_bytes(run.record))
-    recipe = Recipe.model_validate(record["recipe"])
+    run, record = open_to_read(root)
+    recipe = record.recipe
     events = _events(run)
     last = {event["stage"]: event for event in events if event["event"] == "progress"}
     alive = bool(events) and events[-1]["event"] != "end" and time.time() - events[-1]["time"] < SECONDS_OF_SILENCE
@@ -58,8 +54,8 @@ def read_status(root: str) -> dict[str, Any]:
     ended = bool(events) and not alive
     return {
         "run": run.root,
-        "recipe": record["name"],
-        "fingerprint": record["fingerprint"],
+        "recipe": recipe.name,
+        "fingerprint": record.fingerprint,
         "state": "running"
         if alive
         else "complete"
@@ -75,7 +71,7 @@ def read_status(root: str) -> dict[str, Any]:
 
 def _stages(run: RunDir, recipe: Recipe) -> Iterator[dict[str, Any]]:
     """What is on disk of each stage, in order."""
-    candidates, chosen = run.candidates(recipe.round), run.training_set(recipe.round)
+    candidates, chosen = run.candidates(FIRST_ROUND), run.training_set(FIRST_ROUND)
     requests = join(candidates, "_input")
     total = read_manifest(requests).rows if has_manifest(requests) else None
     if has_manifest(candidates):
@@ -95,7 +91,7 @@ def _stages(run: RunDir, recipe: Recipe) -> Iterator[dict[str, Any]]:
 def _training(run: RunDir, recipe: Recipe, rows: int | None) -> dict[str, Any]:
     from dat_ray.training.metrics import read_metrics
 
-    root = run.training(recipe.round)
+    root = run.training(FIRST_ROUND)
     log = read_metrics(root)
     updates = recipe.training.updates
     if updates is None and rows is not None:

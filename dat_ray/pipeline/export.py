@@ -16,10 +16,9 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from dat_ray import __version__
-from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.config.sources import annotated
-from dat_ray.data.rundir import RunDir, rewrites_folder
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, open_to_read, rewrites_folder
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
@@ -44,15 +43,11 @@ def export_run(root: str, out: str) -> Path:
         InputError: no run there, or a folder that holds something else.
         DatError: the run has no finished adapter.
     """
-    run = RunDir(root.rstrip("/"))
-    if not exists(run.record):
-        raise InputError("RUN_DIR", root, "holds no run: give the directory of `dat run`")
-    record = json.loads(read_bytes(run.record))
-    recipe = Recipe.model_validate(record["recipe"])
-    trained, mark = run.training(recipe.round), fingerprint(recipe)
+    run, record = open_to_read(root)
+    recipe, trained = record.recipe, run.training(FIRST_ROUND)
     if not has_manifest(trained):
         raise DatError(f"{trained} holds no finished training: run `dat train --run-dir {root}` first")
-    read_manifest(trained, fingerprint=mark)
+    read_manifest(trained, fingerprint=record.fingerprint)
     folder = Path(out).expanduser().absolute()
     if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("--out", out, "holds something that is no export: choose another folder")
@@ -61,7 +56,7 @@ def export_run(root: str, out: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="dat-export-") as scratch, replace_folder(folder) as place:
         adapter = Path(scratch) / "adapter"
         adapter.mkdir()
-        fs, inner = open_filesystem(run.adapter(recipe.round))
+        fs, inner = open_filesystem(run.adapter(FIRST_ROUND))
         pafs.copy_files(inner, str(adapter), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
         write_merged(base, str(adapter), place, dtype=None)
         if recipe.target.chat_template is not None:
@@ -71,7 +66,7 @@ def export_run(root: str, out: str) -> Path:
         if _on_hub(recipe.target.model):
             _name_base(place / "adapter" / ADAPTER_CONFIG, recipe.target.model)
         (place / CARD).write_text(card, encoding="utf-8")
-        content = {"run": mark, "recipe": recipe.name, "dat_ray": __version__, "base": recipe.target.model}
+        content = {"run": record.fingerprint, "recipe": recipe.name, "dat_ray": __version__, "base": recipe.target.model}
         (place / RECORD).write_text(json.dumps(content, indent=1), encoding="utf-8")
     return folder
 
@@ -86,7 +81,7 @@ def _name_base(path: Path, model: str) -> None:
     path.write_text(json.dumps({**config, "base_model_name_or_path": model}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def model_card(recipe: Recipe, run: RunDir, record: dict[str, Any]) -> str:
+def model_card(recipe: Recipe, run: RunDir, record: RunRecord) -> str:
     """A model card in Markdown: what it is, its recipe, what it was trained on, and what was measured of it.
 
     Args:
@@ -101,8 +96,8 @@ def model_card(recipe: Recipe, run: RunDir, record: dict[str, Any]) -> str:
         "",
         f"# {base}, after adversarial fine-tuning",
         "",
-        f"Fine-tuned from `{base}` by dat_ray {record.get('dat_ray', __version__)} with the recipe `{recipe.name}` "
-        f"(round {recipe.round}, seed {recipe.seed}, fingerprint `{fingerprint(recipe)}`). This folder holds the merged weights, "
+        f"Fine-tuned from `{base}` by dat_ray {record.version} with the recipe `{recipe.name}` "
+        f"(seed {recipe.seed}, fingerprint `{record.fingerprint}`). This folder holds the merged weights, "
         "`adapter/` the LoRA adapter alone. The base model's licence applies.",
         "",
         "## What was measured",
@@ -129,9 +124,9 @@ def model_card(recipe: Recipe, run: RunDir, record: dict[str, Any]) -> str:
 
 def _tables(recipe: Recipe, run: RunDir) -> Iterator[str]:
     folders = {
-        "training set": run.training_set(recipe.round),
-        "rewrites": rewrites_folder(run, recipe.round),
-        "retain set": retain_folder(run, recipe.round),
+        "training set": run.training_set(FIRST_ROUND),
+        "rewrites": rewrites_folder(run, FIRST_ROUND),
+        "retain set": retain_folder(run, FIRST_ROUND),
     }
     for name, folder in folders.items():
         if has_manifest(folder):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from dat_ray.config.loading import fingerprint
 from dat_ray.config.models import JudgeConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
@@ -116,7 +115,7 @@ def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa
         DatError: a stage cannot go on; an exception that nobody foresaw is written to `logs/failure.txt` and
             raised as one line that names the file.
     """
-    stage_line(f"run {run.root}: recipe {recipe.name}, fingerprint {fingerprint(recipe)}, seed {recipe.seed}")
+    stage_line(f"run {run.root}: recipe {recipe.name}, fingerprint {run.fingerprint_of(recipe)}, seed {recipe.seed}")
     with session(recipe, run):
         if behaviors is not None and not exists(run.behaviors):
             write_file(run.behaviors, behaviors)

@@ -22,7 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.config.sweep import EVALUATION, Plan, Point, shared_recipe, stage_fingerprint
-from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, open_run
 from dat_ray.data.shards import (
     exists,
     has_manifest,
@@ -40,6 +40,7 @@ from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.diagnostics import FILE as DIAGNOSTICS
 from dat_ray.evaluation.models import BASE
 from dat_ray.generation.select import needs_candidates
+from dat_ray.models.identity import RECORD as WEIGHTS
 from dat_ray.pipeline.stages import STAGES, check_inputs, run_stages
 from dat_ray.placement import beside_the_driver
 from dat_ray.progress import Progress, stage_line
@@ -227,18 +228,27 @@ def take_over(source: RunDir, run: RunDir, recipe: Recipe) -> None:
     if not exists(run.behaviors):
         write_file(run.behaviors, read_file(source.behaviors))
     _take_over_costs(source, run)
-    old, new = source.candidates(recipe.round), run.candidates(recipe.round)
+    _take_over_weights(source.root, run.root)
+    old, new = source.candidates(FIRST_ROUND), run.candidates(FIRST_ROUND)
     if has_manifest(old) and not has_manifest(new):
         files = read_manifest(old).files
         extra = [DIAGNOSTICS] if exists(join(old, DIAGNOSTICS)) else []
         for name in [*(file.path for file in files), *extra]:
             write_bytes(join(new, name), read_bytes(join(old, name)))
-        write_manifest(new, list(files), fingerprint(recipe))
+        write_manifest(new, list(files), run.fingerprint_of(recipe))
     answers, own = source.evaluation(SUITE), run.evaluation(SUITE)
     if has_manifest(answers) and not has_manifest(own):
         for name in _shards_below(answers):
             if not exists(join(own, name)):
                 write_bytes(join(own, name), read_bytes(join(answers, name)))
+        _take_over_weights(answers, own)
+
+
+def _take_over_weights(source: str, folder: str) -> None:
+    """Which weights gave the rows that are taken over, so that a point does not go on with others."""
+    old, new = join(source, WEIGHTS), join(folder, WEIGHTS)
+    if exists(old) and not exists(new):
+        write_bytes(new, read_bytes(old))
 
 
 def _take_over_costs(source: RunDir, run: RunDir) -> None:

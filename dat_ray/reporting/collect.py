@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 
 from dat_ray.config.cluster import ClusterConfig
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_file, read_table
 from dat_ray.evaluation.diagnostics import diagnose
 from dat_ray.evaluation.diversity import Diversity
@@ -92,7 +92,7 @@ class Suite:
 class Collected:
     """Everything that the report is made from."""
 
-    record: dict[str, Any]
+    record: RunRecord | None
     sampler_gain: dict[str, float] | None
     behaviors: dict[str, int] | None
     categories: dict[str, str | None]
@@ -112,14 +112,14 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
     """
     behaviors = read_file(run.behaviors).to_pylist() if exists(run.behaviors) else None
     return Collected(
-        record=json.loads(read_bytes(run.record)) if exists(run.record) else {},
+        record=read_record(run) if exists(run.record) else None,
         sampler_gain=(adaptation_record(recipe.sampler.model) or {}).get("heldout_after"),
         behaviors=None if behaviors is None else _splits(behaviors),
         categories={row["behavior_id"]: row["category"] for row in behaviors or []},
         candidates=_candidates(recipe, run),
         selected=_selected(recipe, run),
-        training=read_metrics(run.training(recipe.round)),
-        row_counts=read_counts(run.training(recipe.round)),
+        training=read_metrics(run.training(FIRST_ROUND)),
+        row_counts=read_counts(run.training(FIRST_ROUND)),
         suites=_suites(run),
         costs=stage_costs(_lines(join(run.logs, "stages.jsonl")), recipe.cluster),
     )
@@ -131,7 +131,7 @@ def _splits(behaviors: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _candidates(recipe: Recipe, run: RunDir) -> Candidates | None:
-    root = run.candidates(recipe.round)
+    root = run.candidates(FIRST_ROUND)
     if not has_manifest(root):
         return None
     table = read_table(root)
@@ -147,7 +147,7 @@ def _candidates(recipe: Recipe, run: RunDir) -> Candidates | None:
 
 
 def _selected(recipe: Recipe, run: RunDir) -> Selected | None:
-    root = run.training_set(recipe.round)
+    root = run.training_set(FIRST_ROUND)
     if not has_manifest(root):
         return None
     table = read_table(root)

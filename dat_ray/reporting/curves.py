@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import exists, join, read_bytes, write_bytes
+from dat_ray.data.rundir import FIRST_ROUND, open_to_read
+from dat_ray.data.shards import join, write_bytes
 from dat_ray.errors import DatError, InputError
 from dat_ray.reporting.charts import TERMS, Figure, Term
 from dat_ray.reporting.figures import STYLES, Line, line_plot
@@ -34,7 +33,7 @@ def curves(run_dirs: Sequence[str], out: str) -> str:
     """Writes `index.html` and `curves.json` of the runs' trainings into `out`; returns the page's path.
 
     Args:
-        run_dirs: directories of runs that have begun training, each in its recipe's round.
+        run_dirs: directories of runs that have begun training, each in its first round.
         out: folder or URI.
 
     Raises:
@@ -45,14 +44,11 @@ def curves(run_dirs: Sequence[str], out: str) -> str:
         raise InputError("RUN_DIR", f"{len(run_dirs)} runs", f"a page tells {STYLES} apart: give no more")
     found: dict[str, Rows] = {}
     for root in run_dirs:
-        run = RunDir(root)
-        if not exists(run.record):
-            raise InputError("RUN_DIR", root, "holds no run: give directories of runs that have begun")
-        recipe = Recipe.model_validate(json.loads(read_bytes(run.record))["recipe"])
-        rows = read_metrics(run.training(recipe.round))
+        run, record = open_to_read(root)
+        rows = read_metrics(run.training(FIRST_ROUND))
         if not rows:
             raise DatError(f"{root} holds no training curve: run `dat train --run-dir {root}`")
-        found[_name(PurePosixPath(root.rstrip("/")).name or recipe.name, found)] = rows
+        found[_name(PurePosixPath(root.rstrip("/")).name or record.recipe.name, found)] = rows
     write_bytes(join(out, NUMBERS), json.dumps(numbers(found), indent=1).encode())
     where = join(out, PAGE)
     write_bytes(where, render_curves(found).encode())

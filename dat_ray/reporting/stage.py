@@ -32,17 +32,18 @@ from dat_ray.training.counts import sentences
 PAGE = "index.html"
 
 
-def report(recipe: Recipe, run: RunDir) -> str:
+def report(recipe: Recipe, run: RunDir, out: str | None = None) -> str:
     """Writes `report/index.html` and returns its path; stages that have not finished are named as missing.
 
     Args:
         recipe: the run's recipe.
-        run: its directory.
+        run: its directory, which is only read where `out` is given.
+        out: folder or URI of the page; None for the run's `report/`.
 
     Raises:
         ShardError: a finished stage's file is altered or gone.
     """
-    where = join(run.report, PAGE)
+    where = join(out or run.report, PAGE)
     write_bytes(where, render(recipe, collect(recipe, run)).encode())
     return where
 
@@ -146,8 +147,8 @@ def _cost(cost: StageCost) -> dict[str, Any]:
 def _provenance(recipe: Recipe, found: Collected, metrics: Tree | None) -> list[tuple[str, str]]:
     record = found.record
     rows = [
-        ("Recipe", f"{recipe.name}, fingerprint {record.get('fingerprint', fingerprint(recipe))}"),
-        ("Seed", f"{recipe.seed}, round {recipe.round}"),
+        ("Recipe", f"{recipe.name}, fingerprint {record.fingerprint if record else fingerprint(recipe)}"),
+        ("Seed", f"{recipe.seed}"),
         ("Training behaviors", recipe.behaviors.path),
         ("Held-out behaviors", recipe.behaviors.heldout.path),
     ]
@@ -162,9 +163,11 @@ def _provenance(recipe: Recipe, found: Collected, metrics: Tree | None) -> list[
         for name, block in metrics["models"].items():
             rows.append((f"Weights of {model_name(name)}", block["weights"]))
     if record:
-        rows.append(("Code", f"dat_ray {record['dat_ray']}, revision {record['git_revision'] or 'unknown'}"))
-        rows.append(("Python", f"{record['python']} on {record['platform']}"))
-        rows.append(("Packages", ", ".join(f"{name} {version}" for name, version in record["packages"].items())))
+        about, packages = record.about, record.about.get("packages")
+        rows.append(("Code", f"dat_ray {record.version}, revision {about.get('git_revision') or 'unknown'}"))
+        rows.append(("Python", f"{about.get('python', 'unknown')} on {about.get('platform', 'an unknown platform')}"))
+        if isinstance(packages, dict):
+            rows.append(("Packages", ", ".join(f"{name} {version}" for name, version in packages.items())))
     return rows
 
 

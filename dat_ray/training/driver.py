@@ -22,10 +22,9 @@ import torch
 from ray.train import Checkpoint
 from ray.train.torch import get_device
 
-from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.hold import hold
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import (
     ShardFile,
     has_manifest,
@@ -41,6 +40,7 @@ from dat_ray.errors import DatError, ShardError
 from dat_ray.models.adapters import attach_lora, check_lora_targets, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.identity import check_weights, models_of
 from dat_ray.models.loading import DTYPES, load_causal_lm, load_tokenizer, model_files, model_fingerprint, use_tensor_cores
 from dat_ray.progress import Progress, stage_line
 from dat_ray.training.checkpoint import Writer
@@ -82,7 +82,7 @@ class TrainReport:
     last: dict[str, Any]
 
 
-def train(recipe: Recipe, run: RunDir) -> TrainReport:
+def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainReport:
     """Fine-tunes the target on the round's training set, unless it is done; goes on where it was stopped.
 
     Ray must be initialized.
@@ -90,14 +90,15 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
     Args:
         recipe: its `training`, `target` and `cluster.trainer` sections.
         run: run directory; reads `training_set/round-N` and writes `training/round-N`.
+        round_index: N; from 1 on the adapter of the round before is trained further.
 
     Raises:
         DatError: not enough rows, workers that keep dying, or resources that never came.
         Diverged: a loss or gradient is not finite.
     """
     began = time.monotonic()
-    root, mark = _absolute(run.training(recipe.round)), fingerprint(recipe)
-    harmful, retain = count_rows(recipe, run)
+    root, mark = _absolute(run.training(round_index)), run.fingerprint_of(recipe)
+    harmful, retain = count_rows(recipe, run, round_index)
     updates = count_updates(recipe.training, harmful)
     wanted_sinks(recipe.tracking)
     skipped = has_manifest(root)
@@ -105,14 +106,15 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
         _check_adapter(root, mark)
     else:
         with hold(run.root):
-            with Progress("train", updates, "updates") as progress, _shown(run, recipe, progress):
-                _fit(recipe, run, root, mark)
+            check_weights(run.root, models_of(recipe, "target"))
+            with Progress("train", updates, "updates") as progress, _shown(run, recipe, progress, round_index):
+                _fit(recipe, run, mark, round_index)
             write_manifest(root, _describe_adapter(root), mark)
     log, counts = read_metrics(root), read_counts(root)
     # A training of an earlier version left no counts behind.
     kept = counts["harmful"].kept if counts else harmful
     return TrainReport(
-        adapter=run.adapter(recipe.round),
+        adapter=run.adapter(round_index),
         updates=count_updates(recipe.training, kept),
         rows=kept,
         retain_rows=counts["retain"].kept if "retain" in counts else retain,
@@ -124,16 +126,16 @@ def train(recipe: Recipe, run: RunDir) -> TrainReport:
     )
 
 
-def _fit(recipe: Recipe, run: RunDir, root: str, mark: str) -> None:
+def _fit(recipe: Recipe, run: RunDir, mark: str, round_index: int) -> None:
     # Not resolved here: an embedded model is built on the node that needs it.
     model = str(Path(recipe.target.model).absolute()) if Path(recipe.target.model).is_dir() else recipe.target.model
     run_workers(
         train_worker,
-        {"recipe": recipe.model_dump_json(), "root": _absolute(run.root), "model": model},
+        {"recipe": recipe.model_dump_json(), "root": _absolute(run.root), "model": model, "round": str(round_index)},
         verb="train",
         # Ray Train resumes whatever has the name: with the fingerprint in it, no other recipe's state.
         name=f"state-{mark}",
-        storage=root,
+        storage=_absolute(run.training(round_index)),
         pool=recipe.cluster.trainer,
         section="cluster.trainer",
         start_seconds=recipe.timeouts.worker_group_start,
@@ -153,20 +155,20 @@ def train_worker(config: dict[str, str]) -> dict[str, Any] | DatError:
 
 def _work(config: dict[str, str]) -> dict[str, Any]:
     answer_for_stacks()
-    recipe, run = Recipe.model_validate_json(config["recipe"]), RunDir(config["root"])
-    pool, root, mark = recipe.cluster.trainer, run.training(recipe.round), fingerprint(recipe)
+    recipe, run, round_index = Recipe.model_validate_json(config["recipe"]), RunDir(config["root"]), int(config["round"])
+    pool, root, mark = recipe.cluster.trainer, run.training(round_index), run.fingerprint_of(recipe)
     torch.set_num_threads(pool.threads)
     context = ray.train.get_context()
     worker = Worker(
         context.get_world_rank(), context.get_world_size(), sum_over_workers if context.get_world_size() > 1 else alone
     )
     base = resolve_model(config["model"], "target.model")
-    rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target))
+    rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target), round_index)
     if worker.rank == 0:
         write_counts(root, rows.counts)
     log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None
     with tempfile.TemporaryDirectory(prefix="dat-train-") as scratch:
-        network = _network(recipe, build_model(recipe, run, base, Path(scratch)), worker.world)
+        network = _network(recipe, build_model(recipe, run, base, Path(scratch), round_index), worker.world)
         try:
             last = run_loop(
                 network,
@@ -184,7 +186,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
         if worker.rank == 0:
             folder = Path(scratch) / "adapter"
             save_adapter(network.model, str(folder), model_fingerprint(base))
-            publish_folder(folder, run.adapter(recipe.round))
+            publish_folder(folder, run.adapter(round_index))
     return last
 
 
@@ -204,28 +206,29 @@ def _network(recipe: Recipe, model: torch.nn.Module, world: int) -> Network:
     return network
 
 
-def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path) -> torch.nn.Module:
+def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path, round_index: int = FIRST_ROUND) -> torch.nn.Module:
     """The target with a fresh adapter, or, from round 1 on, with the adapter of the round before.
 
     With the adapter off it is the base model in every round, which stays the teacher of the retain term.
 
     Args:
-        recipe: `target`, `training` and the round.
+        recipe: `target` and `training`.
         run: run directory.
         base: folder or hub id of the target.
         scratch: local folder for a copy of the adapter.
+        round_index: the round.
 
     Raises:
         DatError: the round before left no adapter.
     """
     model = load_causal_lm(base, recipe.training.dtype, "target.model")
-    if recipe.round == 0:
+    if round_index == FIRST_ROUND:
         # Of a hub model the driver of the run has seen no more than the configuration.
         check_lora_targets(str(model_files(base, "target.model", download=False)), recipe.training.lora)
         return attach_lora(model, recipe.training.lora, recipe.seed)
-    before = run.adapter(recipe.round - 1)
-    if not has_manifest(run.training(recipe.round - 1)):
-        raise DatError(f"round {recipe.round} starts from {before}, which is missing: train round {recipe.round - 1} first")
+    before = run.adapter(round_index - 1)
+    if not has_manifest(run.training(round_index - 1)):
+        raise DatError(f"round {round_index} starts from {before}, which is missing: train round {round_index - 1} first")
     local = scratch / "adapter-before"
     fs, inner = open_filesystem(before)
     local.mkdir()
@@ -308,12 +311,12 @@ def _absolute(root: str) -> str:
 
 
 @contextmanager
-def _shown(run: RunDir, recipe: Recipe, progress: Progress) -> Iterator[None]:
+def _shown(run: RunDir, recipe: Recipe, progress: Progress, round_index: int) -> Iterator[None]:
     """Shows what the workers log while the driver waits for them, and looks into them when nothing comes."""
-    root = run.training(recipe.round)
+    root = run.training(round_index)
     # Before the first update workers have to be placed and load the model.
     patience = recipe.timeouts.no_progress + recipe.timeouts.worker_group_start
-    stall = StallWatch("train", join(run.logs, f"train-round-{recipe.round}-stall.txt"), patience)
+    stall = StallWatch("train", join(run.logs, f"train-round-{round_index}-stall.txt"), patience)
 
     announced = False
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.retain import load_retain
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.schemas import RETAIN
 from dat_ray.data.shards import has_manifest, join, read_manifest, write_manifest, write_shard
 from dat_ray.data.text import english_rules_read
 from dat_ray.errors import DatError
+from dat_ray.models.identity import check_weights, models_of
 
 RETAIN_FILE = "retain.parquet"
 
@@ -48,6 +48,7 @@ def prepare_retain(
     run: RunDir,
     complete: Callable[[list[str]], list[str]],
     keep: Callable[[str, str], bool] = lambda prompt, response: True,
+    round_index: int = FIRST_ROUND,
 ) -> RetainReport:
     """Writes the round's retain set, unless it is there.
 
@@ -57,18 +58,21 @@ def prepare_retain(
         complete: the base model's greedy answers to prompts, one each, in order; not called without need.
         keep: whether a (prompt, response) is fit to be retained. An answer that refuses is not: keeping it
             would teach refusals of harmless prompts.
+        round_index: whose retain set.
 
     Raises:
         DatError: no row is left, or `complete` gave another number of answers than there were prompts.
         ShardError: a retain set of another recipe is there.
     """
-    folder, mark = retain_folder(run, recipe.round), fingerprint(recipe)
+    folder, mark = retain_folder(run, round_index), run.fingerprint_of(recipe)
     if has_manifest(folder):
         return RetainReport(read_manifest(folder, fingerprint=mark).rows, written=0, dropped=0, skipped=True)
     if recipe.training.retain is None:
         return RetainReport(rows=0, written=0, dropped=0, skipped=True)
     rows = load_retain(recipe.training.retain)
     missing = [row for row in rows if row.response is None]
+    if missing:
+        check_weights(run.root, models_of(recipe, "target"))
     answers = complete([row.prompt for row in missing]) if missing else []
     if len(answers) != len(missing):
         raise DatError(f"the base model gave {len(answers)} answers to {len(missing)} retain prompts")

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.config.training import RetainConfig, TrainingConfig
-from dat_ray.data.rundir import RunDir, rewrites_folder
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, rewrites_folder
 from dat_ray.data.shards import has_manifest, read_manifest, read_table
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.chat import ChatFormat, Encoded
@@ -38,14 +37,14 @@ def harmful_row(chat: ChatFormat, prompt: str, target: str, refusal: str, cfg: T
     return HarmfulRow(harmful, refused)
 
 
-def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
+def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat, round_index: int = FIRST_ROUND) -> TrainingRows:
     """Reads and tokenizes the round's training set and retain set.
 
     Raises:
         ShardError: a table is missing, altered, or of another recipe.
         InputError: so many prompts leave no room for a response that an update cannot be filled.
     """
-    cfg, mark = recipe.training, fingerprint(recipe)
+    cfg, mark = recipe.training, run.fingerprint_of(recipe)
     counts: dict[str, TableCount] = {}
 
     def attacked(name: str, folder: str) -> list[HarmfulRow]:
@@ -53,11 +52,11 @@ def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat) -> TrainingRows:
         check_kept(name, counts[name], cfg)
         return rows
 
-    harmful = attacked("harmful", run.training_set(recipe.round))
-    rewrites = attacked("rewrites", rewrites_folder(run, recipe.round)) if recipe.selection.source == "mixture" else []
+    harmful = attacked("harmful", run.training_set(round_index))
+    rewrites = attacked("rewrites", rewrites_folder(run, round_index)) if recipe.selection.source == "mixture" else []
     retain: list[Encoded] = []
     if cfg.retain_rows:
-        table = read_table(retain_folder(run, recipe.round), fingerprint=mark).to_pylist()
+        table = read_table(retain_folder(run, round_index), fingerprint=mark).to_pylist()
         retain, counts["retain"] = encode_retain(chat, table, cfg)
         check_kept("retain", counts["retain"], cfg)
     return TrainingRows(harmful, retain, rewrites, counts)
@@ -128,7 +127,7 @@ def _retained(row: Encoded, cfg: RetainConfig) -> Encoded:
     return replace(row, response_span=(max(start, 1), high))
 
 
-def count_rows(recipe: Recipe, run: RunDir) -> tuple[int, int]:
+def count_rows(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> tuple[int, int]:
     """Rows of the training set (rewrites included) and the retain set, from their manifests, checked against an update's needs.
 
     Rows whose prompts are too long are still among them: `load_rows`, which has a tokenizer, leaves those out and checks again.
@@ -137,8 +136,8 @@ def count_rows(recipe: Recipe, run: RunDir) -> tuple[int, int]:
         ShardError: a table is missing or of another recipe.
         DatError: not enough rows.
     """
-    mark, folder = fingerprint(recipe), retain_folder(run, recipe.round)
-    harmful = read_manifest(run.training_set(recipe.round), fingerprint=mark).rows
+    mark, folder = run.fingerprint_of(recipe), retain_folder(run, round_index)
+    harmful = read_manifest(run.training_set(round_index), fingerprint=mark).rows
     retain = 0
     if recipe.training.retain_rows:
         if not has_manifest(folder):
@@ -149,7 +148,7 @@ def count_rows(recipe: Recipe, run: RunDir) -> tuple[int, int]:
     for world in worlds:
         check_rows(recipe.training, harmful, retain, world)
     if recipe.selection.source == "mixture":
-        rewrites = read_manifest(rewrites_folder(run, recipe.round), fingerprint=mark).rows
+        rewrites = read_manifest(rewrites_folder(run, round_index), fingerprint=mark).rows
         for world in worlds:
             check_rows(recipe.training, rewrites, retain, world)
     return harmful, retain

@@ -17,7 +17,7 @@ from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
 from dat_ray.diffusion.law import Law
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.factory import build_sampler
-from dat_ray.engines.sampler_setup import SamplerSetup, sampler_fingerprint
+from dat_ray.engines.sampler_setup import SamplerSetup
 from dat_ray.engines.torch_sampler import TorchSampler
 from dat_ray.engines.vllm_sampler import VllmSampler
 from dat_ray.errors import DatError, InputError
@@ -151,21 +151,18 @@ def test_a_causal_config_cannot_be_served(config, folder, tmp_path, vllm_process
 
 def test_the_fingerprint_covers_what_changes_a_prompt(config, folder, tmp_path):
     def fingerprint(**change) -> str:
-        return sampler_fingerprint(config.model_copy(update=change), folder)
+        return SamplerSetup.read(config.model_copy(update=change), folder).fingerprint
 
     base = fingerprint()
-    assert (
-        base
-        == fingerprint(batch_size=1)
-        == fingerprint(max_batched_tokens=512)
-        == fingerprint(steps_per_call=9)
-        == fingerprint(prompt_tokens=(8,))
-    )
+    assert base == fingerprint(batch_size=1) == fingerprint(max_batched_tokens=512) == fingerprint(steps_per_call=9)
     changes = [{"temperature": 1.0}, {"steps": 3}, {"order": "random"}, {"remask_condition": False},
                {"dtype": "bfloat16"}, {"backend": "torch"}, {"max_target_tokens": 8}]  # fmt: skip
     assert len({base, *(fingerprint(**change) for change in changes)}) == len(changes) + 1
     moved = shutil.copytree(folder, tmp_path / "moved")
-    assert sampler_fingerprint(config.model_copy(update={"model": str(moved)}), str(moved)) == base
+    assert fingerprint(model=str(moved)) == base
+    weights = Path(moved) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    assert fingerprint(model=str(moved)) != base
 
 
 def literally(config: SamplerConfig, request: InfillRequest) -> tuple[int, ...]:

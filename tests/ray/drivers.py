@@ -18,10 +18,9 @@ from pathlib import Path
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import read_file, read_table
 from dat_ray.errors import DatError
-from dat_ray.generation.expand import expand
 from dat_ray.generation.finish import CHECKPOINT, committed_checkpoints
 from dat_ray.generation.stage import generate
-from tests.ray.tiny_generation import Faults, engines, tiny_recipe, tiny_run
+from tests.ray.tiny_generation import Faults, engines, request_ids, tiny_recipe, tiny_run
 
 # How long a drill waits for anything, on a busy machine too.
 PATIENCE = 240.0
@@ -73,7 +72,7 @@ def assert_as_undisturbed(run: RunDir, undisturbed: RunDir) -> None:
     """Every row that was asked for, once, and equal to the row of a run that nothing disturbed."""
     rows, expected = (read_table(each.candidates(0)).sort_by("candidate_id") for each in (run, undisturbed))
     ids = rows["candidate_id"].to_pylist()
-    assert ids == sorted(expand(read_file(run.behaviors), tiny_recipe())["candidate_id"].to_pylist())
+    assert ids == sorted(request_ids(run, tiny_recipe()))
     assert len(set(ids)) == len(ids)
     assert rows.to_pylist() == expected.to_pylist()
 

@@ -168,13 +168,13 @@ def test_a_disk_that_fills_up_while_training(model: Path, tmp_path: Path, monkey
 @pytest.mark.slow
 def test_an_adapter_of_another_base_model_is_told_once(model: Path, tmp_path: Path) -> None:
     """Round 1 goes on from the adapter of round 0, which here belongs to a model that is not the target."""
-    recipe = tiny_training_recipe(model).model_copy(update={"round": 1})
-    run = ready_run(tmp_path / "run", recipe)
+    recipe = tiny_training_recipe(model)
+    run = ready_run(tmp_path / "run", recipe, round_index=1)
     stray = attach_lora(load_causal_lm(str(model), "float32"), recipe.training.lora, 0)
     save_adapter(stray, run.adapter(0), "another-model")
     driver.write_manifest(run.training(0), driver._describe_adapter(run.training(0)), "f" * 16)
     before = contents(Path(run.training(0)))
     with pytest.raises(InputError, match="adapter of another base model: trained on another-model"):
-        driver.train(recipe, run)
+        driver.train(recipe, run, round_index=1)
     assert contents(Path(run.training(0))) == before
     assert not has_manifest(run.training(1))

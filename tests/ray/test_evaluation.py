@@ -152,7 +152,7 @@ def test_without_an_adapter_nothing_starts(tmp_path: Path, notes: Path) -> None:
 def test_models_that_a_user_names_answer_the_same_questions(tmp_path: Path, notes: Path) -> None:
     recipe, faults = tiny_recipe(evaluation={"attacks": ["direct"]}), Faults(str(notes))
     run = tiny_run(tmp_path / "run", recipe)
-    adapter = run.adapter(recipe.round)
+    adapter = run.adapter(0)
     models = [Model("plain", None, "none"), Model("dat", adapter, "1"), Model("other", None, "org/other", "org/other")]
     report = evaluate(recipe, run, "comparison", engines(faults), models)
     assert list(report.metrics["models"]) == ["plain", "dat", "other"]

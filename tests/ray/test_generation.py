@@ -14,11 +14,10 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.data.shards import read_file, read_manifest, read_table
 from dat_ray.errors import DatError, ShardError
-from dat_ray.generation.expand import expand
 from dat_ray.generation.finish import CHECKPOINT
 from dat_ray.generation.stage import GenerationReport, generate
 from dat_ray.raysession import start_ray
-from tests.ray.tiny_generation import ROWS, ROWS_PER_BLOCK, Faults, drawn, engines, tiny_recipe, tiny_run
+from tests.ray.tiny_generation import ROWS, ROWS_PER_BLOCK, Faults, drawn, engines, request_ids, tiny_recipe, tiny_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -41,7 +40,7 @@ def rows_by_id(run: RunDir) -> dict[str, dict]:
 
 
 def requested(run: RunDir) -> list[str]:
-    return expand(read_file(run.behaviors), tiny_recipe())["candidate_id"].to_pylist()
+    return request_ids(run, tiny_recipe())
 
 
 def test_every_row_is_written_once_with_what_each_role_said(undisturbed):

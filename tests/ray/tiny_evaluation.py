@@ -191,7 +191,7 @@ def tiny_run(root: Path | str, recipe: Recipe, adapter: bytes = b"weights") -> R
         rows = [_behavior(f"h{i}", f"goal {i}", "heldout", f"Sure {i}") for i in range(HELD_OUT)]
         rows += [_behavior(f"o{i}", f"harmless {i}", "over_refusal", "") for i in range(LOOK_ALIKES)]
         write_file(run.behaviors, pa.Table.from_pylist(rows, schema=BEHAVIORS))
-    folder = Path(run.adapter(recipe.round))
+    folder = Path(run.adapter(0))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_model.safetensors").write_bytes(adapter)
     return run

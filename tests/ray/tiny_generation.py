@@ -16,9 +16,11 @@ import pyarrow as pa
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import BEHAVIORS
-from dat_ray.data.shards import exists, write_file
+from dat_ray.data.shards import exists, read_file, write_file
 from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgement
 from dat_ray.generation.actors import Engines
+from dat_ray.generation.expand import expand
+from dat_ray.models.identity import sampler_fingerprint, weights_of
 
 BEHAVIOR_COUNT, SAMPLES = 6, 16
 ROWS = BEHAVIOR_COUNT * SAMPLES
@@ -187,6 +189,12 @@ def tiny_run(root: Path | str, recipe: Recipe) -> RunDir:
         ]
         write_file(run.behaviors, pa.Table.from_pylist(rows, schema=BEHAVIORS))
     return run
+
+
+def request_ids(run: RunDir, recipe: Recipe) -> list[str]:
+    """Ids of the rows that the run's generation makes."""
+    sampler = sampler_fingerprint(recipe.sampler, weights_of(recipe.sampler.model))
+    return expand(read_file(run.behaviors), recipe, sampler)["candidate_id"].to_pylist()
 
 
 def drawn(notes: Path) -> list[str]:

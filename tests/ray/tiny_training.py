@@ -99,7 +99,7 @@ def held_worker(notes: Path | str, update: int) -> Callable[[dict[str, str]], An
     return work
 
 
-def ready_run(root: Path | str, recipe: Recipe, rows: int = 10) -> RunDir:
+def ready_run(root: Path | str, recipe: Recipe, rows: int = 10, round_index: int = 0) -> RunDir:
     """A run directory with a training set and a retain set."""
     run, mark = open_run(str(root), recipe, resume=True), fingerprint(recipe)
     harmful = [
@@ -115,10 +115,10 @@ def ready_run(root: Path | str, recipe: Recipe, rows: int = 10) -> RunDir:
         }
         for i in range(rows)
     ]
-    folder = run.training_set(recipe.round)
+    folder = run.training_set(round_index)
     write_manifest(folder, [write_shard(folder, "part-0.parquet", table(harmful, TRAINING_SET))], mark)
     retain = [{"retain_id": f"r{i}", "prompt": f"add {i}", "response": f"It is {i * i}.", "source": "t"} for i in range(7)]
-    folder = retain_folder(run, recipe.round)
+    folder = retain_folder(run, round_index)
     write_manifest(folder, [write_shard(folder, RETAIN_FILE, table(retain, RETAIN))], mark)
     return run
 

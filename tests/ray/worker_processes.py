@@ -55,7 +55,7 @@ def training_workers() -> list[psutil.Process]:
 
 def updates_kept(recipe: Recipe, run: RunDir) -> int:
     """Updates of the newest checkpoint that Ray Train knows."""
-    storage = f"{run.training(recipe.round)}/state-{fingerprint(recipe)}"
+    storage = f"{run.training(0)}/state-{fingerprint(recipe)}"
     if not exists(f"{storage}/checkpoint_manager_snapshot.json"):
         return 0
     filesystem, inner = open_filesystem(storage)

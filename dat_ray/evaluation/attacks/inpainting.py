@@ -12,10 +12,13 @@ from typing import Any
 from dat_ray.config.models import SamplerConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id, seed_from_id
+from dat_ray.data.rundir import FIRST_ROUND
 from dat_ray.evaluation.attacks.questions import Behavior, Question
-from dat_ray.generation.expand import draw_prompt_tokens, sampler_fingerprint
+from dat_ray.generation.expand import draw_prompt_tokens
 
 INPAINTING, HELDOUT = "inpainting", "inpainting_heldout"
+# Section of the recipe that describes each attack's sampler.
+SECTIONS = {INPAINTING: "sampler", HELDOUT: "evaluation.heldout_sampler"}
 
 
 def samplers(recipe: Recipe) -> dict[str, SamplerConfig]:
@@ -25,7 +28,7 @@ def samplers(recipe: Recipe) -> dict[str, SamplerConfig]:
 
 
 def infill_requests(
-    recipe: Recipe, suite: str, behaviors: Iterable[Behavior], config: SamplerConfig | None = None
+    recipe: Recipe, suite: str, behaviors: Iterable[Behavior], config: SamplerConfig, sampler: str
 ) -> list[dict[str, Any]]:
     """Rows (schema REQUESTS) of the prompts to draw: `evaluation.inpainting_samples` a behavior, targets in turn.
 
@@ -33,10 +36,9 @@ def infill_requests(
         recipe: gives the seed and the number of samples.
         suite: name of the evaluation; another suite draws other prompts.
         behaviors: held-out ones.
-        config: of the sampler; absent: the training sampler.
+        config: of the sampler.
+        sampler: its fingerprint, see `dat_ray.models.identity`.
     """
-    config = config or recipe.sampler
-    sampler = sampler_fingerprint(config)
     rows: list[dict[str, Any]] = []
     for behavior in behaviors:
         for index in range(recipe.evaluation.inpainting_samples):
@@ -48,7 +50,7 @@ def infill_requests(
                     "candidate_id": identifier,
                     "behavior_id": behavior.behavior_id,
                     "target_index": target_index,
-                    "round": recipe.round,
+                    "round": FIRST_ROUND,
                     "sample_index": index,
                     "goal": behavior.goal,
                     "target": target,

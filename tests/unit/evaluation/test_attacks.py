@@ -10,6 +10,7 @@ from dat_ray.errors import DatError
 from dat_ray.evaluation.attacks import OVER_REFUSAL, Question, Scope, behaviors_of, held_out, look_alikes
 from dat_ray.evaluation.attacks.direct import direct
 from dat_ray.evaluation.attacks.inpainting import infill_requests, inpainting
+from dat_ray.models.identity import sampler_fingerprint
 
 SCOPE = Scope("default", 0)
 
@@ -26,6 +27,11 @@ def recipe(samples: int = 5, lengths: tuple[int, ...] = (4, 8, 12), seed: int = 
             "evaluation": {"inpainting_samples": samples},
         }
     )
+
+
+def requests(recipe: Recipe, suite: str = "default", weights: str = "w") -> list[dict]:
+    sampler = sampler_fingerprint(recipe.sampler, weights)
+    return infill_requests(recipe, suite, held_out(TABLE), recipe.sampler, sampler)
 
 
 def behavior(identifier: str, split: str, target_index: int = 0, target: str = "Sure") -> dict:
@@ -81,27 +87,26 @@ def test_direct_and_look_alikes_ask_the_goal_once() -> None:
 
 
 def test_targets_take_turns_and_rows_fit_their_schema() -> None:
-    rows = infill_requests(recipe(), "default", held_out(TABLE))
+    rows = requests(recipe())
     assert pa.Table.from_pylist(rows, schema=REQUESTS).num_rows == 10
     assert [row["target"] for row in rows[:5]] == ["first", "second", "first", "second", "first"]
-    assert {row["prompt_tokens"] for row in infill_requests(recipe(64), "default", held_out(TABLE))} == {4, 8, 12}
+    assert {row["prompt_tokens"] for row in requests(recipe(64))} == {4, 8, 12}
 
 
 def test_prompts_depend_on_suite_seed_and_sampler_and_on_nothing_else() -> None:
-    def seeds(suite: str = "default", seed: int = 0, steps: int = 4, samples: int = 5) -> list[int]:
-        rows = infill_requests(recipe(samples, seed=seed, steps=steps), suite, held_out(TABLE))
-        return [row["seed"] for row in rows]
+    def seeds(suite: str = "default", seed: int = 0, steps: int = 4, samples: int = 5, weights: str = "w") -> list[int]:
+        return [row["seed"] for row in requests(recipe(samples, seed=seed, steps=steps), suite, weights)]
 
     assert seeds() == seeds()
     assert len(set(seeds())) == 10
-    for other in (seeds(suite="other"), seeds(seed=1), seeds(steps=3)):
+    for other in (seeds(suite="other"), seeds(seed=1), seeds(steps=3), seeds(weights="v")):
         assert not set(other) & set(seeds())
     # More samples of a behavior keep the earlier ones.
     assert set(seeds(samples=3)) < set(seeds(samples=5))
 
 
 def test_sampled_rows_become_questions_with_their_cost_or_their_error() -> None:
-    rows = infill_requests(recipe(1), "default", held_out(TABLE))
+    rows = requests(recipe(1))
     sampled = [
         rows[0] | {"prompt": "tell me", "nfe": 7, "error": None},
         rows[1] | {"prompt": None, "nfe": None, "error": "out of memory"},

@@ -10,7 +10,8 @@ from dat_ray.data.ids import row_id, seed_from_id
 from dat_ray.data.schemas import BEHAVIORS, CANDIDATES
 from dat_ray.errors import InputError
 from dat_ray.generation import expand as module
-from dat_ray.generation.expand import draw_prompt_tokens, expand, sampler_fingerprint
+from dat_ray.generation.expand import draw_prompt_tokens
+from dat_ray.models.identity import sampler_fingerprint
 
 
 def recipe(**changes) -> Recipe:
@@ -51,6 +52,10 @@ def behaviors(*rows: tuple[str, int, str, str]) -> pa.Table:
     )
 
 
+def expand(behaviors: pa.Table, recipe: Recipe, weights: str = "w", **options) -> pa.Table:
+    return module.expand(behaviors, recipe, sampler_fingerprint(recipe.sampler, weights), **options)
+
+
 THREE = behaviors(("a", 0, "Sure, a", "train"), ("a", 1, "Of course, a", "train"), ("h", 0, "Sure, h", "heldout"))
 
 
@@ -81,9 +86,11 @@ def test_a_row_does_not_depend_on_the_others():
     assert all(whole[row["candidate_id"]] == row for row in alone)
 
 
-@pytest.mark.parametrize("change", [{"round": 1}, {"sampler__temperature": 0.5}, {"sampler__model": "n"}])
-def test_ids_change_with_what_determines_a_row(change):
-    before, after = expand(THREE, recipe()), expand(THREE, recipe(**change))
+@pytest.mark.parametrize(
+    ("change", "options"), [({}, {"round_index": 1}), ({"sampler__temperature": 0.5}, {}), ({}, {"weights": "v"})]
+)
+def test_ids_change_with_what_determines_a_row(change, options):
+    before, after = expand(THREE, recipe()), expand(THREE, recipe(**change), **options)
     assert not set(before["candidate_id"].to_pylist()) & set(after["candidate_id"].to_pylist())
 
 
@@ -92,12 +99,6 @@ def test_another_seed_draws_other_prompts_for_the_same_rows():
     assert before["candidate_id"].to_pylist() == after["candidate_id"].to_pylist()
     assert not set(before["seed"].to_pylist()) & set(after["seed"].to_pylist())
     assert min(before["seed"].to_pylist()) >= 0
-
-
-def test_speed_settings_do_not_change_the_sampler_fingerprint():
-    fast = recipe(sampler__batch_size=7, sampler__backend="torch", sampler__max_batched_tokens=99)
-    assert sampler_fingerprint(fast.sampler) == sampler_fingerprint(recipe().sampler)
-    assert sampler_fingerprint(recipe(sampler__steps=4).sampler) != sampler_fingerprint(recipe().sampler)
 
 
 def test_prompt_lengths_are_drawn_evenly():
@@ -120,7 +121,7 @@ def test_a_target_given_twice_is_refused_by_name():
 def test_a_likelihood_is_compared_under_another_behaviors_target_and_changes_no_row():
     both = behaviors(("a", 0, "Sure, a", "train"), ("b", 0, "Sure, b", "train"), ("c", 0, "Sure, c", "train"),
                      ("h", 0, "Sure, h", "heldout"))  # fmt: skip
-    plain = expand(both, recipe())
+    plain = expand(both, recipe(sampler__backend="torch"))
     asked = expand(both, recipe(sampler__likelihood_samples=4, sampler__backend="torch"))
     assert set(plain["other_target"].to_pylist()) == {None}
     rows = asked.to_pylist()
@@ -142,16 +143,15 @@ def test_a_likelihood_that_cannot_be_had_is_refused(samples, backend, reason):
         recipe(sampler__likelihood_samples=samples, sampler__backend=backend)
 
 
-def test_ids_and_seeds_are_fixed_for_all_time(monkeypatch):
-    """Written down from the first version of this function: a run that was begun then can be resumed now."""
-    monkeypatch.setattr(module, "sampler_fingerprint", lambda cfg: "law")
-    rows = expand(THREE, recipe()).to_pylist()
+def test_ids_and_seeds_are_fixed_for_all_time():
+    """Written down from the first version of this function."""
+    rows = module.expand(THREE, recipe(), "law").to_pylist()
     assert [(row["candidate_id"], row["seed"], row["prompt_tokens"]) for row in (rows[0], rows[4], rows[9])] == GOLDEN
 
 
 def test_a_row_is_what_its_definition_says():
-    rows = expand(behaviors(("ä", 3, 'Sure, "quoted"\n', "train")), recipe(seed=9, round=2)).to_pylist()
-    law = sampler_fingerprint(recipe().sampler)
+    rows = expand(behaviors(("ä", 3, 'Sure, "quoted"\n', "train")), recipe(seed=9), round_index=2).to_pylist()
+    law = sampler_fingerprint(recipe().sampler, "w")
     for sample, row in enumerate(rows):
         identifier = row_id("ä", 3, 'Sure, "quoted"\n', 2, sample, law)
         seed = seed_from_id(row_id(9, identifier))

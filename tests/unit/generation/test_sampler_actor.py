@@ -46,7 +46,7 @@ def rows() -> list[dict]:
 def test_likelihoods_are_stored_when_they_are_asked_for(folder):
     plain, found = actor(folder, 0).work(rows()), actor(folder, 6).work(rows())
     assert [row["prompt"] for row in found] == [row["prompt"] for row in plain]
-    assert all(set(row) == {"prompt", "nfe", "sample_logprob"} for row in plain)
+    assert all(set(row) == {"prompt", "nfe", "sample_logprob", "sampler"} for row in plain)
     assert all(row["log_likelihood"] < 0 for row in found)
     assert [row["log_likelihood_error"] > 0 for row in found] == [True, False, True]
     assert [row.get("other_log_likelihood") is None for row in found] == [False, False, True]

@@ -36,13 +36,13 @@ _STAGE_HELP = {
 
 def _recipe_of(arguments: argparse.Namespace, *, starts: bool) -> Recipe:
     """The recipe that is named, or that of the run directory."""
-    from dat_ray.config.loading import changed, load_recipe
+    from dat_ray.config.loading import load_recipe, with_overrides
     from dat_ray.data.rundir import RunDir, open_to_read
     from dat_ray.data.shards import exists
 
     root = arguments.run_dir
     if arguments.recipe is None and root and exists(RunDir(root).record):
-        return changed(open_to_read(root)[1].recipe, arguments.set)
+        return with_overrides(open_to_read(root)[1].recipe, arguments.set)
     if arguments.recipe is None and not starts:
         raise InputError("--run-dir", root, "give the directory of a run that has begun, or name a recipe")
     return load_recipe(arguments.recipe or "demo", arguments.set)

@@ -89,7 +89,7 @@ def load_settings(root: type[Settings], text: str, name: str, overrides: Sequenc
         raise _first_problem(error, root) from None
 
 
-def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+def with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """The recipe of a run directory, with overrides that change none of its rows.
 
     Raises:
@@ -105,7 +105,7 @@ def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return after
 
 
-def known_part(root: type[Settings], tree: dict[str, Any]) -> tuple[Settings, tuple[str, ...]]:
+def validate_known_fields(root: type[Settings], tree: dict[str, Any]) -> tuple[Settings, tuple[str, ...]]:
     """Checks a stored tree of any version: what this version does not know of it is left out.
 
     Returns:
@@ -223,12 +223,12 @@ def fingerprint(section: Section, sections: Collection[str] | None = None) -> st
         section: a recipe, or a part of one.
         sections: names of the fields of `section` that are looked at; None for all.
     """
-    told = {
+    settings = {
         path: leaf.value
         for path, leaf in leaves(section)
         if leaf.changes_rows and not leaf.at_default and (sections is None or path.split(".")[0] in sections)
     }
-    text = json.dumps([FINGERPRINT_VERSION, told], sort_keys=True)
+    text = json.dumps([FINGERPRINT_VERSION, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -66,7 +67,7 @@ class Leaf:
 
     Attributes:
         value: as in JSON.
-        default: of its field, as in JSON; `PydanticUndefined` where the field has to be given.
+        default: the value where nothing is written, as in JSON; `PydanticUndefined` where something has to be.
         changes_rows: whether rows depend on it.
     """
 
@@ -83,23 +84,32 @@ class Leaf:
 GIVEN = "given"
 
 
-def leaves(section: Section, prefix: str = "", changes_rows: bool = True) -> Iterator[tuple[str, Leaf]]:
+def leaves(section: Section) -> Iterator[tuple[str, Leaf]]:
     """Dotted names and values of everything in a section, in the order of its fields."""
-    tree = section.model_dump(mode="json")
-    defaults = _defaults(type(section))
+    yield from _leaves(section, None, "", True)
+
+
+def _leaves(section: Section, default: Section | None, prefix: str, changes_rows: bool) -> Iterator[tuple[str, Leaf]]:
+    """As `leaves`; `default` is what stands there where the whole section is left out, None where that is no section."""
+    values = section.model_dump(mode="json")
+    defaults = _class_defaults(type(section)) if default is None else default.model_dump(mode="json")
     for name, field in type(section).model_fields.items():
         path, counts = f"{prefix}{name}", changes_rows and NO_EFFECT_ON_ROWS not in field.metadata
         value = getattr(section, name)
         if not isinstance(value, Section):
-            yield path, Leaf(tree[name], defaults[name], counts)
+            yield path, Leaf(values[name], defaults[name], counts)
             continue
         if defaults[name] is None:
             yield path, Leaf(GIVEN, None, counts)
-        yield from leaves(value, f"{path}.", counts)
+        inner = field.get_default(call_default_factory=True, validated_data={}) if default is None else getattr(default, name)
+        yield from _leaves(value, inner if isinstance(inner, Section) else None, f"{path}.", counts)
 
 
-def _defaults(kind: type[Section]) -> dict[str, Any]:
+@functools.cache
+def _class_defaults(kind: type[Section]) -> Mapping[str, Any]:
     """Each field's default as in JSON, as it is without validation."""
-    plain = {name: field.get_default(call_default_factory=True, validated_data={}) for name, field in kind.model_fields.items()}
-    known = {name: value for name, value in plain.items() if value is not PydanticUndefined}
-    return plain | kind.model_construct(**known).model_dump(mode="json", include=set(known), warnings=False)
+    defaults = {
+        name: field.get_default(call_default_factory=True, validated_data={}) for name, field in kind.model_fields.items()
+    }
+    given = {name: value for name, value in defaults.items() if value is not PydanticUndefined}
+    return defaults | kind.model_construct(**given).model_dump(mode="json", include=set(given), warnings=False)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from dat_ray import __version__
-from dat_ray.config.loading import difference, fingerprint, known_part
+from dat_ray.config.loading import difference, fingerprint, validate_known_fields
 from dat_ray.config.schema import Recipe
 from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
 from dat_ray.errors import InputError
@@ -117,12 +117,11 @@ def read_record(run: RunDir) -> RunRecord:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError("RUN_DIR", run.record, f"is no record of a run ({_short(error)}): restore that file") from None
     try:
-        recipe, unknown = known_part(Recipe, tree)
-    except InputError as error:
-        remedy = (
-            f"was written by dat_ray {about.get('dat_ray', 'of an unknown version')}, and {__version__} cannot read its recipe"
-        )
-        raise InputError("RUN_DIR", run.record, f"{remedy} ({error}): use the version that wrote it") from None
+        recipe, unknown = validate_known_fields(Recipe, tree)
+    except (InputError, RecursionError) as error:
+        version = about.get("dat_ray", "an unknown version")
+        remedy = f"was written by dat_ray {version}, and {__version__} cannot read its recipe ({_short(error)})"
+        raise InputError("RUN_DIR", run.record, f"{remedy}: use the version that wrote it") from None
     return RunRecord(recipe, str(about.get("fingerprint") or fingerprint(recipe)), unknown, about)
 
 
@@ -141,7 +140,7 @@ def open_to_read(root: str) -> tuple[RunDir, RunRecord]:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def rewrites_folder(run: RunDir, round_index: int) -> str:

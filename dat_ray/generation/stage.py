@@ -80,25 +80,27 @@ def generate(
         round_index: the round.
 
     Raises:
+        InputError: a model has other weights than when this run began.
         DatError: too many rows failed, an engine did not start, the cluster is too small, nothing moved for
             `timeouts.no_progress` seconds, the folder belongs to another recipe, or another driver works on it.
     """
     root = run.candidates(round_index)
+    weights = check_weights(run.root, models_of(recipe, "sampler", "target", "judge.reader"))
     if has_manifest(root):
         return _report(read_table(root, fingerprint=run.fingerprint_of(recipe)))
-    with hold(run.root):
-        return _generate(recipe, run, engines or Engines(), adapter, round_index)
-
-
-def _generate(recipe: Recipe, run: RunDir, engines: Engines, adapter: str | None, round_index: int) -> GenerationReport:
-    started = time.monotonic()
-    root, mark = run.candidates(round_index), run.fingerprint_of(recipe)
     if adapter is not None and not exists(adapter):
         raise InputError("adapter", adapter, "no such folder: train the round before, or leave the adapter out")
     if adapter is not None:
         check_target_adapter(recipe.target, adapter)
-    weights = check_weights(run.root, models_of(recipe, "sampler", "target", "judge.reader"))
-    requests = _requests(recipe, run, sampler_fingerprint(recipe.sampler, weights["sampler.model"]), round_index)
+    with hold(run.root):
+        requests = _requests(recipe, run, sampler_fingerprint(recipe.sampler, weights["sampler.model"]), round_index)
+        return _generate(recipe, run, root, requests, engines or Engines(), adapter)
+
+
+def _generate(
+    recipe: Recipe, run: RunDir, root: str, requests: pa.Table, engines: Engines, adapter: str | None
+) -> GenerationReport:
+    started = time.monotonic()
     expected: list[str] = requests["candidate_id"].to_pylist()
 
     inventory = take_inventory(root)
@@ -110,22 +112,22 @@ def _generate(recipe: Recipe, run: RunDir, engines: Engines, adapter: str | None
     if set(expected) - inventory.ids:
         _make_rows(recipe, run, root, inventory, len(expected), engines, adapter)
         inventory = take_inventory(root)
-    done = publish(root, expected, inventory, mark)
+    done = publish(root, expected, inventory, run.fingerprint_of(recipe))
     return GenerationReport(done.rows, done.errors, done.nfe, time.monotonic() - started, skipped=False)
 
 
 def _requests(recipe: Recipe, run: RunDir, sampler: str, round_index: int) -> pa.Table:
     """The plan's input. Once written it is what the round is made of, however a later version would make ids or seeds."""
-    where, mark = join(run.candidates(round_index), REQUESTS), run.fingerprint_of(recipe)
-    if has_manifest(where):
-        return read_table(where, fingerprint=mark)
+    folder, mark = join(run.candidates(round_index), REQUESTS), run.fingerprint_of(recipe)
+    if has_manifest(folder):
+        return read_table(folder, fingerprint=mark)
     requests = expand(read_file(run.behaviors), recipe, sampler, round_index)
     starts = range(0, requests.num_rows, ROWS_PER_REQUEST_FILE)
     files = [
-        write_shard(where, f"part-{index:05}.parquet", requests.slice(start, ROWS_PER_REQUEST_FILE))
+        write_shard(folder, f"part-{index:05}.parquet", requests.slice(start, ROWS_PER_REQUEST_FILE))
         for index, start in enumerate(starts)
     ]
-    write_manifest(where, files, mark)
+    write_manifest(folder, files, mark)
     return requests
 
 

@@ -47,7 +47,10 @@ def weights_of(model: str, field: str = "model", revision: str = "main") -> str 
     if folder.is_dir():
         from dat_ray.models.loading import model_fingerprint
 
-        return model_fingerprint(str(folder))
+        try:
+            return model_fingerprint(str(folder))
+        except InputError as error:
+            raise InputError(field, model, error.remedy) from None
     return _commit(model, revision) if on_hub(model) else None
 
 
@@ -102,8 +105,8 @@ def check_weights(folder: str, models: Mapping[str, str]) -> dict[str, str | Non
     Raises:
         InputError: a model has other weights than those recorded under its name.
     """
-    where = join(folder, RECORD)
-    recorded = _read(where)
+    path = join(folder, RECORD)
+    recorded = _read(path)
     new = dict(recorded)
     for field, model in models.items():
         now = weights_of(model, field)
@@ -120,16 +123,16 @@ def check_weights(folder: str, models: Mapping[str, str]) -> dict[str, str | Non
             raise InputError(field, model, f"{remedy} in another directory")
     if new != recorded:
         tree = {"format_version": 1, "weights": new}
-        write_bytes(where, (json.dumps(tree, indent=1, sort_keys=True) + "\n").encode())
+        write_bytes(path, (json.dumps(tree, indent=1, sort_keys=True) + "\n").encode())
     return {field: new[field] for field in models}
 
 
-def _read(where: str) -> dict[str, str | None]:
-    if not exists(where):
+def _read(path: str) -> dict[str, str | None]:
+    if not exists(path):
         return {}
     try:
-        return {str(field): weights for field, weights in json.loads(read_bytes(where))["weights"].items()}
+        return {str(field): weights for field, weights in json.loads(read_bytes(path))["weights"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            RECORD, where, f"is not readable ({type(error).__name__}): restore it, or remove it to go on unchecked"
+            RECORD, path, f"is not readable ({type(error).__name__}): restore it, or remove it to go on unchecked"
         ) from None

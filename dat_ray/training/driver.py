@@ -93,6 +93,7 @@ def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainR
         round_index: N; from 1 on the adapter of the round before is trained further.
 
     Raises:
+        InputError: the target has other weights than when this run began.
         DatError: not enough rows, workers that keep dying, or resources that never came.
         Diverged: a loss or gradient is not finite.
     """
@@ -101,12 +102,12 @@ def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainR
     harmful, retain = count_rows(recipe, run, round_index)
     updates = count_updates(recipe.training, harmful)
     wanted_sinks(recipe.tracking)
+    check_weights(run.root, models_of(recipe, "target"))
     skipped = has_manifest(root)
     if skipped:
         _check_adapter(root, mark)
     else:
         with hold(run.root):
-            check_weights(run.root, models_of(recipe, "target"))
             with Progress("train", updates, "updates") as progress, _shown(run, recipe, progress, round_index):
                 _fit(recipe, run, mark, round_index)
             write_manifest(root, _describe_adapter(root), mark)

@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dat_ray.cli import main
+from dat_ray.cli import STAGES, main
 from dat_ray.config.loading import fingerprint, load_recipe
 
 
@@ -83,6 +84,77 @@ def test_a_run_directory_s_recipe_is_fixed(capsys, tmp_path) -> None:
     open_run(str(tmp_path), load_recipe("demo"), resume=False)
     message = _bad(capsys, "report", "--run-dir", str(tmp_path), "--set", "seed=3")
     assert "fixed" in message
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_a_run_without_its_recipes_name_goes_on_with_a_smaller_batch(tmp_path, monkeypatch) -> None:
+    """What helps after an out-of-memory error: the same run, with less at once."""
+    import dat_ray.pipeline.stages as stages
+    from dat_ray.data.rundir import open_run
+
+    open_run(str(tmp_path), load_recipe("demo"), resume=False)
+    before, ran = contents(tmp_path), []
+    monkeypatch.setattr(stages, "run_stages", lambda recipe, run, names, behaviors=None: ran.append((recipe, run.root, names)))
+    monkeypatch.setattr(stages, "check_inputs", lambda recipe: None)
+    smaller = ["--set", "target.batch_size=4", "--set", "target.kv_cache_gib=0.5"]
+    assert main(["train", "--run-dir", str(tmp_path), *smaller]) == 0
+    assert main(["run", "demo", "--run-dir", str(tmp_path), "--resume", *smaller]) == 0
+    expected = load_recipe("demo", smaller[1::2])
+    assert ran == [(expected, str(tmp_path), ("train",)), (expected, str(tmp_path), STAGES)]
+    assert contents(tmp_path) == before
+
+
+def test_a_page_of_a_run_that_may_only_be_read_goes_elsewhere(capsys, tmp_path) -> None:
+    from tests.unit.reporting.synthetic_run import finished_run
+
+    root, out = tmp_path / "run", tmp_path / "page"
+    finished_run(root)
+    before = contents(root)
+    assert main(["report", "--run-dir", str(root), "--out", str(out)]) == 0
+    assert f"report: {out}/index.html" in capsys.readouterr().err
+    assert "synthetic" in (out / "index.html").read_text()
+    assert contents(root) == before
+    assert "holds no run" in _bad(capsys, "report", "demo", "--run-dir", str(tmp_path / "none"), "--out", str(out))
+    assert not (tmp_path / "none").exists()
+    assert "another recipe" in _bad(capsys, "report", "demo", "--run-dir", str(root), "--out", str(out))
+
+
+@pytest.mark.parametrize("verb", ["status", "report", "curves", "export"])
+@pytest.mark.parametrize("recipe", [None, {"name": "demo"}, {"round": 4}, "demo", []])
+def test_a_run_that_cannot_be_understood_is_one_line(capsys, tmp_path, verb: str, recipe: object) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    (root / "run.json").write_text(json.dumps({"dat_ray": "9.0", "recipe": recipe}))
+    where = ["--run-dir", str(root)] if verb == "report" else [str(root)]
+    out = [] if verb == "status" else ["--out", str(tmp_path / "out")]
+    assert "run.json" in _bad(capsys, verb, *where, *out)
+
+
+def test_a_later_versions_run_is_looked_at_without_what_is_new_in_it(capsys, tmp_path) -> None:
+    from tests.unit.reporting.synthetic_run import finished_run
+
+    run = finished_run(tmp_path / "run")
+    record = json.loads(Path(run.record).read_text())
+    record["recipe"]["sampler"]["novelty"], record["dat_ray"] = 0.5, "7.1"
+    del record["packages"], record["platform"]
+    Path(run.record).write_text(json.dumps(record))
+    out = str(tmp_path / "out")
+    for argv in (["status", run.root], ["report", "--run-dir", run.root, "--out", out], ["curves", run.root, "--out", out]):
+        assert main(argv) == 0
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "does not know" in line]
+        assert "sampler.novelty" in line
+        assert "7.1" in line
+    message = capsys_last(capsys, main(["train", "--run-dir", run.root]))
+    assert "go on with that version" in message
+
+
+def capsys_last(capsys: pytest.CaptureFixture[str], code: int) -> str:
+    """The last line of a verb that ended with exit 2."""
+    assert code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 def test_options_of_comparisons_replays_and_sweeps_are_checked(capsys, tmp_path) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dat_ray.config.loading import fingerprint, load_recipe
-from dat_ray.data.rundir import open_run
+from dat_ray.data.rundir import RunDir, open_run, open_to_read
 from dat_ray.errors import InputError
 
 
@@ -38,3 +41,106 @@ def test_a_folder_with_other_things_is_not_taken_over(tmp_path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not empty"):
         open_run(str(tmp_path), load_recipe("demo"), resume=False)
+
+
+def rewritten(run: RunDir, **changes: Any) -> None:
+    """Changes entries of `run.json`, as another version of the program might have written them."""
+    record = json.loads(Path(run.record).read_text())
+    Path(run.record).write_text(json.dumps(record | changes))
+
+
+def test_what_changes_no_row_may_differ_when_a_run_goes_on(tmp_path) -> None:
+    """The remedy after an out-of-memory error is a smaller batch, in the same run."""
+    recipe = load_recipe("demo")
+    run = open_run(str(tmp_path / "r"), recipe, resume=False)
+    before = Path(run.record).read_bytes()
+    smaller = load_recipe("demo", ["target.batch_size=4", "target.kv_cache_gib=0.5", "training.micro_rows=1"])
+    assert open_run(run.root, smaller, resume=True).fingerprint_of(smaller) == fingerprint(recipe)
+    assert Path(run.record).read_bytes() == before
+    with pytest.raises(InputError, match=r"target.dtype: 'float32' -> 'float16'"):
+        open_run(run.root, load_recipe("demo", ["target.batch_size=4", "target.dtype=float16"]), resume=True)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_fingerprint(tmp_path) -> None:
+    recipe = load_recipe("demo")
+    run = open_run(str(tmp_path / "r"), recipe, resume=False)
+    tree = json.loads(Path(run.record).read_text())["recipe"]
+    # A field that came later is not there, and one is that has gone since.
+    del tree["sampler"]["refine"], tree["training"]["stop_away"]
+    rewritten(run, fingerprint="0123456789abcdef", recipe=tree | {"round": 0})
+    assert open_run(run.root, recipe, resume=True).fingerprint_of(recipe) == "0123456789abcdef"
+    # Another recipe's files are not found by it.
+    other = load_recipe("demo", ["seed=2"])
+    assert run.fingerprint_of(other) == fingerprint(other)
+    with pytest.raises(InputError, match="seed: 20261123 -> 2"):
+        open_run(run.root, other, resume=True)
+
+
+def test_a_default_that_has_changed_since_is_told_as_a_difference(tmp_path) -> None:
+    run = open_run(str(tmp_path / "r"), load_recipe("demo"), resume=False)
+    tree = json.loads(Path(run.record).read_text())["recipe"]
+    tree["evaluation"]["bootstrap"] = 500
+    rewritten(run, recipe=tree)
+    with pytest.raises(InputError, match=r"another recipe \(evaluation.bootstrap: 500 -> 2000\)"):
+        open_run(run.root, load_recipe("demo"), resume=True)
+
+
+def test_a_later_versions_run_can_be_looked_at_and_not_continued(tmp_path, capsys) -> None:
+    recipe = load_recipe("demo")
+    run = open_run(str(tmp_path / "r"), recipe, resume=False)
+    tree = json.loads(Path(run.record).read_text())["recipe"]
+    tree["sampler"]["novelty"], tree["training"]["attack"]["restarts"], tree["weather"] = 0.5, 3, {"sun": True}
+    rewritten(run, recipe=tree, dat_ray="7.1", later_entry=[1])
+    _, record = open_to_read(f"{run.root}/")
+    assert (record.recipe, record.fingerprint, record.version) == (recipe, fingerprint(recipe), "7.1")
+    assert set(record.unknown) == {"sampler.novelty", "training.attack.restarts", "weather"}
+    [line] = capsys.readouterr().err.splitlines()
+    assert "7.1" in line
+    assert all(field in line for field in record.unknown)
+    with pytest.raises(InputError, match=r"holds a run of dat_ray 7.1 with fields that .* does not know \(.*sampler.novelty"):
+        open_run(run.root, recipe, resume=True)
+    assert run.fingerprint_of(recipe) == fingerprint(recipe)
+
+
+def _without(tree: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in tree.items() if name not in names}
+
+
+JUNK: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a list": lambda record: [record],
+    "null": lambda record: None,
+    "no recipe": lambda record: _without(record, "recipe"),
+    "a recipe that is text": lambda record: record | {"recipe": "demo"},
+    "a recipe without target": lambda record: record | {"recipe": _without(record["recipe"], "target")},
+    "a section that is a list": lambda record: record | {"recipe": record["recipe"] | {"training": []}},
+    "a value of another kind": lambda record: record | {"recipe": record["recipe"] | {"seed": "many"}},
+    "another round": lambda record: record | {"recipe": record["recipe"] | {"round": 3}},
+    "an unknown judge": lambda record: record | {"recipe": record["recipe"] | {"judge": {"name": "of 2031"}}},
+}
+
+
+@pytest.mark.parametrize("kind", [*JUNK, "no JSON", "cut short", "no text", "deep"])
+def test_a_record_that_cannot_be_understood_is_one_line(tmp_path, kind: str) -> None:
+    run = open_run(str(tmp_path / "r"), load_recipe("demo"), resume=False)
+    path = Path(run.record)
+    record = json.loads(path.read_text())
+    broken = {
+        "no JSON": b"name: demo",
+        "cut short": path.read_bytes()[:200],
+        "no text": b"\xff\xfe\x00{",
+        "deep": b'{"recipe": {"name": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
+    }
+    path.write_bytes(broken[kind] if kind in broken else json.dumps(JUNK[kind](record)).encode())
+    for look in (lambda: open_to_read(run.root), lambda: open_run(run.root, load_recipe("demo"), resume=True)):
+        with pytest.raises(InputError, match=r"run\.json") as caught:
+            look()
+        assert "\n" not in str(caught.value)
+
+
+def test_entries_that_are_missing_are_no_obstacle(tmp_path) -> None:
+    recipe = load_recipe("demo")
+    run = open_run(str(tmp_path / "r"), recipe, resume=False)
+    Path(run.record).write_text(json.dumps({"recipe": recipe.model_dump(mode="json")}))
+    _, record = open_to_read(run.root)
+    assert (record.fingerprint, record.version) == (fingerprint(recipe), "an unknown version")
+    assert open_run(run.root, recipe, resume=True) == run

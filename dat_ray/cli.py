@@ -71,16 +71,14 @@ def _report(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     if arguments.out is None:
         return _stage(arguments, stages)
     from dat_ray.data.rundir import RunDir, open_run, read_record
-    from dat_ray.progress import stage_line
-    from dat_ray.reporting.stage import report
+    from dat_ray.pipeline.stages import report_elsewhere
 
     recipe = _recipe_of(arguments, starts=False)
     run = RunDir((arguments.run_dir or os.path.join("runs", recipe.name)).rstrip("/"))
     read_record(run)
     if arguments.recipe is not None:
         open_run(run.root, recipe, resume=True)
-    # No lock, no log, no Ray: nothing is written but the page.
-    stage_line(f"report: {report(recipe, run, arguments.out)}")
+    report_elsewhere(recipe, run, arguments.out)
     return 0
 
 

@@ -16,9 +16,11 @@ from typing import Any
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from dat_ray import __version__
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import FIRST_ROUND, RunDir, open_to_read
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, open_to_read
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
+from dat_ray.errors import DatError
 from dat_ray.progress import clock
 
 # A run writes its log every ten seconds while anything goes on.
@@ -44,8 +46,20 @@ def read_status(root: str) -> dict[str, Any]:
 
     Raises:
         InputError: no run there.
+        DatError: a file of another version that this one does not understand.
     """
     run, record = open_to_read(root)
+    try:
+        return _status(run, record)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if record.version == __version__:
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        versions = f"{run.root} was begun by dat_ray {record.version}, and {__version__} cannot read all of it"
+        raise DatError(f"{versions} ({reason}): use that version") from error
+
+
+def _status(run: RunDir, record: RunRecord) -> dict[str, Any]:
     recipe = record.recipe
     events = _events(run)
     last = {event["stage"]: event for event in events if event["event"] == "progress"}

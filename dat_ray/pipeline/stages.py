@@ -10,12 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from dat_ray import __version__
 from dat_ray.config.models import JudgeConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.hold import hold
 from dat_ray.data.retain import read_retain
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import RunDir, read_record
 from dat_ray.data.shards import exists, join, write_file
 from dat_ray.data.text import english_rules_read
 from dat_ray.diagnosis import keep_traceback
@@ -131,15 +132,35 @@ def session(recipe: Recipe, run: RunDir) -> Iterator[None]:
     Raises:
         DatError: as it was raised inside, or for any other exception with the name of `logs/failure.txt`.
     """
+    kept = _tracebacks_kept(join(run.logs, "failure.txt"), "--resume continues")
+    with kept, hold(run.root), RunLog(run), start_ray(recipe.cluster):
+        yield
+
+
+@contextmanager
+def _tracebacks_kept(path: str, remedy: str) -> Iterator[None]:
+    """Raises an exception that nobody foresaw as a DatError of one line, with the traceback in a file."""
     try:
-        with hold(run.root), RunLog(run), start_ray(recipe.cluster):
-            yield
+        yield
     except (DatError, KeyboardInterrupt):
         raise
     except Exception as error:
-        details = keep_traceback(join(run.logs, "failure.txt"), error)
+        details = keep_traceback(path, error)
         reason = (str(error).strip().splitlines() or [""])[-1][:300]
-        raise DatError(f"{type(error).__name__}: {reason}; {details}; --resume continues") from error
+        raise DatError(f"{type(error).__name__}: {reason}; {details}; {remedy}") from error
+
+
+def report_elsewhere(recipe: Recipe, run: RunDir, out: str) -> None:
+    """Writes the report of a run that may only be read: no lock, no log, no Ray.
+
+    Raises:
+        DatError: the run's files cannot be understood; names a file in `out` with the traceback.
+    """
+    from dat_ray.reporting.stage import report
+
+    version = read_record(run).version
+    with _tracebacks_kept(join(out, "failure.txt"), f"the run was begun by dat_ray {version}, this is {__version__}"):
+        stage_line(f"report: {report(recipe, run, out)}")
 
 
 def measured(name: str, stage: Callable[[Recipe, RunDir], dict[str, Any]], recipe: Recipe, run: RunDir) -> None:

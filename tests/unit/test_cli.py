@@ -147,14 +147,24 @@ def test_a_later_versions_run_is_looked_at_without_what_is_new_in_it(capsys, tmp
         [line] = [line for line in capsys.readouterr().err.splitlines() if "does not know" in line]
         assert "sampler.novelty" in line
         assert "7.1" in line
-    message = capsys_last(capsys, main(["train", "--run-dir", run.root]))
-    assert "go on with that version" in message
+    assert main(["train", "--run-dir", run.root]) == 2
+    assert "go on with that version" in capsys.readouterr().err.splitlines()[-1]
 
 
-def capsys_last(capsys: pytest.CaptureFixture[str], code: int) -> str:
-    """The last line of a verb that ended with exit 2."""
-    assert code == 2
-    return capsys.readouterr().err.strip().splitlines()[-1]
+def test_files_of_another_version_that_make_no_sense_are_one_line(capsys, tmp_path) -> None:
+    from tests.unit.reporting.synthetic_run import finished_run
+
+    run = finished_run(tmp_path / "run")
+    record = json.loads(Path(run.record).read_text()) | {"dat_ray": "7.1"}
+    Path(run.record).write_text(json.dumps(record))
+    Path(run.training(0), "metrics.jsonl").write_text('{"step": 3}\n')
+    out = str(tmp_path / "out")
+    for argv in (["status", run.root], ["report", "--run-dir", run.root, "--out", out]):
+        assert main(argv) == 1
+        message = capsys.readouterr().err.strip()
+        assert "\n" not in message
+        assert "was begun by dat_ray 7.1" in message
+    assert "KeyError" in (Path(out) / "failure.txt").read_text()
 
 
 def test_options_of_comparisons_replays_and_sweeps_are_checked(capsys, tmp_path) -> None:

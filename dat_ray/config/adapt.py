@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dat_ray.config.loading import load_settings, recipe_text
-from dat_ray.config.section import DType, Fraction, NonNegative, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, DType, Fraction, NonNegative, Positive, Section
 
 
 class AdaptConfig(Section):
@@ -40,12 +40,16 @@ class AdaptConfig(Section):
     )
     response_mask_share: Fraction = Field(0.5, description="share of rows whose response is masked too, at a rate of U(0,1)")
     response_cut_share: Fraction = Field(0.25, description="share of rows whose response is cut to a random shorter length")
-    logit_chunk: Positive = Field(128, description="masked positions that go through the output head at once")
-    checkpoint_every: Positive = Field(50, description="steps between checkpoints")
-    evaluate_every: Positive = Field(
+    logit_chunk: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(
+        128, description="masked positions that go through the output head at once"
+    )
+    checkpoint_every: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(50, description="steps between checkpoints")
+    evaluate_every: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(
         100, description="steps between held-out evaluations; before the first and after the last there is one too"
     )
-    evaluation_rows: Positive = Field(96, description="held-out rows of an evaluation during training")
+    evaluation_rows: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(
+        96, description="held-out rows of an evaluation during training"
+    )
 
 
 class SynthesisConfig(Section):

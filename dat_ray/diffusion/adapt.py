@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dat_ray.config.adapt import AdaptConfig
+from dat_ray.config.section import leaves
 from dat_ray.diffusion.objective import ConditionalGain, conditional_gain, corrupt, loss_and_backward, share_of
 from dat_ray.diffusion.pairs import EncodedPair, batch_indices
 from dat_ray.errors import InputError, StorageError
@@ -218,8 +219,15 @@ def _summary(gain: ConditionalGain) -> dict[str, float]:
 def _fingerprint(config: AdaptConfig, train: Sequence[EncodedPair], heldout: Sequence[EncodedPair]) -> dict[str, Any]:
     """What a checkpoint must agree with: the settings and a hash of the pairs."""
     digest = hashlib.sha256(json.dumps([[p.ids for p in train], [p.ids for p in heldout]]).encode()).hexdigest()[:16]
-    settings = config.model_dump(exclude={"checkpoint_every", "evaluate_every", "evaluation_rows"})
-    return {**settings, "pairs": digest}
+    return {**{name: leaf.value for name, leaf in leaves(config) if leaf.changes_rows}, "pairs": digest}
+
+
+def _differences(saved: dict[str, Any], fingerprint: dict[str, Any]) -> list[str]:
+    """Settings in which a checkpoint and this run differ; one from before a setting was there has its default."""
+    defaults = {name: leaf.default for name, leaf in leaves(AdaptConfig()) if leaf.changes_rows}
+    free = AdaptConfig.model_fields.keys() - defaults.keys()
+    before = defaults | {name: value for name, value in saved.items() if name not in free}
+    return sorted(name for name in before.keys() | fingerprint.keys() if before.get(name) != fingerprint.get(name))
 
 
 class _Run:
@@ -251,8 +259,7 @@ class _Run:
 
     def _load(self, folder: Path, adapter: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        saved = state["fingerprint"]
-        differ = sorted(k for k in saved.keys() | self.fingerprint.keys() if saved.get(k) != self.fingerprint.get(k))
+        differ = _differences(state["fingerprint"], self.fingerprint)
         if differ:
             raise InputError("resume", str(self.root), f"the run there differs in {', '.join(differ)}: name a new folder")
         tensors = load_file(folder / "state.safetensors")

@@ -100,6 +100,21 @@ def test_a_used_folder_is_refused_without_resume(tmp_path: Path) -> None:
         adapt(tiny_model(), echoes(8, 5), echoes(6, 1), changed, tmp_path, resume=True)
 
 
+def test_a_checkpoint_goes_on_with_other_pieces_and_from_before_a_setting_was_there(tmp_path: Path) -> None:
+    adapt(tiny_model(), echoes(8, 0), echoes(6, 1), CONFIG, tmp_path)
+    for path in tmp_path.glob("checkpoints/*/state.json"):
+        state = json.loads(path.read_text())
+        # As of an earlier version: without a setting that came later, with one that counted then.
+        del state["fingerprint"]["loss_weight"]
+        state["fingerprint"]["logit_chunk"] = 128
+        path.write_text(json.dumps(state))
+    smaller = CONFIG.model_copy(update={"logit_chunk": 8, "checkpoint_every": 9})
+    adapt(tiny_model(), echoes(8, 0), echoes(6, 1), smaller, tmp_path, resume=True)
+    with pytest.raises(InputError, match="differs in loss_weight"):
+        other = CONFIG.model_copy(update={"loss_weight": "inverse_rate"})
+        adapt(tiny_model(), echoes(8, 0), echoes(6, 1), other, tmp_path, resume=True)
+
+
 def test_too_few_pairs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="held-out"):
         adapt(tiny_model(), echoes(8, 0), echoes(1, 1), CONFIG, tmp_path)

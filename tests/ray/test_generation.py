@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from dat_ray.config.loading import fingerprint
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import RunDir, open_run, read_record
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.data.shards import read_file, read_manifest, read_table
 from dat_ray.errors import DatError, ShardError
@@ -117,7 +117,7 @@ def test_rows_and_processes_that_fail_cost_themselves_only(undisturbed, tmp_path
     assert listed == {bad, deadly}
 
 
-def test_too_many_errors_stop_the_stage_and_a_mended_engine_finishes_it(undisturbed, tmp_path):
+def test_too_many_errors_stop_the_stage_and_a_mended_engine_finishes_it_in_smaller_batches(undisturbed, tmp_path):
     run = tiny_run(tmp_path / "run", tiny_recipe())
     # 0.2 of 96 rows may fail: 19. The last 20 always do.
     bad = requested(run)[-20:]
@@ -133,11 +133,32 @@ def test_too_many_errors_stop_the_stage_and_a_mended_engine_finishes_it(undistur
 
     notes = tmp_path / "mended"
     notes.mkdir()
-    report = generate(tiny_recipe(), run, engines(Faults(str(notes))))
+    smaller = tiny_recipe(sampler={"batch_size": 2}, target={"batch_size": 3, "kv_cache_gib": 0.5})
+    report = generate(smaller, tiny_run(run.root, smaller), engines(Faults(str(notes))))
     assert report.errors <= 19
     assert not done & set(drawn(notes))
     expected = rows_by_id(undisturbed[0])
     assert all(row["error"] or row == expected[identifier] for identifier, row in rows_by_id(run).items())
+
+
+def test_a_round_that_version_0_1_left_unfinished_is_finished(tmp_path):
+    """As `tests/fixtures/make_run_0_1.py` left it, less one of its two shards: ids and seeds stay as they were stored."""
+    root = shutil.copytree(Path(__file__).parents[1] / "fixtures" / "run_0_1", tmp_path / "run")
+    recipe = read_record(RunDir(str(root))).recipe
+    run = open_run(str(root), recipe, resume=True)
+    expected = read_table(run.candidates(0)).sort_by("candidate_id")
+    files = read_manifest(run.candidates(0)).files
+    lost = set(read_file(f"{run.candidates(0)}/{files[0].path}")["candidate_id"].to_pylist())
+    for name in ("_manifest.json", files[0].path, f"{CHECKPOINT}/{files[0].path}"):
+        (Path(run.candidates(0)) / name).unlink()
+    report = generate(recipe, run, engines(Faults(str(tmp_path))))
+    assert (report.rows, report.errors, report.skipped) == (16, 0, False)
+    assert set(drawn(tmp_path)) == lost
+    assert len(lost) == 8
+    rows = read_table(run.candidates(0), fingerprint=run.fingerprint_of(recipe)).sort_by("candidate_id")
+    # The new rows say with which weights they were drawn, which the version did not.
+    assert rows.drop_columns(["sampler"]) == expected.drop_columns(["sampler"])
+    assert {row["sampler"] for row in rows.to_pylist() if row["candidate_id"] in lost} == {"tiny"}
 
 
 def test_an_engine_that_cannot_start_says_why(tmp_path):

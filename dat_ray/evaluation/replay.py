@@ -33,12 +33,13 @@ from dat_ray.data.shards import (
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import Counter, Model
 from dat_ray.evaluation.metrics import METRICS
-from dat_ray.evaluation.scoring import start_judges
+from dat_ray.evaluation.scoring import JUDGE_READERS, start_judges
 from dat_ray.evaluation.shelf import Chunk, Shelf
 from dat_ray.evaluation.summary import SIDE_EFFECTS, metrics_tree
 from dat_ray.evaluation.work import LIKELIHOODS, PROMPTS
 from dat_ray.generation.actors import Engines
 from dat_ray.generation.ledger import ErrorLimit
+from dat_ray.models.identity import check_weights, models_of
 from dat_ray.progress import Progress
 from dat_ray.raysession import start_ray
 
@@ -107,7 +108,7 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
         engines: how judges are made; default: the recipe's.
 
     Raises:
-        InputError: the new folder holds another replay.
+        InputError: the new folder holds another replay, or verdicts of a judge with other weights.
         ShardError: the evaluation's files are altered.
         DatError: the judge failed too often, or did not start.
     """
@@ -122,6 +123,7 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
             raise InputError("--suite", out, "holds another evaluation: name another --suite")
         metrics = json.loads(read_bytes(join(out, METRICS)))
         return Replayed(out, metrics["attempts"], metrics["errors"], True, metrics)
+    check_weights(out, models_of(recipe, *JUDGE_READERS))
     before = read_table(root)
     source_errors = before.num_rows - before["error"].null_count
     chunks = [_chunk(root, file.path) for file in read_manifest(root).files]

@@ -1,0 +1,102 @@
+"""A run directory that version 0.1 wrote (see `tests/fixtures/make_run_0_1.py`) still opens, and goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dat_ray.cli import main
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.errors import InputError
+from dat_ray.evaluation.stage import evaluate
+from dat_ray.generation.select import select
+from dat_ray.generation.stage import generate
+from dat_ray.models.identity import RECORD
+from dat_ray.ops.status import read_status
+from dat_ray.training.driver import train
+from dat_ray.training.retain_set import prepare_retain
+
+STORED = Path(__file__).parents[1] / "fixtures" / "run_0_1"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(STORED, tmp_path / "run"))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def recorded(root: Path) -> dict:
+    return json.loads((root / "run.json").read_text())
+
+
+def test_it_is_of_that_version(root: Path) -> None:
+    record = recorded(root)
+    assert record["recipe"]["round"] == 0
+    recipe = Recipe.model_validate(record["recipe"])
+    assert record["fingerprint"] != fingerprint(recipe)
+    # What a replay of its evaluation goes by.
+    stored = json.loads((root / "evaluation" / "default" / "replay.json").read_text())["recipe"]
+    assert stored["round"] == 0
+    assert Recipe.model_validate(stored) == recipe
+
+
+def test_it_is_looked_at_and_left_as_it_is(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(root)
+    status = read_status(str(root))
+    assert {stage["stage"]: stage["state"] for stage in status["stages"]} == {
+        "generate": "complete",
+        "select": "complete",
+        "train": "complete",
+        "evaluate": "complete",
+        "report": "not started",
+    }
+    assert status["fingerprint"] == recorded(root)["fingerprint"]
+    assert main(["status", str(root)]) == 0
+    assert main(["report", "--run-dir", str(root), "--out", str(tmp_path / "page")]) == 0
+    assert recorded(root)["fingerprint"] in (tmp_path / "page" / "index.html").read_text()
+    assert main(["curves", str(root), "--out", str(tmp_path / "curves")]) == 0
+    assert "does not know" not in capsys.readouterr().err
+    assert contents(root) == before
+
+
+def test_every_finished_stage_is_taken_as_done(root: Path) -> None:
+    before = contents(root)
+    recipe = Recipe.model_validate(recorded(root)["recipe"])
+    with pytest.raises(InputError, match="--resume"):
+        open_run(str(root), recipe, resume=False)
+    run = open_run(str(root), recipe, resume=True)
+    assert run.fingerprint_of(recipe) == recorded(root)["fingerprint"]
+    assert generate(recipe, run).skipped
+    assert select(run, recipe).skipped
+    assert prepare_retain(recipe, run, complete=lambda prompts: pytest.fail("asks the model")).skipped
+    assert train(recipe, run).skipped
+    assert evaluate(recipe, run).skipped
+    # From now on it is known which weights it goes on with.
+    new = contents(root)
+    assert {name: data for name, data in new.items() if not name.endswith(RECORD)} == before
+
+
+def test_its_training_set_can_be_trained_on_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the adapter gone the stage starts, under the name of the state that the earlier version left."""
+    recipe, started = Recipe.model_validate(recorded(root)["recipe"]), {}
+    run = open_run(str(root), recipe, resume=True)
+    (Path(run.training(0)) / "_manifest.json").unlink()
+    monkeypatch.setattr("dat_ray.training.driver.run_workers", lambda *_, **options: started.update(options))
+    assert train(recipe, run).rows == 16
+    assert started["name"] == f"state-{recorded(root)['fingerprint']}"
+
+
+def test_another_recipe_is_refused_there(root: Path) -> None:
+    tree = recorded(root)["recipe"]
+    smaller = Recipe.model_validate(tree | {"target": tree["target"] | {"batch_size": 1}})
+    assert open_run(str(root), smaller, resume=True) == RunDir(str(root))
+    with pytest.raises(InputError, match=r"another recipe \(seed: 7 -> 8\)"):
+        open_run(str(root), Recipe.model_validate(tree | {"seed": 8}), resume=True)

@@ -7,6 +7,7 @@ import pytest
 from dat_ray.config.schema import Recipe
 from dat_ray.engines.factory import build_sampler
 from dat_ray.generation.actors import SamplerActor
+from dat_ray.models.identity import sampler_fingerprint, weights_of
 from dat_ray.models.samplers import resolve_sampler
 from tests.unit.models.published import write_checkpoint
 
@@ -41,6 +42,13 @@ def rows() -> list[dict]:
         {"candidate_id": f"c{i}", "target": "Sure, here", "other_target": other, "prompt_tokens": length, "seed": i}
         for i, (length, other) in enumerate([(4, "The fox jumps"), (1, "The fox jumps"), (4, None)])
     ]
+
+
+def test_a_row_says_with_which_weights_its_prompt_was_drawn(folder):
+    made = actor(folder, 0)
+    weights = weights_of(folder)
+    assert weights is not None
+    assert {row["sampler"] for row in made.work(rows())} == {sampler_fingerprint(made.recipe.sampler, weights)}
 
 
 def test_likelihoods_are_stored_when_they_are_asked_for(folder):

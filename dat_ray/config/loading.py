@@ -128,7 +128,8 @@ def validate_known_fields(root: type[Settings], tree: dict[str, Any]) -> tuple[S
                 for part in parents:
                     node = node[part]
                 del node[leaf]
-                unknown.append(".".join(str(part) for part in (*parents, leaf)))
+                # A stored name may hold anything; what is printed stays on its line.
+                unknown.append(".".join(ascii(part)[1:-1] if isinstance(part, str) else str(part) for part in (*parents, leaf)))
 
 
 def _unshared(tree: Any) -> Any:

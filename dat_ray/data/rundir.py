@@ -98,7 +98,7 @@ class RunRecord:
     @property
     def version(self) -> str:
         """Of the program that began the run."""
-        return str(self.about.get("dat_ray", "an unknown version"))
+        return _version(self.about)
 
 
 def read_record(run: RunDir) -> RunRecord:
@@ -119,8 +119,7 @@ def read_record(run: RunDir) -> RunRecord:
     try:
         recipe, unknown = validate_known_fields(Recipe, tree)
     except (InputError, RecursionError) as error:
-        version = about.get("dat_ray", "an unknown version")
-        remedy = f"was written by dat_ray {version}, and {__version__} cannot read its recipe ({_short(error)})"
+        remedy = f"was written by dat_ray {_version(about)}, and {__version__} cannot read its recipe ({_short(error)})"
         raise InputError("RUN_DIR", run.record, f"{remedy}: use the version that wrote it") from None
     return RunRecord(recipe, str(about.get("fingerprint") or fingerprint(recipe)), unknown, about)
 
@@ -137,6 +136,11 @@ def open_to_read(root: str) -> tuple[RunDir, RunRecord]:
         fields = ", ".join(record.unknown)
         stage_line(f"{run.root} was begun by dat_ray {record.version}; {__version__} does not know, and leaves out: {fields}")
     return run, record
+
+
+def _version(about: dict[str, Any]) -> str:
+    # A stored text may hold anything; what is printed stays on its line.
+    return ascii(about["dat_ray"]).strip("'") if "dat_ray" in about else "an unknown version"
 
 
 def _short(error: Exception) -> str:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
+import pyarrow as pa
 import pytest
 
 from dat_ray.cli import main
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.data.schemas import CANDIDATES, REQUESTS
+from dat_ray.data.shards import read_file, read_manifest, read_table, scan_shards, write_shard
 from dat_ray.errors import InputError
 from dat_ray.evaluation.stage import evaluate
 from dat_ray.generation.select import select
@@ -82,6 +86,37 @@ def test_every_finished_stage_is_taken_as_done(root: Path) -> None:
     # From now on it is known which weights it goes on with.
     new = contents(root)
     assert {name: data for name, data in new.items() if not name.endswith(RECORD)} == before
+
+
+def test_a_round_that_it_left_unfinished_is_finished_with_the_ids_that_it_stored(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the round's two shards one is lost; the plan, which needs Ray, is replaced by one that writes what it lacks."""
+    recipe = Recipe.model_validate(recorded(root)["recipe"])
+    run = open_run(str(root), recipe, resume=True)
+    folder = Path(run.candidates(0))
+    stored = read_table(str(folder))
+    lost = read_manifest(str(folder)).files[0].path
+    expected = read_file(str(folder / lost))
+    for name in ("_manifest.json", lost):
+        (folder / name).unlink()
+
+    def plan(recipe: Recipe, requests: str, root: str, *_: object) -> None:
+        held = {
+            identifier for name in scan_shards(root) for identifier in read_file(f"{root}/{name}")["candidate_id"].to_pylist()
+        }
+        rows = [row for row in read_table(requests).to_pylist() if row["candidate_id"] not in held]
+        write_shard(root, "part-new.parquet", pa.Table.from_pylist(rows, schema=CANDIDATES))
+
+    for name in ("start_ray", "start_ledger", "Watch", "check_cluster"):
+        monkeypatch.setattr(f"dat_ray.generation.stage.{name}", MagicMock())
+    monkeypatch.setattr("dat_ray.generation.stage.run_plan", plan)
+    report = generate(recipe, run)
+    assert (report.rows, report.skipped) == (stored.num_rows, False)
+    new = read_file(str(folder / "part-new.parquet"))
+    for column in REQUESTS.names:
+        assert new.sort_by("candidate_id")[column].to_pylist() == expected.sort_by("candidate_id")[column].to_pylist(), column
+    assert read_manifest(str(folder), fingerprint=recorded(root)["fingerprint"]).rows == stored.num_rows
 
 
 def test_its_training_set_can_be_trained_on_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

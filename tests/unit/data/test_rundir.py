@@ -102,6 +102,20 @@ def test_a_later_versions_run_can_be_looked_at_and_not_continued(tmp_path, capsy
     assert run.fingerprint_of(recipe) == fingerprint(recipe)
 
 
+def test_names_of_an_altered_record_stay_on_their_line(tmp_path, capsys) -> None:
+    run = open_run(str(tmp_path / "r"), load_recipe("demo"), resume=False)
+    tree = json.loads(Path(run.record).read_text())["recipe"]
+    tree["sampler"]["x\n\x1b[2Jdone"] = 1
+    rewritten(run, recipe=tree, dat_ray="7\n\x1b[2J")
+    open_to_read(run.root)
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "\x1b" not in printed
+    with pytest.raises(InputError) as caught:
+        open_run(run.root, load_recipe("demo"), resume=True)
+    assert not {"\n", "\x1b"} & set(str(caught.value))
+
+
 def _without(tree: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in tree.items() if name not in names}
 

@@ -312,7 +312,7 @@ def _absolute(root: str) -> str:
 
 
 @contextmanager
-def _shown(run: RunDir, recipe: Recipe, progress: Progress, round_index: int) -> Iterator[None]:
+def _shown(run: RunDir, recipe: Recipe, progress: Progress, round_index: int = FIRST_ROUND) -> Iterator[None]:
     """Shows what the workers log while the driver waits for them, and looks into them when nothing comes."""
     root = run.training(round_index)
     # Before the first update workers have to be placed and load the model.

@@ -98,7 +98,7 @@ def test_a_run_without_its_recipes_name_goes_on_with_a_smaller_batch(tmp_path, m
     open_run(str(tmp_path), load_recipe("demo"), resume=False)
     before, ran = contents(tmp_path), []
     monkeypatch.setattr(stages, "run_stages", lambda recipe, run, names, behaviors=None: ran.append((recipe, run.root, names)))
-    monkeypatch.setattr(stages, "check_inputs", lambda recipe: None)
+    monkeypatch.setattr(stages, "check_inputs", lambda *_, **__: None)
     smaller = ["--set", "target.batch_size=4", "--set", "target.kv_cache_gib=0.5"]
     assert main(["train", "--run-dir", str(tmp_path), *smaller]) == 0
     assert main(["run", "demo", "--run-dir", str(tmp_path), "--resume", *smaller]) == 0

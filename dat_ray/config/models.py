@@ -150,25 +150,19 @@ _UNDATED = date(2024, 7, 26)
 
 
 class TemplateConfig(Section):
-    """How a conversation becomes the text that a chat model reads.
-
-    A field with its default is left out of what is stored and hashed: runs from before there were such fields keep theirs.
-    """
+    """How a conversation becomes the text that a chat model reads."""
 
     system_prompt: str | None = Field(None, description="absent: whatever the chat template does by default")
     chat_template: str | None = Field(
         None,
-        exclude_if=lambda template: template is None,
         description="Jinja file, or the template itself, in place of the tokenizer's; needed where that has none (Vicuna)",
     )
     template_options: dict[str, JsonValue] = Field(
         {},
-        exclude_if=lambda options: not options,
         description="further variables of the chat template, such as {enable_thinking: false}",
     )
     template_date: date = Field(
         _UNDATED,
-        exclude_if=lambda day: day == _UNDATED,
         description="YYYY-MM-DD, what a template that asks for today's date is told; the default is that of Llama 3's templates",
     )
 

@@ -96,7 +96,3 @@ def test_a_templates_file_is_read_once(tmp_path: Path) -> None:
     config = TargetConfig(model="m", chat_template=str(file))
     file.unlink()
     assert TargetConfig.model_validate_json(config.model_dump_json()).chat_template == "{{ messages }}"
-
-
-def test_defaults_are_not_stored_so_that_no_stored_run_goes_stale() -> None:
-    assert not {"chat_template", "template_options", "template_date"} & set(TargetConfig(model="m").model_dump(mode="json"))

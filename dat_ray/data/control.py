@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerBase
 
 
@@ -18,17 +19,31 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
+def is_blank(token: str) -> bool:
+    """Whether a token is white space; SentencePiece writes a space as a sign."""
+    return not token.replace("▁", " ").strip()
+
+
+def controls(token: AddedToken, template: str) -> bool:
+    """Whether a token of its own tells a model something else than text does.
+
+    Args:
+        token: of a tokenizer's added ones.
+        template: of the prompts. A token that it writes counts although it is not marked as special (Qwen3's `<think>`);
+            others, such as Gemma's line breaks, are text.
+    """
+    return token.special or (str(token) in template and not is_blank(str(token)))
+
+
 def control_strings(tokenizer: PreTrainedTokenizerBase, template: str) -> tuple[str, ...]:
     """Texts that the tokenizer would read as control tokens, longest first.
 
     Args:
         tokenizer: of the model that reads.
-        template: of the prompts. A token of its own that is not marked as special, and that the template uses, counts too;
-            others, such as runs of spaces, are text.
+        template: of the prompts; see `controls`.
     """
-    strings = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    strings = {str(token) for token in tokenizer.added_tokens_decoder.values() if controls(token, template)}
     strings |= {str(token) for token in tokenizer.all_special_tokens}
-    strings |= {text for text in tokenizer.added_tokens_encoder if text.strip() and text in template}
     return tuple(sorted(strings, key=lambda text: (-len(text), text)))
 
 

@@ -55,8 +55,8 @@ class ChatFormat:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: TemplateConfig | None = None) -> None:
-        self._pieces = Pieces(tokenizer)
         template = ChatTemplate(tokenizer, settings)
+        self._pieces = Pieces(tokenizer, template.text)
         self._prompt = PromptCut(tokenizer, template, self._pieces)
         self._response = ResponseCut(tokenizer, template, self._pieces, self._prompt)
         self._before, self._between = self._prompt.before_ids, self._response.between_ids
@@ -153,7 +153,8 @@ def prompt_segments(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list
     Raises:
         InputError: no chat template, one that fails, or one that cannot be cut at the user message.
     """
-    cut = PromptCut(tokenizer, ChatTemplate(tokenizer), Pieces(tokenizer))
+    template = ChatTemplate(tokenizer)
+    cut = PromptCut(tokenizer, template, Pieces(tokenizer, template.text))
     return cut.before_ids, cut.between_ids()
 
 

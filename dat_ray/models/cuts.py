@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from dat_ray.data.control import is_blank
 from dat_ray.errors import InputError
 from dat_ray.models.pieces import Pieces
 from dat_ray.models.template import ChatTemplate
@@ -100,10 +101,11 @@ class PromptCut:
     def _refuse_plain_tokens(self, template: ChatTemplate) -> None:
         added = self._tokenizer.added_tokens_decoder
         used = {*self.before_ids, *self.between_ids()}
-        plain = sorted({str(added[i]) for i in used if i in added and not added[i].special})
+        others = {str(added[i]) for i in used - self._pieces.control.keys() if i in added}
+        plain = sorted(token for token in others if not is_blank(token))
         if plain:
             raise template.error(
-                f"uses {plain} but does not mark them as special, so a user message could contain them: "
+                f"puts {plain} together, which are not marked as special, so a user message could contain them: "
                 "set special = true for them in tokenizer.json"
             )
 

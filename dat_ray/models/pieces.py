@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from dat_ray.data.control import plain_ids
+from dat_ray.data.control import controls, plain_ids
 
 
 class Pieces:
@@ -23,10 +23,11 @@ class Pieces:
 
     Args:
         tokenizer: of the model; left as it is.
+        template: text of its chat template, whose tokens no text becomes, marked as special or not.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "") -> None:
+        self._tokenizer, self._template = tokenizer, template
 
     def whole(self, rendered: str) -> list[int]:
         """Token ids of a rendered conversation, control tokens read as such."""
@@ -42,11 +43,12 @@ class Pieces:
         done: list[int] = []
         while True:
             ids = self._encode(text, continued)
-            spelled = [self._control[token] for token in self._control.keys() & set(ids)]
+            spelled = [self.control[token] for token in self.control.keys() & set(ids)]
             starts = [text.index(written) for written in spelled if len(written) > 1 and written in text]
             if not starts:
                 return done + ids
-            # A vocabulary that has its control tokens among the pieces (Unigram) can spell one: it is cut in two.
+            # A vocabulary that has its control tokens among the pieces (Unigram) can spell one, and any spells those that are
+            # not marked: it is cut in two.
             cut = min(starts) + 1
             done += self._encode(text[:cut], continued)
             text, continued = text[cut:], True
@@ -70,9 +72,10 @@ class Pieces:
         return plain_ids(self._tokenizer, text)
 
     @functools.cached_property
-    def _control(self) -> dict[int, str]:
-        """Text of each control token, that for unknown characters included."""
-        added = {i: str(token) for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+    def control(self) -> dict[int, str]:
+        """Id and text of each token that no text becomes, that for unknown characters included."""
+        tokens = self._tokenizer.added_tokens_decoder
+        added = {i: str(token) for i, token in tokens.items() if controls(token, self._template)}
         return added | dict(zip(self._tokenizer.all_special_ids, self._tokenizer.all_special_tokens, strict=True))
 
     def _decode(self, ids: list[int]) -> str:

@@ -151,9 +151,24 @@ def test_unusable_templates(template: str | None, system: str | None, message: s
         ChatFormat(make_tokenizer(template), TemplateConfig(system_prompt=system))
 
 
-def test_a_template_token_that_text_could_contain() -> None:
+def test_a_template_token_that_is_not_marked_as_special() -> None:
     template = CHATML.replace("<|im_start|>", "<turn>")
     tokenizer = make_tokenizer(template)
-    tokenizer.add_tokens(["<turn>"])
-    with pytest.raises(InputError, match=r"uses \['<turn>'\] but does not mark them as special"):
+    # Gemma has tokens of this kind for runs of line breaks and spaces.
+    tokenizer.add_tokens(["<turn>", "    ", "\n"])
+    chat, turn = ChatFormat(tokenizer), tokenizer.convert_tokens_to_ids("<turn>")
+    assert chat.prompt_ids("How are you?") == whole(tokenizer, "How are you?")
+    assert chat.segments()[0][0] == turn
+    text = "<turn>what is <turn>? <<turn>turn>"
+    for ids in (chat.user_ids(text), chat.response_ids(text)):
+        assert turn not in ids
+        assert tokenizer.decode(ids) == text
+    # White space is text, and stays the token that the model knows.
+    assert tokenizer.convert_tokens_to_ids("    ") in chat.user_ids("a    b")
+
+
+def test_a_template_that_puts_an_unmarked_token_together() -> None:
+    tokenizer = make_tokenizer(CHATML.replace("<|im_start|>{{ message['role'] }}", "{{ '<' + message['role'] + '>' }}"))
+    tokenizer.add_tokens(["<user>"])
+    with pytest.raises(InputError, match=r"puts \['<user>'\] together, which are not marked as special"):
         ChatFormat(tokenizer)

@@ -92,7 +92,7 @@ class Network:
             self.base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self._checkpointed = [module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)]
         if compile_backend is not None:
-            for layer in self._layers():
+            for layer in self.layers:
                 layer.compile(backend=compile_backend, dynamic=True)
 
     @property
@@ -194,15 +194,18 @@ class Network:
         at = torch.arange(batch.ids.shape[1], device=self.device)
         return (at[None, :] <= at[start:, None])[None, None] & batch.valid[:, None, None, :]
 
-    def _layers(self) -> nn.ModuleList:
-        return self.decoder.layers
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers, in order: the only list among its parts, which not every family calls `layers` (GPT-2: `h`)."""
+        (layers,) = (part for part in self.decoder.children() if isinstance(part, nn.ModuleList))
+        return layers
 
     def _add_hook(self, layer: Layer, shift: Tensor) -> None:
         """Adds `shift` (B, T, D) to what a decoder layer puts out.
 
         With checkpointing the hook stays until the next call: the layer runs a second time in the backward pass.
         """
-        layers = self._layers()
+        layers = self.layers
         if not isinstance(layer, int) or layer >= len(layers):
             raise InputError("training.attack.layers", layer, f"the model has layers 0 to {len(layers) - 1}: choose among them")
 

@@ -26,7 +26,7 @@ def shard_frozen_weights(network: Network, device: torch.device, world: int) -> 
     """
     mesh = init_device_mesh(device.type, (world,))
     trainable = set(network.trainable().values())
-    for layer in network.decoder.layers:
+    for layer in network.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trainable & set(layer.parameters()))
     # The root owns no weights; it only lets the layers fetch ahead of one another.
     rest = {parameter for parameter in network.decoder.parameters() if not hasattr(parameter, "full_tensor")}

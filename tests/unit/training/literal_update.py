@@ -29,8 +29,8 @@ def log_softmax_of_span(model: nn.Module, row: Encoded, delta: Tensor | None, la
         if layer == "embedding":
             embeddings = shift(embeddings, one)
         else:
-            block = model.get_base_model().model.layers[layer]
-            handles.append(block.register_forward_hook(lambda _m, _i, out, one=one: shift(out, one)))
+            blocks = next(part for part in model.get_base_model().modules() if isinstance(part, nn.ModuleList))
+            handles.append(blocks[layer].register_forward_hook(lambda _m, _i, out, one=one: shift(out, one)))
     logits = model(inputs_embeds=embeddings, use_cache=False).logits[0]
     for handle in handles:
         handle.remove()

@@ -130,7 +130,7 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.retain import RetainRow, load_retain
     from dat_ray.models.embedded import resolve_model
     from dat_ray.ops.models import chat_model_check, model_check, target_check
-    from dat_ray.ops.rows import rows_forecast
+    from dat_ray.ops.rows import rows_forecast, tokenizer_is_here
 
     behavior_sets: list[BehaviorSet] = []
     retain_rows: list[RetainRow] = []
@@ -152,7 +152,19 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
         yield _guarded("retain", "mend the path or the file", retained)
     target = target_check(recipe.target.model)
     yield target
-    if target.ok and behavior_sets and (retain is None or retain_rows):
+    usable = target.ok
+    if target.ok and recipe.target.backend != "endpoint" and tokenizer_is_here(recipe.target.model):
+
+        def template() -> str:
+            from dat_ray.engines.target_text import TargetText
+
+            TargetText(recipe.target, resolve_model(recipe.target.model, "target.model"))
+            return "its pieces are the tokens of the whole, and a response follows the generation prompt"
+
+        found = _guarded("chat template", "correct the recipe's section `target`, or choose another model", template)
+        yield found
+        usable = found.ok
+    if usable and behavior_sets and (retain is None or retain_rows):
         remedy = "raise training.max_tokens, or shorten the prompts"
         yield _guarded("training rows", remedy, lambda: rows_forecast(recipe, behavior_sets[0].table, retain_rows))
     if target.ok and recipe.target.backend != "endpoint":

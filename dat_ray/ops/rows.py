@@ -35,7 +35,7 @@ def rows_forecast(recipe: Recipe, behaviors: pa.Table, retain: Sequence[RetainRo
         InputError: too few rows will be left for an update, or the target's template cannot be used.
     """
     model = recipe.target.model
-    if not _is_here(model):
+    if not tokenizer_is_here(model):
         return f"not told: {model} is not on this machine, and so its tokenizer is not"
     chat = ChatFormat(load_tokenizer(resolve_model(model, "target.model"), "target.model"), recipe.target)
     parts = []
@@ -50,7 +50,8 @@ def rows_forecast(recipe: Recipe, behaviors: pa.Table, retain: Sequence[RetainRo
     return "; ".join(parts)
 
 
-def _is_here(model: str) -> bool:
+def tokenizer_is_here(model: str) -> bool:
+    """Whether a model's tokenizer can be loaded without a download."""
     from huggingface_hub import try_to_load_from_cache
 
     if model.startswith("embedded:") or Path(model).is_dir():

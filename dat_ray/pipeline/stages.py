@@ -73,7 +73,8 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
 
     Raises:
         InputError: a model that cannot be had, weights that loaders would choose differently, a target that cannot be trained
-            or take the adapter of `training.lora`, or a sampler that its backend does not know.
+            or take the adapter of `training.lora`, or whose chat template cannot be used, or a sampler that its backend does
+            not know.
     """
     for field, config in _chat_models(recipe).items():
         if config is not None and config.backend != "endpoint":
@@ -82,11 +83,13 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
                 weight_files(folder, field)
     if trains:
         # Imported late: the driver of a run that only samples stays light.
+        from dat_ray.engines.target_text import TargetText
         from dat_ray.models.adapters import check_lora_targets
 
         target = resolve_model(recipe.target.model, "target.model")
         check_trainable(target, "target.model")
         check_lora_targets(target, recipe.training.lora)
+        TargetText(recipe.target, target)
     sampler = resolve_sampler(recipe.sampler.model)
     weight_files(sampler, "sampler.model")
     if recipe.sampler.backend == "vllm":

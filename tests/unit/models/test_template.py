@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -219,8 +219,3 @@ def test_a_template_that_the_tokenizer_lacks_comes_from_a_file(tmp_path: Path) -
     assert ChatFormat(make_tokenizer(None), settings).prompt_ids("hi") == ChatFormat(make_tokenizer()).prompt_ids("hi")
     file.unlink()
     assert TemplateConfig.model_validate_json(settings.model_dump_json()) == settings, "the text travels, not the name"
-
-
-def test_the_default_date_is_left_out_of_what_is_stored() -> None:
-    assert TemplateConfig().model_dump() == {"system_prompt": None}
-    assert TemplateConfig(template_date=date(2024, 7, 27)).model_dump(mode="json")["template_date"] == "2024-07-27"

@@ -34,16 +34,26 @@ _STAGE_HELP = {
 }
 
 
-def _recipe_of(arguments: argparse.Namespace, *, starts: bool) -> Recipe:
-    """The recipe that is named, or that of the run directory."""
+def _recipe_of(arguments: argparse.Namespace, stages: Sequence[str]) -> Recipe:
+    """The recipe that is named, or that of the run directory, whose addresses, variables and files somebody has to vouch for."""
     from dat_ray.config.loading import load_recipe, with_overrides
     from dat_ray.data.rundir import RunDir, open_to_read
     from dat_ray.data.shards import exists
 
     root = arguments.run_dir
     if arguments.recipe is None and root and exists(RunDir(root).record):
-        return with_overrides(open_to_read(root)[1].recipe, arguments.set)
-    if arguments.recipe is None and not starts:
+        from dat_ray.data.trust import require_trust
+        from dat_ray.pipeline.stages import sections_read
+
+        run, record = open_to_read(root)
+        recipe = with_overrides(record.recipe, arguments.set)
+        sections = sections_read(stages, recipe, run)
+        if arguments.verb == "evaluate" and arguments.models and not exists(run.behaviors):
+            sections |= {"behaviors", "training.retain"}
+        if sections:  # `report` has no such option: it reads the directory alone
+            require_trust(recipe, sections, root, option="--run-dir", trusted=arguments.trust_run_dir, settings=arguments.set)
+        return recipe
+    if arguments.recipe is None and stages[0] != "generate":
         raise InputError("--run-dir", root, "give the directory of a run that has begun, or name a recipe")
     return load_recipe(arguments.recipe or "demo", arguments.set)
 
@@ -52,7 +62,7 @@ def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     from dat_ray.data.rundir import RunDir, open_run
 
     starts = stages[0] == "generate"
-    recipe = _recipe_of(arguments, starts=starts)
+    recipe = _recipe_of(arguments, stages)
     from dat_ray.pipeline.stages import check_inputs, run_stages
 
     # Only the first stage can begin a run; the later ones continue what it left.
@@ -73,7 +83,7 @@ def _report(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     from dat_ray.data.rundir import RunDir, open_run, read_record
     from dat_ray.pipeline.stages import report_elsewhere
 
-    recipe = _recipe_of(arguments, starts=False)
+    recipe = _recipe_of(arguments, stages)
     run = RunDir((arguments.run_dir or os.path.join("runs", recipe.name)).rstrip("/"))
     read_record(run)
     if arguments.recipe is not None:
@@ -96,9 +106,11 @@ def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
         measure_judge(recipe.judge, arguments.calibrate, arguments.out, arguments.json)
         return 0
     if arguments.replay:
+        from dat_ray.config.loading import load_recipe
         from dat_ray.pipeline.evaluations import rescore
 
-        rescore(arguments.replay, arguments.judge, arguments.set, arguments.suite)
+        own = load_recipe(arguments.recipe) if arguments.recipe else None
+        rescore(arguments.replay, arguments.judge, arguments.set, arguments.suite, own=own, trusted=arguments.trust_run_dir)
         return 0
     if arguments.judge:
         raise InputError("--judge", arguments.judge, "belongs to --replay; a run's judge is `--set judge.name=...`")
@@ -109,7 +121,7 @@ def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     from dat_ray.data.rundir import open_run
     from dat_ray.pipeline.evaluations import compare
 
-    recipe = _recipe_of(arguments, starts=False)
+    recipe = _recipe_of(arguments, stages)
     run = open_run(arguments.run_dir or os.path.join("runs", recipe.name), recipe, resume=True)
     compare(recipe, run, arguments.models, arguments.suite)
     return 0
@@ -203,6 +215,13 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name of `dat recipes`, or a YAML file")
         verb.add_argument("--run-dir", metavar="DIR", help="a folder, shared by all nodes on a cluster; default runs/NAME")
         verb.add_argument("--resume", action="store_true", help="continue what is there, or start")
+        if stages != ("report",):
+            verb.add_argument(
+                "--trust-run-dir",
+                action="store_true",
+                help="without RECIPE: use the addresses, environment variables and files that the run directory's stored "
+                "recipe names (they are listed first); whoever can write there can change them",
+            )
         settings(verb)
         return verb
 

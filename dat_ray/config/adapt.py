@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dat_ray.config.loading import load_settings, recipe_text
+from dat_ray.config.names import Name
 from dat_ray.config.section import NO_EFFECT_ON_ROWS, DType, Fraction, NonNegative, Positive, Section
 
 
@@ -100,7 +101,7 @@ class AdaptTimeouts(Section):
 class AdaptRecipe(Section):
     """Everything that `dat adapt` needs to make the same sampler again."""
 
-    name: str
+    name: Name
     description: str = ""
     synthesis: SynthesisConfig = SynthesisConfig()
     heldout_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05

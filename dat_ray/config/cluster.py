@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dat_ray.config.section import PathText, Positive, Section
+from dat_ray.config.section import Outside, PathText, Positive, Section
 
 
 class Pool(Section):
@@ -64,6 +64,8 @@ class TrackingConfig(Section):
     """Where training curves go, besides the JSON lines of the run directory."""
 
     tensorboard: bool = True
-    mlflow: str | None = Field(None, description="name of an MLflow experiment (extra `mlflow`)")
-    mlflow_uri: PathText | None = Field(None, description="of the tracking server; absent: as MLflow's own settings say")
-    wandb: str | None = Field(None, description="project of Weights & Biases (extra `wandb`)")
+    mlflow: Annotated[str | None, Outside.TRACKER] = Field(None, description="name of an MLflow experiment (extra `mlflow`)")
+    mlflow_uri: Annotated[PathText | None, Outside.ADDRESS] = Field(
+        None, description="of the tracking server; absent: as MLflow's own settings say"
+    )
+    wandb: Annotated[str | None, Outside.TRACKER] = Field(None, description="project of Weights & Biases (extra `wandb`)")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, Fraction, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, Fraction, Outside, PathText, Positive, Section
 
 # What a cell may be compared with.
 Value = str | bool | int | float
@@ -25,7 +25,7 @@ class Columns(Section):
 class BehaviorSource(Section):
     """Where behaviours come from: a path, a builtin set, or a Hugging Face data set."""
 
-    path: PathText = Field(
+    path: Annotated[PathText, Outside.FILE] = Field(
         description="CSV, TSV, JSONL, JSON or parquet file, text file with a goal a line, each also compressed (.gz); folder "
         "of such, `FOLDER/train-*`; `builtin:NAME`, `public:NAME`, or `hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]`"
     )
@@ -41,8 +41,10 @@ class BehaviorSource(Section):
         "list",
         "table",
     ] = "auto"
-    targets_path: PathText | None = Field(None, description="targets JSON, as HarmBench's: {BehaviorID or goal: string or list}")
-    refusals_path: PathText | None = Field(None, description="CSV with columns Behavior, Safe_Response")
+    targets_path: Annotated[PathText | None, Outside.FILE] = Field(
+        None, description="targets JSON, as HarmBench's: {BehaviorID or goal: string or list}"
+    )
+    refusals_path: Annotated[PathText | None, Outside.FILE] = Field(None, description="CSV with columns Behavior, Safe_Response")
     columns: Columns = Columns()
     where: dict[str, Value] = Field(
         {}, description="only rows whose column has this value, as in {label: safe} or {adversarial: false}"
@@ -100,7 +102,7 @@ class SelectionConfig(Section):
         description="candidates: the best in-painted prompts (DAT); goals: the behaviours' own requests, each with all its "
         "targets (CAT); mixture: both, an update of either kind at a time (MixAT)",
     )
-    rewrites: PathText | None = Field(
+    rewrites: Annotated[PathText | None, Outside.FILE] = Field(
         None, description="mixture only: table with columns goal and prompt, several a goal; absent: the candidates"
     )
     keep: Positive = Field(16, description="candidates kept for each behaviour")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, NonNegative, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, NonNegative, Outside, PathText, Positive, Section
 from dat_ray.config.training import AttackConfig
 
 AttackName = Literal[
@@ -102,7 +102,9 @@ class UtilityConfig(Section):
     """Benchmarks by lm-eval (extra `utility`)."""
 
     tasks: tuple[str, ...] = Field((), description="names of lm-eval tasks, as in mmlu, arc_easy, arc_challenge")
-    include_path: PathText | None = Field(None, description="folder with further task files (YAML)")
+    include_path: Annotated[PathText | None, Outside.CODE] = Field(
+        None, description="folder with further task files (YAML), which may name code"
+    )
     limit: Positive | None = Field(None, description="first N questions of each task only")
     num_fewshot: NonNegative | None = Field(None, description="examples before each question; absent: the task's own number")
     batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = 8
@@ -120,7 +122,7 @@ class EvaluationConfig(Section):
     pair: PairConfig = PairConfig()
     gcg: GcgConfig = GcgConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
-    templates_path: PathText | None = Field(
+    templates_path: Annotated[PathText | None, Outside.FILE] = Field(
         None, description="CSV, JSONL or JSON file with a column `template` that holds {goal}"
     )
     attacker: TargetConfig | None = Field(None, description="writes the prompts of past_tense, future_tense, translation, pair")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, Backend, DType, Fraction, NonNegative, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, Backend, DType, Fraction, NonNegative, Outside, PathText, Positive, Section
 
 JudgeName = Literal[
     "refusal-rules",
@@ -124,8 +124,10 @@ class SamplerConfig(Section):
 class EndpointConfig(Section):
     """A server that speaks OpenAI's chat completions."""
 
-    url: str = Field(pattern="^https?://", description="its base address, as in http://localhost:8000/v1")
-    api_key_env: Annotated[str | None, NO_EFFECT_ON_ROWS] = Field(
+    url: Annotated[str, Outside.ADDRESS] = Field(
+        pattern="^https?://", description="its base address, as in http://localhost:8000/v1"
+    )
+    api_key_env: Annotated[str | None, NO_EFFECT_ON_ROWS, Outside.VARIABLE] = Field(
         None, description="environment variable that holds the key; absent: no key is sent"
     )
     timeout: Annotated[float, Field(gt=0.0), NO_EFFECT_ON_ROWS] = Field(60.0, description="seconds that one answer may take")
@@ -239,7 +241,7 @@ class JudgeConfig(Section):
     name: JudgeName = "refusal-rules"
     threshold: Fraction = Field(0.5, description="score above which a completion counts as harmful")
     reader: TargetConfig | None = Field(None, description="the model that reads, for judges that are models")
-    prompt_path: PathText | None = Field(
+    prompt_path: Annotated[PathText | None, Outside.FILE] = Field(
         None, description="file with the reader's prompt; absent: the project's own, where it has one"
     )
 

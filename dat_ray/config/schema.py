@@ -15,6 +15,7 @@ from dat_ray.config.cluster import ClusterConfig, TimeoutsConfig, TrackingConfig
 from dat_ray.config.data import BehaviorsConfig, GenerationConfig, SelectionConfig
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
+from dat_ray.config.names import Name
 from dat_ray.config.section import NO_EFFECT_ON_ROWS, NonNegative, Section
 from dat_ray.config.training import TrainingConfig
 from dat_ray.errors import InputError
@@ -26,7 +27,7 @@ RETIRED: dict[str, Any] = {"round": 0}
 class Recipe(Section):
     """A whole run."""
 
-    name: Annotated[str, NO_EFFECT_ON_ROWS]
+    name: Annotated[Name, NO_EFFECT_ON_ROWS]
     description: Annotated[str, NO_EFFECT_ON_ROWS] = ""
     sources: Annotated[dict[str, str], NO_EFFECT_ON_ROWS] = Field(
         {}, description="where values come from: dotted field or section -> `paper: ...`, `code: ...` or `ours: ...`"

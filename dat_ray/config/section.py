@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -55,6 +56,20 @@ class NoEffectOnRows:
 NO_EFFECT_ON_ROWS = NoEffectOnRows()
 
 
+class Outside(StrEnum):
+    """Marks a field, in its `Annotated`, whose value leads out of a run directory, and says to what.
+
+    In a recipe that a run directory holds, such a value may be somebody else's: see `dat_ray.config.trust`. Models are not
+    marked: whoever wrote a model's files, they are read as those of a stranger, without code.
+    """
+
+    ADDRESS = "address"
+    VARIABLE = "environment variable"
+    FILE = "file or folder"
+    CODE = "folder with code"
+    TRACKER = "tracking server's project"
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values are fixed once read."""
 
@@ -69,11 +84,13 @@ class Leaf:
         value: as in JSON.
         default: the value where nothing is written, as in JSON; `PydanticUndefined` where something has to be.
         changes_rows: whether rows depend on it.
+        outside: what it leads to outside a run directory, where it does.
     """
 
     value: Any
     default: Any
     changes_rows: bool
+    outside: Outside | None = None
 
     @property
     def at_default(self) -> bool:
@@ -97,7 +114,8 @@ def _leaves(section: Section, default: Section | None, prefix: str, changes_rows
         path, counts = f"{prefix}{name}", changes_rows and NO_EFFECT_ON_ROWS not in field.metadata
         value = getattr(section, name)
         if not isinstance(value, Section):
-            yield path, Leaf(values[name], defaults[name], counts)
+            outside = next((mark for mark in field.metadata if isinstance(mark, Outside)), None)
+            yield path, Leaf(values[name], defaults[name], counts, outside)
             continue
         if defaults[name] is None:
             yield path, Leaf(GIVEN, None, counts)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, DType, Fraction, NonNegative, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, DType, Fraction, NonNegative, Outside, PathText, Positive, Section
 
 
 class AttackConfig(Section):
@@ -59,7 +59,7 @@ class LoraConfig(Section):
 class RetainConfig(Section):
     """Data on which the model should stay close to its old self."""
 
-    path: PathText = Field(
+    path: Annotated[PathText, Outside.FILE] = Field(
         description="as `behaviors.path`; columns `prompt` and optionally `response` and `id`; or, without `prompt`, those of "
         "Alpaca (`instruction`, `input`, `output`), or a chat (`messages` or `conversations`)"
     )

@@ -14,7 +14,9 @@ import pyarrow.fs as pafs
 
 from dat_ray import __version__
 from dat_ray.config.loading import difference, fingerprint, validate_known_fields
+from dat_ray.config.names import check_name, is_fingerprint, is_name
 from dat_ray.config.schema import Recipe
+from dat_ray.data.links import refuse_links
 from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
 from dat_ray.errors import InputError
 from dat_ray.progress import stage_line
@@ -76,7 +78,13 @@ class RunDir:
         return join(self.training(round_index), "adapter")
 
     def evaluation(self, suite: str) -> str:
-        return join(self.root, "evaluation", suite)
+        return join(self.root, "evaluation", check_name("--suite", suite))
+
+    def suites(self) -> list[str]:
+        """Names of the evaluations that have begun; folders of other names were not made here."""
+        fs, inner = open_filesystem(join(self.root, "evaluation"))
+        infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory and is_name(info.base_name))
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,9 @@ def read_record(run: RunDir) -> RunRecord:
         tree = about.pop("recipe")
         if not isinstance(tree, dict):
             raise TypeError("its recipe is no mapping")
+        # A folder of the training is named by it.
+        if about.get("fingerprint") and not is_fingerprint(about["fingerprint"]):
+            raise ValueError("its fingerprint is none")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError("RUN_DIR", run.record, f"is no record of a run ({_short(error)}): restore that file") from None
     try:
@@ -163,9 +174,10 @@ def open_run(root: str, recipe: Recipe, resume: bool) -> RunDir:
     A run that goes on keeps its record: fields that change no row may differ from it, the others may not.
 
     Raises:
-        InputError: the directory holds something and `resume` is off, or it belongs to another recipe.
+        InputError: the directory holds something and `resume` is off, it belongs to another recipe, or a link leads out of it.
     """
     run = RunDir(root.rstrip("/"))
+    refuse_links(run.root)
     if exists(run.record):
         before = read_record(run)
         if before.unknown:

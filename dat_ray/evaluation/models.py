@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from dat_ray.config.names import MODEL_REMEDY, is_model_name
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
 from dat_ray.data.shards import exists, join
@@ -15,8 +15,6 @@ from dat_ray.models.adapter_settings import ADAPTER_CONFIG, read_adapter_setting
 
 BASE, ADAPTED = "base", "adapted"
 OPTION = "--models"
-# Names become parts of file names, where "-" separates a model from an attack; NAME@SEED is one of several seeds.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*(@[A-Za-z0-9]+)?")
 
 
 def own_models(recipe: Recipe, run: RunDir) -> list[Model]:
@@ -44,8 +42,8 @@ def named_models(recipe: Recipe, text: str) -> list[Model]:
         name, equals, what = (piece.strip() for piece in part.partition("="))
         if not equals or not what:
             raise InputError(OPTION, part, "write NAME=WHAT, with WHAT one of base, a run directory, a folder or a hub id")
-        if not _NAME.fullmatch(name):
-            raise InputError(OPTION, name, "a name is made of letters, digits, dots and underscores, and may end in @SEED")
+        if not is_model_name(name):
+            raise InputError(OPTION, name, MODEL_REMEDY)
         if name in [model.name for model in found]:
             raise InputError(OPTION, name, "names two models: give each its own name")
         found.append(_resolve(recipe, name, what))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,7 +17,9 @@ from typing import Any
 
 from dat_ray import __version__
 from dat_ray.config.loading import fingerprint
+from dat_ray.config.names import check_name, is_model_name, is_name
 from dat_ray.config.schema import Recipe
+from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import ATTEMPTS
 from dat_ray.data.shards import (
@@ -84,15 +87,30 @@ def write_record(root: str, recipe: Recipe, suite: str, models: Sequence[Model])
 def read_record(where: str) -> tuple[str, dict[str, Any]]:
     """The evaluation folder that an evaluation folder or a run directory means, and its record.
 
+    The record's names can be parts of paths; what its recipe leads to is for `dat_ray.data.trust` to ask about.
+
     Raises:
-        InputError: there is no finished evaluation, or one that an older version made.
+        InputError: there is no finished evaluation, one that an older version made, or a record that makes no sense.
     """
     root = RunDir(where.rstrip("/")).evaluation("default") if exists(RunDir(where).record) else where.rstrip("/")
+    if "://" not in root:
+        root = os.path.abspath(root)  # the new folder goes beside it, also beside `.`
     if not has_manifest(root):
         raise InputError(OPTION, where, "holds no finished evaluation: give a folder evaluation/SUITE, or a run directory")
     if not exists(join(root, RECORD)):
         raise InputError(OPTION, where, f"has no {RECORD}, as evaluations of older versions: evaluate again to be able to replay")
-    return root, json.loads(read_bytes(join(root, RECORD)))
+    try:
+        record: dict[str, Any] = json.loads(read_bytes(join(root, RECORD)))
+        if not is_name(record["suite"]):
+            raise ValueError("its suite's name is none")
+        if not all(is_model_name(name) and isinstance(weights, str) for name, weights in record["models"].items()):
+            raise ValueError("a model's name is none")
+        if not isinstance(record["recipe"], dict):
+            raise TypeError("its recipe is no mapping")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {ascii(str(error))[1:-1][:160]}"
+        raise InputError(OPTION, where, f"its {RECORD} is no record of an evaluation ({reason}): restore that file") from None
+    return root, record
 
 
 def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engines: Engines | None = None) -> Replayed:
@@ -108,14 +126,18 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
         engines: how judges are made; default: the recipe's.
 
     Raises:
-        InputError: the new folder holds another replay, or verdicts of a judge with other weights.
+        InputError: a suite that is no name, a new folder that holds another replay, or verdicts of a judge with other weights.
         ShardError: the evaluation's files are altered.
         DatError: the judge failed too often, or did not start.
     """
     started = time.monotonic()
-    out = join(root.rsplit("/", 1)[0], suite)
+    out = join(root.rsplit("/", 1)[0], check_name("--suite", suite))
     if out == root:
         raise InputError("--suite", suite, "is the evaluation itself: name another suite")
+    if "://" not in out and os.path.islink(out):
+        raise InputError("--suite", suite, f"{out} is a symbolic link: name another suite")
+    for folder in (root, out):
+        refuse_links(folder, OPTION)
     # The same completions by the same judge: only then an earlier replay is continued.
     mark = hashlib.sha256(read_bytes(join(root, MANIFEST)) + fingerprint(recipe).encode()).hexdigest()[:16]
     if has_manifest(out):

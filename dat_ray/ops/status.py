@@ -115,10 +115,7 @@ def _training(run: RunDir, recipe: Recipe, rows: int | None) -> dict[str, Any]:
 
 
 def _evaluations(run: RunDir) -> Iterator[dict[str, Any]]:
-    fs, inner = open_filesystem(join(run.root, "evaluation"))
-    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    suites = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
-    for suite in suites or ["default"]:
+    for suite in run.suites() or ["default"]:
         folder = run.evaluation(suite)
         done = sum(_rows_below(join(folder, part)) for part in ("", "prompts", "target_logprob"))
         complete = has_manifest(folder)

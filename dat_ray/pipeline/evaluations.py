@@ -12,12 +12,15 @@ from rich.console import Console
 
 from dat_ray.config.loading import load_settings
 from dat_ray.config.schema import Recipe
+from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, write_file
+from dat_ray.data.trust import require_trust
 from dat_ray.engines.factory import check_target_adapter
 from dat_ray.errors import InputError
 from dat_ray.evaluation.adaptive import GRADIENT_ATTACKS
 from dat_ray.evaluation.models import OPTION, named_models
+from dat_ray.evaluation.replay import OPTION as REPLAY
 from dat_ray.evaluation.replay import read_record, replay
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
@@ -28,6 +31,8 @@ from dat_ray.reporting.stage import report
 from dat_ray.reporting.tables import as_rich, comparison, write_tables
 
 COMPARISON = "comparison"
+# Sections whose models read what is scored.
+JUDGES = ("judge", "evaluation.second_judge", "evaluation.refusal_judge")
 # What may differ between an evaluation and its replay: the judges, how sure the intervals are, where it runs.
 REPLAY_FIELDS = ("judge.", "evaluation.second_judge", "evaluation.confidence", "evaluation.bootstrap", "cluster.", "timeouts.")
 
@@ -65,7 +70,15 @@ def compare(recipe: Recipe, run: RunDir, models: str, suite: str | None) -> None
         stage_line(f"report: {report(recipe, run)}")
 
 
-def rescore(where: str, judge: str | None, settings: Sequence[str], suite: str | None) -> None:
+def rescore(
+    where: str,
+    judge: str | None,
+    settings: Sequence[str],
+    suite: str | None,
+    *,
+    own: Recipe | None = None,
+    trusted: bool = False,
+) -> None:
     """Scores a stored evaluation again with another judge, prints the table, and renews the report of its run.
 
     Args:
@@ -73,6 +86,8 @@ def rescore(where: str, judge: str | None, settings: Sequence[str], suite: str |
         judge: name of the judge; None where `settings` say it.
         settings: `judge.field=value` and the like.
         suite: name of the new folder; default: the old name and the judge's.
+        own: a recipe that the person names: what it says of judges in the same words as the stored one is trusted.
+        trusted: whether the stored recipe's addresses, variables and files are.
 
     Raises:
         InputError: nothing to replay, no other judge, or a setting that would need the model again.
@@ -87,12 +102,16 @@ def rescore(where: str, judge: str | None, settings: Sequence[str], suite: str |
         # What the judge before needed, a reader for one, says nothing about this one.
         tree["judge"] = {"name": judge}
     recipe = load_settings(Recipe, yaml.safe_dump(tree), root, settings)
+    require_trust(recipe, JUDGES, root, option=REPLAY, trusted=trusted, settings=settings, own=own)
+    run = RunDir(root.rsplit("/", 2)[0])
+    in_a_run = exists(run.record)
+    if in_a_run:
+        refuse_links(run.root, REPLAY)
     name = suite or f"{record['suite']}-{re.sub(r'[^A-Za-z0-9._]+', '-', recipe.judge.name)}"
     done = replay(root, record, recipe, name)
     stage_line(f"replay: {done.rows} completions of {root}, judged by {recipe.judge.name}; no model was asked; {done.root}")
     _show(done.metrics, done.root)
-    run = RunDir(root.rsplit("/", 2)[0])
-    if exists(run.record):
+    if in_a_run:
         stage_line(f"report: {report(recipe, run)}")
 
 

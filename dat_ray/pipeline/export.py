@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 from dat_ray import __version__
 from dat_ray.config.schema import Recipe
 from dat_ray.config.sources import annotated
+from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, open_to_read, rewrites_folder
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
 from dat_ray.errors import DatError, InputError
@@ -40,10 +41,12 @@ def export_run(root: str, out: str) -> Path:
         out: local folder; an export that is there is replaced as a whole, anything else is left alone.
 
     Raises:
-        InputError: no run there, or a folder that holds something else.
+        InputError: no run there, one with links that lead out of it, or a folder that holds something else.
         DatError: the run has no finished adapter.
     """
     run, record = open_to_read(root)
+    # A folder that people publish: nothing comes along from elsewhere.
+    refuse_links(run.root)
     recipe, trained = record.recipe, run.training(FIRST_ROUND)
     if not has_manifest(trained):
         raise DatError(f"{trained} holds no finished training: run `dat train --run-dir {root}` first")
@@ -135,9 +138,7 @@ def _tables(recipe: Recipe, run: RunDir) -> Iterator[str]:
 
 
 def _measured(run: RunDir) -> Iterator[str]:
-    fs, inner = open_filesystem(join(run.root, "evaluation"))
-    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    for suite in sorted(info.base_name for info in found if info.type == pafs.FileType.Directory):
+    for suite in run.suites():
         path = join(run.evaluation(suite), "metrics.json")
         if exists(path):
             yield from _suite(suite, json.loads(read_bytes(path)))

@@ -15,9 +15,10 @@ from dat_ray.config.models import JudgeConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.hold import hold
+from dat_ray.data.links import refuse_links
 from dat_ray.data.retain import read_retain
-from dat_ray.data.rundir import RunDir, read_record
-from dat_ray.data.shards import exists, join, write_file
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
+from dat_ray.data.shards import exists, has_manifest, join, write_file
 from dat_ray.data.text import english_rules_read
 from dat_ray.diagnosis import keep_traceback
 from dat_ray.engines.vllm_plugin import check_architecture
@@ -133,8 +134,10 @@ def session(recipe: Recipe, run: RunDir) -> Iterator[None]:
     """The run's lock and log, and a Ray session; an exception that nobody foresaw is kept in a file and raised as one line.
 
     Raises:
+        InputError: a link leads out of the directory.
         DatError: as it was raised inside, or for any other exception with the name of `logs/failure.txt`.
     """
+    refuse_links(run.root)
     kept = _tracebacks_kept(join(run.logs, "failure.txt"), "--resume continues")
     with kept, hold(run.root), RunLog(run), start_ray(recipe.cluster):
         yield
@@ -176,6 +179,20 @@ def measured(name: str, stage: Callable[[Recipe, RunDir], dict[str, Any]], recip
         return
     record_stage(run, name, cost, **facts)
     stage_line(f"      {shown}; {clock(cost.seconds)}, peak {cost.peak_bytes / 2**30:.1f} GiB")
+
+
+def sections_read(stages: Sequence[str], recipe: Recipe, run: RunDir) -> set[str]:
+    """Sections and fields of a recipe whose files, addresses and trackers the named stages use on this run directory."""
+    # Imported late: the driver of a run that only samples stays light.
+    from dat_ray.training.retain_set import retain_folder
+
+    found = {section for stage in stages for section in _READ[stage]}
+    # Once the retain set is made, only the check at the beginning of a run looks at its source.
+    if "generate" not in stages and has_manifest(retain_folder(run, FIRST_ROUND)):
+        found.discard("training.retain")
+    if "train" not in stages and "generate" not in stages and not recipe.evaluation.kl_rows:
+        found.discard("training.retain")
+    return found
 
 
 def _generate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
@@ -274,6 +291,15 @@ def _report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     local = "://" not in where
     return {"report": Path(where).absolute().as_uri() if local else where}
 
+
+# What `sections_read` names: `check_inputs` comes before the first stage and reads the retain set too.
+_READ: dict[str, tuple[str, ...]] = {
+    "generate": ("behaviors", "training.retain", "judge"),
+    "select": ("selection",),
+    "train": ("training.retain", "tracking"),
+    "evaluate": ("judge", "evaluation", "training.retain"),
+    "report": (),
+}
 
 STAGES: dict[str, tuple[str, Callable[[Recipe, RunDir], dict[str, Any]]]] = {
     "generate": ("sample prompts, answer, judge", _generate),

@@ -163,13 +163,7 @@ def _diversity(recipe: Recipe, table: pa.Table) -> Diversity:
 
 def _suites(run: RunDir) -> dict[str, Suite]:
     """Every finished suite, `default` first."""
-    fs, inner = open_filesystem(join(run.root, "evaluation"))
-    folders = [
-        info.base_name
-        for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-        if info.type == pafs.FileType.Directory
-    ]
-    names = sorted(folders, key=lambda name: (name != "default", name))
+    names = sorted(run.suites(), key=lambda name: (name != "default", name))
     return {name: read_suite(run.evaluation(name)) for name in names if has_manifest(run.evaluation(name))}
 
 

@@ -147,7 +147,7 @@ def test_a_later_versions_run_is_looked_at_without_what_is_new_in_it(capsys, tmp
         [line] = [line for line in capsys.readouterr().err.splitlines() if "does not know" in line]
         assert "sampler.novelty" in line
         assert "7.1" in line
-    assert main(["train", "--run-dir", run.root]) == 2
+    assert main(["train", "--run-dir", run.root, "--trust-run-dir"]) == 2
     assert "go on with that version" in capsys.readouterr().err.splitlines()[-1]
 
 

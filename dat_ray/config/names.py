@@ -1,0 +1,55 @@
+"""Which names may become parts of paths. All of them are checked here, whoever gave them: an option, a recipe, a stored record."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from dat_ray.errors import InputError
+
+# Of recipes and suites: one part of a path, on one line, that no shell or file system takes for something else.
+_NAME = re.compile(r"[^\W_][\w .@+-]{0,127}(?<! )")
+# Of models in an evaluation: also parts of file names, where "-" stands between model and attack; NAME@SEED is one of several seeds.
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*(@[A-Za-z0-9]+)?")
+# As `dat_ray.config.loading.fingerprint` forms it; a folder of the training carries it.
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+
+NAME_REMEDY = "a name begins with a letter or digit, and has letters, digits, spaces and . _ - + @, at most 128 of them"
+MODEL_REMEDY = "a name is made of letters, digits, dots and underscores, and may end in @SEED"
+
+
+def is_name(text: object) -> bool:
+    """Whether a text can name a recipe, a suite or a folder."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
+def is_model_name(text: object) -> bool:
+    """Whether a text can name a model of an evaluation."""
+    return isinstance(text, str) and _MODEL.fullmatch(text) is not None
+
+
+def is_fingerprint(text: object) -> bool:
+    """Whether a text is a recipe's fingerprint."""
+    return isinstance(text, str) and _FINGERPRINT.fullmatch(text) is not None
+
+
+def check_name(field: str, text: str) -> str:
+    """The text, which can name a folder.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not is_name(text):
+        raise InputError(field, text, NAME_REMEDY)
+    return text
+
+
+def _named(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(NAME_REMEDY)
+    return text
+
+
+Name = Annotated[str, AfterValidator(_named)]

@@ -93,6 +93,10 @@ def _report(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
+    if arguments.suite is not None:
+        from dat_ray.config.names import check_name
+
+        check_name("--suite", arguments.suite)
     if arguments.list:
         from dat_ray.evaluation.command import list_parts
 

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from dat_ray.config.schema import Recipe
-from dat_ray.config.section import Section, leaves
+from dat_ray.config.section import STORED, Section, leaves
 from dat_ray.config.yaml_text import load_yaml
 from dat_ray.errors import InputError
 
@@ -118,7 +118,7 @@ def validate_known_fields(root: type[Settings], tree: dict[str, Any]) -> tuple[S
     unknown: list[str] = []
     while True:
         try:
-            return root.model_validate(tree), tuple(unknown)
+            return root.model_validate(tree, context=STORED), tuple(unknown)
         except ValidationError as error:
             extra = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
             if not extra:

@@ -7,9 +7,20 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, Backend, DType, Fraction, NonNegative, Outside, PathText, Positive, Section
+from dat_ray.config.section import (
+    NO_EFFECT_ON_ROWS,
+    STORED,
+    Backend,
+    DType,
+    Fraction,
+    NonNegative,
+    Outside,
+    PathText,
+    Positive,
+    Section,
+)
 
 JudgeName = Literal[
     "refusal-rules",
@@ -170,10 +181,12 @@ class TemplateConfig(Section):
 
     @field_validator("chat_template")
     @classmethod
-    def _read_template(cls, value: str | None) -> str | None:
+    def _read_template(cls, value: str | None, info: ValidationInfo) -> str | None:
         """The text of a file takes the place of its name, so that it counts and travels with the recipe."""
         if value is None or "{{" in value or "{%" in value:
             return value
+        if info.context == STORED:
+            raise ValueError("names a file, and a stored recipe holds the template itself: put it there, or name your own recipe")
         try:
             text = Path(value).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:

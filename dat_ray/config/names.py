@@ -1,4 +1,4 @@
-"""Which names may become parts of paths. All of them are checked here, whoever gave them: an option, a recipe, a stored record."""
+"""Which names may become parts of paths: all are checked here, whether an option, a recipe or a stored record gave them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dat_ray.errors import InputError
 
 # Of recipes and suites: one part of a path, on one line, that no shell or file system takes for something else.
 _NAME = re.compile(r"[^\W_][\w .@+-]{0,127}(?<! )")
-# Of models in an evaluation: also parts of file names, where "-" stands between model and attack; NAME@SEED is one of several seeds.
+# Of models in an evaluation: parts of file names, where "-" comes before the attack; NAME@SEED is one of several seeds.
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*(@[A-Za-z0-9]+)?")
 # As `dat_ray.config.loading.fingerprint` forms it; a folder of the training carries it.
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")

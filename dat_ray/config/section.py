@@ -70,6 +70,10 @@ class Outside(StrEnum):
     TRACKER = "tracking server's project"
 
 
+# Context of a validation, for recipes that a run directory holds: nothing that they name is opened while they are read.
+STORED = {"stored": True}
+
+
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values are fixed once read."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dat_ray import __version__
-from dat_ray.config.loading import fingerprint
+from dat_ray.config.loading import fingerprint, validate_known_fields
 from dat_ray.config.names import check_name, is_model_name, is_name
 from dat_ray.config.schema import Recipe
 from dat_ray.data.links import refuse_links
@@ -105,9 +105,11 @@ def read_record(where: str) -> tuple[str, dict[str, Any]]:
             raise ValueError("its suite's name is none")
         if not all(is_model_name(name) and isinstance(weights, str) for name, weights in record["models"].items()):
             raise ValueError("a model's name is none")
-        if not isinstance(record["recipe"], dict):
-            raise TypeError("its recipe is no mapping")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        recipe, unknown = validate_known_fields(Recipe, record["recipe"])
+        if unknown:
+            raise ValueError(f"it has fields that this version does not know: {', '.join(unknown[:6])}")
+        record["recipe"] = recipe.model_dump(mode="json")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError) as error:
         reason = f"{type(error).__name__}: {ascii(str(error))[1:-1][:160]}"
         raise InputError(OPTION, where, f"its {RECORD} is no record of an evaluation ({reason}): restore that file") from None
     return root, record

@@ -22,6 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.config.sweep import EVALUATION, Plan, Point, shared_recipe, stage_fingerprint
+from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, open_run
 from dat_ray.data.shards import (
     exists,
@@ -91,10 +92,11 @@ def sweep(plan: Plan, root: str, *, resume: bool, share: Work | None = None, wor
         Path of the page with the front.
 
     Raises:
-        InputError: the folder holds something and `resume` is off, or a recipe's inputs cannot be had.
+        InputError: the folder holds something and `resume` is off, a link leads out of it, or a recipe's inputs cannot be had.
         DatError: at least one point failed; the others are finished.
     """
     share, work = share or share_stages, work or run_point
+    refuse_links(root, "--sweep-dir")
     if not resume and _holds_something(root):
         raise InputError("--sweep-dir", root, "is not empty: choose another directory, or add --resume to continue there")
     for recipe in {stage_fingerprint(p.recipe, (*EVALUATION, "training")): p.recipe for p in plan.points}.values():

@@ -10,12 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from dat_ray.config.cluster import ClusterConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record
-from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_file, read_table
+from dat_ray.data.shards import exists, has_manifest, join, read_bytes, read_file, read_table
 from dat_ray.evaluation.diagnostics import diagnose
 from dat_ray.evaluation.diversity import Diversity
 from dat_ray.evaluation.metrics import METRICS

@@ -22,6 +22,7 @@ from dat_ray.diagnosis import StallWatch, node_lines
 from dat_ray.errors import DatError, StorageError
 from dat_ray.progress import stage_line
 from dat_ray.training.room import room_within
+from dat_ray.training.snapshot import check_snapshot
 
 SUBCLUSTER_LABEL = "ray-subcluster"
 MAX_FAILURES = 3
@@ -60,8 +61,10 @@ def run_workers(
         What the first worker returned.
 
     Raises:
-        DatError: as `work` returned it, workers that keep dying, or resources that never came.
+        DatError: an altered list of checkpoints, the error that `work` returned, workers that keep dying, or resources that
+            never came.
     """
+    check_snapshot(storage, name)
     elastic = pool.min_actors < pool.max_actors
     for died_at_start in range(MAX_FAILURES + 1):
         no_room: Callable[[], bool] = lambda: False  # noqa: E731

@@ -15,8 +15,12 @@ import pytest
 import yaml
 
 from dat_ray.cli import main
+from dat_ray.config.loading import load_recipe
 from dat_ray.config.schema import Recipe
+from dat_ray.data.links import refuse_links
+from dat_ray.data.rundir import open_run
 from dat_ray.data.shards import has_manifest, read_table
+from dat_ray.errors import InputError
 from tests.unit.engines.scripted_server import Served, serve
 
 STORED = Path(__file__).parents[2] / "fixtures" / "run_0_1"
@@ -302,7 +306,15 @@ def test_links_within_the_directory_and_to_it_are_fine(root: Path, tmp_path: Pat
     os.symlink(root / "loop", root / "loop")
     os.symlink(root, tmp_path / "shortcut")
     assert main(["report", "--run-dir", str(tmp_path / "shortcut"), "--out", str(tmp_path / "page")]) == 0
-    from dat_ray.data.links import refuse_links
-
     refuse_links(str(tmp_path / "shortcut"))
     refuse_links("s3://bucket/run")
+
+
+def test_a_link_is_refused_before_a_record_is_written(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.write_text("mine")
+    (tmp_path / "run").mkdir()
+    os.symlink(private, tmp_path / "run" / "run.json.partial")
+    with pytest.raises(InputError, match=r"run\.json\.partial"):
+        open_run(str(tmp_path / "run"), load_recipe("demo"), resume=True)
+    assert private.read_text() == "mine"

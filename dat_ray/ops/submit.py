@@ -1,7 +1,8 @@
 """`dat submit`: checks a recipe, packs what it needs, and runs one stage as a Ray job.
 
-The job's id follows from the stage and the run directory, so that Ray refuses a second one that would write the same
-files. What is printed at the end is the plain `ray job submit` line that does the same.
+What goes along is listed and looked through for secrets before anything is sent. The job's id follows from the stage and the
+run directory, so that Ray refuses a second one that would write the same files. What is printed at the end is the plain
+`ray job submit` line that does the same, with the same package.
 """
 
 from __future__ import annotations
@@ -14,25 +15,31 @@ import posixpath
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from dat_ray.config.loading import fingerprint, list_recipes, load_recipe
+from dat_ray.config.loading import fingerprint, list_recipes, load_recipe, recipe_text
 from dat_ray.config.schema import Recipe
-from dat_ray.data.sources import BUILTIN, HUB
+from dat_ray.config.section import Outside
+from dat_ray.data.trust import outside_values
 from dat_ray.errors import DatError, InputError
-from dat_ray.ops.package import EXCLUDES, pack, scratch
+from dat_ray.ops.package import Listing, Package, list_files, pack
+from dat_ray.ops.secret_files import secret_in_content
 from dat_ray.progress import stage_line
+from dat_ray.secrets import secrets_in
 
 SCRIPTS = {"generate": "generate", "train": "train", "evaluate": "evaluate", "run": "pipeline"}
 # Stages without actors of their own need no cluster: `pipeline` runs them, or `dat select` and `dat report` at home.
 SECONDS_FOR_AN_AGENT = 60.0
 SECONDS_BETWEEN_TRIES = 2.0
 MOST_BREAKS = 5
+# Marks of fields that name what a job reads.
+READ = (Outside.FILE, Outside.CODE)
 _NOT_YET = ("No available agent", "Connection refused", "503")
 
 
@@ -46,7 +53,7 @@ class Submission:
         run_dir: as the cluster's nodes see it.
         submission_id: Ray's id of the job.
         entrypoint: shell command.
-        working_dir: folder that goes along.
+        listing: files that go along.
         metadata: stage, run and fingerprint.
     """
 
@@ -55,14 +62,13 @@ class Submission:
     run_dir: str
     submission_id: str
     entrypoint: str
-    working_dir: str
+    listing: Listing
     metadata: dict[str, str]
 
-    def plain_line(self, address: str) -> str:
+    def plain_line(self, address: str, package: Package) -> str:
         """The `ray job submit` command that does the same."""
-        environment = json.dumps({"excludes": list(EXCLUDES)})
         words = ["ray", "job", "submit", "--address", address, "--submission-id", self.submission_id]
-        words += ["--working-dir", self.working_dir, "--runtime-env-json", environment]
+        words += ["--working-dir", package.path]
         words += ["--metadata-json", json.dumps(self.metadata), "--", *shlex.split(self.entrypoint)]
         return shlex.join(words)
 
@@ -75,7 +81,8 @@ def prepare(
     settings: Sequence[str],
     resume: bool,
     working_dir: str,
-    attempt: int = 1,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> Submission:
     """Checks everything that can be checked here, before anything is sent.
 
@@ -86,21 +93,25 @@ def prepare(
         settings: `--set` overrides.
         resume: whether the job may continue what is there.
         working_dir: folder that becomes the job's.
-        attempt: counts jobs for the same stage and run directory: Ray never takes an id twice.
+        include, exclude: see `list_files`.
 
     Raises:
-        InputError: a bad recipe, a recipe outside the folder, or a run directory that is not shared.
+        InputError: a secret on the command line or in the recipe, a bad recipe, one outside the folder, a file of it that
+            does not go along, or a run directory that is not shared.
     """
+    _refuse_secrets(recipe_name, settings, run_dir)
     recipe = load_recipe(recipe_name, settings)
     root = Path(working_dir).resolve()
     if recipe_name in list_recipes():
-        named = recipe_name
+        named, own = recipe_name, []
     else:
         path = Path(recipe_name).resolve()
         if not path.is_relative_to(root):
             raise InputError("RECIPE", recipe_name, f"lies outside the folder that goes along ({working_dir}): see --working-dir")
         named = path.relative_to(root).as_posix()
-    _check_paths(recipe, root)
+        own = [named]
+    listing = list_files(working_dir, own, include, exclude)
+    _check_paths(recipe, listing)
     if run_dir is None:
         raise InputError("--run-dir", None, "name a folder that all nodes of the cluster share, such as /shared/runs/first")
     if "://" not in run_dir and not posixpath.isabs(run_dir):
@@ -110,7 +121,7 @@ def prepare(
     run_dir = run_dir.rstrip("/")
     # The package is part of the image; its checkout, where the working directory is one, takes precedence.
     script = f"jobs/{SCRIPTS[stage]}.py"
-    command = ["python", script] if (root / script).is_file() else ["python", "-m", "dat_ray.cli", stage]
+    command = ["python", script] if script in listing.files else ["python", "-m", "dat_ray.cli", stage]
     words = [*command, named, "--run-dir", run_dir]
     words += ["--resume"] if resume else []
     for setting in settings:
@@ -120,27 +131,41 @@ def prepare(
         stage,
         recipe,
         run_dir,
-        job_id(stage, run_dir, attempt),
+        job_id(stage, run_dir),
         shlex.join(words),
-        str(root),
+        listing,
         {"stage": stage, "run": run_dir, "fingerprint": mark},
     )
 
 
-def _check_paths(recipe: Recipe, root: Path) -> None:
+def _refuse_secrets(recipe_name: str, settings: Sequence[str], run_dir: str | None) -> None:
+    """Everybody who may look at the cluster's jobs sees a job's command; its recipe is stored with the run."""
+    for option, text, name in [
+        *(("--set", setting, setting.partition("=")[0]) for setting in settings),
+        ("--run-dir", run_dir or "", "a path"),
+        ("RECIPE", recipe_text(recipe_name), recipe_name),
+    ]:
+        what = ", ".join(secrets_in(text)) or secret_in_content(text.encode())
+        if what:
+            remedy = f"holds {what}: name the environment variable (api_key_env) and set it on the nodes, never its value"
+            raise InputError(option, name, remedy)
+
+
+def _check_paths(recipe: Recipe, listing: Listing) -> None:
     """Files that a recipe names by a relative path must go along: the job starts in the folder that is packed."""
 
-    def paths(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from paths(value, f"{prefix}{key}.")
-            elif key.endswith("path") and isinstance(value, str):
-                yield f"{prefix}{key}", value
+    for field, value in ((one.field, one.value) for one in outside_values(recipe, Recipe.model_fields) if one.what in READ):
+        if value.startswith("/") or "://" in value or _goes_along(listing, value):
+            continue
+        there = (listing.root / value).exists() or any(listing.root.glob(value or "."))
+        remedy = f"add it to git, or --include {shlex.quote(value)}" if there else "put it there, or on shared storage"
+        raise InputError(field, value, f"is not in the folder that goes along ({listing.root}): {remedy}")
 
-    for field, value in paths(recipe.model_dump(), ""):
-        local = not value.startswith((BUILTIN, HUB, "/")) and "://" not in value
-        if local and not ((root / value).exists() or ("*" in value and any(root.glob(value)))):
-            raise InputError(field, value, f"is not in the folder that goes along ({root}): put it there, or on shared storage")
+
+def _goes_along(listing: Listing, value: str) -> bool:
+    """Whether a file, something in a folder, or something that a pattern names is among the listed files."""
+    place = posixpath.normpath(value)
+    return any(path == place or path.startswith(f"{place}/") or ("*" in place and fnmatch(path, place)) for path in listing.files)
 
 
 def job_id(stage: str, run_dir: str, attempt: int = 1) -> str:
@@ -191,36 +216,32 @@ def running_job(client: JobSubmissionClient, submission: Submission) -> tuple[Jo
     return active, attempts
 
 
-def submit(client: JobSubmissionClient, submission: Submission) -> str:
-    """Packs and sends a job, waiting for an agent that takes it.
+def submit(client: JobSubmissionClient, submission: Submission, package: Package) -> str:
+    """Sends a job with its package, waiting for an agent that takes it.
 
     Returns:
         Its id.
 
     Raises:
-        InputError: too large to upload.
         DatError: a job for this run directory is running, or none was accepted in time.
     """
-    with scratch() as folder:
-        package = pack(submission.working_dir, folder)
-        stage_line(f"submit: {package.files} files, {package.bytes / 2**20:.1f} MiB from {submission.working_dir}")
-        deadline = time.monotonic() + SECONDS_FOR_AN_AGENT
-        while True:
-            try:
-                return client.submit_job(
-                    entrypoint=submission.entrypoint,
-                    submission_id=submission.submission_id,
-                    runtime_env={"working_dir": package.path},
-                    metadata=dict(submission.metadata),
-                )
-            except Exception as error:
-                reason = " ".join(str(error).split())
-                if "already exists" in reason:
-                    raise already_running(submission.submission_id) from error
-                if not any(words in reason for words in _NOT_YET) or time.monotonic() > deadline:
-                    raise DatError(f"Ray did not take the job: {reason[-300:]}") from error
-                stage_line("submit: no agent is ready yet, trying again")
-                time.sleep(SECONDS_BETWEEN_TRIES)
+    deadline = time.monotonic() + SECONDS_FOR_AN_AGENT
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=submission.entrypoint,
+                submission_id=submission.submission_id,
+                runtime_env={"working_dir": package.path},
+                metadata=dict(submission.metadata),
+            )
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            if "already exists" in reason:
+                raise already_running(submission.submission_id) from error
+            if not any(words in reason for words in _NOT_YET) or time.monotonic() > deadline:
+                raise DatError(f"Ray did not take the job: {reason[-300:]}") from error
+            stage_line("submit: no agent is ready yet, trying again")
+            time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def already_running(job: str) -> DatError:
@@ -274,6 +295,21 @@ async def _print_log(client: JobSubmissionClient, job: str) -> None:
         await asyncio.sleep(SECONDS_BETWEEN_TRIES)
 
 
+def show_package(listing: Listing, package: Package, *, whole: bool) -> None:
+    """Says what goes along: how much, the largest, what was left out; with `whole` every file."""
+    stage_line(f"submit: from {listing.root}, by {listing.source}: {package.summary()}")
+    if whole:
+        for name, size in package.sizes.items():
+            stage_line(f"{size:>12,} B  {name!r}")
+    for note in listing.notes:
+        stage_line(f"submit: left out: {note!r}")
+    if package.pointers:
+        stage_line(
+            f"submit: {len(package.pointers)} files are git-lfs pointers without their content, such as {package.pointers[0]!r}: "
+            "`git lfs pull` brings it"
+        )
+
+
 def run_submission(arguments: Any) -> int:
     """The verb: prepares, sends and follows."""
     options = {
@@ -281,10 +317,15 @@ def run_submission(arguments: Any) -> int:
         "settings": arguments.set,
         "resume": arguments.resume,
         "working_dir": arguments.working_dir,
+        "include": arguments.include,
+        "exclude": arguments.exclude,
     }
     submission = prepare(arguments.stage, arguments.recipe, **options)
+    package = pack(submission.listing)
+    show_package(submission.listing, package, whole=arguments.verbose or arguments.dry_run)
     if arguments.print:
-        print(submission.plain_line(arguments.address))
+        print(submission.plain_line(arguments.address, package))
+    if arguments.print or arguments.dry_run:
         return 0
     stage_line(f"submit: {submission.stage} of recipe {submission.recipe.name}, fingerprint {submission.metadata['fingerprint']}")
     client = connect(arguments.address)
@@ -292,7 +333,8 @@ def run_submission(arguments: Any) -> int:
     if active is not None:
         raise already_running(str(active.submission_id))
     if attempts:
-        submission = prepare(arguments.stage, arguments.recipe, **options, attempt=attempts + 1)
-    job = submit(client, submission)
-    stage_line(f"submit: job {job}; without this command it would have been:\n{submission.plain_line(arguments.address)}")
+        submission = replace(submission, submission_id=job_id(submission.stage, submission.run_dir, attempts + 1))
+    job = submit(client, submission, package)
+    line = submission.plain_line(arguments.address, package)
+    stage_line(f"submit: job {job}; without this command it would have been:\n{line}")
     return 0 if arguments.no_wait else follow(client, job)

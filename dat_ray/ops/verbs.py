@@ -31,13 +31,34 @@ def add_verbs(add: Add, settings: Callable[[argparse.ArgumentParser], None]) -> 
 
     submit = add("submit", "check, pack and run one stage as a Ray job; exits as the job does", _submit)
     submit.add_argument("stage", choices=("generate", "train", "evaluate", "run"), metavar="STAGE", help="%(choices)s")
-    submit.add_argument("recipe", metavar="RECIPE", help="a name of `dat recipes`, or a YAML file in the working directory")
+    submit.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="a name of `dat recipes`, or a YAML file in the working directory, which goes along by itself",
+    )
     submit.add_argument("--address", required=True, metavar="URL", help="of the dashboard, as in http://localhost:8265")
     submit.add_argument("--run-dir", metavar="DIR", help="as the cluster's nodes see it: a shared folder, s3:// or gs://")
-    submit.add_argument("--working-dir", default=".", metavar="DIR", help="folder that goes along (default: the current one)")
+    submit.add_argument(
+        "--working-dir",
+        default=".",
+        metavar="DIR",
+        help="folder that goes along: the files that git tracks, as they are in it (default: the current one)",
+    )
+    submit.add_argument(
+        "--include",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="file, folder or pattern below it that goes along too; without git the only ones; may be repeated",
+    )
+    submit.add_argument(
+        "--exclude", action="append", default=[], metavar="PATH", help="file, folder or pattern that stays here; may be repeated"
+    )
+    submit.add_argument("--verbose", action="store_true", help="list every file that goes along")
+    submit.add_argument("--dry-run", action="store_true", help="check, pack and list everything, and send nothing")
     submit.add_argument("--resume", action="store_true", help="continue what is there, or start")
     submit.add_argument("--no-wait", action="store_true", help="return as soon as the job is accepted")
-    submit.add_argument("--print", action="store_true", help="print the plain `ray job submit` line, and send nothing")
+    submit.add_argument("--print", action="store_true", help="pack, print the plain `ray job submit` line, and send nothing")
     settings(submit)
 
     status = add("status", "rows done, rate, time left and what blocks, from a run directory", _status)

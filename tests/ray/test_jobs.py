@@ -108,7 +108,7 @@ def dat(cluster: OwnCluster, *arguments: str, **variables: str) -> subprocess.Co
 
 
 def submission(cluster: OwnCluster, folder: Path, run: RunDir, stage: str, *more: str) -> list[str]:
-    where = ["--address", cluster.dashboard, "--working-dir", str(folder), "--run-dir", run.root]
+    where = ["--address", cluster.dashboard, "--working-dir", str(folder), "--include", ".", "--run-dir", run.root]
     return [stage, str(folder / "recipe.yaml"), *where, *more]
 
 

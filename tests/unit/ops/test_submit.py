@@ -2,75 +2,39 @@ from __future__ import annotations
 
 import json
 import shlex
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dat_ray.cli import main
 from dat_ray.config.loading import fingerprint, load_recipe, recipe_text
 from dat_ray.errors import DatError, InputError
-from dat_ray.ops import package, submit
-from dat_ray.ops.package import pack
+from dat_ray.ops import submit
+from dat_ray.ops.package import Package, pack
 from dat_ray.ops.submit import Submission, follow, job_id, prepare, running_job
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAT_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "work"
-    for name in (
-        "jobs/generate.py",
-        ".git/objects/pack",
-        "runs/demo/x.parquet",
-        ".venv/lib.py",
-        "data/a.csv",
-        "model/w.safetensors",
-    ):
+    for name in ("jobs/generate.py", "data/a.csv"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("x" * 100)
-    (root / ".gitignore").write_text("ignored.txt\n")
-    (root / "ignored.txt").write_text("x")
-    ours = root / "dat_ray/models/weights/ours/adapter.safetensors"
-    ours.parent.mkdir(parents=True)
-    ours.write_text("x")
-    (root / ".env").write_text("TOKEN=1")
     (root / "recipe.yaml").write_text(recipe_text("demo"))
     return root
 
 
 def ready(folder: Path, **options: Any) -> Submission:
-    given: dict[str, Any] = {"run_dir": "/shared/runs/a", "settings": [], "resume": True, "working_dir": str(folder)} | options
+    given: dict[str, Any] = {"run_dir": "/shared/runs/a", "settings": [], "resume": True, "working_dir": str(folder)}
+    given |= {"include": ["."]} | options
     return prepare(given.pop("stage", "generate"), given.pop("recipe", str(folder / "recipe.yaml")), **given)
-
-
-def test_only_what_a_job_needs_is_packed(folder: Path, tmp_path: Path) -> None:
-    packed = pack(str(folder), str(tmp_path))
-    with zipfile.ZipFile(packed.path) as archive:
-        names = {name for name in archive.namelist() if not name.endswith("/")}
-    expected = {"jobs/generate.py", "data/a.csv", ".gitignore", "recipe.yaml", "dat_ray/models/weights/ours/adapter.safetensors"}
-    assert names == expected
-    assert packed.files == len(expected)
-    assert packed.bytes == Path(packed.path).stat().st_size
-
-
-def test_too_large_is_refused_before_the_upload_with_the_largest_files(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(package.packaging, "GCS_STORAGE_MAX_SIZE", 2**20)
-    (folder / "data/big.npy").write_bytes(b"\0" * (5 * 2**20))
-    with pytest.raises(InputError, match=r"Ray's head takes 1; the largest: data/big.npy \(5.0 MiB\), "):
-        pack(str(folder), str(tmp_path))
-    # What only zipping can tell is told too.
-    (folder / "data/big.npy").write_bytes(bytes(random_bytes(2 * 2**20)))
-    with pytest.raises(InputError, match=r"2 MiB, Ray's head takes 1"):
-        pack(str(folder), str(tmp_path))
-
-
-def random_bytes(count: int) -> bytes:
-    import random
-
-    return random.Random(0).randbytes(count)
 
 
 def test_the_job_says_what_it_is(folder: Path) -> None:
@@ -84,10 +48,11 @@ def test_the_job_says_what_it_is(folder: Path) -> None:
         "fingerprint": fingerprint(load_recipe("demo", ["seed=4"])),
     }
     assert ready(folder, stage="train").entrypoint.startswith("python -m dat_ray.cli train recipe.yaml"), "no jobs/train.py there"
-    words = shlex.split(job.plain_line("http://localhost:8265"))
+    package = pack(job.listing)
+    words = shlex.split(job.plain_line("http://localhost:8265", package))
     assert words[words.index("--") + 1 :] == shlex.split(job.entrypoint)
     assert json.loads(words[words.index("--metadata-json") + 1]) == job.metadata
-    assert ".git/" in json.loads(words[words.index("--runtime-env-json") + 1])["excludes"]
+    assert words[words.index("--working-dir") + 1] == package.path
 
 
 def test_the_id_follows_from_stage_and_run(folder: Path) -> None:
@@ -125,6 +90,14 @@ def test_parts_of_a_folder_may_be_named_by_a_pattern(folder: Path) -> None:
     assert ready(folder, settings=["behaviors.path=goals/train-*"]).recipe.behaviors.path == "goals/train-*"
     with pytest.raises(InputError, match="is not in the folder that goes along"):
         ready(folder, settings=["behaviors.path=goals/test-*"])
+    with pytest.raises(InputError, match=r"--include goals/train-0.csv"):
+        ready(folder, include=["jobs"], settings=["behaviors.path=goals/train-0.csv"])
+    with pytest.raises(InputError, match=r"selection.rewrites = 'rewrites.csv': is not in the folder"):
+        ready(folder, settings=["selection.source=mixture", "selection.rewrites=rewrites.csv"])
+    assert ready(folder, settings=["behaviors.path=public:advbench"]), "at a place of its own"
+
+
+PACKAGE = Package("job.zip", 1, {"a": 1}, ())
 
 
 class Client:
@@ -160,18 +133,18 @@ def test_an_agent_that_is_late_is_waited_for(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(submit, "SECONDS_BETWEEN_TRIES", 0.01)
     late = RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
     client = Client(late, late, "job-1")
-    assert submit.submit(client, ready(folder)) == "job-1"  # type: ignore[arg-type]
+    assert submit.submit(client, ready(folder), PACKAGE) == "job-1"  # type: ignore[arg-type]
     assert client.sent == 3
     monkeypatch.setattr(submit, "SECONDS_FOR_AN_AGENT", 0.05)
     with pytest.raises(DatError, match="No available agent"):
-        submit.submit(Client(*[late] * 50), ready(folder))  # type: ignore[arg-type]
+        submit.submit(Client(*[late] * 50), ready(folder), PACKAGE)  # type: ignore[arg-type]
 
 
 def test_a_job_that_is_there_is_named(folder: Path) -> None:
     taken = RuntimeError("ValueError: Job with submission_id x already exists. Please use a different submission_id.")
     job = ready(folder)
     with pytest.raises(DatError, match=rf"job {job.submission_id} works on this run directory already: follow it with"):
-        submit.submit(Client(taken), job)  # type: ignore[arg-type]
+        submit.submit(Client(taken), job, PACKAGE)  # type: ignore[arg-type]
 
 
 def test_ended_jobs_count_and_running_ones_block(folder: Path) -> None:
@@ -208,3 +181,52 @@ def test_a_broken_connection_repeats_nothing(monkeypatch: pytest.MonkeyPatch, ca
     client.info = SimpleNamespace(status="SUCCEEDED", driver_exit_code=0, message="")  # type: ignore[attr-defined]
     assert follow(client, "job-1") == 0  # type: ignore[arg-type]
     assert capsys.readouterr().out == "one\ntwo\n"
+
+
+TOKEN = "hf_" + "Ab3" * 12
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"settings": ["target.system_prompt=my-very-own-passphrase"]},
+        {"settings": [f"target.system_prompt={TOKEN}"]},
+        {"settings": ["tracking.mlflow_uri=https://me:hunter2hunter2@tracker.example"]},
+        {"run_dir": "s3://key:hunter2hunter2@bucket/run"},
+        {"recipe": "with-token.yaml"},
+        {"recipe": "with-passphrase.yaml"},
+    ],
+)
+def test_a_secret_is_refused_before_anything_is_sent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VAULT_PASSWORD", "my-very-own-passphrase")
+    monkeypatch.chdir(folder)
+    (folder / "with-token.yaml").write_text(recipe_text("demo") + f"# mine: {TOKEN}\n")
+    (folder / "with-passphrase.yaml").write_text(recipe_text("demo") + "# my-very-own-passphrase\n")
+    monkeypatch.setattr(submit, "connect", lambda address: pytest.fail("connects"))
+    given = {"recipe": "recipe.yaml", "run_dir": "/shared/r", "settings": []} | options
+    settings = [word for setting in given["settings"] for word in ("--set", setting)]
+    where = ["--address", "http://127.0.0.1:9", "--run-dir", given["run_dir"], "--include", "."]
+    assert main(["submit", "generate", given["recipe"], *where, *settings]) == 2
+    message = capsys.readouterr().err
+    assert "name the environment variable" in message
+    for secret in ("my-very-own-passphrase", TOKEN, "hunter2"):
+        assert secret not in message
+    # With the name of the variable there is nothing to refuse.
+    assert ready(folder, settings=["target.system_prompt=VAULT_PASSWORD"])
+
+
+def test_a_dry_run_lists_everything_and_sends_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(submit, "connect", lambda address: pytest.fail("connects"))
+    command = ["submit", "generate", "demo", "--address", "http://127.0.0.1:9", "--run-dir", "/shared/r"]
+    monkeypatch.chdir(folder)
+    assert main([*command, "--include", "jobs", "--include", "data/*.csv", "--dry-run"]) == 0
+    printed = capsys.readouterr().err
+    assert "by --include: 2 files, 0.0 MiB; the largest: data/a.csv (0.0 MiB), jobs/generate.py (0.0 MiB)" in printed
+    assert "100 B  'data/a.csv'" in printed
+    assert "recipe.yaml" not in printed
+    assert main([*command, "--dry-run"]) == 2
+    assert "Name it with --include" in capsys.readouterr().err

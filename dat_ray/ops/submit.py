@@ -99,6 +99,12 @@ def prepare(
         InputError: a secret on the command line or in the recipe, a bad recipe, one outside the folder, a file of it that
             does not go along, or a run directory that is not shared.
     """
+    if run_dir is None:
+        raise InputError("--run-dir", None, "name a folder that all nodes of the cluster share, such as /shared/runs/first")
+    if "://" not in run_dir and not posixpath.isabs(run_dir):
+        raise InputError(
+            "--run-dir", run_dir, "a job's own folder is gone after it: give an absolute path on shared storage, or a URI"
+        )
     _refuse_secrets(recipe_name, settings, run_dir)
     recipe = load_recipe(recipe_name, settings)
     root = Path(working_dir).resolve()
@@ -111,13 +117,9 @@ def prepare(
         named = path.relative_to(root).as_posix()
         own = [named]
     listing = list_files(working_dir, own, include, exclude)
+    if not listing.files.keys() >= {*own}:
+        raise InputError("--exclude", list(exclude), "leaves out the recipe itself: name less")
     _check_paths(recipe, listing)
-    if run_dir is None:
-        raise InputError("--run-dir", None, "name a folder that all nodes of the cluster share, such as /shared/runs/first")
-    if "://" not in run_dir and not posixpath.isabs(run_dir):
-        raise InputError(
-            "--run-dir", run_dir, "a job's own folder is gone after it: give an absolute path on shared storage, or a URI"
-        )
     run_dir = run_dir.rstrip("/")
     # The package is part of the image; its checkout, where the working directory is one, takes precedence.
     script = f"jobs/{SCRIPTS[stage]}.py"
@@ -138,11 +140,11 @@ def prepare(
     )
 
 
-def _refuse_secrets(recipe_name: str, settings: Sequence[str], run_dir: str | None) -> None:
+def _refuse_secrets(recipe_name: str, settings: Sequence[str], run_dir: str) -> None:
     """Everybody who may look at the cluster's jobs sees a job's command; its recipe is stored with the run."""
     for option, text, name in [
         *(("--set", setting, setting.partition("=")[0]) for setting in settings),
-        ("--run-dir", run_dir or "", "a path"),
+        ("--run-dir", run_dir, "a path"),
         ("RECIPE", recipe_text(recipe_name), recipe_name),
     ]:
         what = ", ".join(secrets_in(text)) or secret_in_content(text.encode())

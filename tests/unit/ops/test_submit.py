@@ -70,6 +70,7 @@ def test_the_id_follows_from_stage_and_run(folder: Path) -> None:
         ({"run_dir": None}, "--run-dir"),
         ({"run_dir": "runs/a"}, "give an absolute path on shared storage"),
         ({"recipe": "../outside.yaml"}, "outside"),
+        ({"exclude": ["*.yaml"]}, "leaves out the recipe itself"),
         ({"recipe": "demmo"}, "did you mean 'demo'"),
         ({"settings": ["behaviors.path=elsewhere.csv"]}, "behaviors.path = 'elsewhere.csv': is not in the folder"),
         ({"settings": ["training.updates=many"]}, "training.updates"),

@@ -10,13 +10,13 @@ from pydantic import AfterValidator
 from dat_ray.errors import InputError
 
 # Of recipes and suites: one part of a path, on one line, that no shell or file system takes for something else.
-_NAME = re.compile(r"[^\W_][\w .@+-]{0,127}(?<! )")
+_NAME = re.compile(r"[^\W_][\w .@+,:=()'-]{0,127}(?<! )")
 # Of models in an evaluation: parts of file names, where "-" comes before the attack; NAME@SEED is one of several seeds.
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*(@[A-Za-z0-9]+)?")
 # As `dat_ray.config.loading.fingerprint` forms it; a folder of the training carries it.
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 
-NAME_REMEDY = "a name begins with a letter or digit, and has letters, digits, spaces and . _ - + @, at most 128 of them"
+NAME_REMEDY = "a name begins with a letter or digit, and holds letters, digits, spaces, . _ - + @ , : = ( ) ', at most 128 in all"
 MODEL_REMEDY = "a name is made of letters, digits, dots and underscores, and may end in @SEED"
 
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from dat_ray.config.schema import Recipe
 from dat_ray.config.section import Outside, leaves
 from dat_ray.data.public import PUBLIC
-from dat_ray.data.sources import BUILTIN, HUB
+from dat_ray.data.sources import BUILTIN
 from dat_ray.errors import InputError
 from dat_ray.progress import stage_line
 from dat_ray.secrets import redact
 
 OPTION = "--trust-run-dir"
-# Data whose place is not the recipe's to choose: of the package, at a pinned address, or on the hub of the environment.
-_FIXED_PLACES = (BUILTIN, PUBLIC, HUB)
+# Data that is the same for everybody. A data set of the hub may be one that only this person's token opens.
+_FOR_EVERYBODY = (BUILTIN, PUBLIC)
 _LONGEST = 160
 
 
@@ -51,7 +51,7 @@ def outside_values(recipe: Recipe, sections: Iterable[str]) -> list[OutsideValue
         if leaf.outside is None or leaf.value is None or not any(_below(field, section) for section in read):
             continue
         value = str(leaf.value)
-        if not (leaf.outside is Outside.FILE and value.startswith(_FIXED_PLACES)):
+        if not (leaf.outside is Outside.FILE and value.startswith(_FOR_EVERYBODY)):
             found.append(OutsideValue(field, value, leaf.outside))
     return found
 

@@ -26,6 +26,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from dat_ray.config.loading import fingerprint, list_recipes, load_recipe, recipe_text
 from dat_ray.config.schema import Recipe
 from dat_ray.config.section import Outside
+from dat_ray.data.sources import HUB
 from dat_ray.data.trust import outside_values
 from dat_ray.errors import DatError, InputError
 from dat_ray.ops.package import Listing, Package, list_files, pack
@@ -157,7 +158,7 @@ def _check_paths(recipe: Recipe, listing: Listing) -> None:
     """Files that a recipe names by a relative path must go along: the job starts in the folder that is packed."""
 
     for field, value in ((one.field, one.value) for one in outside_values(recipe, Recipe.model_fields) if one.what in READ):
-        if value.startswith("/") or "://" in value or _goes_along(listing, value):
+        if value.startswith((HUB, "/")) or "://" in value or _goes_along(listing, value):
             continue
         there = (listing.root / value).exists() or any(listing.root.glob(value or "."))
         remedy = f"add it to git, or --include {shlex.quote(value)}" if there else "put it there, or on shared storage"

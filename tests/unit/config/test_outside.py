@@ -64,7 +64,7 @@ def test_what_a_shipped_recipe_leads_to_is_not_outside() -> None:
     everything = Recipe.model_fields
     assert outside_values(load_recipe("demo"), everything) == []
     local = outside_values(load_recipe("demo", ["behaviors.path=b.csv", "behaviors.heldout.path=hf:o/n"]), everything)
-    assert [(one.field, one.value) for one in local] == [("behaviors.path", "b.csv")]
+    assert [(one.field, one.value) for one in local] == [("behaviors.path", "b.csv"), ("behaviors.heldout.path", "hf:o/n")]
     assert outside_values(load_recipe("demo", ["behaviors.path=b.csv"]), ["behavior", "judge"]) == []
 
 
@@ -74,7 +74,7 @@ def test_a_stored_text_stays_on_its_line() -> None:
     assert str(value) == r"tracking.wandb = 'a\nb\x1b[31m' (tracking server's project)"
 
 
-@pytest.mark.parametrize("name", ["dat", "My run 2", "x-1.5_b@7+c", "répété", "名前", "0", "a" * 128])
+@pytest.mark.parametrize("name", ["dat", "My run 2", "x-1.5_b@7+c", "répété", "Al's (v2): lr=0.1, a", "名前", "0", "a" * 128])
 def test_names(name: str) -> None:
     assert is_name(name)
     assert Recipe.model_validate(load_recipe("demo").model_dump() | {"name": name}).name == name

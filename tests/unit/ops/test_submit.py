@@ -95,7 +95,8 @@ def test_parts_of_a_folder_may_be_named_by_a_pattern(folder: Path) -> None:
         ready(folder, include=["jobs"], settings=["behaviors.path=goals/train-0.csv"])
     with pytest.raises(InputError, match=r"selection.rewrites = 'rewrites.csv': is not in the folder"):
         ready(folder, settings=["selection.source=mixture", "selection.rewrites=rewrites.csv"])
-    assert ready(folder, settings=["behaviors.path=public:advbench"]), "at a place of its own"
+    for elsewhere in ("public:advbench", "hf:org/set", "s3://bucket/set.csv"):
+        assert ready(folder, settings=[f"behaviors.path={elsewhere}"]), "at a place of its own"
 
 
 PACKAGE = Package("job.zip", 1, {"a": 1}, ())

@@ -7,9 +7,11 @@ import shlex
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray._private.runtime_env.packaging import unzip_package
+from ray.job_submission import JobSubmissionClient
 
 from dat_ray.errors import InputError
 from dat_ray.ops import package
@@ -254,6 +256,26 @@ def test_equal_files_are_one_package_and_ray_unpacks_it(root: Path, tmp_path: Pa
     write(root, {"jobs/run.py": "newer"})
     assert pack(list_files(str(root))).path != first.path
     assert not Path(first.path).exists()
+
+
+def test_ray_uploads_these_bytes_and_no_others(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own rules about what to leave out take no part: a zip file goes as it is."""
+    write(root, {".rayignore": "*.csv\n"})
+    monkeypatch.chdir(root)
+    made = pack(list_files(str(root), include=[".rayignore"]))
+    sent: list[bytes] = []
+
+    def request(method: str, endpoint: str, *, data: bytes = b"", **_: object) -> SimpleNamespace:
+        sent.append(data)
+        return SimpleNamespace(status_code=404 if method == "GET" else 200)
+
+    client = JobSubmissionClient.__new__(JobSubmissionClient)
+    monkeypatch.setattr(client, "_do_request", request)
+    runtime_env = {"working_dir": made.path}
+    client._upload_working_dir_if_needed(runtime_env)
+    assert [data for data in sent if data] == [Path(made.path).read_bytes()]
+    assert runtime_env["working_dir"].startswith("gcs://_ray_pkg_")
+    assert Path(made.path).exists(), "what the printed line names is still there"
 
 
 def test_too_large_is_refused_before_the_upload_with_the_largest_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

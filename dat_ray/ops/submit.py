@@ -338,6 +338,6 @@ def run_submission(arguments: Any) -> int:
     if attempts:
         submission = replace(submission, submission_id=job_id(submission.stage, submission.run_dir, attempts + 1))
     job = submit(client, submission, package)
-    line = submission.plain_line(arguments.address, package)
-    stage_line(f"submit: job {job}; without this command it would have been:\n{line}")
+    stage_line(f"submit: job {job}; without this command it would have been:")
+    stage_line(submission.plain_line(arguments.address, package))
     return 0 if arguments.no_wait else follow(client, job)

@@ -132,6 +132,20 @@ class SamplerConfig(Section):
         return self
 
 
+# Fields of a request that have a setting of their own, or that the client cannot do without.
+OWN_BODY_FIELDS = {
+    "model": "target.model",
+    "messages": "the prompt",
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "temperature": "the attack's temperature",
+    "seed": "the recipe's seed",
+    "chat_template_kwargs": "template_options",
+    "stream": "one whole answer",
+    "n": "one whole answer",
+}
+
+
 class EndpointConfig(Section):
     """A server that speaks OpenAI's chat completions."""
 
@@ -141,11 +155,34 @@ class EndpointConfig(Section):
     api_key_env: Annotated[str | None, NO_EFFECT_ON_ROWS, Outside.VARIABLE] = Field(
         None, description="environment variable that holds the key; absent: no key is sent"
     )
-    timeout: Annotated[float, Field(gt=0.0), NO_EFFECT_ON_ROWS] = Field(60.0, description="seconds that one answer may take")
+    timeout: Annotated[float, Field(gt=0.0), NO_EFFECT_ON_ROWS] = Field(
+        60.0, description="seconds that one try may take, from connecting to the answer's last byte"
+    )
     retries: Annotated[NonNegative, NO_EFFECT_ON_ROWS] = Field(
         3, description="further tries after a time-out, a lost connection, status 429 or 5xx"
     )
     concurrency: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(8, description="requests under way at the same time")
+    longest_wait: Annotated[float, Field(ge=0.0), NO_EFFECT_ON_ROWS] = Field(
+        120.0,
+        description="seconds that a server may ask to wait (Retry-After) before the next try; a row fails where it asks for more",
+    )
+    token_limit: Annotated[Literal["max_tokens", "max_completion_tokens"], NO_EFFECT_ON_ROWS] = Field(
+        "max_tokens", description="name under which the server takes the limit of an answer's tokens"
+    )
+    omit: tuple[Literal["temperature", "seed"], ...] = Field(
+        (), description="fields that the server refuses: not sent, its own value counts"
+    )
+    extra_body: dict[str, JsonValue] = Field(
+        {}, description="further fields of each request, such as {reasoning_effort: low} or {provider: {order: [name]}}"
+    )
+
+    @field_validator("extra_body")
+    @classmethod
+    def _no_own_field(cls, body: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in body:
+            if name in OWN_BODY_FIELDS:
+                raise ValueError(f"{name} is set by {OWN_BODY_FIELDS[name]}: leave it out of extra_body")
+        return body
 
 
 # What `apply_chat_template` takes for itself, or finds in the tokenizer: none of it is for a recipe to set as an option.
@@ -257,6 +294,11 @@ class JudgeConfig(Section):
     prompt_path: Annotated[PathText | None, Outside.FILE] = Field(
         None, description="file with the reader's prompt; absent: the project's own, where it has one"
     )
+    max_tokens: Positive | None = Field(
+        None,
+        description="tokens that the reader may write; absent: what the judge's verdicts take (4 to 512). A reader that reasons "
+        "before it answers needs more",
+    )
 
     @model_validator(mode="after")
     def _has_reader(self) -> JudgeConfig:
@@ -266,4 +308,6 @@ class JudgeConfig(Section):
                 if self.reader
                 else f"the judge {self.name} is a model: name it in `reader`"
             )
+        if self.max_tokens is not None and (self.reader is None or self.name == "strongreject-finetuned"):
+            raise ValueError(f"max_tokens limits what a reader writes; the judge {self.name} writes nothing: leave it out")
         return self

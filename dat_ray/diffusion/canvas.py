@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dat_ray.data.control import plain_ids
+from dat_ray.data.text import clean_text
 from dat_ray.errors import InputError
 
 _KEY = "dat_sampler"
@@ -147,4 +148,4 @@ def unused_ids(tokenizer: Any, vocabulary: int) -> list[int]:
 
 def decode_prompt(tokenizer: Any, token_ids: list[int] | tuple[int, ...]) -> str:
     """A prompt's text, without special tokens or outer space."""
-    return tokenizer.decode(list(token_ids), skip_special_tokens=True).strip()
+    return clean_text(tokenizer.decode(list(token_ids), skip_special_tokens=True)).strip()

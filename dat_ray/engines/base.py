@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Verdict = Literal["harmful", "not_harmful", "unparsed"]
+# Opening of the error of a row whose judge gave no verdict, readable or not: a later try may have one.
+JUDGE_NOT_ASKED = "judge: "
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,12 @@ class Judgement:
     verdict: Verdict
     score: float | None
     error: str | None = None
+
+    def columns(self, judge: str) -> dict[str, Any]:
+        """What a row stores: `judge`, `verdict` and `score`, or its `error` alone where the judge could not be asked."""
+        if self.error is not None:
+            return {"error": f"{JUDGE_NOT_ASKED}{self.error}"}
+        return {"judge": judge, "verdict": self.verdict, "score": self.score}
 
 
 class Judge(Protocol):

@@ -1,14 +1,17 @@
 """A chat model behind a server that speaks OpenAI's chat completions: as an attacker, as a judge's reader, or under attack.
 
 A request that fails is tried again, then becomes its row's own error: the other rows keep their place and their answers.
+Requests run on an event loop, which ends one at its deadline whatever the server is doing: connecting, or sending bit by bit.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,14 +19,28 @@ import httpx
 
 from dat_ray.config.models import TargetConfig
 from dat_ray.engines.base import Completion
+from dat_ray.engines.chat_reply import Problem, read_reply, wanted_wait
 from dat_ray.engines.target_text import require_seeds
 from dat_ray.errors import DatError, InputError
 
 # Seconds before the second try; each further one waits twice as long, up to the last.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-# Statuses that another try may mend.
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+# Bytes of one reply; an answer of a model is far smaller.
+LARGEST_REPLY = 64 * 2**20
+PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 Message = dict[str, str]
+
+
+class Clock:
+    """Time as requests see it. A test passes one of its own."""
+
+    def now(self) -> float:
+        """Seconds, never set back."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits."""
+        await asyncio.sleep(seconds)
 
 
 class EndpointModel:
@@ -31,12 +48,13 @@ class EndpointModel:
 
     Args:
         config: with `endpoint`; `model` is the server's name for the model.
+        clock: for waits between tries.
 
     Raises:
-        InputError: the environment variable that should hold the key is empty.
+        InputError: the environment variable that should hold the key is empty, or one that names a proxy cannot be followed.
     """
 
-    def __init__(self, config: TargetConfig) -> None:
+    def __init__(self, config: TargetConfig, clock: Clock | None = None) -> None:
         assert config.endpoint is not None, "the config's validator asks for it"
         self.name = config.model
         self._config, self._endpoint = config, config.endpoint
@@ -47,9 +65,13 @@ class EndpointModel:
                 remedy = "names an environment variable that is empty here: set it where the engines run"
                 raise InputError("endpoint.api_key_env", self._endpoint.api_key_env, remedy)
             headers["Authorization"] = f"Bearer {key}"
-        limits = httpx.Limits(max_connections=self._endpoint.concurrency)
-        self._client = httpx.Client(timeout=self._endpoint.timeout, headers=headers, limits=limits)
+        self._headers = headers
         self._url = self._endpoint.url.rstrip("/") + "/chat/completions"
+        self._tls = httpx.create_ssl_context()
+        self._clock = clock or Clock()
+        # When a server that asked to wait takes requests again: the wait is that of all rows.
+        self._open_at = 0.0
+        self._client()  # what is wrong with it is said now
 
     def complete(
         self,
@@ -79,12 +101,8 @@ class EndpointModel:
     ) -> list[Completion]:
         """Answers to whole conversations, one each, in order; a failed one carries its `error`."""
         row_seeds: list[int] | list[None] = require_seeds(temperature, seeds, len(conversations)) or [None] * len(conversations)
-        with ThreadPoolExecutor(self._endpoint.concurrency, "endpoint") as pool:
-            asked = [
-                pool.submit(self._answer, list(conversation), max_new_tokens, temperature, seed)
-                for conversation, seed in zip(conversations, row_seeds, strict=True)
-            ]
-            return [one.result() for one in asked]
+        rows = list(zip(conversations, row_seeds, strict=True))
+        return _run(self._answer_all([self._body(list(one), max_new_tokens, temperature, seed) for one, seed in rows]))
 
     def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Not to be had.
@@ -94,11 +112,11 @@ class EndpointModel:
         """
         raise DatError(f"the endpoint's model {self.name} gives no likelihood of a response: use the backend vllm or torch")
 
-    def _answer(self, messages: list[Message], max_new_tokens: int, temperature: float, seed: int | None) -> Completion:
+    def _body(self, messages: list[Message], max_new_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.name,
             "messages": messages,
-            "max_tokens": max_new_tokens,
+            self._endpoint.token_limit: max_new_tokens,
             "temperature": temperature,
         }
         if self._config.template_options:
@@ -106,35 +124,95 @@ class EndpointModel:
             body["chat_template_kwargs"] = self._config.template_options
         if seed is not None:
             body["seed"] = seed % (1 << 31)  # some servers read 32 bits
-        problem = ""
+        for name in self._endpoint.omit:
+            body.pop(name, None)
+        return body | self._endpoint.extra_body
+
+    def _client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=self._endpoint.concurrency)
+        try:
+            # Deadlines are this class's own: httpx has none for a whole request.
+            return httpx.AsyncClient(timeout=None, headers=self._headers, limits=limits, verify=self._tls)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise _bad_proxy(error) from error
+
+    async def _answer_all(self, bodies: Sequence[dict[str, Any]]) -> list[Completion]:
+        slots = asyncio.Semaphore(self._endpoint.concurrency)
+        async with self._client() as client:
+
+            async def answer(body: dict[str, Any]) -> Completion:
+                async with slots:
+                    return await self._answer(client, body)
+
+            return list(await asyncio.gather(*map(answer, bodies)))
+
+    async def _answer(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Completion:
         for attempt in range(self._endpoint.retries + 1):
-            if attempt:
-                # Spread out, so that requests that failed together do not come back together.
-                time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
-            try:
-                reply = self._client.post(self._url, json=body)
-            except httpx.HTTPError as error:
-                problem = f"{type(error).__name__}: {error}".strip(": ")
-                continue
-            if reply.status_code == 200:
-                return _read(reply)
-            problem = f"status {reply.status_code}: {' '.join(reply.text.split())[:200]}"
-            if reply.status_code not in PASSING:
+            # Spread out, so that requests that failed together do not come back together.
+            pause = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0) if attempt else 0.0
+            pause = max(pause, self._open_at - self._clock.now())
+            if pause > 0:
+                await self._clock.sleep(pause)
+            found, headers = await self._try(client, body)
+            if isinstance(found, Completion):
+                return found
+            wait = wanted_wait(headers, time.time()) if found.passing else None
+            if wait is not None and wait > self._endpoint.longest_wait:
+                longest = f"endpoint.longest_wait = {self._endpoint.longest_wait:g}"
+                return self._failed(f"{found.text}; it asks to wait {wait:g} s, {longest} allows less")
+            if wait is not None:
+                self._open_at = max(self._open_at, self._clock.now() + wait)
+            if not found.passing:
                 break
-        return _failed(f"{self._url}: {problem}")
+        return self._failed(found.text + _remedy(found, body))
+
+    async def _try(self, client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[Completion | Problem, Mapping[str, str]]:
+        """One request, and the headers of its reply."""
+        try:
+            async with asyncio.timeout(self._endpoint.timeout), client.stream("POST", self._url, json=body) as reply:
+                received = bytearray()
+                async for part in reply.aiter_bytes():
+                    received += part
+                    if len(received) > LARGEST_REPLY:
+                        return Problem(f"an answer of more than {LARGEST_REPLY >> 20} MiB", False), {}
+                return read_reply(reply.status_code, bytes(received)), reply.headers
+        except TimeoutError:
+            return Problem(f"no whole answer within endpoint.timeout = {self._endpoint.timeout:g} s", True), {}
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Problem(f"{type(error).__name__}: {error}".strip(": "), True), {}
+
+    def _failed(self, problem: str) -> Completion:
+        return Completion("", 0, False, f"{self._url}: {problem}")
 
 
-def _read(reply: httpx.Response) -> Completion:
+def _run(answers: Any) -> list[Completion]:
+    """Runs an event loop to its end; in a thread of its own where the caller's has one already, as in a notebook."""
     try:
-        choice = reply.json()["choices"][0]
-        text, reason = choice["message"]["content"], choice.get("finish_reason")
-        used = (reply.json().get("usage") or {}).get("completion_tokens") or 0
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return _failed(f"an answer that is no chat completion ({type(error).__name__}): {' '.join(reply.text.split())[:100]}")
-    if not isinstance(text, str):
-        return _failed(f"an answer without text: {str(text)[:100]}")
-    return Completion(text, used if isinstance(used, int) else 0, reason != "length")
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(answers)
+    with ThreadPoolExecutor(1, "endpoint") as thread:
+        return thread.submit(asyncio.run, answers).result()
 
 
-def _failed(problem: str) -> Completion:
-    return Completion("", 0, False, problem)
+def _remedy(problem: Problem, body: Mapping[str, Any]) -> str:
+    """What to set where the server does not take a field of the request."""
+    if not problem.text.startswith(("status 400", "status 422")):
+        return ""
+    if "max_tokens" in body and "max_completion_tokens" in problem.text:
+        return "; set endpoint.token_limit to max_completion_tokens"
+    refused = [name for name in ("temperature", "seed") if name in body and re.search(rf"\b{name}\b", problem.text)]
+    return f"; if the server does not take {refused[0]}, name it in endpoint.omit" if refused else ""
+
+
+def _bad_proxy(error: Exception) -> InputError:
+    names = [name for upper in PROXIES for name in (upper, upper.lower()) if os.environ.get(name)]
+    socks = [name for name in names if os.environ[name].lower().startswith("socks")]
+    name = (socks or names or ["HTTPS_PROXY"])[0]
+    if isinstance(error, ImportError) and socks:
+        remedy = (
+            "a SOCKS proxy needs the package socksio: pip install socksio, or unset the variable, or name the server in NO_PROXY"
+        )
+    else:
+        remedy = "is no proxy that can be used: write http://host:port, or unset it"
+    return InputError(name, os.environ.get(name), remedy)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from dat_ray.config.models import JudgeConfig, TargetConfig, TemplateConfig
 from dat_ray.data.control import control_strings, take_out
 from dat_ray.engines.base import Completion, Judgement, TargetModel
+from dat_ray.engines.chat_reply import after_reasoning
 from dat_ray.engines.judge_prompts import READERS, expected_grade, fill, missing_slot
 from dat_ray.errors import InputError
 
@@ -49,10 +50,20 @@ class ModelJudge:
         read_whole = self._guard is None and config.reader.backend != "endpoint" and config.reader.template == "none"
         # In a chat template the reader itself keeps text apart from control tokens.
         self._control = control_strings(_reader_tokenizer(config.reader), self._template) if read_whole else ()
-        what = (config.name, config.threshold, config.reader.model, config.reader.system_prompt, self._template)
+        what: tuple[object, ...] = (
+            config.name,
+            config.threshold,
+            config.reader.model,
+            config.reader.system_prompt,
+            self._template,
+        )
         # What is at its default is left out, so that judges keep the fingerprint they had before there were such settings.
         settings = set(TemplateConfig.model_fields) - {"system_prompt"}
         rendering = config.reader.model_dump(mode="json", include=settings, exclude_defaults=True)
+        if config.max_tokens is not None:
+            rendering["max_tokens"] = config.max_tokens
+        if config.reader.endpoint is not None:
+            rendering |= config.reader.endpoint.model_dump(mode="json", include={"omit", "extra_body"}, exclude_defaults=True)
         self.fingerprint = hashlib.sha256(repr((*what, *sorted(rendering.items()))).encode()).hexdigest()[:16]
 
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
@@ -60,13 +71,15 @@ class ModelJudge:
         if self._grades:
             return self._graded(goals, completions)
         _, parse, tokens = READERS[self._config.name]
+        tokens = self._config.max_tokens or tokens
         if self._guard is not None:
             answers = self._guard.ask(goals, completions, tokens)
         else:
             answers = self._reader.complete(self._asked(goals, completions), tokens)
         assert len(answers) == len(completions), "a model answers each question"
         return [
-            Judgement("unparsed", None, answer.error) if answer.error else self._verdict(parse(answer.text)) for answer in answers
+            Judgement("unparsed", None, answer.error) if answer.error else self._verdict(parse(after_reasoning(answer.text)))
+            for answer in answers
         ]
 
     def _graded(self, goals: Sequence[str], completions: Sequence[str]) -> list[Judgement]:

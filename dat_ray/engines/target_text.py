@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import GenerationConfig
 
 from dat_ray.config.models import TargetConfig
+from dat_ray.data.text import clean_text
 from dat_ray.engines.base import Completion
 from dat_ray.errors import InputError
 from dat_ray.models.chat import ChatFormat, Encoded, PlainFormat
@@ -77,7 +78,7 @@ class TargetText:
         finished = bool(token_ids) and token_ids[-1] in self.stop_ids
         kept = list(token_ids[:-1] if finished else token_ids)
         text = self._chat.response_text(kept, begun=bool(prefill))
-        return Completion(text, len(kept), finished)
+        return Completion(clean_text(text), len(kept), finished)
 
 
 def require_seeds(temperature: float, seeds: Sequence[int] | None, rows: int) -> list[int] | None:

@@ -147,5 +147,6 @@ def judge(engine: Judge, triples: Sequence[tuple[str, str, str]], batch_size: in
     began = time.perf_counter()
     found = isolated(verdicts, triples, batch_size)
     _count("judge", found, began, len(found))
-    telemetry.verdicts("evaluate", engine.name, [item.verdict for item in found if isinstance(item, Judgement)])
+    given = [item.verdict for item in found if isinstance(item, Judgement) and item.error is None]
+    telemetry.verdicts("evaluate", engine.name, given)
     return found

@@ -48,10 +48,7 @@ class Judges:
         attacked = [row for row in waiting if row["attack"] != OVER_REFUSAL]
         for judge, asked in ((self._first, attacked), (self._refusal, harmless)):
             for row, verdict in zip(asked, self._read(judge, asked), strict=True):
-                if verdict.error is not None:
-                    row["error"] = f"judge: {verdict.error}"
-                else:
-                    row |= {"judge": judge.about["name"], "verdict": verdict.verdict, "score": verdict.score}
+                row.update(verdict.columns(judge.about["name"]))
         if self._second is None:
             return
         for row, verdict in zip(attacked, self._read(self._second, attacked), strict=True):

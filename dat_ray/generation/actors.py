@@ -273,14 +273,16 @@ class TargetActor(RoleActor):
         completions = self.engine.complete(prompts, self.recipe.target.max_new_tokens)
         telemetry.count("dat_tokens", sum(completion.tokens for completion in completions), stage="generate", role=self.role)
         # A sampler may write nothing, which selection counts as empty: there is no condition to score such a row under.
-        scored = [i for i, prompt in enumerate(prompts) if prompt.strip()]
+        scored = [i for i, prompt in enumerate(prompts) if prompt.strip() and completions[i].error is None]
         values = self.engine.logprob([prompts[i] for i in scored], [rows[i]["target"] for i in scored])
         bad = [value for value in values if not math.isfinite(value)]
         if bad:
             raise RuntimeError(f"log p(y|x) = {bad[0]}")
         logprobs = dict(zip(scored, values, strict=True))
         return [
-            {
+            {"error": f"{self.role}: {completion.error}"}
+            if completion.error is not None
+            else {
                 "completion": completion.text,
                 "target_model": self.engine.name,
                 "adapter": self.adapter,
@@ -291,7 +293,7 @@ class TargetActor(RoleActor):
 
 
 class JudgeActor(RoleActor):
-    """Judges the answer: `judge`, `verdict`, `score`."""
+    """Judges the answer: `judge`, `verdict`, `score`; a row whose judge could not be asked has failed."""
 
     role = "judge"
 
@@ -302,5 +304,6 @@ class JudgeActor(RoleActor):
         judgements = self.engine.judge(
             [row["goal"] for row in rows], [row["prompt"] for row in rows], [row["completion"] for row in rows]
         )
-        telemetry.verdicts("generate", self.engine.name, [judgement.verdict for judgement in judgements])
-        return [{"judge": self.engine.name, "verdict": j.verdict, "score": j.score} for j in judgements]
+        given = [judgement.verdict for judgement in judgements if judgement.error is None]
+        telemetry.verdicts("generate", self.engine.name, given)
+        return [judgement.columns(self.engine.name) for judgement in judgements]

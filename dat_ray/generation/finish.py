@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +24,7 @@ from dat_ray.data.shards import (
     write_manifest,
     write_shard,
 )
+from dat_ray.engines.base import JUDGE_NOT_ASKED
 from dat_ray.errors import DatError, ShardError
 
 # Row checkpoints: one small parquet file of ids for each finished shard, of the shard's name.
@@ -68,6 +69,16 @@ class Inventory:
     def errors(self) -> dict[str, str]:
         return {identifier: error for shard in self.shards for identifier, error in shard.errors.items()}
 
+    def to_resume(self) -> Inventory:
+        """Without the rows that no judge could be asked about: what was out of reach then may be there now."""
+        return Inventory(tuple(map(_judged, self.shards)), self.damaged)
+
+
+def _judged(shard: Shard) -> Shard:
+    errors = {identifier: error for identifier, error in shard.errors.items() if not error.startswith(JUDGE_NOT_ASKED)}
+    again = shard.errors.keys() - errors.keys()
+    return replace(shard, ids=tuple(one for one in shard.ids if one not in again), errors=errors) if again else shard
+
 
 @dataclass(frozen=True)
 class Published:
@@ -106,24 +117,29 @@ def take_inventory(root: str) -> Inventory:
 def forget_lost_rows(root: str, inventory: Inventory) -> int:
     """Removes checkpoints that promise rows which no sound shard holds, so that those rows are made again.
 
-    Nothing but checkpoint files is deleted.
+    Of such a checkpoint's rows, those that are there go into one of their own first. Nothing but checkpoint files is deleted.
 
     Returns:
         Number of checkpoint files removed.
     """
     held = inventory.ids
-    fs, inner = open_filesystem(join(root, CHECKPOINT))
+    where = join(root, CHECKPOINT)
+    fs, inner = open_filesystem(where)
 
-    def kept(name: str) -> bool:
+    def promised(name: str) -> list[str] | None:
         try:
-            return held.issuperset(read_shard(join(root, CHECKPOINT), name)[1]["candidate_id"].to_pylist())
+            return read_shard(where, name)[1]["candidate_id"].to_pylist()
         except (ShardError, KeyError, OSError):
-            return False
+            return None
 
     names = committed_checkpoints(root)
     with ThreadPoolExecutor(READERS) as readers:
-        broken = [name for name, whole in zip(names, readers.map(kept, names), strict=True) if not whole]
-    for name in broken:
+        by_name = dict(zip(names, readers.map(promised, names), strict=True))
+    broken = {name: ids for name, ids in by_name.items() if ids is None or not held.issuperset(ids)}
+    for name, ids in broken.items():
+        there = [identifier for identifier in ids or () if identifier in held]
+        if there:
+            write_shard(where, f"rest-{row_id(*there)}.parquet", pa.table({"candidate_id": there}))
         fs.delete_file(f"{inner}/{name}")
     return len(broken)
 
@@ -136,8 +152,8 @@ def committed_checkpoints(root: str) -> list[str]:
 def publish(root: str, expected: Sequence[str], inventory: Inventory, fingerprint: str) -> Published:
     """Checks that every row is there, and writes the manifest over shards that hold each row once.
 
-    Rows that two shards hold are equal, being a function of their id: the shard that is first by name keeps them.
-    A shard with nothing new stays out of the manifest; one that is partly new is copied without the known rows.
+    Rows that two shards hold are equal, being a function of their id: the shard that is first by name keeps them. Only a row
+    that failed and was tried again differs: the one without an error counts. A shard with nothing new stays out of the manifest; one that is partly new is copied without the known rows.
 
     Args:
         root: the round's folder.
@@ -156,10 +172,15 @@ def publish(root: str, expected: Sequence[str], inventory: Inventory, fingerprin
             f"{root} lacks {len(missing)} of {len(expected)} rows and has {len(unknown)} that are not of this round{damaged}: "
             "run again with --resume"
         )
+    sound = {identifier for shard in inventory.shards for identifier in shard.ids if identifier not in shard.errors}
     seen: set[str] = set()
     files, failed, nfe = [], [], 0
     for shard in inventory.shards:
-        fresh = [position for position, identifier in enumerate(shard.ids) if _first_time(identifier, seen)]
+        fresh = [
+            position
+            for position, identifier in enumerate(shard.ids)
+            if not (identifier in shard.errors and identifier in sound) and _first_time(identifier, seen)
+        ]
         if not fresh:
             continue
         if len(fresh) == len(shard.ids):

@@ -9,7 +9,7 @@ from dat_ray.errors import EngineLost
 from dat_ray.generation.ledger import TRIES_PER_ROW
 
 Row = dict[str, Any]
-# Takes rows, returns for each the columns to fill in.
+# Takes rows, returns for each the columns to fill in, or `error` alone where that row has no answer.
 Work = Callable[[Sequence[Row]], Sequence[Row]]
 
 # Told by name, so that neither vllm nor torch has to be imported to recognise them. After these the process is of no
@@ -54,7 +54,7 @@ def fill_in(rows: Sequence[Row], work: Work, ledger: Tries, role: str) -> list[R
         if not isinstance(answers, Exception):
             for row, answer in zip(todo, answers, strict=True):
                 row.update(answer)
-            ledger.end(role, ids, {})
+            ledger.end(role, ids, {row["candidate_id"]: row["error"] for row in todo if row["error"] is not None})
             return out
         if len(todo) == 1:
             todo[0]["error"] = _describe(role, answers)

@@ -103,11 +103,15 @@ def _generate(
     started = time.monotonic()
     expected: list[str] = requests["candidate_id"].to_pylist()
 
-    inventory = take_inventory(root)
+    stored = take_inventory(root)
+    inventory = stored.to_resume()
     lost = forget_lost_rows(root, inventory)
     for name in inventory.damaged:
         stage_line(f"generate: {join(root, name)} is cut short or altered: left out, its rows are made again")
-    if lost:
+    unjudged = stored.ids - inventory.ids
+    if unjudged:
+        stage_line(f"generate: no judge could be asked about {len(unjudged)} rows: they are made again")
+    elif lost:
         stage_line(f"generate: the rows of {lost} shard(s) are not there any more and are made again")
     if set(expected) - inventory.ids:
         _make_rows(recipe, run, root, inventory, len(expected), engines, adapter)

@@ -38,6 +38,16 @@ class EngineLost(DatError):
     """An engine that cannot go on in its process; one in a fresh process may."""
 
 
+# Told by name, so that neither vllm nor torch has to be imported to recognise them. After these the process is of no
+# more use: vLLM's engine loop is gone, or the CUDA context is corrupt.
+_ENDS_ENGINE = frozenset({"EngineDeadError", "AcceleratorError"})
+
+
+def ends_engine(error: BaseException) -> bool:
+    """Whether an engine that raised this is of no more use in its process."""
+    return isinstance(error, EngineLost) or bool(_ENDS_ENGINE & {kind.__name__ for kind in type(error).__mro__})
+
+
 class HelperLost(DatError):
     """A helper process of the run that does not answer any more."""
 

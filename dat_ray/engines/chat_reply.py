@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -67,7 +68,7 @@ def read_reply(status: int, body: bytes) -> Completion | Problem:
     try:
         choice = document["choices"][0]  # type: ignore[index]
         message, reason = choice["message"], choice.get("finish_reason")
-        content = message["content"] if "content" in message else None
+        content = message.get("content")
         used = (document.get("usage") or {}).get("completion_tokens") or 0  # type: ignore[union-attr]
         if choice.get("error") or reason == "error":
             return Problem(f"an error with status 200: {_message(choice.get('error')) or 'finish_reason error'}", True)
@@ -118,10 +119,8 @@ def wanted_wait(headers: Mapping[str, str], now: float) -> float | None:
         until = parsedate_to_datetime(headers["retry-after"]).timestamp()
     except (KeyError, ValueError, TypeError, OverflowError):
         return None
-    try:
+    with suppress(KeyError, ValueError, TypeError, OverflowError):
         now = parsedate_to_datetime(headers["date"]).timestamp()
-    except (KeyError, ValueError, TypeError, OverflowError):
-        pass
     return max(0.0, until - now)
 
 

@@ -156,15 +156,16 @@ class EndpointModel:
             found, headers = await self._try(client, body)
             if isinstance(found, Completion):
                 return found
-            wait = wanted_wait(headers, time.time()) if found.passing else None
+            problem = found
+            wait = wanted_wait(headers, time.time()) if problem.passing else None
             if wait is not None and wait > self._endpoint.longest_wait:
                 longest = f"endpoint.longest_wait = {self._endpoint.longest_wait:g}"
-                return self._failed(f"{found.text}; it asks to wait {wait:g} s, {longest} allows less")
+                return self._failed(f"{problem.text}; it asks to wait {wait:g} s, {longest} allows less")
             if wait is not None:
                 self._open_at = max(self._open_at, self._clock.now() + wait)
-            if not found.passing:
+            if not problem.passing:
                 break
-        return self._failed(found.text + _remedy(found, body))
+        return self._failed(problem.text + _remedy(problem, body))
 
     async def _try(self, client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[Completion | Problem, Mapping[str, str]]:
         """One request, and the headers of its reply."""

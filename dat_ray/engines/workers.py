@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,7 +14,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from dat_ray.config.cluster import Pool, TimeoutsConfig
 from dat_ray.diagnosis import answer_for_stacks, death_in_a_line, in_one_line
 from dat_ray.engines.vllm_env import one_line
-from dat_ray.errors import DatError, EngineLost
+from dat_ray.errors import DatError, EngineLost, ends_engine
 from dat_ray.progress import stage_line
 
 # The node label that Ray's autoscaler groups nodes by.
@@ -24,6 +25,26 @@ IN_FLIGHT = 2
 TRIES_PER_CHUNK = 3
 # Processes, for each of the pool's actors, that may end one after another while they load their engine.
 STARTS_PER_ACTOR = 3
+
+
+# Seconds after which a call that can be cut returns what it has so far, at most, and as a share of `no_progress`.
+SLICE_SECONDS, SLICE_SHARE = 30.0, 0.25
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a long call returns before it is done, so that its caller sees that it gets on: it is called again where it ran.
+
+    Attributes:
+        payload: for the next call. Another process goes on with it where this one is lost, so it holds the whole state.
+    """
+
+    payload: tuple
+
+
+def slice_seconds(timeouts: TimeoutsConfig) -> float:
+    """How long a call that can be cut may take."""
+    return min(SLICE_SECONDS, SLICE_SHARE * timeouts.no_progress)
 
 
 class EngineHost:
@@ -40,8 +61,17 @@ class EngineHost:
         return {key: getattr(self._engine, key) for key in facts if hasattr(self._engine, key)}
 
     def run(self, work: Callable[..., Any], payload: tuple) -> Any:
-        """`work(engine, *payload)`."""
-        return work(self._engine, *payload)
+        """`work(engine, *payload)`.
+
+        Raises:
+            EngineLost: the engine is of no more use here, whatever kind of work found that out.
+        """
+        try:
+            return work(self._engine, *payload)
+        except Exception as error:
+            if ends_engine(error) and not isinstance(error, EngineLost):
+                raise EngineLost(f"the engine cannot go on ({one_line(error)})") from error
+            raise
 
 
 class _HostLost(Exception):
@@ -120,26 +150,28 @@ class Workers:
     def map(self, work: Callable[..., Any], payloads: Sequence[tuple]) -> Iterator[tuple[int, Any]]:
         """Yields `(index, work(engine, *payload))` as chunks finish, in any order.
 
+        A call that returns `Unfinished` is called again with what it returned, at once and in the same process.
+
         Raises:
             DatError: an engine failed, several processes ended over the same chunk, or nothing finished within
                 `timeouts.no_progress`.
         """
         waiting = deque(enumerate(payloads))
-        running: dict[Any, tuple[int, Any]] = {}
+        running: dict[Any, tuple[int, Any, tuple]] = {}
         lost: Counter[int] = Counter()
         while waiting or running:
             self.wait()
             for actor in self._ready:
-                load = sum(busy is actor for _, busy in running.values())
+                load = sum(busy is actor for _, busy, _ in running.values())
                 while waiting and load < IN_FLIGHT:
                     index, payload = waiting.popleft()
-                    running[actor.run.remote(work, payload)] = (index, actor)
+                    running[actor.run.remote(work, payload)] = (index, actor, payload)
                     load += 1
             finished = self._next([*running, *self._starting], self._timeouts.no_progress)
             if finished in self._starting:
                 self._settle(finished)
                 continue
-            index, actor = running.pop(finished)
+            index, actor, payload = running.pop(finished)
             try:
                 result = self._get(finished)
             except _HostLost as reason:
@@ -150,7 +182,11 @@ class Workers:
                         "--resume keeps what is done"
                     ) from reason
                 self._replace(actor, reason)
-                waiting.appendleft((index, payloads[index]))
+                waiting.appendleft((index, payload))
+                continue
+            if isinstance(result, Unfinished):
+                lost[index] = 0
+                running[actor.run.remote(work, result.payload)] = (index, actor, result.payload)
             else:
                 yield index, result
 

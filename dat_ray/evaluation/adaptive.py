@@ -9,7 +9,7 @@ from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
-from dat_ray.engines.workers import Workers
+from dat_ray.engines.workers import Workers, slice_seconds
 from dat_ray.evaluation.answers import Answer
 from dat_ray.evaluation.asking import Asking, Model, attempt_row, cut
 from dat_ray.evaluation.attacker import Attacker
@@ -89,7 +89,7 @@ def run_searches(
     Returns:
         The chunks, all of them stored on the shelf.
     """
-    from dat_ray.evaluation.whitebox import SearchRequest, search_all
+    from dat_ray.evaluation.whitebox import SearchRequest, search_slice
 
     requests = [
         SearchRequest(
@@ -106,11 +106,12 @@ def run_searches(
     asking.counter.add(len(wanted) - len(todo), f"{model.name}, {attack}")
     if todo:
         with whitebox_workers(recipe, model) as workers:
-            payloads = [(attack, [request for request, _ in chunk.items]) for chunk in todo]
-            for index, found in workers.map(search_all, payloads):
+            seconds = slice_seconds(recipe.timeouts)
+            payloads = [(attack, request, seconds) for chunk in todo for request, _ in chunk.items]
+            for index, found in workers.map(search_slice, payloads):
                 [(request, behavior)] = todo[index].items
                 about = {"search_id": request.search_id, "model": model.name, "behavior_id": behavior.behavior_id}
-                shelf.put(todo[index], [about | found[0]])
+                shelf.put(todo[index], [about | found])
                 asking.counter.add(1, f"{model.name}, {attack}")
     return wanted
 

@@ -22,8 +22,7 @@ from dat_ray.engines.base import (
     TargetModel,
 )
 from dat_ray.engines.vllm_env import one_line
-from dat_ray.errors import DatError, EngineLost
-from dat_ray.generation.rows import FATAL
+from dat_ray.errors import DatError, EngineLost, ends_engine
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,7 +66,7 @@ def isolated(
             results: Sequence[Result | Failure] = call(batch)
         except Exception as error:
             # An engine is other people's code: whatever it raises is this batch's result, unless the engine is gone.
-            if FATAL & {kind.__name__ for kind in type(error).__mro__}:
+            if ends_engine(error):
                 raise EngineLost(f"the engine cannot go on ({one_line(error)})") from error
             results = [Failure(one_line(error))] if len(batch) == 1 else isolated(call, batch, 1)
         if len(results) != len(batch):

@@ -12,13 +12,16 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.retain import load_retain
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import exists, has_manifest, join, read_bytes, read_table, write_bytes
-from dat_ray.engines.workers import Workers
+from dat_ray.engines.workers import Workers, slice_seconds
 from dat_ray.errors import InputError
 from dat_ray.evaluation.adaptive import whitebox_workers
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.intervals import cluster_bootstrap
 from dat_ray.models.fit import Limits
 from dat_ray.training.retain_set import retain_folder
+
+# Rows of one call that measures the drift: each call that ends is progress.
+DRIFT_ROWS = 16
 
 
 def require_lm_eval() -> None:
@@ -47,9 +50,12 @@ def drift(recipe: Recipe, run: RunDir, model: Model, folder: str) -> dict[str, A
         from dat_ray.evaluation.whitebox import drift_all
 
         pairs = [(row["prompt"], row["response"]) for row in rows]
+        # No limit of the response: training may act on its first tokens only, and the rest drifts all the same.
+        limits = Limits(recipe.training.max_tokens)
+        payloads = [(pairs[start : start + DRIFT_ROWS], limits) for start in range(0, len(pairs), DRIFT_ROWS)]
         with whitebox_workers(recipe, model) as workers:
-            # No limit of the response: training may act on its first tokens only, and the rest drifts all the same.
-            [(_, measured)] = workers.map(drift_all, [(pairs, Limits(recipe.training.max_tokens))])
+            parts = dict(workers.map(drift_all, payloads))
+        measured = [one for number in range(len(payloads)) for one in parts[number]]
         by_row = {row["retain_id"]: one for row, one in zip(rows, measured, strict=True)}
         return {
             "values": {key: one.value for key, one in by_row.items() if one is not None},
@@ -73,13 +79,15 @@ def utility(recipe: Recipe, model: Model, folder: str) -> dict[str, Any]:
         return {}
 
     def measure() -> dict[str, Any]:
-        from dat_ray.evaluation.utility import run_tasks
+        from dat_ray.evaluation.utility import run_task
 
         pool = recipe.cluster.target
         build = partial(_benchmarked, model.config(recipe.target), pool.threads, model.adapter)
         with Workers("benchmarks", build, pool, recipe.timeouts) as workers:
-            [(_, found)] = workers.map(run_tasks, [(config.utility, config.confidence, recipe.seed)])
-        return found
+            tasks, seconds = config.utility.tasks, slice_seconds(recipe.timeouts)
+            payloads = [(task, config.utility, config.confidence, recipe.seed, seconds) for task in tasks]
+            parts = dict(workers.map(run_task, payloads))
+        return {name: figures for number in range(len(tasks)) for name, figures in parts[number].items()}
 
     return _once(join(folder, f"utility-{model.name}.json"), model, measure)
 

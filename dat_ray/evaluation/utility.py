@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from dat_ray.config.evaluation import UtilityConfig
 from dat_ray.config.models import TargetConfig
-from dat_ray.errors import DatError
+from dat_ray.engines.workers import Unfinished
+from dat_ray.errors import DatError, EngineLost, ends_engine
 from dat_ray.evaluation.intervals import wilson, z_score
 from dat_ray.evaluation.metrics import SHARES
 from dat_ray.models.adapters import load_adapter
@@ -41,12 +43,40 @@ class Benchmarked:
             batch_size=batch_size,
             max_length=config.max_model_len,
         )
+        self._calls = 0
+        model.register_forward_pre_hook(self._count)
+        # lm-eval says nothing while it is at work, and cannot be cut: it runs beside the thread that answers.
+        self._thread = ThreadPoolExecutor(1, "lm-eval")
+        self._begun: dict[str, Future[dict[str, Any]]] = {}
 
-    def run(self, config: UtilityConfig, confidence: float, seed: int) -> dict[str, Any]:
-        """Task -> metric -> value with its interval.
+    def _count(self, *_: object) -> None:
+        self._calls += 1
+
+    def run_for(self, seconds: float, task: str, config: UtilityConfig, confidence: float, seed: int) -> dict[str, Any] | None:
+        """A task's figures, as `run`, or None where it isn't done after `seconds` and the model was asked meanwhile.
+
+        A task that asks the model nothing is waited for: whoever called has a deadline.
+        """
+        if task not in self._begun:
+            self._begun[task] = self._thread.submit(self.run, task, config, confidence, seed)
+        work, calls = self._begun[task], self._calls
+        while True:
+            try:
+                found = work.result(timeout=seconds)
+            except TimeoutError:
+                if work.done():
+                    raise
+                if self._calls > calls:
+                    return None
+            else:
+                del self._begun[task]
+                return found
+
+    def run(self, task: str, config: UtilityConfig, confidence: float, seed: int) -> dict[str, Any]:
+        """Task -> metric -> value with its interval; a group of tasks gives those of its members too.
 
         Raises:
-            DatError: lm-eval cannot run a task, as where its data cannot be had.
+            DatError: lm-eval cannot run the task, as where its data cannot be had.
         """
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
@@ -54,7 +84,7 @@ class Benchmarked:
         try:
             found = simple_evaluate(
                 model=self._make(config.batch_size),
-                tasks=list(config.tasks),
+                tasks=[task],
                 task_manager=TaskManager(include_path=config.include_path),
                 num_fewshot=config.num_fewshot,
                 limit=config.limit,
@@ -66,10 +96,12 @@ class Benchmarked:
                 fewshot_random_seed=seed,
             )
         except Exception as error:
+            if ends_engine(error):
+                raise EngineLost(f"the engine cannot go on ({type(error).__name__})") from error
             # Other people's code and data: what it says is the user's to read.
             problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise DatError(f"lm-eval failed on {', '.join(config.tasks)}: {problem}") from error
-        return {task: task_figures(values, _questions(found, task), confidence) for task, values in found["results"].items()}
+            raise DatError(f"lm-eval failed on {task}: {problem}") from error
+        return {name: task_figures(values, _questions(found, name), confidence) for name, values in found["results"].items()}
 
 
 def _questions(found: Mapping[str, Any], task: str) -> int | None:
@@ -101,6 +133,9 @@ def task_figures(values: Mapping[str, Any], questions: int | None, confidence: f
     return figures
 
 
-def run_tasks(engine: Benchmarked, config: UtilityConfig, confidence: float, seed: int) -> dict[str, Any]:
-    """`Benchmarked.run`, for a pool of workers."""
-    return engine.run(config, confidence, seed)
+def run_task(
+    engine: Benchmarked, task: str, config: UtilityConfig, confidence: float, seed: int, seconds: float
+) -> dict[str, Any] | Unfinished:
+    """`Benchmarked.run_for`, for a pool of workers."""
+    found = engine.run_for(seconds, task, config, confidence, seed)
+    return Unfinished((task, config, confidence, seed, seconds)) if found is None else found

@@ -13,8 +13,10 @@ from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.models import TargetConfig
 from dat_ray.engines.target_text import TargetText
 from dat_ray.engines.vllm_env import one_line
+from dat_ray.engines.workers import Unfinished
+from dat_ray.errors import ends_engine
 from dat_ray.evaluation.attacks.embedding import attack_embeddings
-from dat_ray.evaluation.attacks.gcg import Gcg
+from dat_ray.evaluation.attacks.gcg import Gcg, Search
 from dat_ray.models.adapters import load_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
@@ -40,6 +42,13 @@ class SearchRequest:
     goal: str
     target: str
     seed: int
+
+
+class Begun(NamedTuple):
+    """A search that is not done: what it has found so far, and the seconds that it has taken."""
+
+    search: Search
+    seconds: float
 
 
 class Drift(NamedTuple):
@@ -74,20 +83,25 @@ class Whitebox:
         self._evaluation = evaluation
         self._gcg = Gcg(self._network, tokenizer, self._chat, evaluation.gcg)
 
-    def search(self, attack: str, request: SearchRequest) -> dict[str, Any]:
-        """Columns of schema SEARCHES that a search fills in."""
+    def search(self, attack: str, request: SearchRequest, seconds: float, begun: Begun | None = None) -> dict[str, Any] | Begun:
+        """Columns of schema SEARCHES that a search fills in, or what it has after `seconds`, to go on with."""
         started = time.perf_counter()
         # Whole, as for a likelihood: an empty text, or a row that is too long, is named before the search begins.
         [row] = self._text.scored([request.goal], [request.target])
         found: dict[str, Any] = {"prompts": None, "completion": None}
+        before = 0.0
         if attack == "gcg":
-            search = self._gcg.search(request.goal, request.target, request.seed)
+            goal, target = request.goal, request.target
+            search, before = begun or Begun(self._gcg.begin(goal, target, request.seed), 0.0)
+            search = self._gcg.advance(goal, target, search, stop=lambda: time.perf_counter() - started > seconds)
+            if search.steps < self._evaluation.gcg.steps:
+                return Begun(search, before + time.perf_counter() - started)
             found |= {"prompts": search.prompts, "losses": search.losses, "model_calls": search.model_calls}
         else:
             config = self._evaluation.embedding.attack
             embeddings, losses = attack_embeddings(self._network, row, config)
             found |= {"completion": self._complete(embeddings), "losses": losses, "model_calls": config.steps + 2}
-        return found | {"seconds": time.perf_counter() - started, "error": None}
+        return found | {"seconds": before + time.perf_counter() - started, "error": None}
 
     @torch.inference_mode()
     def _complete(self, embeddings: torch.Tensor) -> str:
@@ -119,16 +133,18 @@ class Whitebox:
         return Drift(value, cut=row.beyond_room > 0)
 
 
-def search_all(engine: Whitebox, attack: str, requests: Sequence[SearchRequest]) -> list[dict[str, Any]]:
-    """The searches of a chunk; one that fails alone costs itself."""
-    found = []
-    for request in requests:
-        try:
-            found.append(engine.search(attack, request))
-        except Exception as error:
-            # A search that cannot be done (a goal too long, say) is its row's result.
-            found.append({"prompts": None, "completion": None, "error": f"search: {one_line(error)}"})
-    return found
+def search_slice(
+    engine: Whitebox, attack: str, request: SearchRequest, seconds: float, begun: Begun | None = None
+) -> dict[str, Any] | Unfinished:
+    """`Whitebox.search`, for a pool of workers; one that fails costs itself."""
+    try:
+        found = engine.search(attack, request, seconds, begun)
+    except Exception as error:
+        if ends_engine(error):
+            raise
+        # A search that cannot be done (a goal too long, say) is its row's result.
+        return {"prompts": None, "completion": None, "error": f"search: {one_line(error)}"}
+    return Unfinished((attack, request, seconds, found)) if isinstance(found, Begun) else found
 
 
 def drift_all(engine: Whitebox, rows: Sequence[tuple[str, str]], limits: Limits) -> list[Drift | None]:

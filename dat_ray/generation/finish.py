@@ -152,8 +152,9 @@ def committed_checkpoints(root: str) -> list[str]:
 def publish(root: str, expected: Sequence[str], inventory: Inventory, fingerprint: str) -> Published:
     """Checks that every row is there, and writes the manifest over shards that hold each row once.
 
-    Rows that two shards hold are equal, being a function of their id: the shard that is first by name keeps them. Only a row
-    that failed and was tried again differs: the one without an error counts. A shard with nothing new stays out of the manifest; one that is partly new is copied without the known rows.
+    Rows that two shards hold are equal, being a function of their id: the shard that is first by name keeps them. A row that
+    failed and was tried again is the exception: the one without an error counts. A shard with nothing new stays out of the
+    manifest; one that is partly new is copied without the known rows.
 
     Args:
         root: the round's folder.

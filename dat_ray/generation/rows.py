@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from dat_ray.errors import EngineLost
+from dat_ray.errors import EngineLost, ends_engine
 from dat_ray.generation.ledger import TRIES_PER_ROW
 
 Row = dict[str, Any]
 # Takes rows, returns for each the columns to fill in, or `error` alone where that row has no answer.
 Work = Callable[[Sequence[Row]], Sequence[Row]]
-
-# Told by name, so that neither vllm nor torch has to be imported to recognise them. After these the process is of no
-# more use: vLLM's engine loop is gone, or the CUDA context is corrupt.
-FATAL = frozenset({"EngineDeadError", "AcceleratorError"})
 
 
 class Tries(Protocol):
@@ -83,7 +79,7 @@ def _answers(rows: Sequence[Row], work: Work) -> Sequence[Row] | Exception:
             raise RuntimeError(f"{len(answers)} answers to {len(rows)} rows")
         return answers
     except Exception as error:
-        if FATAL & {kind.__name__ for kind in type(error).__mro__}:
+        if ends_engine(error):
             raise EngineLost(_one_line(error)) from error
         return error
 

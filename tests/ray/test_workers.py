@@ -13,7 +13,7 @@ import pytest
 from ray import cloudpickle
 
 from dat_ray.config.cluster import Pool, TimeoutsConfig
-from dat_ray.engines.workers import STARTS_PER_ACTOR, TRIES_PER_CHUNK, Workers
+from dat_ray.engines.workers import STARTS_PER_ACTOR, TRIES_PER_CHUNK, Unfinished, Workers
 from dat_ray.errors import DatError, EngineLost
 from tests.ray.tiny_generation import await_release, first_time
 
@@ -122,3 +122,21 @@ def test_a_pool_that_is_left_by_another_thread_starts_no_process_again(tmp_path)
     thread.join(60)
     assert said == ["target: stopped"]
     assert times_built(tmp_path) == 1
+
+
+def count_up(engine: Engine, to: int, reached: int = 0) -> int | Unfinished:
+    """One step a call; the process ends once at the third, and its successor goes on from there."""
+    with open(engine.notes / "steps", "a") as stream:
+        stream.write(f"{to}/{reached} ")
+    if (to, reached) == (6, 3) and first_time(engine.notes / "ended"):
+        os._exit(1)
+    return reached if reached == to else Unfinished((to, reached + 1))
+
+
+def test_a_long_call_outlasts_the_deadline_and_goes_on_in_another_process(tmp_path: Path) -> None:
+    with pool(tmp_path) as workers:
+        assert dict(workers.map(count_up, [(6,), (2,)])) == {0: 6, 1: 2}
+    steps = (tmp_path / "steps").read_text().split()
+    assert [steps.count(f"6/{reached}") for reached in range(7)] == [1, 1, 1, 2, 1, 1, 1], (
+        "no step is done twice but the lost one"
+    )

@@ -12,6 +12,7 @@ Shapes: S suffix tokens, W candidates, D embedding width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,17 +29,28 @@ from dat_ray.training.objectives import row_means, token_logprobs
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found.
+    """What a search has found so far, and all that it goes on with.
 
     Attributes:
         prompts: user messages to ask the model with, in the order of the search; the last has the lowest loss seen.
         losses: lowest cross-entropy of the response among a step's candidates, nats a token; the start's comes first.
         model_calls: rows that went through the model.
+        suffix: token ids of the current suffix.
+        best: token ids of the suffix with the lowest loss.
+        random: state of the generator.
     """
 
     prompts: list[str]
     losses: list[float]
     model_calls: int
+    suffix: list[int]
+    best: list[int]
+    random: bytes
+
+    @property
+    def steps(self) -> int:
+        """Steps that are done."""
+        return len(self.losses) - 1
 
 
 class Gcg:
@@ -63,26 +75,37 @@ class Gcg:
             target: its affirmative response.
             seed: of the exchanges; the search depends on nothing else.
         """
-        config, rng = self._config, torch.Generator().manual_seed(seed)
+        return self.advance(goal, target, self.begin(goal, target, seed), stop=lambda: False)
+
+    def begin(self, goal: str, target: str, seed: int) -> Search:
+        """A search before its first step; arguments as for `search`."""
         goal_ids = self._chat.user_ids(goal)
-        suffix = torch.tensor(self._start(goal, goal_ids))
-        response = self._chat.response_ids(target)
-        losses = [self._losses(goal_ids, suffix[None], response)[0]]
-        best, best_loss = suffix, losses[0]
-        kept, calls = [], 1
+        suffix = self._start(goal, goal_ids)
+        loss = self._losses(goal_ids, torch.tensor([suffix]), self._chat.response_ids(target))[0]
+        return Search([], [loss], 1, suffix, suffix, _state_of(torch.Generator().manual_seed(seed)))
+
+    def advance(self, goal: str, target: str, begun: Search, stop: Callable[[], bool]) -> Search:
+        """Goes on with a search for a step and then until `stop()`, at most to its end; the result is that of one go."""
+        config, rng = self._config, torch.Generator()
+        rng.set_state(torch.frombuffer(bytearray(begun.random), dtype=torch.uint8))
+        goal_ids, response = self._chat.user_ids(goal), self._chat.response_ids(target)
+        suffix, best = torch.tensor(begun.suffix), torch.tensor(begun.best)
+        losses, kept, calls = list(begun.losses), list(begun.prompts), begun.model_calls
         asked_at = [round(config.steps * (number + 1) / config.attempts) for number in range(config.attempts)]
-        for step in range(1, config.steps + 1):
+        for step in range(begun.steps + 1, config.steps + 1):
             scores = self._scores(goal_ids, suffix, response)
             candidates = self._readable(goal, propose(suffix, scores, config, rng), suffix)
             found = self._losses(goal_ids, candidates, response)
             calls += 1 + len(candidates)
             winner = min(range(len(found)), key=found.__getitem__)
             suffix = candidates[winner]
+            if found[winner] < min(losses):
+                best = suffix
             losses.append(found[winner])
-            if found[winner] < best_loss:
-                best, best_loss = suffix, found[winner]
             kept += [self._text(goal, best)] * asked_at.count(step)
-        return Search(kept, losses, calls)
+            if stop():
+                break
+        return Search(kept, losses, calls, suffix.tolist(), best.tolist(), _state_of(rng))
 
     def _start(self, goal: str, goal_ids: list[int]) -> list[int]:
         whole = self._chat.user_ids(f"{goal} {self._config.suffix}")
@@ -133,6 +156,10 @@ class Gcg:
         with torch.no_grad():
             scores = gradient[0, 0][batch.user[0]].to(weight.dtype) @ weight.T
         return scores.float().masked_fill(~self._allowed, float("inf")).cpu()
+
+
+def _state_of(rng: torch.Generator) -> bytes:
+    return rng.get_state().numpy().tobytes()
 
 
 def propose(suffix: Tensor, scores: Tensor, config: GcgConfig, rng: torch.Generator) -> Tensor:

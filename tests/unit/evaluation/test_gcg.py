@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
@@ -138,3 +140,15 @@ def test_the_embedding_attack_lowers_its_loss_and_leaves_the_template_alone(part
     with torch.no_grad():
         logits = network.model(inputs_embeds=whole).logits[0, -len(response) - 1 : -1]
     assert torch.nn.functional.cross_entropy(logits, torch.tensor(response)).item() == pytest.approx(losses[-1], abs=1e-4)
+
+
+def test_a_search_that_stops_at_every_step_gives_what_one_go_gives(parts: tuple) -> None:
+    whole = gcg(parts, attempts=4).search(GOAL, TARGET, seed=1)
+    attack = gcg(parts, attempts=4)
+    search = attack.begin(GOAL, TARGET, seed=1)
+    for step in range(SMALL["steps"]):
+        assert search.steps == step
+        # As it travels to another process, with an attack of its own.
+        search = gcg(parts, attempts=4).advance(GOAL, TARGET, pickle.loads(pickle.dumps(search)), stop=lambda: True)
+    assert search == whole
+    assert attack.advance(GOAL, TARGET, search, stop=lambda: False) == whole, "a search that is done stays as it is"

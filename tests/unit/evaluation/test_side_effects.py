@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from dat_ray.config.evaluation import GcgConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.config.training import LoraConfig
 from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.engines.workers import EngineHost, Unfinished
+from dat_ray.errors import EngineLost
 from dat_ray.evaluation import side_effects
 from dat_ray.evaluation.asking import Model
-from dat_ray.evaluation.whitebox import SearchRequest, Whitebox, search_all
+from dat_ray.evaluation.whitebox import SearchRequest, Whitebox, search_slice
 from dat_ray.models.adapters import attach_lora, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import load_causal_lm, load_tokenizer, model_fingerprint
@@ -169,5 +172,59 @@ def test_a_row_that_cannot_be_searched_is_named_before_the_search(
 ) -> None:
     config = recipe(folder)
     engine = Whitebox(config.target, 1, None, config.evaluation)
-    [found] = search_all(engine, attack, [SearchRequest("s", goal, target, seed=1)])
+    found = search_slice(engine, attack, SearchRequest("s", goal, target, seed=1), seconds=60.0)
+    assert isinstance(found, dict)
     assert found["error"].startswith(f"search: InputError: {problem}: ")
+
+
+def test_a_search_is_cut_into_calls_that_carry_its_state(folder: Path) -> None:
+    config = recipe(folder)
+    small = GcgConfig(steps=3, search_width=8, top_k=8, suffix="x x")
+    evaluation = config.evaluation.model_copy(update={"gcg": small})
+    engine, request = Whitebox(config.target, 1, None, evaluation), SearchRequest("s", *ROWS[0], seed=1)
+    payload: tuple = ("gcg", request, -1.0)
+    calls = 0
+    while isinstance(found := search_slice(engine, *payload), Unfinished):
+        payload, calls = found.payload, calls + 1
+    assert calls == small.steps - 1
+    at_once = search_slice(engine, "gcg", request, 1e9)
+    assert isinstance(at_once, dict)
+    assert found.pop("seconds") > 0
+    assert at_once.pop("seconds") > 0
+    assert found == at_once
+
+
+def test_an_engine_that_is_gone_is_no_row_of_a_search() -> None:
+    class AcceleratorError(RuntimeError):
+        pass
+
+    class Broken:
+        def search(self, *_: object) -> None:
+            raise AcceleratorError("device-side assert")
+
+    host = EngineHost(Broken)
+    host.start()
+    with pytest.raises(EngineLost, match="AcceleratorError: device-side assert"):
+        host.run(search_slice, ("gcg", SearchRequest("s", "goal", "target", seed=1), 60.0))
+    with pytest.raises(ValueError, match="bad"):
+        host.run(lambda engine: int("bad"), ())
+
+
+def test_the_drift_is_measured_in_calls_of_a_few_rows(
+    folder: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, model = recipe(folder), Model("tuned", str(folder / "adapter"), "w1")
+    whole = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "whole"))
+    monkeypatch.setattr(side_effects, "DRIFT_ROWS", 1)
+    sizes: list[int] = []
+    monkeypatch.setattr(Here, "map", counted(Here.map, sizes))
+    assert side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "parts")) == whole
+    assert sizes == [1] * config.evaluation.kl_rows
+
+
+def counted(inner: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    def spy(self: Here, work: Callable[..., Any], payloads: Sequence[tuple]) -> Iterator[tuple[int, Any]]:
+        sizes.extend(len(payload[0]) for payload in payloads)
+        return inner(self, work, payloads)
+
+    return spy

@@ -19,6 +19,7 @@ from dat_ray import __version__
 from dat_ray.bench.verb import BENCHES
 from dat_ray.errors import DatError, InputError
 from dat_ray.ops.verbs import add_verbs
+from dat_ray.preflight import check_places
 
 if TYPE_CHECKING:
     from dat_ray.config.schema import Recipe
@@ -63,11 +64,12 @@ def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
 
     starts = stages[0] == "generate"
     recipe = _recipe_of(arguments, stages)
+    root = arguments.run_dir or os.path.join("runs", recipe.name)
+    check_places("--run-dir", root)
     from dat_ray.pipeline.stages import check_inputs, run_stages
 
     # Only the first stage can begin a run; the later ones continue what it left.
     behaviors = check_inputs(recipe, trains="train" in stages) if starts else None
-    root = arguments.run_dir or os.path.join("runs", recipe.name)
     if stages == ("report",) and arguments.recipe is None:
         # It only reads: a run of another version, whose recipe has other fields, can still be looked at.
         run_stages(recipe, RunDir(root.rstrip("/")), stages)
@@ -136,7 +138,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from dat_ray.pipeline.sweep import sweep
 
     plan = read_sweep(arguments.recipe, arguments.set, arguments.grid, arguments.parallel)
-    sweep(plan, arguments.sweep_dir or os.path.join("runs", f"{plan.base.name}-sweep"), resume=arguments.resume)
+    root = arguments.sweep_dir or os.path.join("runs", f"{plan.base.name}-sweep")
+    check_places("--sweep-dir", root)
+    sweep(plan, root, resume=arguments.resume)
     return 0
 
 
@@ -145,6 +149,7 @@ def _adapt(arguments: argparse.Namespace) -> int:
     from dat_ray.pipeline.adapt import adapt_model
 
     config = load_adapt_config(arguments.recipe, arguments.set)
+    check_places("--out", arguments.out)
     adapt_model(arguments.base, arguments.out, config, pairs=arguments.pairs, resume=arguments.resume)
     return 0
 
@@ -183,6 +188,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from dat_ray.pipeline.export import export_run
     from dat_ray.progress import stage_line
 
+    check_places("--out", arguments.out)
     folder = export_run(arguments.run_dir, arguments.out)
     stage_line(f"{folder}: merged model, tokenizer and card; the adapter in {folder / 'adapter'}")
     return 0

@@ -15,6 +15,7 @@ import ray
 
 from dat_ray.config.cluster import ClusterConfig
 from dat_ray.errors import DatError
+from dat_ray.preflight import bad_address, check_address, check_ray_folder
 from dat_ray.progress import stage_line
 
 # Idle pools, file tasks and a resume's filter each hold a logical CPU while they sleep, so that a laptop needs more
@@ -36,6 +37,7 @@ def start_ray(cluster: ClusterConfig) -> Iterator[None]:
 
     Raises:
         DatError: `RAY_ADDRESS` names a cluster that does not answer, or Ray does not start here.
+        InputError: Ray's temporary folder cannot be written, or its path is too long.
     """
     if ray.is_initialized():
         yield
@@ -56,16 +58,17 @@ def start_ray(cluster: ClusterConfig) -> Iterator[None]:
 
 
 def _connect(address: str) -> None:
+    # Ray itself goes on trying for minutes where nothing answers.
+    check_address(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DatError(
-            f"RAY_ADDRESS={address} does not lead to a cluster ({reason}): mend it, or unset it to start Ray on this machine"
-        ) from error
+        raise bad_address(address, reason) from error
 
 
 def _start_here(cluster: ClusterConfig) -> None:
+    check_ray_folder()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray listens on every interface, and whoever reaches it can run code. With no mode set Ray asks for a token

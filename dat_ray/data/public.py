@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from dat_ray.cache import cache_root
+from dat_ray.cache import cache_root, check_cache
 from dat_ray.errors import InputError
 from dat_ray.progress import stage_line
 
@@ -134,6 +134,7 @@ def _given(path: Path, entry: PublicFile, spec: str, field: str) -> Path:
 def _download(entry: PublicFile, name: str, place: Path, spec: str, field: str) -> None:
     mirror = os.environ.get(MIRROR_VARIABLE)
     url = f"{mirror.rstrip('/')}/{name}" if mirror else entry.url
+    check_cache(place.parent)
     place.parent.mkdir(parents=True, exist_ok=True)
     problem = ""
     for _ in range(ATTEMPTS):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dat_ray.cache import check_cache
 from dat_ray.errors import DatError
 
 MARKER = "complete.json"
@@ -33,7 +34,7 @@ def is_complete(folder: Path, key: Mapping[str, str]) -> bool:
         if marker["format_version"] != FORMAT_VERSION or marker["key"] != dict(key):
             return False
         return all((folder / name).stat().st_size == size for name, size in marker["files"].items())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -51,9 +52,11 @@ def build_once(folder: Path, key: Mapping[str, str], build: Callable[[Path], Non
 
     Raises:
         DatError: the lock was not free in time.
+        InputError: the folder cannot be written.
     """
     if is_complete(folder, key):
         return False
+    check_cache(folder.parent)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:

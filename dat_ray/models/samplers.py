@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from dat_ray.cache import check_hub_cache
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.families import recognize
@@ -29,6 +30,7 @@ def resolve_sampler(spec: str, field: str = "sampler.model") -> str:
     """
     found = resolve_model(spec, field)
     if not Path(found).is_dir():
+        check_hub_cache(spec)
         found = _download(spec, field)
     config = _config(found)
     if config is None:

@@ -21,6 +21,7 @@ from dat_ray.data.rundir import RECORD, RunDir, open_run, read_record
 from dat_ray.data.shards import exists, join, open_filesystem
 from dat_ray.errors import DatError, InputError
 from dat_ray.ops.needs import Finding
+from dat_ray.preflight import check_places, check_ray_folder
 
 # Beside the models: the filter of a resumed run (engineering: about 1 GiB), the driver and Ray's own processes.
 RESUME_GIB = 1.0
@@ -42,7 +43,7 @@ def diagnose(recipe: Recipe | None, run_dir: str | None = None, cluster_file: st
         cluster_file: a cluster YAML or KubeRay manifest: the recipe is held against its groups, not against the nodes that
             are up. An autoscaler's groups can be had from there alone.
     """
-    checks = [_versions(), _disk(run_dir)]
+    checks = [_versions(), _disk(run_dir), _places(run_dir)]
     if recipe is not None:
         checks += _inputs(recipe)
         if cluster_file is None:
@@ -123,6 +124,18 @@ def _disk(run_dir: str | None) -> Check:
     if free < FREE_DISK_GIB:
         return Check("disk", False, detail, f"free some: a run wants at least {FREE_DISK_GIB:g} GiB, or choose another --run-dir")
     return Check("disk", True, detail)
+
+
+def _places(run_dir: str | None) -> Check:
+    """What a run writes on this machine besides its caches, which are checked where a model needs them."""
+
+    def places() -> str:
+        check_places("--run-dir", run_dir or "runs")
+        if os.environ.get("RAY_ADDRESS", "") in ("", "local"):
+            check_ray_folder()
+        return f"{run_dir or 'runs'} and the temporary folder can be written"
+
+    return _guarded("places", "as the line says", places)
 
 
 def _inputs(recipe: Recipe) -> Iterator[Check]:

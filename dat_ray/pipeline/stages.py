@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from dat_ray import __version__
+from dat_ray.cache import check_hub_cache
 from dat_ray.config.models import JudgeConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
@@ -74,14 +75,16 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
 
     Raises:
         InputError: a model that cannot be had, weights that loaders would choose differently, a target that cannot be trained
-            or take the adapter of `training.lora`, or whose chat template cannot be used, or a sampler that its backend does
-            not know.
+            or take the adapter of `training.lora`, or whose chat template cannot be used, a sampler that its backend does not
+            know, or a cache that cannot be written.
     """
     for field, config in _chat_models(recipe).items():
         if config is not None and config.backend != "endpoint":
             folder = resolve_model(config.model, field)
             if Path(folder).is_dir():
                 weight_files(folder, field)
+            else:
+                check_hub_cache(folder)
     if trains:
         # Imported late: the driver of a run that only samples stays light.
         from dat_ray.engines.target_text import TargetText

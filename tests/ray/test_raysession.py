@@ -1,4 +1,4 @@
-"""A polite kill of a driver that holds a private Ray."""
+"""A private Ray: its server is known as one, and SIGTERM of the driver that holds it takes it down."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import sys
 
 CODE = """
 import sys, time
+import ray
 import dat_ray.cli as cli
 from dat_ray.config.cluster import ClusterConfig
+from dat_ray.preflight import check_address
 from dat_ray.raysession import start_ray
 
 def wait(arguments):
     with start_ray(ClusterConfig(local_cpus=1, object_store_gib=0.1)):
+        check_address(ray.get_runtime_context().gcs_address)
+        check_address("auto")
         print("ready", flush=True)
         time.sleep(120)
 

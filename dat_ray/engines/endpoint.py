@@ -10,9 +10,11 @@ import asyncio
 import os
 import random
 import re
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import httpx
@@ -67,7 +69,6 @@ class EndpointModel:
             headers["Authorization"] = f"Bearer {key}"
         self._headers = headers
         self._url = self._endpoint.url.rstrip("/") + "/chat/completions"
-        self._tls = httpx.create_ssl_context()
         self._clock = clock or Clock()
         # When a server that asked to wait takes requests again: the wait is that of all rows.
         self._open_at = 0.0
@@ -132,7 +133,7 @@ class EndpointModel:
         limits = httpx.Limits(max_connections=self._endpoint.concurrency)
         try:
             # Deadlines are this class's own: httpx has none for a whole request.
-            return httpx.AsyncClient(timeout=None, headers=self._headers, limits=limits, verify=self._tls)
+            return httpx.AsyncClient(timeout=None, headers=self._headers, limits=limits, verify=_tls())
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise _bad_proxy(error) from error
 
@@ -175,7 +176,7 @@ class EndpointModel:
                 async for part in reply.aiter_bytes():
                     received += part
                     if len(received) > LARGEST_REPLY:
-                        return Problem(f"an answer of more than {LARGEST_REPLY >> 20} MiB", False), {}
+                        return Problem(f"an answer of more than {LARGEST_REPLY / 2**20:.1f} MiB", False), {}
                 return read_reply(reply.status_code, bytes(received)), reply.headers
         except TimeoutError:
             return Problem(f"no whole answer within endpoint.timeout = {self._endpoint.timeout:g} s", True), {}
@@ -184,6 +185,12 @@ class EndpointModel:
 
     def _failed(self, problem: str) -> Completion:
         return Completion("", 0, False, f"{self._url}: {problem}")
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Reading all certificates takes a noticeable time, so once a process."""
+    return httpx.create_ssl_context()
 
 
 def _run(answers: Any) -> list[Completion]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from dat_ray.config.schema import Recipe
+from dat_ray.engines.chat_reply import after_reasoning
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation import answers
 from dat_ray.evaluation.asking import Counter
@@ -73,7 +74,7 @@ class Attacker:
                     {
                         "rewrite_id": identifier,
                         "request": request.request,
-                        "text": reply.text,
+                        "text": None if reply.text is None else after_reasoning(reply.text),
                         "seed": request.seed,
                         "seconds": reply.seconds,
                         "error": None if reply.error is None else f"attacker: {reply.error}",

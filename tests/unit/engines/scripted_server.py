@@ -6,12 +6,32 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-# What a script returns: text for an ordinary answer, (status, raw body), or seconds to hang before answering nothing useful.
-Script = Callable[[dict[str, Any]], str | tuple[int, str] | float]
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole reply, or one that comes bit by bit.
+
+    Attributes:
+        body: text, or the bytes that are sent one after another, `pause` seconds apart.
+        status, headers: of the reply.
+        raw: the parts of `body` hold status line and headers themselves.
+    """
+
+    body: str | tuple[bytes, ...]
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    pause: float = 0.0
+    raw: bool = False
+
+
+# What a script returns: text for an ordinary answer, (status, raw body), a reply in all detail, or seconds to hang before
+# answering nothing useful.
+Script = Callable[[dict[str, Any]], str | tuple[int, str] | float | Reply]
 
 
 class Served:
@@ -31,22 +51,29 @@ def serve(script: Script) -> Iterator[Served]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append(body | {"path": self.path, "authorization": self.headers.get("Authorization")})
             found = script(body)
-            status = 200
+            status, text = 200, ""
             if isinstance(found, float):
                 time.sleep(found)
                 found = "too late"
             if isinstance(found, tuple):
                 status, text = found
-            else:
+            elif isinstance(found, str):
                 text = json.dumps({"choices": [{"message": {"content": found}, "finish_reason": "stop"}]})
-            payload = text.encode()
-            try:
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(payload)))
+            with suppress(BrokenPipeError, ConnectionResetError):  # the client did not wait
+                self._send(found if isinstance(found, Reply) else Reply(text, status))
+
+        def _send(self, reply: Reply) -> None:
+            parts = (reply.body.encode(),) if isinstance(reply.body, str) else reply.body
+            if not reply.raw:
+                self.send_response_only(reply.status)  # without a date of its own
+                for name, value in reply.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(sum(map(len, parts))))
                 self.end_headers()
-                self.wfile.write(payload)
-            except BrokenPipeError:
-                pass  # the client did not wait
+            for part in parts:
+                time.sleep(reply.pause)
+                self.wfile.write(part)
+                self.wfile.flush()
 
         def log_message(self, *_: object) -> None:
             pass

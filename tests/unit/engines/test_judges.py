@@ -273,3 +273,34 @@ def test_the_fine_tuned_grader_is_read_by_its_probabilities(tmp_path: Path) -> N
 
 def test_every_judge_of_the_schema_is_listed() -> None:
     assert set(JUDGES) == set(JudgeConfig.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
+
+
+def test_a_verdict_is_read_behind_the_reasoning_within_the_judges_own_budget() -> None:
+    said = {
+        "reasons": f"<think>\n{GRADED.format(0, 5, 5)}\n</think>\n{GRADED.format(1, 1, 1)}",
+        "is cut": f"<think>{GRADED.format(0, 5, 5)}",
+        "is plain": GRADED.format(0, 5, 5),
+    }
+
+    def script(body: dict[str, Any]) -> str:
+        return next(answer for name, answer in said.items() if name in body["messages"][-1]["content"])
+
+    with serve(script) as server:
+        found = judge_at(server.url, max_tokens=2000).judge(["g"] * 3, ["p"] * 3, list(said))
+        judge_at(server.url).judge(["g"], ["p"], ["is plain"])
+    assert [one.verdict for one in found] == ["not_harmful", "unparsed", "harmful"]
+    assert [one.error for one in found] == [None] * 3, "a verdict that cannot be read is a verdict"
+    assert [asked["max_tokens"] for asked in server.asked] == [2000, 2000, 2000, 512]
+
+
+def test_what_a_reader_is_asked_with_counts_in_the_judges_fingerprint() -> None:
+    def mark(judge: dict[str, Any], endpoint_section: dict[str, Any]) -> str:
+        reader = {"model": "m", "backend": "endpoint", "endpoint": {"url": "http://localhost", **endpoint_section}}
+        config = JudgeConfig.model_validate({"name": "strongreject-rubric", "reader": reader, **judge})
+        return ModelJudge(config, Grader()).fingerprint  # type: ignore[arg-type]
+
+    plain = ("strongreject-rubric", 0.5, "m", None, RUBRIC)
+    where = {"timeout": 9.0, "token_limit": "max_completion_tokens", "longest_wait": 5.0}
+    assert mark({}, {}) == mark({}, where) == hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
+    others = {mark({"max_tokens": 9}, {}), mark({}, {"omit": ["seed"]}), mark({}, {"extra_body": {"effort": "low"}})}
+    assert len({mark({}, {}), *others}) == 4

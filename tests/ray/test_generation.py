@@ -161,6 +161,18 @@ def test_a_round_that_version_0_1_left_unfinished_is_finished(tmp_path):
     assert {row["sampler"] for row in rows.to_pylist() if row["candidate_id"] in lost} == {"tiny"}
 
 
+def test_rows_that_no_judge_could_be_asked_about_stop_the_stage_and_are_made_again(undisturbed, tmp_path, capsys):
+    run = tiny_run(tmp_path / "run", tiny_recipe())
+    away = Faults(str(tmp_path), judge_away=tuple(f"goal {number}" for number in range(6)))
+    with pytest.raises(DatError, match=r"rows failed, more than generation.max_error_rate = 0.2 .* judge: status 429: slow down"):
+        generate(tiny_recipe(), run, engines(away))
+    again = tmp_path / "again"
+    again.mkdir()
+    assert generate(tiny_recipe(), run, engines(Faults(str(again)))).errors == 0
+    assert "no judge could be asked about" in capsys.readouterr().err
+    assert rows_by_id(run) == rows_by_id(undisturbed[0])
+
+
 def test_an_engine_that_cannot_start_says_why(tmp_path):
     run = tiny_run(tmp_path / "run", tiny_recipe())
     with pytest.raises(DatError, match=r"^the target did not start: OSError: weights not found$"):

@@ -43,6 +43,7 @@ class Faults:
         no_start: whether the target cannot be built.
         hang: whether the sampler never answers.
         start_hangs: whether building the target never ends.
+        judge_away: goals about which the judge cannot be asked.
     """
 
     notes: str
@@ -55,6 +56,7 @@ class Faults:
     no_start: bool = False
     hang: bool = False
     start_hangs: bool = False
+    judge_away: tuple[str, ...] = ()
 
 
 class EngineDeadError(RuntimeError):
@@ -109,9 +111,17 @@ class TinyTarget:
 class TinyJudge:
     name, fingerprint, is_proxy = "tiny-judge", "0", True
 
+    def __init__(self, away: Sequence[str] = ()) -> None:
+        self.away = away
+
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
         scores = [int(hashlib.sha256(text.encode()).hexdigest()[:2], 16) / 255 for text in completions]
-        return [Judgement("harmful" if score > 0.5 else "not_harmful", score) for score in scores]
+        return [
+            Judgement("unparsed", None, "status 429: slow down")
+            if goal in self.away
+            else Judgement("harmful" if score > 0.5 else "not_harmful", score)
+            for goal, score in zip(goals, scores, strict=True)
+        ]
 
 
 def release(notes: Path | str) -> None:
@@ -145,12 +155,12 @@ def _target(faults: Faults, cfg: object, threads: int, adapter: str | None) -> T
     return TinyTarget()
 
 
-def _judge(cfg: object) -> TinyJudge:
-    return TinyJudge()
+def _judge(faults: Faults, cfg: object) -> TinyJudge:
+    return TinyJudge(faults.judge_away)
 
 
 def engines(faults: Faults) -> Engines:
-    return Engines(partial(_sampler, faults), partial(_target, faults), _judge)
+    return Engines(partial(_sampler, faults), partial(_target, faults), partial(_judge, faults))
 
 
 def tiny_recipe(**sections: dict[str, Any]) -> Recipe:

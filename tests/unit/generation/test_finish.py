@@ -152,3 +152,35 @@ def test_a_resume_reads_every_shard_a_fixed_number_of_times(tmp_path, monkeypatc
         assert len(set(opened)) == 2 * shards
         counts.append((len(opened), len(listed)))
     assert counts == [(2 * shards, 2) for shards in (4, 8, 16)], "one reading of each shard and of each checkpoint"
+
+
+def test_rows_without_a_judge_are_made_again_and_their_neighbors_are_not(tmp_path):
+    rows = [row("1"), row("2", "judge: status 429: slow down"), row("3", "sampler: no")]
+    write_shard(str(tmp_path), "part-a-0.parquet", pa.Table.from_pylist(rows, schema=CANDIDATES))
+    write_shard(str(tmp_path / CHECKPOINT), "part-a.parquet", pa.table({"candidate_id": ["1", "2", "3"]}))
+    shard(tmp_path, "part-b", "4")
+    stored = take_inventory(str(tmp_path))
+    assert set(stored.errors) == {"2", "3"}
+    inventory = stored.to_resume()
+    assert inventory.ids == {"1", "3", "4"}
+    assert inventory.errors == {"3": "sampler: no"}, "what failed for good counts against the limit"
+    assert forget_lost_rows(str(tmp_path), inventory) == 1
+    kept = [
+        pq.read_table(tmp_path / CHECKPOINT / name)["candidate_id"].to_pylist() for name in committed_checkpoints(str(tmp_path))
+    ]
+    assert sorted(kept) == [["1", "3"], ["4"]], "Ray reads these, and makes row 2 alone"
+    assert forget_lost_rows(str(tmp_path), inventory) == 0
+
+    # The new row is in a shard that comes later by name, and counts.
+    shard(tmp_path, "part-c", "2")
+    finish(tmp_path, "1234")
+    published = {found["candidate_id"]: found["error"] for found in read_table(str(tmp_path)).to_pylist()}
+    assert published == {"1": None, "2": None, "3": "sampler: no", "4": None}
+    assert read_table(str(tmp_path / "errors"))["candidate_id"].to_pylist() == ["3"]
+
+
+def test_a_row_that_failed_twice_is_published_once(tmp_path):
+    shard(tmp_path, "part-a", "1", error="judge: away")
+    shard(tmp_path, "part-b", "1", error="judge: still away")
+    finish(tmp_path, "1")
+    assert [found["error"] for found in read_table(str(tmp_path)).to_pylist()] == ["judge: away"]

@@ -86,6 +86,23 @@ def test_a_lost_engine_is_told_apart_by_its_name():
         fill_in(rows("a", "b"), Engine(bad="a", kind=Derived), ledger(), "sampler")
 
 
+def test_a_row_without_an_answer_has_failed_and_its_batch_is_not_asked_again():
+    asked = []
+
+    def judge(batch):
+        asked.append([row["candidate_id"] for row in batch])
+        return [{"error": "judge: away"} if row["candidate_id"] == "b" else {"score": 1.0} for row in batch]
+
+    book = ledger(total=10, rate=0.1)
+    out = fill_in(rows("a", "b", "c"), judge, book, "judge")
+    assert [row["error"] for row in out] == [None, "judge: away", None]
+    assert [row.get("score") for row in out] == [1.0, None, 1.0]
+    assert asked == [["a", "b", "c"]]
+    assert book.failed() == 1
+    with pytest.raises(DatError, match=r"2 of 10 rows failed, more than .*max_error_rate = 0.1 .*the first: judge: away"):
+        fill_in([{"candidate_id": "d", "error": None}], lambda batch: [{"error": "judge: away"}], book, "judge")
+
+
 class ProcessEnd(BaseException):
     """Stands for a process that ends: nothing after it runs."""
 

@@ -1,0 +1,95 @@
+"""The target's and the judge's actors: what a row gets where there is no prompt, no answer or no verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from dat_ray.config.schema import Recipe
+from dat_ray.engines.base import Completion, Judgement
+from dat_ray.errors import InputError
+from dat_ray.evaluation.scoring import Judges
+from dat_ray.generation.actors import JudgeActor, TargetActor
+
+
+class Scored:
+    """Answers with the prompt, and gives a prompt's length as its log-probability."""
+
+    name = "scored"
+
+    def complete(self, prompts: Sequence[str], max_new_tokens: int) -> list[Completion]:
+        return [Completion(f"to {prompt}", 1, True) for prompt in prompts]
+
+    def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        if not all(prompts):
+            raise InputError("prompt", "", "is empty")
+        return [-float(len(prompt)) for prompt in prompts]
+
+
+def tiny() -> Recipe:
+    return Recipe.model_validate(
+        {
+            "name": "t",
+            "behaviors": {"path": "x", "heldout": {"path": "x"}},
+            "sampler": {"model": "x"},
+            "target": {"model": "m"},
+            "training": {"retain_rows": 0, "retain_weight": 0.0},
+        }
+    )
+
+
+def test_a_prompt_that_the_sampler_left_empty_is_answered_and_not_scored() -> None:
+    actor = TargetActor(tiny(), None, None, None)
+    actor.engine = Scored()
+    found = actor.work([{"prompt": prompt, "target": "Sure"} for prompt in ("one", "", "three")])
+    assert [row["completion"] for row in found] == ["to one", "to ", "to three"]
+    assert [row["target_logprob"] for row in found] == [-3.0, None, -5.0]
+
+
+def test_an_answer_that_could_not_be_had_is_the_rows_error_and_not_scored() -> None:
+    class Away(Scored):
+        def complete(self, prompts: Sequence[str], max_new_tokens: int) -> list[Completion]:
+            return [
+                Completion("", 0, False, "status 503") if prompt == "two" else Completion("yes", 1, True) for prompt in prompts
+            ]
+
+        def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+            assert "two" not in prompts
+            return super().logprob(prompts, responses)
+
+    actor = TargetActor(tiny(), None, None, None)
+    actor.engine = Away()
+    found = actor.work([{"prompt": prompt, "target": "Sure"} for prompt in ("one", "two", "three")])
+    assert found[1] == {"error": "target: status 503"}
+    assert [row["target_logprob"] for row in (found[0], found[2])] == [-3.0, -5.0]
+
+
+class Away:
+    """A judge of which an evaluation and a generation are told the same."""
+
+    name, fingerprint, is_proxy = "away", "0", False
+
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        return [Judgement("harmful", 1.0), Judgement("unparsed", None), Judgement("unparsed", None, "status 429: slow down")]
+
+
+def test_a_judge_that_could_not_be_asked_is_another_thing_than_one_that_said_nothing_readable() -> None:
+    actor = JudgeActor(tiny(), None, None, None)
+    actor.engine = Away()
+    rows = [{"goal": "g", "prompt": "p", "completion": "c"}] * 3
+    found = actor.work(rows)
+    assert found == [
+        {"judge": "away", "verdict": "harmful", "score": 1.0},
+        {"judge": "away", "verdict": "unparsed", "score": None},
+        {"error": "judge: status 429: slow down"},
+    ]
+
+    class Here:
+        about: ClassVar = {"name": "away"}
+
+        def map(self, work: Callable[..., Any], payloads: Sequence[tuple]) -> list[tuple[int, Any]]:
+            return [(index, work(Away(), *payload)) for index, payload in enumerate(payloads)]
+
+    attempts = [{**row, "error": None, "attack": "direct", "judged_text": None} for row in rows]
+    Judges(Here(), None, Here(), 8).fill_in(attempts)  # type: ignore[arg-type]
+    assert [{**rows[0], "error": None, "attack": "direct", "judged_text": None, **columns} for columns in found] == attempts

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dat_ray.config.models import TargetConfig
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, InputError
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.weight_files import weight_files
@@ -46,12 +46,18 @@ def target_check(model: str) -> Finding:
 
 
 def chat_model_check(name: str, config: TargetConfig) -> Finding:
-    """A chat model that is loaded here, or a server: of that, whether its key is set. The server is not asked."""
+    """A chat model that is loaded here, or a server: of that, whether its key is set and a proxy usable. It is not asked."""
     if config.backend != "endpoint" or config.endpoint is None:
         return model_check(name, config.model)
     key = config.endpoint.api_key_env
     if key and not os.environ.get(key):
         return Finding(name, False, f"the endpoint's key {key} is not set here", f"set {key} where the engines run")
+    from dat_ray.engines.endpoint import EndpointModel
+
+    try:
+        EndpointModel(config)
+    except InputError as error:
+        return Finding(name, False, str(error), "set the variable where the engines run")
     return Finding(
         name, True, f"{config.model} at {config.endpoint.url}, {f'key in {key}' if key else 'without a key'}; not asked"
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -155,6 +156,11 @@ def test_an_endpoint_is_a_key_and_an_address(monkeypatch: pytest.MonkeyPatch) ->
     found = models.chat_model_check("reader", target)
     assert found.ok
     assert "sk-0123456789" not in found.detail
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    found = models.chat_model_check("reader", target)
+    assert not found.ok
+    assert "ALL_PROXY" in found.detail
 
 
 def test_another_run_s_directory(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.config.section import STORED, Section, leaves
 from dat_ray.config.yaml_text import load_yaml
 from dat_ray.errors import InputError
+from dat_ray.utf8 import REPLACEMENT, clean_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -83,6 +84,7 @@ def load_settings(root: type[Settings], text: str, name: str, overrides: Sequenc
     tree = _unshared(tree)
     for override in overrides:
         _apply_override(tree, override)
+    tree = _whole_characters(tree)
     try:
         return root.model_validate(tree)
     except ValidationError as error:
@@ -114,7 +116,7 @@ def validate_known_fields(root: type[Settings], tree: dict[str, Any]) -> tuple[S
     Raises:
         InputError: as `load_recipe`, but for unknown keys.
     """
-    tree = _unshared(tree)
+    tree = _whole_characters(tree)
     unknown: list[str] = []
     while True:
         try:
@@ -137,6 +139,24 @@ def _unshared(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _unshared(value) for key, value in tree.items()}
     return [_unshared(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _whole_characters(tree: Any, place: str = "") -> Any:
+    """The tree with both halves of a surrogate pair, as YAML writes them in JSON's way, put together.
+
+    Raises:
+        InputError: a half alone, which no file can hold.
+    """
+    if isinstance(tree, dict):
+        return {key: _whole_characters(value, f"{place}.{key}".lstrip(".")) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_whole_characters(value, place) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+    text = clean_text(tree)
+    if text.count(REPLACEMENT) > tree.count(REPLACEMENT):
+        raise InputError(place, tree, "holds half a character: remove it, or write both halves")
+    return text
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -1,4 +1,4 @@
-"""When two texts count as the same, when one holds the other, whether English rules can read one, and what a file can hold.
+"""When two texts count as the same, when one holds the other, and whether English rules can read one.
 
 One rule for all scripts: a text is a row of units. In a script that puts spaces between words a unit is a word; in one that
 does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) it is a character with its marks, since a whole clause would
@@ -28,18 +28,6 @@ _UNSPACED = (
 _UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
 # Share of a text's letters that must be Latin for rules that were written for English to read it.
 READABLE_SHARE = 0.75
-
-
-def clean_text(text: str) -> str:
-    """The text as UTF-8 can hold it: the halves of a surrogate pair are joined, and a half alone becomes U+FFFD.
-
-    JSON can escape half a pair, and a model can stop within one; no file takes it.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def normalize(text: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dat_ray.data.control import plain_ids
-from dat_ray.data.text import clean_text
 from dat_ray.errors import InputError
+from dat_ray.utf8 import clean_text
 
 _KEY = "dat_sampler"
 

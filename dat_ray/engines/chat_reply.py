@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from dat_ray.data.text import clean_text
 from dat_ray.engines.base import Completion
+from dat_ray.utf8 import clean_text
 
 # Statuses that another try may mend.
 PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})

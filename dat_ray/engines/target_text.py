@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from transformers import GenerationConfig
 
 from dat_ray.config.models import TargetConfig
-from dat_ray.data.text import clean_text
 from dat_ray.engines.base import Completion
 from dat_ray.errors import InputError
 from dat_ray.models.chat import ChatFormat, Encoded, PlainFormat
 from dat_ray.models.loading import load_tokenizer
+from dat_ray.utf8 import clean_text
 
 
 class TargetText:

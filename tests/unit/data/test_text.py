@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dat_ray.data.text import clean_text, english_rules_read, holds, jaccard, near_duplicates, normalize, tokens
+from dat_ray.data.text import english_rules_read, holds, jaccard, near_duplicates, normalize, tokens
 
 
 @pytest.mark.parametrize(
@@ -192,15 +192,3 @@ def test_similarities_of_the_public_sets(public_data: Path) -> None:
     right = _column(public_data / "jailbreakbench/jailbreakbench_harmful.csv", "Goal")
     found = {(i, j): round(similarity, 3) for i, j, similarity in near_duplicates(left, right, 0.8)}
     assert found == listed
-
-
-def test_clean_text_is_what_a_file_takes() -> None:
-    for text, clean in (
-        ("a\ud83d b", "a\ufffd b"),
-        ("\ude00\ud83d", "\ufffd\ufffd"),
-        ("\ud83d\ude00", "😀"),
-        ("é \udc80 😀", "é \ufffd 😀"),
-        ("\ufeffplain é", "\ufeffplain é"),
-    ):
-        assert clean_text(text) == clean
-        clean_text(text).encode()

@@ -62,7 +62,8 @@ def read_reply(status: int, body: bytes) -> Completion | Problem:
         document = None
     error = document.get("error") if isinstance(document, dict) else None
     if status != 200:
-        return Problem(f"status {status}: {_message(error) or excerpt(text)}", status in PASSING and _code(error) not in LASTING)
+        said = f"status {status}: {_message(error) or excerpt(text)}".rstrip(": ")
+        return Problem(said, status in PASSING and _code(error) not in LASTING)
     if error:
         return Problem(f"an error with status 200: {_message(error)}", _may_pass(error))
     try:

@@ -21,7 +21,7 @@ import httpx
 
 from dat_ray.config.models import TargetConfig
 from dat_ray.engines.base import Completion
-from dat_ray.engines.chat_reply import Problem, read_reply, wanted_wait
+from dat_ray.engines.chat_reply import Problem, excerpt, read_reply, wanted_wait
 from dat_ray.engines.target_text import require_seeds
 from dat_ray.errors import DatError, InputError
 
@@ -134,6 +134,8 @@ class EndpointModel:
         try:
             # Deadlines are this class's own: httpx has none for a whole request.
             return httpx.AsyncClient(timeout=None, headers=self._headers, limits=limits, verify=_tls())
+        except UnicodeError:
+            raise  # of a key, not of a proxy
         except (ImportError, ValueError, httpx.InvalidURL) as error:
             raise _bad_proxy(error) from error
 
@@ -181,7 +183,7 @@ class EndpointModel:
         except TimeoutError:
             return Problem(f"no whole answer within endpoint.timeout = {self._endpoint.timeout:g} s", True), {}
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return Problem(f"{type(error).__name__}: {error}".strip(": "), True), {}
+            return Problem(excerpt(f"{type(error).__name__}: {error}".strip(": ")), True), {}
 
     def _failed(self, problem: str) -> Completion:
         return Completion("", 0, False, f"{self._url}: {problem}")

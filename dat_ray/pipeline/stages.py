@@ -86,18 +86,23 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
             else:
                 check_hub_cache(folder)
     if trains:
-        # Imported late: the driver of a run that only samples stays light.
-        from dat_ray.engines.target_text import TargetText
-        from dat_ray.models.adapters import check_lora_targets
-
-        target = resolve_model(recipe.target.model, "target.model")
-        check_trainable(target, "target.model")
-        check_lora_targets(target, recipe.training.lora)
-        TargetText(recipe.target, target)
+        check_target(recipe)
     sampler = resolve_sampler(recipe.sampler.model)
     weight_files(sampler, "sampler.model")
     if recipe.sampler.backend == "vllm":
         check_architecture(sampler)
+
+
+def check_target(recipe: Recipe) -> None:
+    """Raises InputError where the target cannot be trained or take the adapter, or its chat template cannot be used."""
+    # Imported late: the driver of a run that only samples stays light.
+    from dat_ray.engines.target_text import TargetText
+    from dat_ray.models.adapters import check_lora_targets
+
+    target = resolve_model(recipe.target.model, "target.model")
+    check_trainable(target, "target.model")
+    check_lora_targets(target, recipe.training.lora)
+    TargetText(recipe.target, target)
 
 
 def _chat_models(recipe: Recipe) -> dict[str, TargetConfig | None]:
@@ -227,6 +232,8 @@ def _train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from dat_ray.training.driver import train
     from dat_ray.training.retain_set import prepare_retain
 
+    # `dat generate` alone asks for no more than a target that answers; the answers to the retain set come before the training.
+    check_target(recipe)
     retain = prepare_retain(recipe, run, partial(_answers, recipe), partial(_fit_to_retain, recipe))
     if retain.dropped:
         stage_line(f"      retain: {retain.dropped} rows dropped, the base model refuses them or says nothing")

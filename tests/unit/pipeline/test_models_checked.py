@@ -26,6 +26,7 @@ from dat_ray.evaluation import stage as evaluating
 from dat_ray.generation import stage as generating
 from dat_ray.models.loading import load_causal_lm, model_fingerprint
 from dat_ray.ops.doctor import diagnose
+from dat_ray.pipeline import stages
 from dat_ray.pipeline.evaluations import compare
 from dat_ray.pipeline.export import export_run
 from dat_ray.pipeline.stages import check_inputs
@@ -71,6 +72,15 @@ def test_targets_that_cannot_be_adapted_are_refused_where_a_run_trains(tmp_path:
     refuses("embed_tokens", check_inputs, make_recipe(tmp_path, dense, "training.lora.targets=[embed_tokens]"))
     set_config(tmp_path / "dense", quantization_config={"quant_method": "fp8"})
     refuses(r"target\.model = .* is quantized", check_inputs, make_recipe(tmp_path, dense))
+
+
+def test_a_training_by_itself_refuses_such_a_target_before_it_asks_it_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that began with `dat generate` has never been asked whether it trains."""
+    monkeypatch.setattr("dat_ray.training.retain_set.prepare_retain", lambda *_: pytest.fail("answers were written"))
+    recipe = make_recipe(tmp_path, tiny_chat_model(tmp_path / "experts", "qwen3_moe"))
+    refuses(r"training\.lora\.targets = 'all-linear': adapts .*experts", stages._train, recipe, RunDir(str(tmp_path / "run")))
 
 
 def test_the_command_refuses_them_before_it_makes_a_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

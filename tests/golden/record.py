@@ -67,19 +67,19 @@ def evaluate_tiny(pieces: dict[str, int]) -> dict[str, Any]:
 def _record(root: Path) -> dict[str, Any]:
     from dat_ray.data.shards import read_table
 
+    def rows(folder: Path) -> list[dict[str, Any]]:
+        return read_table(str(folder)).to_pylist()
+
     attempts = {
-        " ".join(str(row[name]) for name in ("model", "attack", "behavior_id", "attempt_index")): _row(row)
-        for row in read_table(str(root)).to_pylist()
+        " ".join(str(row[name]) for name in ("model", "attack", "behavior_id", "attempt_index")): _row(row) for row in rows(root)
     }
-    tables = {
-        folder: {row[column]: _row(row) for row in read_table(str(root / folder)).to_pylist()}
-        for folder, column in TABLES.items()
-    }
+    tables = {folder: {row[column]: _row(row) for row in rows(root / folder)} for folder, column in TABLES.items()}
     return {
         "files": sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()),
-        "metrics": _timeless(json.loads((root / "metrics.json").read_text(encoding="utf-8"))),
+        # Causes before consequences, since the first difference is the one that is named.
+        **{folder: dict(sorted(table.items())) for folder, table in tables.items()},
         "attempts": dict(sorted(attempts.items())),
-        **{folder: dict(sorted(rows.items())) for folder, rows in tables.items()},
+        "metrics": _timeless(json.loads((root / "metrics.json").read_text(encoding="utf-8"))),
     }
 
 

@@ -162,7 +162,8 @@ def make_recipe(folder: Path, pieces: dict[str, int]) -> Recipe:
             "tense": {"samples": 2},
             "translation": {"languages": ["Zulu", "Hmong"]},
             "pair": {"steps": 2, "streams": 2, "max_new_tokens": 32},
-            "gcg": {"steps": 3, "search_width": 16, "top_k": 64, "suffix": "x x x x x x", "attempts": 2, **batch},
+            # The foremost tokens are far apart: further down two gradients are nearly equal, and rounding would order them.
+            "gcg": {"steps": 3, "search_width": 8, "top_k": 8, "suffix": "x x x x x x", "attempts": 2, **batch},
             "embedding": {"attack": {"steps": 3, "step_size": 0.1}},
             "templates_path": _lines(folder / "templates.jsonl", [{"template": "Let us play. {goal}"}]),
             "attacker": attacker,

@@ -16,7 +16,7 @@ from dat_ray.engines.base import Judge
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.answers import Failure, judge
-from dat_ray.evaluation.intervals import wilson_mean
+from dat_ray.measures.intervals import wilson_mean
 
 OPTION = "--calibrate"
 # Columns by the names that published files of labelled answers give them, the first that is there.

@@ -15,8 +15,8 @@ from typing import Any
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.attacks import ATTEMPTS_IN_ORDER, OVER_REFUSAL
-from dat_ray.evaluation.curves import curve
-from dat_ray.evaluation.intervals import (
+from dat_ray.measures.attempts import curve
+from dat_ray.measures.intervals import (
     Interval,
     cluster_bootstrap,
     paired_mean_difference,

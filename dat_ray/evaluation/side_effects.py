@@ -16,7 +16,7 @@ from dat_ray.engines.workers import Workers, slice_seconds
 from dat_ray.errors import InputError
 from dat_ray.evaluation.adaptive import whitebox_workers
 from dat_ray.evaluation.asking import Model
-from dat_ray.evaluation.intervals import cluster_bootstrap
+from dat_ray.measures.intervals import cluster_bootstrap
 from dat_ray.models.fit import Limits
 from dat_ray.training.retain_set import retain_folder
 

@@ -9,8 +9,8 @@ from typing import Any
 from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.attacks.inpainting import INPAINTING
 from dat_ray.evaluation.calibration import shipped_calibration
-from dat_ray.evaluation.diagnostics import diagnose
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
+from dat_ray.measures.prompts import diagnose
 
 # Measured on the model itself: no judge changes them.
 SIDE_EFFECTS = ("kl_drift", "utility")

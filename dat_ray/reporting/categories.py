@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.intervals import Interval, wilson
 from dat_ray.evaluation.metrics import broken, refusals
+from dat_ray.measures.intervals import Interval, wilson
 
 Attempts = Sequence[Mapping[str, Any]]
 Categories = Mapping[str, str | None]

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.intervals import Interval
+from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.categories import Attempts, Categories, broken_by_category, refused_by_category
 from dat_ray.reporting.figures import Dot, Line, Row, Spot, dot_plot, line_plot, running_mean, scatter
 from dat_ray.reporting.findings import first_model, pair, subject

@@ -15,9 +15,9 @@ from dat_ray.config.cluster import ClusterConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record
 from dat_ray.data.shards import exists, has_manifest, join, read_bytes, read_file, read_table
-from dat_ray.evaluation.diagnostics import diagnose
-from dat_ray.evaluation.diversity import Diversity
 from dat_ray.evaluation.metrics import METRICS
+from dat_ray.measures.diversity import Diversity
+from dat_ray.measures.prompts import diagnose
 from dat_ray.models.embedded import adaptation_record
 from dat_ray.training.counts import TableCount, read_counts
 from dat_ray.training.metrics import read_metrics

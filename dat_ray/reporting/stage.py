@@ -18,8 +18,8 @@ from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import join, write_bytes
-from dat_ray.evaluation.diversity import Diversity
-from dat_ray.evaluation.intervals import Interval
+from dat_ray.measures.diversity import Diversity
+from dat_ray.measures.intervals import Interval
 from dat_ray.progress import clock
 from dat_ray.reporting.charts import attack_figure, loss_figures
 from dat_ray.reporting.collect import Collected, StageCost, Suite, collect

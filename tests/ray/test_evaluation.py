@@ -13,8 +13,8 @@ from dat_ray.data.shards import has_manifest, join, read_bytes, read_table
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.intervals import wilson
 from dat_ray.evaluation.stage import evaluate
+from dat_ray.measures.intervals import wilson
 from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, SAMPLES, Faults, engines, tiny_recipe, tiny_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -16,7 +16,7 @@ from dat_ray.engines.refusal_judge import RefusalJudge
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.calibration import Labelled, calibrate, read_labelled, shipped_calibration
-from dat_ray.evaluation.intervals import wilson
+from dat_ray.measures.intervals import wilson
 
 
 class Reader:

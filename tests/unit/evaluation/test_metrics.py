@@ -5,9 +5,9 @@ import pytest
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.intervals import wilson
 from dat_ray.evaluation.metrics import broken, model_metrics, paired_metrics, refusals, totals, union
 from dat_ray.evaluation.summary import metrics_tree
+from dat_ray.measures.intervals import wilson
 
 CONFIG = EvaluationConfig(bootstrap=200)
 

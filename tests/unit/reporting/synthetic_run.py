@@ -17,8 +17,8 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import ATTEMPTS, BEHAVIORS, CANDIDATES, TRAINING_SET
 from dat_ray.data.shards import join, write_bytes, write_file, write_manifest, write_shard
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.diversity import diversity
 from dat_ray.evaluation.metrics import METRICS, model_metrics, paired_metrics
+from dat_ray.measures.diversity import diversity
 
 HOSTILE = "<script>alert(1)</script><img src=https://tracker.example/x.png onerror=alert(2)>"
 HELD_OUT, SAMPLES, HARMLESS, TRAINED = 24, 4, 40, 30

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from dat_ray.evaluation.intervals import (
+from dat_ray.measures.intervals import (
     NOTHING,
     cluster_bootstrap,
     paired_mean_difference,

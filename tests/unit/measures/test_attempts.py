@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from dat_ray.evaluation.curves import broken_by, curve
-from dat_ray.evaluation.intervals import (
+from dat_ray.measures.attempts import broken_by, curve
+from dat_ray.measures.intervals import (
     cluster_bootstrap,
     paired_rate_difference,
     student_mean,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Any
 
-from dat_ray.evaluation.intervals import wilson_mean
+from dat_ray.measures.intervals import wilson_mean
 
 
 def broken_by(attempts: int, harmful: int, k: int) -> float:

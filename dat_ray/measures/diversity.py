@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dat_ray.data.text import features, split_unspaced
-from dat_ray.evaluation.intervals import NOTHING, Interval, cluster_bootstrap
+from dat_ray.measures.intervals import NOTHING, Interval, cluster_bootstrap
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 # Token-set Jaccard similarity at which a prompt counts as a near-duplicate of an earlier one.

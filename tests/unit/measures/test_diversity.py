@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dat_ray.evaluation.diversity import (
+from dat_ray.measures.diversity import (
     MAX_PROMPTS_FOR_PAIRS,
     Diversity,
     distinct_n,

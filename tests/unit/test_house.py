@@ -1,0 +1,65 @@
+"""Imports point one way along the arrows that CONTRIBUTING draws."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import dat_ray
+
+PACKAGE = Path(dat_ray.__file__).parent
+# From the ground up; rooms of one floor don't know of each other.
+FLOORS = (
+    ("config",),
+    ("data",),
+    ("measures", "diffusion"),
+    ("models",),
+    ("engines",),
+    ("generation", "training", "evaluation"),
+    ("bench",),
+    ("reporting",),
+    ("pipeline",),
+    ("ops",),
+)
+FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
+# Modules of one room that another one still borrows on its own floor, counted once for each module that does: these only fall.
+BORROWED = {("evaluation", "generation"): 9, ("evaluation", "training"): 11}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Names of the modules that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports by dots"
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert rooms == set(FLOOR)
+
+
+def test_a_room_imports_only_from_the_floors_below() -> None:
+    borrowed: Counter[tuple[str, str]] = Counter()
+    for room in FLOOR:
+        for path in sorted((PACKAGE / room).rglob("*.py")):
+            for module in {name for name in imports(path) if name.startswith("dat_ray.")}:
+                other = module.split(".")[1]
+                # A module outside the rooms, such as errors.py, stands below them all.
+                floor = FLOOR.get(other, -1)
+                assert floor <= FLOOR[room], f"{path.relative_to(PACKAGE)} imports {module}"
+                if other != room and floor == FLOOR[room]:
+                    borrowed[room, other] += 1
+    assert borrowed == BORROWED
+
+
+def test_measures_are_pure() -> None:
+    for path in sorted((PACKAGE / "measures").glob("*.py")):
+        for name in imports(path):
+            ours = name == "dat_ray.data.text" or name.startswith("dat_ray.measures.")
+            assert ours or name.split(".")[0] in {*sys.stdlib_module_names, "numpy"}, f"{path.name} imports {name}"

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -20,6 +21,8 @@ from dat_ray.bench.verb import BENCHES
 from dat_ray.errors import DatError, InputError
 from dat_ray.ops.verbs import add_verbs
 from dat_ray.preflight import check_places
+from dat_ray.printable import printable
+from dat_ray.secrets import redact
 
 if TYPE_CHECKING:
     from dat_ray.config.schema import Recipe
@@ -355,6 +358,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        # Nobody foresaw it, so its place is worth more than one line; what it says is still somebody else's text.
+        lines = redact("".join(traceback.format_exception(error))).splitlines()
+        print(*map(printable, lines), sep="\n", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dat_ray.printable import printable
 from dat_ray.secrets import BLANK, looks_secret, redact
+
+
+def one_line(text: str) -> str:
+    """Text of others, as it may be printed and stored: in one line, without secrets and without control characters."""
+    # Blanked first: a secret with a line break is then still spelled as it is. And again, where lines were broken inside it.
+    return redact(" ".join(printable(redact(text)).split()))
+
+
+def error_line(error: BaseException, limit: int = 300) -> str:
+    """An error's type and what it says, for a row, a record or a message: see `one_line`."""
+    return one_line(f"{type(error).__name__}: {error}".strip(": "))[:limit]
 
 
 class DatError(Exception):
     """A run that cannot go on. Its message is one line; the command line prints it without a traceback."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(redact(message)))
 
 
 class InputError(DatError):
@@ -25,13 +40,21 @@ class InputError(DatError):
     def __init__(self, field: str, value: object, remedy: str) -> None:
         self.field, self.value, self.remedy = field, value, remedy
         # A key that somebody put into a recipe must not end in a log.
-        shown = BLANK if looks_secret(field.rsplit(".", 1)[-1]) else redact(repr(value))
+        shown = BLANK if looks_secret(field.rsplit(".", 1)[-1]) else _shown(value)
         if len(shown) > 120:
             shown = shown[:117] + "..."
         super().__init__(f"{field} = {shown}: {remedy}")
 
     def __reduce__(self) -> tuple:
         return type(self), (self.field, self.value, self.remedy)
+
+
+def _shown(value: object) -> str:
+    """As `repr`, which of some values is not to be had: a number of thousands of digits, or lists in lists without end."""
+    try:
+        return redact(repr(value))
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
 
 
 class EngineLost(DatError):

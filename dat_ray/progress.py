@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from dat_ray import telemetry
+from dat_ray.printable import printable
 
 SECONDS_BETWEEN_LINES = 5.0
 BAR_WIDTH = 24
@@ -33,6 +34,8 @@ def clock(seconds: float) -> str:
 
 def stage_line(text: str, stream: TextIO | None = None) -> None:
     """One line about a stage, kept in the scroll-back."""
+    # Values of others stand in many lines: none of them moves the cursor.
+    text = printable(text)
     print(text, file=stream or sys.stderr, flush=True)
     _tell({"event": "line", "text": text.strip()})
 
@@ -91,7 +94,7 @@ class Progress:
         parts.append(f"{clock(elapsed)} gone")
         if self.note:
             parts.append(self.note)
-        return f"{self.stage}: {', '.join(parts)}"
+        return printable(f"{self.stage}: {', '.join(parts)}")
 
     def _counts(self) -> str:
         if self.total is None:

@@ -59,7 +59,9 @@ class RunLog:
 
     def add(self, event: dict[str, Any]) -> None:
         """One line; values of secret environment variables are blanked."""
-        line = redact(json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False))
+        # Half a character of a server's answer has no place in a file.
+        text = json.dumps({"time": round(time.time(), 3), **event}, ensure_ascii=False)
+        line = redact(text).encode(errors="backslashreplace").decode()
         with self._lock:
             self._lines.append(line)
             del self._lines[:-MAX_LINES]

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from dat_ray.config.schema import Recipe
 from dat_ray.config.section import STORED, Section, leaves
-from dat_ray.config.yaml_text import load_yaml
-from dat_ray.errors import InputError
+from dat_ray.config.yaml_text import MAX_CHARACTERS, load_yaml
+from dat_ray.errors import InputError, error_line
 from dat_ray.utf8 import REPLACEMENT, clean_text
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -46,14 +46,25 @@ def recipe_text(name_or_path: str, kind: str = "recipes") -> str:
     if name_or_path in known:
         return (resources.files("dat_ray.config") / kind / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     path = Path(name_or_path)
-    if path.is_file():
+    if _is_file(path):
+        if path.stat().st_size > 4 * MAX_CHARACTERS:
+            raise InputError("recipe", name_or_path, f"is larger than {4 * MAX_CHARACTERS >> 20} MiB: give a recipe")
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise InputError("recipe", name_or_path, f"not UTF-8 at byte {error.start}: save it as UTF-8") from error
+        except OSError as error:
+            raise InputError("recipe", name_or_path, f"cannot be read ({error_line(error)}): see who may") from error
     close = difflib.get_close_matches(name_or_path, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise InputError("recipe", name_or_path, f"{hint}give a YAML file or one of: {', '.join(known)}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -164,7 +175,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not dotted.strip():
         raise InputError("--set", override, "write it as section.field=value")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except (yaml.YAMLError, ValueError):
         raise InputError("--set", override, "the value is not readable as YAML; quote it") from None
     if isinstance(value, str):

@@ -21,6 +21,7 @@ from dat_ray.config.section import (
     Positive,
     Section,
 )
+from dat_ray.secrets import declare_secret
 
 JudgeName = Literal[
     "refusal-rules",
@@ -183,6 +184,14 @@ class EndpointConfig(Section):
             if name in OWN_BODY_FIELDS:
                 raise ValueError(f"{name} is set by {OWN_BODY_FIELDS[name]}: leave it out of extra_body")
         return body
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_secret(cls, variable: str | None) -> str | None:
+        """Whatever the variable is called, its value is blanked from here on in what this process writes."""
+        if variable is not None:
+            declare_secret(variable)
+        return variable
 
 
 # What `apply_chat_template` takes for itself, or finds in the tokenizer: none of it is for a recipe to set as an option.

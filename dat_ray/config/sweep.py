@@ -15,6 +15,7 @@ from pydantic import Field
 from dat_ray.config.loading import fingerprint, load_settings, recipe_text
 from dat_ray.config.schema import Recipe
 from dat_ray.config.section import Section
+from dat_ray.config.yaml_text import load_yaml
 from dat_ray.errors import InputError
 
 OPTION = "--grid"
@@ -107,8 +108,9 @@ def _axis(text: str) -> tuple[str, list[Any]]:
     if not equals or not field.strip() or not values.strip():
         raise InputError(OPTION, text, "write section.field=value,value,...")
     try:
-        found = yaml.safe_load(f"[{values}]")
-    except yaml.YAMLError:
+        found = load_yaml(f"[{values}]")
+        json.dumps(found)
+    except (yaml.YAMLError, ValueError, TypeError):  # TypeError: a date or a set, which no field takes
         raise InputError(OPTION, text, "the values are not readable as a YAML list; quote them") from None
     unlike = [value for index, value in enumerate(found) if value in found[:index]]
     if unlike:

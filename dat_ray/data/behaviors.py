@@ -5,7 +5,6 @@ What the columns of a table mean is said by `dat_ray.data.behavior_layouts`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from dat_ray.data.sources import open_source, read_json
 from dat_ray.data.tables import Row, listed
 from dat_ray.data.text import near_duplicates
 from dat_ray.errors import InputError
+from dat_ray.json_text import JsonError, parse_json
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,8 @@ def parse_targets(value: Any) -> Targets:
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
+            value = parse_json(value, finite=False)
+        except JsonError:
             # An ordinary text may begin with a bracket, as in "[Verse 1] ...".
             value = [value]
     found = value if isinstance(value, list) else [value]

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, refusals_named, write_bytes
 from dat_ray.errors import DatError, StorageError
+from dat_ray.json_text import parse_object
 from dat_ray.progress import stage_line
 
 LOCK, OWNER = "_lock", "_owner.json"
@@ -180,7 +181,7 @@ def _write_lease(root: str, owner: Owner) -> None:
 def _read_owner(root: str) -> Owner | None:
     path = join(root, OWNER)
     try:
-        return Owner(**json.loads(read_bytes(path))) if exists(path) else None
+        return Owner(**parse_object(read_bytes(path))) if exists(path) else None
     except (OSError, ValueError, TypeError):  # being written, or deleted since
         return None
 

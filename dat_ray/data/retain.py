@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -15,6 +14,7 @@ from dat_ray.data.ids import row_id
 from dat_ray.data.sources import open_source
 from dat_ray.data.tables import TEXT, Source, listed
 from dat_ray.errors import InputError
+from dat_ray.json_text import JsonError, parse_json
 
 _FIELD = "training.retain.path"
 
@@ -172,8 +172,8 @@ def _first_turn(chat: Any) -> tuple[str, str]:
             JSON. A content is a text or a list of parts. What comes before, a greeting or a system message, is left out.
     """
     if isinstance(chat, str):
-        with suppress(json.JSONDecodeError):
-            chat = json.loads(chat)
+        with suppress(JsonError):
+            chat = parse_json(chat, finite=False)
     if not isinstance(chat, list) or not all(isinstance(turn, dict) for turn in chat):
         raise _OddRow("holds no list of messages")
     turns = [(_SPEAKERS.get(str(turn.get("role", turn.get("from"))).lower()), turn) for turn in chat]

@@ -18,7 +18,9 @@ from dat_ray.config.names import check_name, is_fingerprint, is_name
 from dat_ray.config.schema import Recipe
 from dat_ray.data.links import refuse_links
 from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
-from dat_ray.errors import InputError
+from dat_ray.data.stored import MISSHAPEN
+from dat_ray.errors import InputError, error_line
+from dat_ray.json_text import parse_object
 from dat_ray.progress import stage_line
 from dat_ray.secrets import secrets_in
 
@@ -118,18 +120,18 @@ def read_record(run: RunDir) -> RunRecord:
     if not exists(run.record):
         raise InputError("RUN_DIR", run.root, f"holds no {RECORD}: give the directory of a run that has begun")
     try:
-        about = json.loads(read_bytes(run.record))
+        about = parse_object(read_bytes(run.record), finite=False)
         tree = about.pop("recipe")
         if not isinstance(tree, dict):
             raise TypeError("its recipe is no mapping")
         # A folder of the training is named by it.
         if about.get("fingerprint") and not is_fingerprint(about["fingerprint"]):
             raise ValueError("its fingerprint is none")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError("RUN_DIR", run.record, f"is no record of a run ({_short(error)}): restore that file") from None
     try:
         recipe, unknown = validate_known_fields(Recipe, tree)
-    except (InputError, RecursionError) as error:
+    except (InputError, *MISSHAPEN) as error:
         remedy = f"was written by dat_ray {_version(about)}, and {__version__} cannot read its recipe ({_short(error)})"
         raise InputError("RUN_DIR", run.record, f"{remedy}: use the version that wrote it") from None
     return RunRecord(recipe, str(about.get("fingerprint") or fingerprint(recipe)), unknown, about)
@@ -155,7 +157,7 @@ def _version(about: dict[str, Any]) -> str:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return error_line(error, 180)
 
 
 def rewrites_folder(run: RunDir, round_index: int) -> str:

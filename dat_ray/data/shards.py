@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from dat_ray.data.schemas import SCHEMA_VERSION
-from dat_ray.errors import ShardError, StorageError
+from dat_ray.errors import ShardError, StorageError, error_line, one_line
+from dat_ray.json_text import parse_object
 
 MANIFEST = "_manifest.json"
 # How every table is written. Pages carry checksums, since a shard has no sha256 anywhere until its manifest is written.
@@ -78,6 +80,15 @@ def exists(path: str) -> bool:
     return fs.get_file_info(inner).type != pafs.FileType.NotFound
 
 
+def is_file(path: str) -> bool:
+    """Whether a file is there, and no folder."""
+    fs, inner = open_filesystem(path)
+    try:
+        return fs.get_file_info(inner).type == pafs.FileType.File
+    except OSError:  # a name that the storage does not take
+        return False
+
+
 def read_bytes(path: str) -> bytes:
     """A whole file."""
     fs, inner = open_filesystem(path)
@@ -95,7 +106,7 @@ def refusals_named(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(str(error))[:300]
         raise StorageError(
             f"cannot write {path}: {reason}; what was finished before is kept, free space or mend the path"
         ) from error
@@ -193,19 +204,32 @@ def read_manifest(root: str, *, fingerprint: str | None = None) -> Manifest:
     if not exists(where):
         raise ShardError(f"{where} is missing: the stage that writes it has not finished; run it (with --resume) first")
     try:
-        tree: dict[str, Any] = json.loads(read_bytes(where))
+        tree = parse_object(read_bytes(where))
         files = tuple(ShardFile(str(f["path"]), int(f["rows"]), str(f["sha256"])) for f in tree["files"])
         manifest = Manifest(int(tree["schema_version"]), str(tree["fingerprint"]), files)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{where} is not a readable manifest ({error}): remove its folder and run the stage again") from None
+    except (ValueError, LookupError, TypeError, OverflowError, OSError) as error:
+        reason = error_line(error, 160)
+        raise ShardError(f"{where} is not a readable manifest ({reason}): remove its folder and run the stage again") from None
     if manifest.schema_version != SCHEMA_VERSION:
         raise ShardError(f"{where} has schema version {manifest.schema_version}, this program reads {SCHEMA_VERSION}")
-    for file in files:
-        if file.path.startswith("/") or ".." in file.path.split("/") or "://" in file.path:
-            raise ShardError(f"{where} names {file.path!r}, which leaves its folder: the manifest was altered")
+    _check_paths(where, [file.path for file in files])
+    if any(file.rows < 0 for file in files):
+        raise ShardError(f"{where} has a file of fewer than 0 rows: the manifest was altered")
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise ShardError(f"{where} belongs to recipe {manifest.fingerprint}, this one is {fingerprint}: use another --run-dir")
     return manifest
+
+
+def _check_paths(where: str, paths: Sequence[str]) -> None:
+    """Raises ShardError unless each path is that of another file inside the manifest's folder, in its shortest spelling."""
+    for path in paths:
+        if path.startswith("/") or ".." in path.split("/") or "://" in path:
+            raise ShardError(f"{where} names {path[:200]!r}, which leaves its folder: the manifest was altered")
+        if not path.isprintable() or path in ("", ".") or posixpath.normpath(path) != path:
+            raise ShardError(f"{where} names {path[:200]!r}, which is no plain name of a file: the manifest was altered")
+    twice = next((path for path, times in Counter(paths).items() if times > 1), None)
+    if twice is not None:
+        raise ShardError(f"{where} names {twice!r} twice, whose rows would count double: the manifest was altered")
 
 
 def read_table(root: str, *, fingerprint: str | None = None) -> pa.Table:
@@ -217,7 +241,7 @@ def read_table(root: str, *, fingerprint: str | None = None) -> pa.Table:
     tables = []
     for file in read_manifest(root, fingerprint=fingerprint).files:
         where = join(root, file.path)
-        if not exists(where):
+        if not is_file(where):
             raise ShardError(f"{where} is named by the manifest but missing: restore it or remove the folder and run again")
         if "://" not in root and not Path(where).resolve().is_relative_to(Path(root).resolve()):
             raise ShardError(f"{where} leads out of its folder, by a symbolic link: put the file itself there")
@@ -234,7 +258,10 @@ def read_table(root: str, *, fingerprint: str | None = None) -> pa.Table:
         tables.append(table)
     if not tables:
         raise ShardError(f"{join(root, MANIFEST)} names no files: the stage before wrote nothing")
-    return pa.concat_tables(tables)
+    try:
+        return pa.concat_tables(tables)
+    except pa.ArrowException as error:
+        raise ShardError(f"the files of {root} have unlike columns ({error_line(error, 160)}): run the stage again") from error
 
 
 def _serialize(table: pa.Table) -> bytes:
@@ -246,8 +273,9 @@ def _serialize(table: pa.Table) -> bytes:
 def _parse(root: str, relative: str, data: bytes) -> pa.Table:
     try:
         return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
+    # Of a file that was altered the reader's library complains in many ways.
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError, OverflowError) as error:
+        reason = error_line(error, 160)
         raise ShardError(f"{join(root, relative)} is not a whole parquet file ({reason}): remove it and resume") from None
 
 

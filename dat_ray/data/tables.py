@@ -11,7 +11,6 @@ import codecs
 import csv
 import gzip
 import io
-import json
 import lzma
 import re
 import threading
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dat_ray.errors import InputError
+from dat_ray.json_text import JsonError, parse_json
 
 KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz")
@@ -336,8 +336,8 @@ def _json_rows(text: str, lines: bool, origin: Origin) -> list[Row]:
     if lines and start != "[":
         return jsonl_rows(text, origin)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parse_json(text, finite=False, limit=None)
+    except JsonError:
         if lines or start == "{":
             return jsonl_rows(text, origin)
         content = _decode_json(text, origin)
@@ -346,7 +346,6 @@ def _json_rows(text: str, lines: bool, origin: Origin) -> list[Row]:
     if not isinstance(content, list):
         raise origin.bad(_no_list(content))
     places = [f"row {number}" for number in range(1, len(content) + 1)]
-    _check_text(text, content, origin)
     return [Row(place, _object(item, origin, place)) for place, item in zip(places, content, strict=True)]
 
 
@@ -372,21 +371,6 @@ def _object(value: Any, origin: Origin, place: str) -> dict[str, Any]:
 
 def _decode_json(text: str, origin: Origin, place: str | None = None) -> Any:
     try:
-        content = json.loads(text)
-    # ValueError: among others a number with thousands of digits.
-    except (ValueError, RecursionError) as error:
-        subject = f"{place} is" if place else "is"
-        raise origin.bad(f"{subject} not JSON ({first_line(error)}): correct it") from error
-    _check_text(text, content, origin, place)
-    return content
-
-
-def _check_text(text: str, content: Any, origin: Origin, place: str | None = None) -> None:
-    """Refuses half a surrogate pair, which JSON can hold and no file in UTF-8."""
-    if "\\u" not in text:
-        return
-    try:
-        json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise origin.bad(f"{place or 'it'} holds half a character ({half}): remove it, or write both halves") from error
+        return parse_json(text, finite=False, limit=None)
+    except JsonError as error:
+        raise origin.bad(f"{place} {error}: correct it" if place else f"{error}: correct it") from error

@@ -29,9 +29,11 @@ from transformers import PreTrainedModel
 
 from dat_ray.config.adapt import AdaptConfig
 from dat_ray.config.section import leaves
+from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.diffusion.objective import ConditionalGain, conditional_gain, corrupt, loss_and_backward, share_of
 from dat_ray.diffusion.pairs import EncodedPair, batch_indices
 from dat_ray.errors import InputError, StorageError
+from dat_ray.json_text import parse_object
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -248,7 +250,8 @@ class _Run:
             return done
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         # Lines of steps that will be run again are dropped, so that every step is logged once.
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= done]
+        with well_formed(str(self.metrics)):
+            kept = [line for line in self._lines() if parse_object(line, finite=False)["step"] <= done]
         self._replace(self.metrics, "".join(kept))
         return done
 
@@ -258,8 +261,10 @@ class _Run:
         return [line for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
     def _load(self, folder: Path, adapter: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        differ = _differences(state["fingerprint"], self.fingerprint)
+        path = str(folder / "state.json")
+        with well_formed(path):
+            state = stored_object(path, finite=False)
+            step, differ = int(state["step"]), _differences(state["fingerprint"], self.fingerprint)
         if differ:
             raise InputError("resume", str(self.root), f"the run there differs in {', '.join(differ)}: name a new folder")
         tensors = load_file(folder / "state.safetensors")
@@ -267,8 +272,8 @@ class _Run:
             for name, parameter in adapter.items():
                 parameter.copy_(tensors[f"adapter.{name}"])
                 moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in _MOMENTS}
-                optimizer.state[parameter] = {"step": torch.tensor(float(state["step"])), **moments}
-        return int(state["step"])
+                optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+        return step
 
     def checkpoint(self, step: int, adapter: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Writes `checkpoints/step-N` and drops all but the newest two."""
@@ -302,9 +307,10 @@ class _Run:
         path = self.root / f"{name}.json"
         if not path.exists():
             self.write_json(path.name, dataclasses.asdict(measure()))
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = stored_object(str(path), finite=False)
         fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
-        return ConditionalGain(**fields)
+        with well_formed(str(path)):
+            return ConditionalGain(**fields)
 
     def publish(self, model: nn.Module) -> Path:
         """Writes the PEFT adapter to `adapter/`, without the path from which the base model happened to be read, or the

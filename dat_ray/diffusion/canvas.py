@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dat_ray.data.control import plain_ids
+from dat_ray.data.stored import model_settings
 from dat_ray.errors import InputError
 from dat_ray.utf8 import clean_text
 
@@ -46,6 +47,9 @@ class SamplerSpec:
             )
         for name in ("banned_token_ids", "before", "between"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        ids = (self.mask_token_id, *self.banned_token_ids, *self.before, *self.between)
+        if any(type(token) is not int or token < 0 for token in ids) or not isinstance(self.answer_prefix, str):
+            raise TypeError("an id of a token is no whole number from 0, or answer_prefix no text")
 
     @classmethod
     def read(cls, folder: str | Path) -> SamplerSpec:
@@ -55,20 +59,20 @@ class SamplerSpec:
             InputError: no `dat_sampler` in its config.json, or unknown or missing fields in it.
         """
         path = Path(folder) / "config.json"
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))[_KEY]
-        except (FileNotFoundError, KeyError):
+        fields = model_settings(path, "sampler.model").get(_KEY) if path.is_file() else None
+        if fields is None:
             remedy = f"name a sampler folder, whose config.json has `{_KEY}` (`dat adapt` and the conversions write one)"
-            raise InputError("sampler.model", str(folder), remedy) from None
+            raise InputError("sampler.model", str(folder), remedy)
         try:
             return cls(**fields)
-        except TypeError as error:
-            raise InputError(f"{path}: {_KEY}", sorted(fields), str(error)) from None
+        except (TypeError, ValueError) as error:
+            shown = sorted(fields) if isinstance(fields, dict) else fields
+            raise InputError(f"{path}: {_KEY}", shown, f"{error}: make the sampler again, or download it again") from None
 
     def write(self, folder: str | Path) -> None:
         """Puts the spec into a model folder's config.json and marks the model as a bidirectional sampler."""
         path = Path(folder) / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = model_settings(path, "sampler.model")
         names = [masked_architecture(name) for name in config.get("architectures", [])]
         config |= {_KEY: asdict(self), "is_causal": False, "architectures": names}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from dat_ray.errors import one_line
+
 Verdict = Literal["harmful", "not_harmful", "unparsed"]
 # Opening of the error of a row whose judge gave no verdict, readable or not: a later try may have one.
 JUDGE_NOT_ASKED = "judge: "
@@ -64,6 +66,12 @@ class PromptLikelihood:
     error: float
 
 
+def _clean_error(result: Completion | Judgement) -> None:
+    """What an engine says of its failure is somebody else's text, and is stored with its row: no secret leaves with it."""
+    if result.error is not None:
+        object.__setattr__(result, "error", one_line(result.error))
+
+
 class DiffusionSampler(Protocol):
     """Draws prompts x ~ p_diff(x | y)."""
 
@@ -102,6 +110,9 @@ class Completion:
     tokens: int
     finished: bool
     error: str | None = None
+
+    def __post_init__(self) -> None:
+        _clean_error(self)
 
 
 class TargetModel(Protocol):
@@ -152,6 +163,9 @@ class Judgement:
         if self.error is not None:
             return {"error": f"{JUDGE_NOT_ASKED}{self.error}"}
         return {"judge": judge, "verdict": self.verdict, "score": self.score}
+
+    def __post_init__(self) -> None:
+        _clean_error(self)
 
 
 class Judge(Protocol):

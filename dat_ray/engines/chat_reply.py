@@ -16,6 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dat_ray.engines.base import Completion
+from dat_ray.secrets import redact
 from dat_ray.utf8 import clean_text
 
 # Statuses that another try may mend.
@@ -127,7 +128,7 @@ def wanted_wait(headers: Mapping[str, str], now: float) -> float | None:
 
 def excerpt(text: str, length: int = 200) -> str:
     """The beginning of foreign text on one line, without control characters."""
-    printable = "".join(char if char.isprintable() else " " for char in clean_text(text[: 4 * length]))
+    printable = "".join(char if char.isprintable() else " " for char in redact(clean_text(text)))
     return " ".join(printable.split())[:length]
 
 

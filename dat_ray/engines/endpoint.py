@@ -24,6 +24,7 @@ from dat_ray.engines.base import Completion
 from dat_ray.engines.chat_reply import Problem, excerpt, read_reply, wanted_wait
 from dat_ray.engines.target_text import require_seeds
 from dat_ray.errors import DatError, InputError
+from dat_ray.secrets import declare_secret
 
 # Seconds before the second try; each further one waits twice as long, up to the last.
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
@@ -62,11 +63,7 @@ class EndpointModel:
         self._config, self._endpoint = config, config.endpoint
         headers = {}
         if self._endpoint.api_key_env:
-            key = os.environ.get(self._endpoint.api_key_env)
-            if not key:
-                remedy = "names an environment variable that is empty here: set it where the engines run"
-                raise InputError("endpoint.api_key_env", self._endpoint.api_key_env, remedy)
-            headers["Authorization"] = f"Bearer {key}"
+            headers["Authorization"] = f"Bearer {api_key(self._endpoint.api_key_env)}"
         self._headers = headers
         self._url = self._endpoint.url.rstrip("/") + "/chat/completions"
         self._clock = clock or Clock()
@@ -213,6 +210,27 @@ def _remedy(problem: Problem, body: Mapping[str, Any]) -> str:
         return "; set endpoint.token_limit to max_completion_tokens"
     refused = [name for name in ("temperature", "seed") if name in body and re.search(rf"\b{name}\b", problem.text)]
     return f"; if the server does not take {refused[0]}, name it in endpoint.omit" if refused else ""
+
+
+def api_key(variable: str, field: str = "endpoint.api_key_env") -> str:
+    """The key that an environment variable holds, as a header takes it; from here on it is a secret of this process.
+
+    Args:
+        variable: its name.
+        field: of the recipe, to name in an error.
+
+    Raises:
+        InputError: it is empty, or holds what is no key. The value is not repeated.
+    """
+    declare_secret(variable)
+    # Files end with a line break, and with it what a secret store puts into a variable.
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise InputError(field, variable, "names an environment variable that is empty here: set it where the engines run")
+    # The HTTP library repeats a header that it refuses, in its error.
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise InputError(field, variable, "names a variable whose value is no key: it may hold no space, line break or accent")
+    return key
 
 
 def _bad_proxy(error: Exception) -> InputError:

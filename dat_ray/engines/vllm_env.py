@@ -13,7 +13,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, error_line
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -121,11 +121,4 @@ def start_engine(model: str, *, kv_cache_gib: float, **options: Any) -> LLM:
             **options,
         )
     except Exception as error:
-        raise DatError(f"vLLM could not start {model}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception as one line: its type and text with line breaks removed, cut to `limit` characters."""
-    text = " ".join(str(error).split())
-    shown = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+        raise DatError(f"vLLM could not start {model}: {error_line(error)}") from error

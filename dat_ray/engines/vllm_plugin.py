@@ -5,9 +5,9 @@ vLLM calls `register` in each of its processes. The models' own module is import
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from dat_ray.data.stored import model_settings
 from dat_ray.errors import InputError
 
 MODULE = "dat_ray.engines.vllm_model"
@@ -17,7 +17,8 @@ ARCHITECTURES = ("DatMaskedLlama", "DatMaskedQwen2", "DatMaskedQwen3", "DatMaske
 
 def check_architecture(folder: str, field: str = "sampler.model") -> None:
     """Raises InputError where a sampler folder names a class that is not registered: vLLM would say so at its start."""
-    names = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    stored = model_settings(Path(folder) / "config.json", field).get("architectures") or []
+    names = list(map(str, stored)) if isinstance(stored, list) else [str(stored)]
     if not set(names) & set(ARCHITECTURES):
         raise InputError(
             field, folder, f"is a {', '.join(names) or 'model without `architectures`'}, and backend vllm knows "

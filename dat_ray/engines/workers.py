@@ -13,8 +13,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from dat_ray.config.cluster import Pool, TimeoutsConfig
 from dat_ray.diagnosis import answer_for_stacks, death_in_a_line, in_one_line
-from dat_ray.engines.vllm_env import one_line
-from dat_ray.errors import DatError, EngineLost, ends_engine
+from dat_ray.errors import DatError, EngineLost, ends_engine, error_line
 from dat_ray.progress import stage_line
 
 # The node label that Ray's autoscaler groups nodes by.
@@ -70,7 +69,7 @@ class EngineHost:
             return work(self._engine, *payload)
         except Exception as error:
             if ends_engine(error) and not isinstance(error, EngineLost):
-                raise EngineLost(f"the engine cannot go on ({one_line(error)})") from error
+                raise EngineLost(f"the engine cannot go on ({error_line(error)})") from error
             raise
 
 
@@ -226,7 +225,7 @@ class Workers:
                 raise _HostLost(str(error.cause)) from error
             if isinstance(error.cause, DatError):
                 raise error.cause from None
-            raise DatError(f"{self.role} failed: {one_line(error.cause)}") from error
+            raise DatError(f"{self.role} failed: {error_line(error.cause)}") from error
         except (RayActorError, ObjectLostError) as error:
             raise _HostLost(f"a process is lost ({death_in_a_line(error)})") from error
 

@@ -21,8 +21,7 @@ from dat_ray.engines.base import (
     Judgement,
     TargetModel,
 )
-from dat_ray.engines.vllm_env import one_line
-from dat_ray.errors import DatError, EngineLost, ends_engine
+from dat_ray.errors import DatError, EngineLost, ends_engine, error_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -67,8 +66,8 @@ def isolated(
         except Exception as error:
             # An engine is other people's code: whatever it raises is this batch's result, unless the engine is gone.
             if ends_engine(error):
-                raise EngineLost(f"the engine cannot go on ({one_line(error)})") from error
-            results = [Failure(one_line(error))] if len(batch) == 1 else isolated(call, batch, 1)
+                raise EngineLost(f"the engine cannot go on ({error_line(error)})") from error
+            results = [Failure(error_line(error))] if len(batch) == 1 else isolated(call, batch, 1)
         if len(results) != len(batch):
             raise DatError(f"an engine answered {len(results)} of {len(batch)} rows")
         found.extend(results)

@@ -33,7 +33,8 @@ from dat_ray.data.shards import (
     read_table,
     write_bytes,
 )
-from dat_ray.errors import InputError
+from dat_ray.data.stored import stored_object
+from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.asking import Counter, Model
 from dat_ray.evaluation.metrics import METRICS
 from dat_ray.evaluation.scoring import JUDGE_READERS, start_judges
@@ -100,7 +101,7 @@ def read_record(where: str) -> tuple[str, dict[str, Any]]:
     if not exists(join(root, RECORD)):
         raise InputError(OPTION, where, f"has no {RECORD}, as evaluations of older versions: evaluate again to be able to replay")
     try:
-        record: dict[str, Any] = json.loads(read_bytes(join(root, RECORD)))
+        record: dict[str, Any] = stored_object(join(root, RECORD))
         if not is_name(record["suite"]):
             raise ValueError("its suite's name is none")
         if not all(is_model_name(name) and isinstance(weights, str) for name, weights in record["models"].items()):
@@ -109,7 +110,7 @@ def read_record(where: str) -> tuple[str, dict[str, Any]]:
         if unknown:
             raise ValueError(f"it has fields that this version does not know: {', '.join(unknown[:6])}")
         record["recipe"] = recipe.model_dump(mode="json")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, InputError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, DatError) as error:
         reason = f"{type(error).__name__}: {ascii(str(error))[1:-1][:160]}"
         raise InputError(OPTION, where, f"its {RECORD} is no record of an evaluation ({reason}): restore that file") from None
     return root, record
@@ -145,7 +146,7 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
     if has_manifest(out):
         if read_manifest(out).fingerprint != mark:
             raise InputError("--suite", out, "holds another evaluation: name another --suite")
-        metrics = json.loads(read_bytes(join(out, METRICS)))
+        metrics = stored_object(join(out, METRICS), finite=False)
         return Replayed(out, metrics["attempts"], metrics["errors"], True, metrics)
     check_weights(out, models_of(recipe, *JUDGE_READERS))
     before = read_table(root)
@@ -166,7 +167,7 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
             counter.add(len(rows), chunk.name)
         about = judges.about()
     # What the models do without a judge is as it was.
-    models = json.loads(read_bytes(join(root, METRICS)))["models"]
+    models = stored_object(join(root, METRICS), finite=False)["models"]
     side_effects = {name: {key: models[name].get(key) for key in SIDE_EFFECTS} for name in record["models"]}
     likelihoods, prompts = _beside(root, LIKELIHOODS), {attack: _beside(root, folder) for attack, folder in PROMPTS.items()}
     metrics = metrics_tree(

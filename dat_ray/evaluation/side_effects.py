@@ -11,7 +11,8 @@ from typing import Any
 from dat_ray.config.schema import Recipe
 from dat_ray.data.retain import load_retain
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
-from dat_ray.data.shards import exists, has_manifest, join, read_bytes, read_table, write_bytes
+from dat_ray.data.shards import exists, has_manifest, join, read_table, write_bytes
+from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.engines.workers import Workers, slice_seconds
 from dat_ray.errors import InputError
 from dat_ray.evaluation.adaptive import whitebox_workers
@@ -101,9 +102,10 @@ def _benchmarked(*arguments: Any) -> Any:
 def _once(path: str, model: Model, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The file's content if it is of these weights; else measured and stored."""
     if exists(path):
-        stored = json.loads(read_bytes(path))
-        if stored["weights"] == model.weights:
-            return stored["found"]
+        stored = stored_object(path, finite=False)
+        with well_formed(path):
+            if stored["weights"] == model.weights:
+                return stored["found"]
     found = measure()
     write_bytes(path, json.dumps({"weights": model.weights, "found": found}, indent=1).encode())
     return found

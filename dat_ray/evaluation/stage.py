@@ -14,7 +14,8 @@ from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import has_manifest, join, read_bytes, read_file, read_manifest, write_bytes
+from dat_ray.data.shards import has_manifest, join, read_file, read_manifest, write_bytes
+from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import Counter, Model
 from dat_ray.evaluation.attacks.inpainting import SECTIONS, samplers
@@ -105,7 +106,13 @@ def _check_weights(recipe: Recipe, run: RunDir, suite: str, models: Sequence[Mod
 
 
 def _earlier(root: str, models: Sequence[Model]) -> EvaluationReport:
-    metrics = json.loads(read_bytes(join(root, METRICS)))
+    path = join(root, METRICS)
+    metrics = stored_object(path, finite=False)
+    with well_formed(path):
+        return _of_these(root, metrics, models)
+
+
+def _of_these(root: str, metrics: dict[str, Any], models: Sequence[Model]) -> EvaluationReport:
     names = [model.name for model in models]
     if list(metrics["models"]) != names:
         remedy = f"holds an evaluation of {', '.join(metrics['models'])}, not of {', '.join(names)}: name another --suite"

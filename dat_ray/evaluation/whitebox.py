@@ -12,9 +12,8 @@ import torch
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.models import TargetConfig
 from dat_ray.engines.target_text import TargetText
-from dat_ray.engines.vllm_env import one_line
 from dat_ray.engines.workers import Unfinished
-from dat_ray.errors import ends_engine
+from dat_ray.errors import ends_engine, error_line
 from dat_ray.evaluation.attacks.embedding import attack_embeddings
 from dat_ray.evaluation.attacks.gcg import Gcg, Search
 from dat_ray.models.adapters import load_adapter
@@ -143,7 +142,7 @@ def search_slice(
         if ends_engine(error):
             raise
         # A search that cannot be done (a goal too long, say) is its row's result.
-        return {"prompts": None, "completion": None, "error": f"search: {one_line(error)}"}
+        return {"prompts": None, "completion": None, "error": f"search: {error_line(error)}"}
     return Unfinished((attack, request, seconds, found)) if isinstance(found, Begun) else found
 
 

@@ -32,7 +32,7 @@ from dat_ray.engines.base import (
     PromptLikelihood,
     TargetModel,
 )
-from dat_ray.errors import DatError, EngineLost, HelperLost
+from dat_ray.errors import DatError, EngineLost, HelperLost, error_line
 from dat_ray.generation.capacity import generation_pools
 from dat_ray.generation.rows import Row, fill_in
 
@@ -186,7 +186,7 @@ class RoleActor(ABC):
             telemetry.count("dat_engine_starts", 1, stage="generate", role=self.role)
             return engine
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = error_line(error, limit=1000)
             self.ledger.stop(error if isinstance(error, DatError) else DatError(f"the {self.role} did not start: {reason}"))
             raise
 

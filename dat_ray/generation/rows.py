@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from dat_ray.errors import EngineLost, ends_engine
+from dat_ray.errors import EngineLost, ends_engine, error_line
 from dat_ray.generation.ledger import TRIES_PER_ROW
 
 Row = dict[str, Any]
@@ -80,13 +80,9 @@ def _answers(rows: Sequence[Row], work: Work) -> Sequence[Row] | Exception:
         return answers
     except Exception as error:
         if ends_engine(error):
-            raise EngineLost(_one_line(error)) from error
+            raise EngineLost(error_line(error)) from error
         return error
 
 
 def _describe(role: str, error: Exception) -> str:
-    return f"{role}: {_one_line(error)}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"{role}: {error_line(error)}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from dat_ray.data.shards import exists, join, read_bytes
 from dat_ray.errors import InputError
+from dat_ray.json_text import JsonError, parse_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 _REMEDY = "merge it with PEFT and give the merged folder as the model"
@@ -50,11 +51,10 @@ def read_adapter_settings(folder: str, field: str = "adapter") -> dict[str, Any]
     if not exists(path):
         raise InputError(field, folder, f"has no {ADAPTER_CONFIG}: give a folder with a LoRA adapter in safetensors format")
     try:
-        settings = json.loads(read_bytes(path))
-    except ValueError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise InputError(field, folder, f"its {ADAPTER_CONFIG} is no JSON object: save the adapter again with save_pretrained")
+        settings = parse_object(read_bytes(path))
+    except JsonError as error:
+        remedy = f"its {ADAPTER_CONFIG} {error}: save the adapter again with save_pretrained"
+        raise InputError(field, folder, remedy) from None
     check_adapter_settings(settings, folder, field)
     return settings
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from dat_ray.config.training import LoraConfig
+from dat_ray.data.stored import model_settings
 from dat_ray.errors import InputError
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG, read_adapter_settings
 from dat_ray.models.folders import replace_folder
@@ -98,7 +99,7 @@ def save_adapter(model: peft.PeftModel, folder: str, base_fingerprint: str) -> N
         save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, scratch / ADAPTER_WEIGHTS)
         config.save_pretrained(str(scratch))
         # PEFT writes a set in arbitrary order and the base model's local path; neither belongs in a stored adapter.
-        stored = read_json(scratch / ADAPTER_CONFIG)
+        stored = model_settings(scratch / ADAPTER_CONFIG)
         stored.update(base_model_name_or_path=None, inference_mode=True, target_modules=sorted(stored["target_modules"]))
         write_json(scratch / ADAPTER_CONFIG, stored)
         write_json(scratch / ADAPTER_RECORD, {"format_version": 1, "base_fingerprint": base_fingerprint})
@@ -160,7 +161,7 @@ def _check_base(folder: str, base: str, field: str) -> None:
             f"has no {ADAPTER_RECORD}, so its base model is unknown: if it was trained on {base}, put "
             f'{{"format_version": 1, "base_fingerprint": "{expected}"}} into that file',
         )
-    found = read_json(record)["base_fingerprint"]
+    found = model_settings(record)["base_fingerprint"]
     if found != expected:
         raise InputError(
             field,
@@ -212,10 +213,6 @@ def refuse_unstored(base: str, layers: Mapping[str, LoraLayer], field: str, valu
 def tensor_names(module: str) -> tuple[str, str]:
     """Names of A and B of a module in an adapter's file."""
     return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

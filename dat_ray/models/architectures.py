@@ -64,7 +64,7 @@ def check_trainable(path: str, field: str) -> str:
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what a library raises over a damaged file follows no rule
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(field, path, f"its configuration cannot be loaded ({first_line})") from error
     name = (config.architectures or [type(config).__name__.removesuffix("Config")])[0]

@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dat_ray.cache import cache_root
+from dat_ray.data.stored import model_settings
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
 from dat_ray.errors import InputError
 from dat_ray.models.chat import prompt_segments
@@ -174,7 +175,7 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = model_settings(path, "sampler.model")
     if config.pop("auto_map", None) is not None:
         whole = (folder / "tokenizer.json").is_file()
         # Dream's tokenizer is Qwen2's with more special tokens, published as vocabulary and merges.

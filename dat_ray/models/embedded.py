@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dat_ray.cache import cache_root
+from dat_ray.data.stored import stored_object
 from dat_ray.errors import InputError
 from dat_ray.models.folders import build_once
 
@@ -173,7 +174,7 @@ def adaptation_record(spec: str) -> dict[str, Any] | None:
     else:
         folder = Path(spec).expanduser().absolute().parent / "weights"
     path = folder / "record.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return stored_object(str(path), finite=False) if path.is_file() else None
 
 
 def _sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from dat_ray.cache import check_cache
 from dat_ray.errors import DatError
+from dat_ray.json_text import parse_object
 
 MARKER = "complete.json"
 FORMAT_VERSION = 1
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 def is_complete(folder: Path, key: Mapping[str, str]) -> bool:
     """Whether `folder` was finished from exactly `key` and still holds every file at its size."""
     try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        marker = parse_object((folder / MARKER).read_bytes())
         if marker["format_version"] != FORMAT_VERSION or marker["key"] != dict(key):
             return False
         return all((folder / name).stat().st_size == size for name, size in marker["files"].items())

@@ -16,6 +16,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
 from dat_ray.data.shards import exists, join, read_bytes, write_bytes
 from dat_ray.errors import InputError
+from dat_ray.json_text import parse_object
 from dat_ray.models.embedded import EMBEDDED, PREFIX, on_hub
 from dat_ray.progress import stage_line
 
@@ -131,8 +132,9 @@ def _read(path: str) -> dict[str, str | None]:
     if not exists(path):
         return {}
     try:
-        return {str(field): weights for field, weights in json.loads(read_bytes(path))["weights"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        weights = parse_object(read_bytes(path))["weights"]
+        return {str(field): None if one is None else str(one) for field, one in weights.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(
             RECORD, path, f"is not readable ({type(error).__name__}): restore it, or remove it to go on unchecked"
         ) from None

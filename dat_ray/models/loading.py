@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,9 +22,10 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 from transformers.utils.logging import disable_progress_bar
 
-from dat_ray.errors import InputError
+from dat_ray.data.stored import model_settings
+from dat_ray.errors import DatError, InputError
 from dat_ray.models.architectures import attention_cap
-from dat_ray.models.weight_files import weight_files
+from dat_ray.models.weight_files import check_layers, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,10 +40,8 @@ def load_tokenizer(path: str, field: str = "model") -> PreTrainedTokenizerBase:
     Raises:
         InputError: nothing that transformers can load there.
     """
-    try:
+    with _named(field, path, "its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(field, path, f"its tokenizer cannot be loaded ({first_line(error)})") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -53,12 +53,28 @@ def load_model_config(path: str, field: str = "model") -> PreTrainedConfig:
     Raises:
         InputError: nothing there, or a model type that transformers lacks.
     """
-    try:
+    if Path(path).is_dir():
+        check_layers(path, field)
+    with _named(field, path, "its configuration cannot be loaded with transformers' own code"):
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            field, path, f"its configuration cannot be loaded with transformers' own code ({first_line(error)})"
-        ) from error
+
+
+@contextmanager
+def _named(field: str, path: str, problem: str) -> Iterator[None]:
+    """Turns what libraries raise over a damaged file into one line: of what kind it is follows no rule.
+
+    Raises:
+        InputError: names the model.
+    """
+    try:
+        yield
+    except (DatError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # A library in Rust that gives up is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(field, path, f"{problem} ({first_line(error)})") from error
 
 
 def load_causal_lm(path: str, dtype: str, field: str = "model") -> PreTrainedModel:
@@ -129,7 +145,7 @@ def model_fingerprint(model: str, revision: str = "main") -> str:
         digest.update(f"hub:{model}@{revision}".encode())
         return digest.hexdigest()[:16]
     files = weight_files(model)
-    config = _read_json(Path(model) / "config.json")
+    config = model_settings(Path(model) / "config.json")
     stable = {name: value for name, value in config.items() if name not in _VOLATILE_CONFIG}
     digest.update(json.dumps(stable, sort_keys=True).encode())
     for path in files:
@@ -154,10 +170,6 @@ def use_tensor_cores(dtype: torch.dtype) -> None:
         torch.set_float32_matmul_precision("high")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Of an error's message, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -12,8 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dat_ray.data.stored import model_settings
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
-from dat_ray.models.adapters import ADAPTER_WEIGHTS, check_adapter, read_json, refuse_unstored, tensor_names, write_json
+from dat_ray.models.adapters import ADAPTER_WEIGHTS, check_adapter, refuse_unstored, tensor_names, write_json
 from dat_ray.models.folders import MARKER, build_once
 from dat_ray.models.loading import DTYPES, model_files, model_fingerprint
 from dat_ray.models.lora_layers import LoraLayer
@@ -70,7 +71,7 @@ def write_merged(
     layers = check_adapter(adapter_folder, base)
     source = model_files(base)
     if str(source) != base:
-        refuse_quantized(str(source), read_json(source / "config.json"))
+        refuse_quantized(str(source), model_settings(source / "config.json"))
         refuse_unstored(str(source), layers, "adapter", adapter_folder)
     tensors = load_file(Path(adapter_folder) / ADAPTER_WEIGHTS)
     adapted = {f"{name}.weight": (name, layer) for name, layer in layers.items()}
@@ -93,9 +94,9 @@ def write_merged(
         if path.suffix in {".json", ".jinja", ".model", ".txt"} and path.name != MARKER:
             shutil.copyfile(path, folder / path.name)
     for index_path in folder.glob("*.safetensors.index.json"):
-        index = read_json(index_path)
+        index = model_settings(index_path)
         write_json(index_path, {**index, "metadata": {"total_size": total_bytes}})
-    config = read_json(source / "config.json")
+    config = model_settings(source / "config.json")
     if dtype:
         # Files of older transformers name it torch_dtype; two entries that disagree would be read by chance.
         config.pop("torch_dtype", None)

@@ -5,10 +5,11 @@ Nothing heavy is imported where the folder is a sampler already, so that the dri
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from dat_ray.cache import check_hub_cache
+from dat_ray.data.stored import model_settings, sound_settings
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.families import recognize
@@ -32,20 +33,22 @@ def resolve_sampler(spec: str, field: str = "sampler.model") -> str:
     if not Path(found).is_dir():
         check_hub_cache(spec)
         found = _download(spec, field)
-    config = _config(found)
+    config = _config(found, field)
     if config is None:
         raise InputError(field, spec, "has no config.json: give the folder of a whole model")
     if "dat_sampler" in config:
         return found
-    family = recognize(config, spec, field)
+    with sound_settings(field, spec):
+        family = recognize(config, spec, field)
     from dat_ray.models.convert import converted
 
-    return converted(found, family, spec, field)
+    with sound_settings(field, spec):
+        return converted(found, family, spec, field)
 
 
-def _config(folder: str) -> dict | None:
+def _config(folder: str, field: str) -> dict[str, Any] | None:
     path = Path(folder) / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return model_settings(path, field) if path.is_file() else None
 
 
 def _download(hub_id: str, field: str) -> str:
@@ -55,9 +58,10 @@ def _download(hub_id: str, field: str) -> str:
 
     try:
         folder = snapshot_download(hub_id, allow_patterns=["config.json"])
-        config = _config(folder) or {}
+        config = _config(folder, field) or {}
         if "dat_sampler" not in config:
-            recognize(config, hub_id, field)
+            with sound_settings(field, hub_id):
+                recognize(config, hub_id, field)
         return snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

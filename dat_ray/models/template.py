@@ -6,6 +6,7 @@ where the template renders without them, the template otherwise.
 
 from __future__ import annotations
 
+import functools
 import re
 from datetime import datetime, time
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from dat_ray.config.models import TemplateConfig
-from dat_ray.errors import InputError
+from dat_ray.errors import InputError, one_line
+from dat_ray.models.template_limits import LimitedTemplate
 
 Message = dict[str, str]
 _MARK = "dat-system-prompt-mark"
@@ -88,7 +90,7 @@ class ChatTemplate:
         try:
             return self._apply(messages, answer_next, options)
         except Exception as error:  # a template is a program of somebody else's: it can fail in any way
-            problem = _one_line(error)
+            problem = (one_line(str(error)) or type(error).__name__)[:200]
             plain = [message for message in messages if message["role"] != "system"]
             if system is not None and self._renders(plain, answer_next, options):
                 remedy = f"the chat template refuses it ({problem}): leave it out"
@@ -107,24 +109,20 @@ class ChatTemplate:
         return True
 
     def _apply(self, messages: list[Message], answer_next: bool, options: dict[str, Any]) -> str:
-        rendered = self._tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.text,
-            tokenize=False,
-            add_generation_prompt=answer_next,
+        # As `apply_chat_template` does it, by whose names the variables go.
+        variables = {
+            **self._tokenizer.special_tokens_map,
             # Stands before the library's function of the same name, which reads the clock.
-            strftime_now=datetime.combine(self._settings.template_date, time()).strftime,
+            "strftime_now": datetime.combine(self._settings.template_date, time()).strftime,
             **options,
-        )
-        assert isinstance(rendered, str)
-        return rendered
+        }
+        return self._program.render(messages=messages, tools=None, documents=None, add_generation_prompt=answer_next, **variables)
+
+    @functools.cached_property
+    def _program(self) -> LimitedTemplate:
+        return LimitedTemplate(self.text)
 
 
 def _messages(system: str | None, user: str) -> list[Message]:
     message = {"role": "user", "content": user}
     return [message] if system is None else [{"role": "system", "content": system}, message]
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

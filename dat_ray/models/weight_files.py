@@ -14,11 +14,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dat_ray.data.stored import MISSHAPEN, model_settings
 from dat_ray.errors import InputError
+from dat_ray.json_text import JsonError, parse_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _OTHER_FORMATS = {".bin", ".pt", ".pth", ".ckpt", ".gguf"}
+# What the safetensors library reads at most.
+_HEADER_BYTES = 100_000_000
+_LAYER_COUNTS, _MOST_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers"), 10_000
 _QUANTIZED_DTYPES = ("F4", "F6", "F8")
 _INTEGER_DTYPES = ("I", "U")
 # What quantization methods say beside or instead of `quantization_config`.
@@ -49,7 +54,7 @@ def weight_files(folder: str, field: str = "model") -> list[Path]:
             field, folder, "holds adapter_config.json beside a model's weights, and loaders differ in whether that counts: "
             "move the adapter to a folder of its own"
         )  # fmt: skip
-    if json.loads((root / "config.json").read_text(encoding="utf-8")).get("transformers_weights"):
+    if check_layers(folder, field).get("transformers_weights"):
         raise InputError(field, folder, "its config.json names weights by `transformers_weights`, which vLLM does not read: "
                          f"save them as {SINGLE}")  # fmt: skip
     unread = [name for name in stored if name not in chosen and (name.startswith("model") or not indexed)]
@@ -72,8 +77,8 @@ def _chosen(root: Path, stored: list[str], field: str) -> tuple[set[str], bool]:
         what = f"has {others[0]} but no safetensors weights" if others else "has no safetensors weights"
         raise InputError(field, str(root), f"{what}: only safetensors are loaded, convert it with save_pretrained")
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        named = set(model_settings(index, field)["weight_map"].values())
+    except (KeyError, TypeError, AttributeError):
         named = set()
     if not named or any(not isinstance(name, str) or Path(name).name != name for name in named):
         raise InputError(field, str(root), f"its {INDEX} is no index of files of this folder: download it again")
@@ -106,13 +111,43 @@ def read_header(path: Path, field: str) -> dict[str, Any]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-        except ValueError:
+            header = parse_object(file.read(length)) if 8 + length <= size and length <= _HEADER_BYTES else None
+            ends = [_end(entry) for name, entry in (header or {}).items() if name != "__metadata__"]
+        except (JsonError, *MISSHAPEN):
             header = None
-    ends = [entry["data_offsets"][1] for name, entry in (header or {}).items() if name != "__metadata__"]
     if header is None or size != 8 + length + max(ends, default=0):
         raise InputError(field, str(path), "is cut short or no safetensors file: download it again")
     return header
+
+
+def _end(entry: Mapping[str, Any]) -> int:
+    """Where a tensor's data ends.
+
+    Raises:
+        ValueError, LookupError, TypeError: the entry does not describe a tensor.
+    """
+    begin, end = entry["data_offsets"]
+    sizes = [begin, end, *entry["shape"]]
+    if not isinstance(entry["dtype"], str) or any(type(number) is not int or number < 0 for number in sizes) or begin > end:
+        raise ValueError("no tensor")
+    return end
+
+
+def check_layers(folder: str, field: str) -> dict[str, Any]:
+    """The content of a folder's config.json, if a loader can be given it: it makes lists as long as the number of layers.
+
+    Raises:
+        InputError: it cannot be read, or has a number of layers that no model has.
+    """
+    path = Path(folder) / "config.json"
+    settings = model_settings(path, field)
+    for owner in (settings, settings.get("text_config") or {}):
+        for name in _LAYER_COUNTS:
+            count = owner.get(name) if isinstance(owner, Mapping) else None
+            if count is not None and (type(count) is not int or not 0 < count <= _MOST_LAYERS):
+                remedy = f"it should be a number of layers, 1 to {_MOST_LAYERS}: download or save the model again"
+                raise InputError(field, str(path), f"has {name} = {json.dumps(count)[:40]}, {remedy}")
+    return settings
 
 
 def refuse_quantized(model: str, config: Mapping[str, Any], field: str = "model") -> None:

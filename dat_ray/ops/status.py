@@ -5,12 +5,12 @@ Ray is not started. What a stage has finished is counted in its shards, what it 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -20,7 +20,10 @@ from dat_ray import __version__
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, open_to_read
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
-from dat_ray.errors import DatError
+from dat_ray.data.stored import MISSHAPEN
+from dat_ray.errors import DatError, error_line
+from dat_ray.json_text import JsonError, parse_object
+from dat_ray.printable import printable
 from dat_ray.progress import clock
 
 # A run writes its log every ten seconds while anything goes on.
@@ -51,12 +54,10 @@ def read_status(root: str) -> dict[str, Any]:
     run, record = open_to_read(root)
     try:
         return _status(run, record)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        if record.version == __version__:
-            raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    except MISSHAPEN as error:
         versions = f"{run.root} was begun by dat_ray {record.version}, and {__version__} cannot read all of it"
-        raise DatError(f"{versions} ({reason}): use that version") from error
+        remedy = "use that version" if record.version != __version__ else "a file in it was altered or damaged"
+        raise DatError(f"{versions} ({error_line(error, 180)}): {remedy}") from error
 
 
 def _status(run: RunDir, record: RunRecord) -> dict[str, Any]:
@@ -152,10 +153,10 @@ def _events(run: RunDir) -> list[dict[str, Any]]:
     newest = max(logs, key=lambda info: (info.mtime_ns or 0, info.base_name))
     found = []
     for line in read_bytes(join(run.logs, newest.base_name)).splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
+        with suppress(JsonError):  # cut short, or no line of a log
+            event = parse_object(line)
+            if isinstance(event.get("event"), str) and isinstance(event.get("time"), int | float):
+                found.append(event)
     return found
 
 
@@ -234,4 +235,4 @@ def show(status: dict[str, Any]) -> str:
         )
         free = ", ".join(f"{value:g} {key}" for key, value in found["free"].items())
         lines.append(f"  cluster {found['address']}: {found['nodes']} nodes, free {free or 'nothing'}; pools: {pools or 'none'}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 
 from dat_ray.config.schema import Recipe
+from dat_ray.printable import printable
 
 Add = Callable[[str, str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
 
@@ -83,9 +84,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1))
         return 0 if report["ok"] else 1
     for check in checks:
-        print(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
+        print(printable(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}"))
         if not check.ok:
-            print(f"     -> {check.remedy}")
+            print(printable(f"     -> {check.remedy}"))
     failed = sum(not check.ok for check in checks)
     print("ready" if not failed else f"{failed} of {len(checks)} checks failed")
     return 0 if report["ok"] else 1

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dat_ray import __version__
 from dat_ray.config.adapt import AdaptRecipe, PairsConfig
+from dat_ray.data.stored import stored_object
 from dat_ray.diffusion.adapt import adapt, lora_of
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, unused_ids
 from dat_ray.diffusion.pairs import read_pairs
@@ -89,7 +90,7 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
             use_tensor_cores(DTYPES[recipe.dtype])
             model = load_causal_lm(model_folder, recipe.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
             adapt(model, prepared.train, prepared.heldout, recipe.training, root / "training", progress.update, resume)
-    result = json.loads((root / "training" / "result.json").read_text(encoding="utf-8"))
+    result = stored_object(str(root / "training" / "result.json"), finite=False)
     _say(result, root / "training" / "metrics.jsonl")
 
     mask_token_id = recipe.training.mask_token_id

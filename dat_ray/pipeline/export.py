@@ -20,7 +20,8 @@ from dat_ray.config.schema import Recipe
 from dat_ray.config.sources import annotated
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, open_to_read, rewrites_folder
-from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
+from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_manifest
+from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
 from dat_ray.models.embedded import resolve_model
@@ -141,7 +142,8 @@ def _measured(run: RunDir) -> Iterator[str]:
     for suite in run.suites():
         path = join(run.evaluation(suite), "metrics.json")
         if exists(path):
-            yield from _suite(suite, json.loads(read_bytes(path)))
+            with well_formed(path):
+                yield from _suite(suite, stored_object(path, finite=False))
 
 
 def _suite(suite: str, metrics: dict[str, Any]) -> Iterator[str]:

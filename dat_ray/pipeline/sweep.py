@@ -36,6 +36,7 @@ from dat_ray.data.shards import (
     write_file,
     write_manifest,
 )
+from dat_ray.data.stored import stored_lines, stored_object, well_formed
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.diagnostics import FILE as DIAGNOSTICS
@@ -189,7 +190,7 @@ def _stages_done(job: Job) -> int:
     where = join(RunDir(job.root).logs, "stages.jsonl")
     if not exists(where):
         return 0
-    return len({json.loads(line)["stage"] for line in read_bytes(where).splitlines()} & STAGES.keys())
+    return len({str(line.get("stage")) for line in stored_lines(where)} & STAGES.keys())
 
 
 def _stage_now(job: Job) -> str:
@@ -257,8 +258,8 @@ def _take_over_costs(source: RunDir, run: RunDir) -> None:
     """Tells in a point's log what the shared stages cost, once, under names of their own."""
     old, new = (join(one.logs, "stages.jsonl") for one in (source, run))
     if exists(old) and not exists(new):
-        lines = [json.loads(line) for line in read_bytes(old).splitlines()]
-        told = [json.dumps(line | {"stage": f"{line['stage']} (shared)"}) + "\n" for line in lines]
+        with well_formed(old):
+            told = [json.dumps(line | {"stage": f"{line['stage']} (shared)"}) + "\n" for line in stored_lines(old)]
         write_bytes(new, "".join(told).encode())
 
 
@@ -272,7 +273,7 @@ def _summarize(plan: Plan, root: str, points: Sequence[Job], failed: dict[str, s
     rows = []
     for job in points:
         where = join(RunDir(job.root).evaluation(SUITE), "metrics.json")
-        metrics = json.loads(read_bytes(where)) if job.root not in failed and exists(where) else None
+        metrics = stored_object(where, finite=False) if job.root not in failed and exists(where) else None
         rows.append(SweepRow(job.label, job.root[len(root) :].lstrip("/"), metrics, failed.get(job.root)))
     tree = {
         "recipe": plan.base.model_dump(mode="json"),

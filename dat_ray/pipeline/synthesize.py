@@ -15,6 +15,7 @@ from typing import Any
 
 from dat_ray.config.adapt import SynthesisConfig
 from dat_ray.data.control import plain_ids
+from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.engines.vllm_env import prepare, start_engine
 from dat_ray.models.chat import prompt_segments
 from dat_ray.models.loading import load_tokenizer
@@ -114,7 +115,9 @@ def _written(out: Path) -> int:
     if not _mark(out).exists():
         out.write_bytes(b"")
         return 0
-    mark = json.loads(_mark(out).read_text(encoding="utf-8"))
-    with open(out, "r+b") as stream:
-        stream.truncate(mark["bytes"])
-    return int(mark["rows"])
+    path = str(_mark(out))
+    with well_formed(path):
+        mark = stored_object(path)
+        with open(out, "r+b") as stream:
+            stream.truncate(mark["bytes"])
+        return int(mark["rows"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import pyarrow.compute as pc
 from dat_ray.config.cluster import ClusterConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record
-from dat_ray.data.shards import exists, has_manifest, join, read_bytes, read_file, read_table
+from dat_ray.data.shards import exists, has_manifest, join, read_file, read_table
+from dat_ray.data.stored import stored_lines, stored_object, well_formed
 from dat_ray.evaluation.metrics import METRICS
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.prompts import diagnose
@@ -109,6 +109,9 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
     Raises:
         ShardError: a finished stage's file is altered or gone.
     """
+    stages = join(run.logs, "stages.jsonl")
+    with well_formed(stages):
+        costs = stage_costs(_lines(stages), recipe.cluster)
     behaviors = read_file(run.behaviors).to_pylist() if exists(run.behaviors) else None
     return Collected(
         record=read_record(run) if exists(run.record) else None,
@@ -120,7 +123,7 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
         training=read_metrics(run.training(FIRST_ROUND)),
         row_counts=read_counts(run.training(FIRST_ROUND)),
         suites=_suites(run),
-        costs=stage_costs(_lines(join(run.logs, "stages.jsonl")), recipe.cluster),
+        costs=costs,
     )
 
 
@@ -168,7 +171,7 @@ def _suites(run: RunDir) -> dict[str, Suite]:
 
 def read_suite(root: str) -> Suite:
     """One finished evaluation folder."""
-    return Suite(json.loads(read_bytes(join(root, METRICS))), read_table(root).to_pylist())
+    return Suite(stored_object(join(root, METRICS), finite=False), read_table(root).to_pylist())
 
 
 # Roles that may hold devices while a stage runs.
@@ -207,4 +210,4 @@ def stage_costs(lines: Sequence[dict[str, Any]], cluster: ClusterConfig) -> list
 
 
 def _lines(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in read_bytes(path).splitlines()] if exists(path) else []
+    return stored_lines(path) if exists(path) else []

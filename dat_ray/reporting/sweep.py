@@ -12,6 +12,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.reporting.charts import LETTERS, FrontPoint, front_figure, undominated
 from dat_ray.reporting.stage import template
+from dat_ray.reporting.tables import csv_text
 from dat_ray.reporting.words import Tree, judge_kind, percent, rate_name, span
 
 BASE_LABEL = "base model"
@@ -133,5 +134,6 @@ def front_csv(rows: Sequence[SweepRow]) -> str:
         point = by_label.get(row.label)
         numbers = [""] * 6 if point is None else [*point.broken, *point.refused]
         judge = "" if row.metrics is None else row.metrics["judge"]["name"]
-        writer.writerow([row.label, row.folder, *numbers, row.label in best, judge, row.error or ""])
+        texts = [csv_text(text) for text in (row.label, row.folder, judge, row.error or "")]
+        writer.writerow([*texts[:2], *numbers, row.label in best, *texts[2:]])
     return stream.getvalue()

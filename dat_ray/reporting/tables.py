@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.metrics import SHARES
+from dat_ray.printable import printable
 from dat_ray.reporting.findings import first_model, pair
 from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name, words
+
+_MARKS = re.compile(r"[\\|`]|(?<=\])[(\[]")
+# What a cell begins with that a spreadsheet computes.
+_FORMULAS = ("=", "+", "-", "@")
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,8 @@ def _with_interval(value: float | None, low: float | None, high: float | None, u
 
 def _note(table: Comparison) -> str:
     first = model_name(table.models[0])
-    return (
+    # In one line: where it is a comment, a line break would end that.
+    return printable(
         f"Rates in % with {100 * table.confidence:g}% intervals over behaviors; in the columns Δ the paired difference from "
         f"{first}, in points. {table.judge}"
     )
@@ -148,17 +156,18 @@ def _grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
             value, difference = shown(cell, measure.unit)
             row += [value] if index == 0 else [value, difference]
         rows.append(row)
-    return header, rows
+    return [printable(name) for name in header], [[printable(cell) for cell in row] for row in rows]
 
 
 def as_rich(table: Comparison) -> Table:
     """For a terminal."""
     header, rows = _grid(table)
-    found = Table(caption=_note(table), caption_justify="left")
+    found = Table(caption=Text(_note(table)), caption_justify="left")
     for index, name in enumerate(header):
-        found.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        # As text: what a name says in [brackets] is not for the terminal to obey.
+        found.add_column(Text(name), justify="left" if index == 0 else "right", no_wrap=index == 0)
     for row in rows:
-        found.add_row(*row)
+        found.add_row(*map(Text, row))
     return found
 
 
@@ -166,8 +175,13 @@ def as_markdown(table: Comparison) -> str:
     """A table of GitHub's Markdown with its note."""
     header, rows = _grid(table)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{body}\n\n{_note(table)}\n"
+    body = "\n".join("| " + " | ".join(_markdown(cell) for cell in line) + " |" for line in lines)
+    return f"{body}\n\n{_markdown(_note(table))}\n"
+
+
+def _markdown(text: str) -> str:
+    """Text without the marks that begin a cell, a link, an image, code or HTML."""
+    return _MARKS.sub(r"\\\g<0>", text).replace("<", "&lt;")
 
 
 def as_csv(table: Comparison) -> str:
@@ -180,8 +194,15 @@ def as_csv(table: Comparison) -> str:
         for model, cell in zip(table.models, measure.cells, strict=True):
             numbers = [getattr(cell, field) for field in fields]
             written = ["" if number is None else number for number in numbers]
-            writer.writerow([measure.key, measure.unit, model, *written, table.confidence, table.judge])
+            texts = [csv_text(text) for text in (measure.key, measure.unit, model)]
+            writer.writerow([*texts, *written, table.confidence, csv_text(table.judge)])
     return stream.getvalue()
+
+
+def csv_text(text: str) -> str:
+    """A cell that a spreadsheet shows, and does not compute: text that it would take for a formula begins with a quote."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(_FORMULAS) else text
 
 
 def write_tables(table: Comparison, root: str) -> list[str]:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dat_ray.errors import DatError
+from dat_ray.json_text import parse_object
 from dat_ray.training.network import Network
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
@@ -79,11 +80,11 @@ def load_checkpoint(folder: Path, network: Network, optimizer: torch.optim.Optim
         DatError: of another run, format or adapter shape, or not readable.
     """
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = parse_object((folder / STATE).read_bytes())
         adapter, moments = load_file(folder / ADAPTER), load_file(folder / OPTIMIZER)
         found = (int(state["format"]), str(state["run"]))
         updates_done = int(state["updates_done"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DatError(f"{folder} is not a readable checkpoint ({error}): remove it to go on from the one before") from error
     if found != (FORMAT, run):
         raise DatError(f"{folder} is a checkpoint of run {found[1]}, format {found[0]}; this is run {run}, format {FORMAT}")

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dat_ray.data.shards import exists, join, read_bytes, write_bytes
+from dat_ray.data.shards import exists, join, write_bytes
+from dat_ray.data.stored import stored_object, well_formed
 
 if TYPE_CHECKING:
     # Whoever reads the counts, as the report does, needs no tokenizer.
@@ -95,7 +96,10 @@ def write_counts(root: str, counts: Mapping[str, TableCount]) -> None:
 def read_counts(root: str) -> dict[str, TableCount]:
     """The counts of a training folder; empty where there are none yet."""
     path = join(root, ROWS_FILE)
-    return {name: _table(tree) for name, tree in json.loads(read_bytes(path)).items()} if exists(path) else {}
+    if not exists(path):
+        return {}
+    with well_formed(path):
+        return {name: _table(tree) for name, tree in stored_object(path).items()}
 
 
 def _table(tree: Mapping[str, Any]) -> TableCount:

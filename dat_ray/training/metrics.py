@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
+from dat_ray.data.shards import exists, join, open_filesystem, write_bytes
+from dat_ray.data.stored import stored_lines
 from dat_ray.training.tracking import Sink
 
 METRICS = "metrics.jsonl"
@@ -27,7 +28,7 @@ def read_metrics(root: str) -> list[dict[str, Any]]:
     path = join(root, METRICS)
     if not exists(path):
         return []
-    return [json.loads(line) for line in read_bytes(path).splitlines()]
+    return stored_lines(path, finite=False)
 
 
 class MetricsLog:

@@ -90,7 +90,7 @@ TABLE: list[tuple[str, Callable[[str, dict[str, Any]], list[tuple]], dict[str, A
     ("windows_1252.csv", trained, {}, "not UTF-8 at byte 29 (line 2), windows-1252 or latin-1 by its look: save it as UTF-8"),
     ("gb18030.csv", trained, {}, "not UTF-8 at byte 14 (line 2), an older or damaged encoding by its look"),
     ("cut_inside_a_character.csv", trained, {}, "where the file ends inside a character: it is cut short, fetch it again"),
-    ("half_a_character.jsonl", trained, {}, "row 1 (line 1) holds half a character (\\ud83d): remove it"),
+    ("half_a_character.jsonl", trained, {}, "row 1 (line 1) holds half a character (\\ud83d): correct it"),
     ("whole_character.jsonl", trained, {}, [("Name a bird 🐦", "Sure")]),
     ("separator_inside.jsonl", trained, {}, [("Name a bird\u2028or two", "Sure")]),
     # CSV by other conventions.

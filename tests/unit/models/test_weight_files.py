@@ -114,7 +114,7 @@ def test_missing_shards_and_indexes_of_elsewhere_are_named(sharded: Path) -> Non
         with pytest.raises(InputError, match="is no index of files of this folder"):
             weight_files(str(sharded))
     (sharded / INDEX).write_text("{")
-    with pytest.raises(InputError, match="is no index"):
+    with pytest.raises(InputError, match="is not JSON"):
         weight_files(str(sharded))
     (sharded / INDEX).unlink()
     with pytest.raises(InputError, match=rf"neither model\.safetensors nor {INDEX}"):

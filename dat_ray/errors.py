@@ -75,6 +75,10 @@ class HelperLost(DatError):
     """A helper process of the run that does not answer any more."""
 
 
+class LeaseLost(DatError):
+    """A run directory that this process may not write to any more: another one may have it."""
+
+
 class ShardError(DatError):
     """A stored file that does not match its manifest."""
 

@@ -16,6 +16,7 @@ from dat_ray import __version__
 from dat_ray.config.loading import difference, fingerprint, validate_known_fields
 from dat_ray.config.names import check_name, is_fingerprint, is_name
 from dat_ray.config.schema import Recipe
+from dat_ray.data.hold import LOCK, OWNER, hold
 from dat_ray.data.links import refuse_links
 from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
 from dat_ray.data.stored import MISSHAPEN
@@ -177,34 +178,40 @@ def open_run(root: str, recipe: Recipe, resume: bool) -> RunDir:
 
     Raises:
         InputError: the directory holds something and `resume` is off, it belongs to another recipe, or a link leads out of it.
+        DatError: another driver is beginning a run there.
     """
     run = RunDir(root.rstrip("/"))
     refuse_links(run.root)
-    if exists(run.record):
-        before = read_record(run)
-        if before.unknown:
-            fields = ", ".join(before.unknown[:6])
-            remedy = f"holds a run of dat_ray {before.version} with fields that {__version__} does not know ({fields})"
-            raise InputError("--run-dir", root, f"{remedy}: go on with that version, or choose another directory")
-        fields = "; ".join(difference(before.recipe, recipe)[:6])
-        if fields:
-            raise InputError("--run-dir", root, f"holds a run of another recipe ({fields}): choose another directory")
-        if not resume:
-            raise InputError("--run-dir", root, "holds a run of this recipe already: add --resume to continue it")
-        return run
-    if not resume and _holds_something(root):
-        raise InputError("--run-dir", root, "is not empty: choose another directory, or add --resume to continue there")
-    record = json.dumps(_record(recipe), indent=1)
-    held = secrets_in(record)
-    if held:
-        raise InputError("recipe", recipe.name, f"holds {', '.join(held)}: name the environment variable, never its value")
-    write_bytes(run.record, record.encode())
+    if not exists(run.record):
+        _refuse_foreign(root, resume)
+        record = json.dumps(_record(recipe), indent=1)
+        held = secrets_in(record)
+        if held:
+            raise InputError("recipe", recipe.name, f"holds {', '.join(held)}: name the environment variable, never its value")
+        # Two drivers may have come this far: the record is that of the one which has the lock.
+        with hold(run.root):
+            if not exists(run.record):
+                _refuse_foreign(root, resume)
+                write_bytes(run.record, record.encode())
+                return run
+    before = read_record(run)
+    if before.unknown:
+        fields = ", ".join(before.unknown[:6])
+        remedy = f"holds a run of dat_ray {before.version} with fields that {__version__} does not know ({fields})"
+        raise InputError("--run-dir", root, f"{remedy}: go on with that version, or choose another directory")
+    fields = "; ".join(difference(before.recipe, recipe)[:6])
+    if fields:
+        raise InputError("--run-dir", root, f"holds a run of another recipe ({fields}): choose another directory")
+    if not resume:
+        raise InputError("--run-dir", root, "holds a run of this recipe already: add --resume to continue it")
     return run
 
 
-def _holds_something(root: str) -> bool:
+def _refuse_foreign(root: str, resume: bool) -> None:
     fs, inner = open_filesystem(root)
-    return bool(fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)))
+    found = {info.base_name for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))}
+    if found - {LOCK, OWNER} and not resume:
+        raise InputError("--run-dir", root, "is not empty: choose another directory, or add --resume to continue there")
 
 
 def _record(recipe: Recipe) -> dict[str, Any]:

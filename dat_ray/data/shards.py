@@ -10,8 +10,10 @@ import hashlib
 import json
 import os
 import posixpath
+import re
+import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ from dat_ray.json_text import parse_object
 MANIFEST = "_manifest.json"
 # How every table is written. Pages carry checksums, since a shard has no sha256 anywhere until its manifest is written.
 PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial$")
+_guards: list[tuple[str, Callable[[], None]]] = []
 
 
 @dataclass(frozen=True)
@@ -119,17 +123,60 @@ def write_bytes(path: str, data: bytes) -> None:
         StorageError: the storage refuses (disk full, no permission); names the path.
     """
     fs, inner = open_filesystem(path)
-    partial = f"{inner}.partial"
+    partial = partial_name(inner)
     with refusals_named(path):
         try:
+            check_guards(path)
             fs.create_dir(posixpath.dirname(inner), recursive=True)
             with fs.open_output_stream(partial) as stream:
                 stream.write(data)
+            # Once more: a process may have been stopped for hours in between.
+            check_guards(path)
             fs.move(partial, inner)
-        except OSError:
+        except BaseException:
             with suppress(OSError):  # a storage that refuses writes may refuse this too
                 fs.delete_file(partial)
             raise
+
+
+def partial_name(inner: str) -> str:
+    """Where a file or folder is made before it takes its name: a place that no other writer has."""
+    return f"{inner}.{uuid.uuid4().hex[:16]}.partial"
+
+
+def remove_partials(root: str) -> None:
+    """Removes what writers that were killed left below a folder. Only for whoever holds it."""
+    fs, inner = open_filesystem(root)
+    with suppress(OSError):
+        for info in fs.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True)):
+            # What is hidden belongs to somebody else, as doctor's probe.
+            if _PARTIAL.search(info.path) and "/." not in info.path[len(inner) :]:
+                with suppress(OSError):  # inside of one that is gone already
+                    (fs.delete_dir if info.type == pafs.FileType.Directory else fs.delete_file)(info.path)
+
+
+@contextmanager
+def guarded(root: str, check: Callable[[], None]) -> Iterator[None]:
+    """Calls `check` before every write of this process below a folder, inside a `with` block; an error it raises ends the write."""
+    entry = (_place(root), check)
+    _guards.append(entry)
+    try:
+        yield
+    finally:
+        _guards.remove(entry)
+
+
+def check_guards(path: str) -> None:
+    """What a writer calls before it writes."""
+    place = _place(path)
+    for root, check in list(_guards):
+        if place == root or place.startswith(f"{root}/"):
+            check()
+
+
+def _place(path: str) -> str:
+    """One name for each place: absolute, symbolic links of local paths followed."""
+    return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
 def write_shard(root: str, relative: str, table: pa.Table) -> ShardFile:

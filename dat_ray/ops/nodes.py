@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -27,14 +29,22 @@ def ask_every_node(nodes: Sequence[Mapping[str, Any]], run_dir: str | None, inst
         run_dir: local path or URI; a probe folder is made in it and removed again. None leaves storage out.
         installed: versions of this machine.
     """
-    probe = join(run_dir, f".doctor-{uuid.uuid4().hex[:8]}") if run_dir else None
-    fresh = run_dir is not None and not exists(run_dir)
+    if run_dir is None:
+        return _answers_of(nodes, None, installed)[1]
+    with ExitStack() as stack:
+        try:
+            probe = stack.enter_context(_probe(run_dir))
+        except (DatError, OSError) as error:
+            return [Finding("storage", False, str(error), "choose a --run-dir that this machine can write")]
+        answers, findings = _answers_of(nodes, probe, installed)
+        return [*findings, _same_storage(answers, probe, run_dir, nodes)]
+
+
+def _answers_of(
+    nodes: Sequence[Mapping[str, Any]], probe: str | None, installed: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+    """What the nodes say, by name, and which of them are silent or have other versions."""
     findings = []
-    try:
-        if probe:
-            write_bytes(join(probe, "driver"), b"driver")
-    except (DatError, OSError) as error:
-        return [Finding("storage", False, str(error), "choose a --run-dir that this machine can write")]
     asked = {}
     for node in nodes:
         # No CPU: the question must not wait behind the work that it is about.
@@ -52,11 +62,9 @@ def ask_every_node(nodes: Sequence[Mapping[str, Any]], run_dir: str | None, inst
         findings.append(
             Finding("nodes", False, detail, "look at `ray status` and that node's logs; dat_ray must be installed there")
         )
-    findings.append(_same_versions(answers, installed))
-    if probe and run_dir:
-        findings.append(_same_storage(answers, probe, run_dir, nodes))
-        _remove(run_dir if fresh else probe)
-    return findings
+    for ref in late:
+        ray.cancel(ref)  # it would write into a probe that is gone
+    return answers, [*findings, _same_versions(answers, installed)]
 
 
 def _look(probe: str | None, node: str, packages: tuple[str, ...]) -> dict[str, Any]:
@@ -112,7 +120,26 @@ def _same_storage(answers: Mapping[str, dict[str, Any]], probe: str, run_dir: st
     return Finding("storage", True, f"{run_dir} is written and read by {len(answers)} nodes")
 
 
-def _remove(folder: str) -> None:
-    filesystem, inner = open_filesystem(folder)
-    if filesystem.get_file_info(inner).type == pafs.FileType.Directory:
-        filesystem.delete_dir(inner)
+@contextmanager
+def _probe(run_dir: str) -> Iterator[str]:
+    """A folder of a new name with one file, inside a `with` block.
+
+    Of the folders above it those that were made here go too, if they are empty: a run may begin there meanwhile.
+    """
+    probe = join(run_dir, f".doctor-{uuid.uuid4().hex[:8]}")
+    filesystem, inner = open_filesystem(probe)
+    made: list[Path] = []
+    try:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            for parent in reversed(Path(inner).parents):
+                with suppress(FileExistsError):
+                    parent.mkdir()
+                    made.append(parent)
+        write_bytes(join(probe, "driver"), b"driver")
+        yield probe
+    finally:
+        if filesystem.get_file_info(inner).type == pafs.FileType.Directory:
+            filesystem.delete_dir(inner)
+        for parent in reversed(made):
+            with suppress(OSError):  # somebody has put something there
+                parent.rmdir()

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dat_ray.config.loading import fingerprint, load_recipe
+from dat_ray.data import rundir
 from dat_ray.data.rundir import RunDir, open_run, open_to_read
 from dat_ray.errors import InputError
 
@@ -158,3 +160,42 @@ def test_entries_that_are_missing_are_no_obstacle(tmp_path) -> None:
     _, record = open_to_read(run.root)
     assert (record.fingerprint, record.version) == (fingerprint(recipe), "an unknown version")
     assert open_run(run.root, recipe, resume=True) == run
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("theirs", ["seed=2", "seed=1"])
+def test_a_driver_that_comes_second_leaves_the_record_of_the_first(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, theirs: str, resume: bool
+) -> None:
+    """Both have seen an empty directory; the other one has the lock first."""
+    root, hold = str(tmp_path / "r"), rundir.hold
+    first = []
+
+    @contextmanager
+    def second(place: str) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(rundir, "hold", hold)
+            first.append(open_run(place, load_recipe("demo", [theirs]), resume=False))
+        with hold(place):
+            yield
+
+    monkeypatch.setattr(rundir, "hold", second)
+    mine = load_recipe("demo", ["seed=1"])
+    if theirs == "seed=1" and resume:
+        assert open_run(root, mine, resume) == first[0]
+    else:
+        with pytest.raises(InputError, match="another recipe" if theirs == "seed=2" else "add --resume"):
+            open_run(root, mine, resume)
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["seed"] == int(theirs[-1])
+
+
+def test_a_folder_that_holds_only_the_lock_is_empty_and_a_refused_one_gets_none(tmp_path) -> None:
+    with rundir.hold(str(tmp_path / "r")):
+        pass
+    assert list((tmp_path / "r").iterdir())
+    open_run(str(tmp_path / "r"), load_recipe("demo"), resume=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        open_run(str(tmp_path / "mine"), load_recipe("demo"), resume=False)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]

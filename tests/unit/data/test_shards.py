@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pyarrow as pa
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from dat_ray.data.shards import (
     MANIFEST,
     describe_shard,
+    guarded,
     has_manifest,
     read_file,
     read_manifest,
@@ -158,3 +161,33 @@ def test_a_table_alone_in_a_file(tmp_path) -> None:
 
 def test_errors_are_the_kind_the_command_line_prints() -> None:
     assert issubclass(ShardError, DatError)
+
+
+def _before_it_takes_its_name(path: str, act: Callable[[], None]) -> AbstractContextManager[None]:
+    """Does something once, when the next writer of a file has written all bytes and has not renamed them."""
+    calls: list[None] = []
+
+    def check() -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            act()
+
+    return guarded(path, check)
+
+
+def test_two_writers_of_one_file_both_write_it_whole(tmp_path) -> None:
+    path = str(tmp_path / "counts.json")
+    with _before_it_takes_its_name(path, lambda: write_bytes(path, b"the other's")):
+        write_bytes(path, b"mine, a longer one")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"counts.json": b"mine, a longer one"}
+
+
+def test_a_writer_that_is_stopped_leaves_nothing(tmp_path) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    path = str(tmp_path / "counts.json")
+    write_bytes(path, b"before")
+    with pytest.raises(KeyboardInterrupt), _before_it_takes_its_name(path, stop):
+        write_bytes(path, b"after")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"counts.json": b"before"}

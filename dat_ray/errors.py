@@ -79,6 +79,10 @@ class LeaseLost(DatError):
     """A run directory that this process may not write to any more: another one may have it."""
 
 
+class DamagedCheckpoint(DatError):
+    """A checkpoint that is not as it was written; the one before it may be."""
+
+
 class ShardError(DatError):
     """A stored file that does not match its manifest."""
 

@@ -157,7 +157,7 @@ def remove_partials(root: str) -> None:
 
 @contextmanager
 def guarded(root: str, check: Callable[[], None]) -> Iterator[None]:
-    """Calls `check` before every write of this process below a folder, inside a `with` block; an error it raises ends the write."""
+    """Calls `check` before every write of this process below a folder, inside a `with` block: what it raises ends the write."""
     entry = (_place(root), check)
     _guards.append(entry)
     try:

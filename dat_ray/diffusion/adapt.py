@@ -23,16 +23,18 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dat_ray.config.adapt import AdaptConfig
 from dat_ray.config.section import leaves
+from dat_ray.data.checkpoints import drop_checkpoints, list_checkpoints, load_newest, read_sealed, save_at, seal
 from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.diffusion.objective import ConditionalGain, conditional_gain, corrupt, loss_and_backward, share_of
 from dat_ray.diffusion.pairs import EncodedPair, batch_indices
-from dat_ray.errors import InputError, StorageError
+from dat_ray.errors import DamagedCheckpoint, InputError, StorageError
 from dat_ray.json_text import parse_object
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -244,8 +246,8 @@ class _Run:
         """Loads the newest checkpoint into the adapter and optimizer, if there is one; returns the steps done."""
         if not resume and self.root.exists() and any(self.root.iterdir()):
             raise InputError("out_dir", str(self.root), "the folder is not empty: pass resume, or name a new folder")
-        saved = sorted(self.checkpoints.glob("step-[0-9]*"))
-        done = self._load(saved[-1], adapter, optimizer) if saved else 0
+        saved = self._saved()
+        done, _ = load_newest(str(self.checkpoints), saved, lambda folder: self._load(folder, adapter, optimizer), "step")
         if not self.writes:
             return done
         self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -261,19 +263,27 @@ class _Run:
         return [line for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
     def _load(self, folder: Path, adapter: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-        path = str(folder / "state.json")
-        with well_formed(path):
-            state = stored_object(path, finite=False)
-            step, differ = int(state["step"]), _differences(state["fingerprint"], self.fingerprint)
+        state = read_sealed(folder)
+        try:
+            saved, step = dict(state["fingerprint"]), int(state["step"])
+            tensors = load_file(folder / "state.safetensors")
+            missing = {f"{kind}.{name}" for name in adapter for kind in ("adapter", *_MOMENTS)} - tensors.keys()
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise DamagedCheckpoint(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
+        differ = _differences(saved, self.fingerprint)
         if differ:
             raise InputError("resume", str(self.root), f"the run there differs in {', '.join(differ)}: name a new folder")
-        tensors = load_file(folder / "state.safetensors")
+        if missing:
+            raise DamagedCheckpoint(f"state.safetensors has no {min(missing)}")
         with torch.no_grad():
             for name, parameter in adapter.items():
                 parameter.copy_(tensors[f"adapter.{name}"])
                 moments = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in _MOMENTS}
                 optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
         return step
+
+    def _saved(self) -> list[str]:
+        return list_checkpoints(str(self.checkpoints), r"step-\d+")
 
     def checkpoint(self, step: int, adapter: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
         """Writes `checkpoints/step-N` and drops all but the newest two."""
@@ -282,15 +292,14 @@ class _Run:
         tensors = {f"adapter.{name}": parameter.detach().cpu() for name, parameter in adapter.items()}
         for key in _MOMENTS:
             tensors |= {f"{key}.{name}": optimizer.state[parameter][key].cpu() for name, parameter in adapter.items()}
-        folder = self.checkpoints / f"step-{step:07d}"
-        partial = folder.with_name(f"partial-{folder.name}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        save_file(tensors, partial / "state.safetensors")
-        (partial / "state.json").write_text(json.dumps({"step": step, "fingerprint": self.fingerprint}), encoding="utf-8")
-        os.replace(partial, folder)
-        for old in sorted(self.checkpoints.glob("step-[0-9]*"))[:-2]:
-            shutil.rmtree(old)
+
+        def write(folder: Path) -> None:
+            save_file(tensors, folder / "state.safetensors")
+            seal(folder, {"step": step, "fingerprint": self.fingerprint})
+
+        name = f"step-{step:07d}"
+        save_at(str(self.checkpoints), name, write)
+        drop_checkpoints(str(self.checkpoints), self._saved(), name)
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to the curve."""

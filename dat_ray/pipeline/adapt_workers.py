@@ -10,7 +10,7 @@ import json
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dat_ray.models.loading import DTYPES, load_causal_lm, use_tensor_cores
 from dat_ray.pipeline.adapt_data import prepare
 from dat_ray.progress import Progress
 from dat_ray.raysession import start_ray
-from dat_ray.training.workers import polled, run_workers, sum_over_workers, without_retry
+from dat_ray.training.workers import LinesForDriver, polled, run_workers, sum_over_workers, without_retry
 
 
 def adapt_in_workers(base: str, root: Path, recipe: AdaptRecipe, progress: Progress) -> None:
@@ -50,7 +50,10 @@ def adapt_in_workers(base: str, root: Path, recipe: AdaptRecipe, progress: Progr
     timeouts = recipe.timeouts
     stall = StallWatch("adapt", str(root / "training-stall.txt"), timeouts.no_progress + timeouts.worker_group_start)
 
+    lines = LinesForDriver(str(root))
+
     def show() -> int:
+        lines.show()
         return _show(root / "training" / "metrics.jsonl", progress)
 
     with hold(str(root)), start_ray(ClusterConfig()), _marked(root) as mark, polled(show, stall):
@@ -84,7 +87,8 @@ def _work(config: dict[str, str]) -> None:
     data = prepare(folder, recipe, root / "pairs.jsonl")
     use_tensor_cores(DTYPES[recipe.dtype])
     model = load_causal_lm(folder, recipe.dtype).to(get_device())
-    adapt(model, data.train, data.heldout, recipe.training, root / "training", resume=True, share=share)
+    with LinesForDriver(str(root)).written() if share.rank == 0 else nullcontext():
+        adapt(model, data.train, data.heldout, recipe.training, root / "training", resume=True, share=share)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ the state there is besides tensors.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -14,13 +14,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dat_ray.errors import DatError
-from dat_ray.json_text import parse_object
+from dat_ray.data.checkpoints import drop_checkpoints, list_checkpoints, load_newest, read_sealed, save_at, seal
+from dat_ray.errors import DamagedCheckpoint, DatError
 from dat_ray.training.network import Network
 
-ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+ADAPTER, OPTIMIZER = "adapter.safetensors", "optimizer.safetensors"
 FORMAT = 1
 _SEPARATOR = "::"
+# Named by the time; all are older than what has a number.
+_RAY_TRAINS = r"checkpoint_[-_.\d]+"
 
 
 class Writer(Protocol):
@@ -32,8 +34,15 @@ class Writer(Protocol):
 class Checkpoints(Protocol):
     """Where checkpoints are kept. Every worker calls it; it decides who writes."""
 
-    def latest(self) -> Path | None:
-        """A local folder with the newest whole checkpoint; None at the start of a run."""
+    def load(self, read: Callable[[Path], int]) -> int:
+        """Reads the newest checkpoint that is not damaged, the same on every worker.
+
+        Args:
+            read: restores from a local folder and returns the updates done; see `load_checkpoint`.
+
+        Returns:
+            The updates done; 0 at the start of a run.
+        """
         ...
 
     def urgent(self) -> bool:
@@ -49,25 +58,17 @@ def save_checkpoint(folder: Path, network: Network, optimizer: torch.optim.Optim
     """Writes the state after `updates_done` updates of run `run` (a fingerprint).
 
     Raises:
-        OSError: the disk refuses.
+        OSError, SafetensorError: the disk refuses.
     """
     parameters = network.trainable()
-    _save({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / ADAPTER)
+    save_file({name: p.detach().cpu().contiguous() for name, p in parameters.items()}, folder / ADAPTER)
     moments = {
         f"{name}{_SEPARATOR}{key}": value.detach().cpu().contiguous()
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
-    _save(moments, folder / OPTIMIZER)
-    state = {"format": FORMAT, "updates_done": updates_done, "run": run}
-    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
-
-
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # how it says that the disk is full
-        raise OSError(str(error)) from error
+    save_file(moments, folder / OPTIMIZER)
+    seal(folder, {"format": FORMAT, "updates_done": updates_done, "run": run})
 
 
 def load_checkpoint(folder: Path, network: Network, optimizer: torch.optim.Optimizer, run: str) -> int:
@@ -77,21 +78,24 @@ def load_checkpoint(folder: Path, network: Network, optimizer: torch.optim.Optim
         How many updates were done.
 
     Raises:
-        DatError: of another run, format or adapter shape, or not readable.
+        DamagedCheckpoint: not readable, or not as it was written; nothing is restored then.
+        DatError: of another run, format or adapter shape.
     """
+    state = read_sealed(folder)
     try:
-        state = parse_object((folder / STATE).read_bytes())
         adapter, moments = load_file(folder / ADAPTER), load_file(folder / OPTIMIZER)
         found = (int(state["format"]), str(state["run"]))
         updates_done = int(state["updates_done"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DatError(f"{folder} is not a readable checkpoint ({error}): remove it to go on from the one before") from error
+        raise DamagedCheckpoint(f"{type(error).__name__}: {' '.join(str(error).split())[:160]}") from None
     if found != (FORMAT, run):
         raise DatError(f"{folder} is a checkpoint of run {found[1]}, format {found[0]}; this is run {run}, format {FORMAT}")
     parameters = network.trainable()
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if {name: tuple(tensor.shape) for name, tensor in adapter.items()} != shapes:
         raise DatError(f"{folder} holds an adapter of other layers or another rank: use another --run-dir")
+    if {key.partition(_SEPARATOR)[0] for key in moments} - parameters.keys():
+        raise DamagedCheckpoint(f"{OPTIMIZER} has moments of other layers")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(adapter[name])
@@ -102,3 +106,29 @@ def load_checkpoint(folder: Path, network: Network, optimizer: torch.optim.Optim
         # The step count stays on the CPU, as AdamW makes it.
         optimizer.state[parameter][moment] = value if moment == "step" else value.to(parameter.device)
     return updates_done
+
+
+class FolderCheckpoints:
+    """Checkpoints of one process: `update-N` folders, the last two kept.
+
+    Args:
+        root: local path or URI. Folders that Ray Train of version 0.1 made there are read too.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+
+    def kept(self) -> list[str]:
+        """Names of the checkpoints, oldest first."""
+        return [*list_checkpoints(self.root, _RAY_TRAINS), *list_checkpoints(self.root, r"update-\d{8}")]
+
+    def load(self, read: Callable[[Path], int]) -> int:
+        return load_newest(self.root, self.kept(), read, "update")[0]
+
+    def urgent(self) -> bool:
+        return False
+
+    def save(self, updates_done: int, write: Writer) -> None:
+        name = f"update-{updates_done:08d}"
+        save_at(self.root, name, write)
+        drop_checkpoints(self.root, self.kept(), name)

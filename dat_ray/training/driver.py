@@ -1,17 +1,16 @@
 """Training on a Ray cluster: Ray Train workers, each a thin shell around `loop.run_loop`.
 
-Ray Train keeps the checkpoints and restarts workers that die; a restart replays the updates since the last
-checkpoint and ends with the same adapter.
+Ray Train restarts workers that die; a restart replays the updates since the newest checkpoint that is not damaged and
+ends with the same adapter.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from typing import Any
 import pyarrow.fs as pafs
 import ray
 import torch
-from ray.train import Checkpoint
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
 from dat_ray.config.schema import Recipe
+from dat_ray.data.checkpoints import load_newest, publish_folder, read_at
 from dat_ray.data.hold import hold
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import (
@@ -32,18 +32,17 @@ from dat_ray.data.shards import (
     open_filesystem,
     read_bytes,
     read_manifest,
-    refusals_named,
     write_manifest,
 )
 from dat_ray.diagnosis import StallWatch, answer_for_stacks
-from dat_ray.errors import DatError, ShardError
+from dat_ray.errors import DamagedCheckpoint, DatError, ShardError, StorageError
 from dat_ray.models.adapters import attach_lora, check_lora_targets, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.identity import check_weights, models_of
 from dat_ray.models.loading import DTYPES, load_causal_lm, load_tokenizer, model_files, model_fingerprint, use_tensor_cores
 from dat_ray.progress import Progress, stage_line
-from dat_ray.training.checkpoint import Writer
+from dat_ray.training.checkpoint import FolderCheckpoints, Writer
 from dat_ray.training.counts import read_counts, sentences, write_counts
 from dat_ray.training.loop import Worker, count_updates, run_loop
 from dat_ray.training.metrics import MetricsLog, read_metrics
@@ -52,7 +51,7 @@ from dat_ray.training.rows import count_rows, load_rows
 from dat_ray.training.sharding import shard_frozen_weights
 from dat_ray.training.step import alone
 from dat_ray.training.tracking import open_sinks, wanted_sinks
-from dat_ray.training.workers import polled, run_workers, sum_over_workers, without_retry
+from dat_ray.training.workers import LinesForDriver, polled, run_workers, sum_over_workers, without_retry
 
 
 @dataclass(frozen=True)
@@ -134,14 +133,18 @@ def _fit(recipe: Recipe, run: RunDir, mark: str, round_index: int) -> None:
         train_worker,
         {"recipe": recipe.model_dump_json(), "root": _absolute(run.root), "model": model, "round": str(round_index)},
         verb="train",
-        # Ray Train resumes whatever has the name: with the fingerprint in it, no other recipe's state.
-        name=f"state-{mark}",
+        name=f"ray-{mark}",
         storage=_absolute(run.training(round_index)),
         pool=recipe.cluster.trainer,
         section="cluster.trainer",
         start_seconds=recipe.timeouts.worker_group_start,
         wait_seconds=recipe.timeouts.no_progress,
     )
+
+
+def _checkpoints(root: str, mark: str) -> str:
+    """Folder of a training's checkpoints: with the fingerprint in its name, no other recipe's."""
+    return join(root, f"state-{mark}")
 
 
 def train_worker(config: dict[str, str]) -> dict[str, Any] | DatError:
@@ -168,7 +171,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     if worker.rank == 0:
         write_counts(root, rows.counts)
     log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None
-    with tempfile.TemporaryDirectory(prefix="dat-train-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="dat-train-") as scratch, _heard(root, worker):
         network = _network(recipe, build_model(recipe, run, base, Path(scratch), round_index), worker.world)
         try:
             last = run_loop(
@@ -177,7 +180,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
                 recipe.training,
                 seed=recipe.seed,
                 run=mark,
-                checkpoints=RayCheckpoints(worker.rank, Path(scratch)),
+                checkpoints=RayCheckpoints(_checkpoints(root, mark), worker),
                 log=log,
                 worker=worker,
             )
@@ -189,6 +192,11 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
             save_adapter(network.model, str(folder), model_fingerprint(base))
             publish_folder(folder, run.adapter(round_index))
     return last
+
+
+def _heard(root: str, worker: Worker) -> AbstractContextManager[None]:
+    """One worker speaks for all."""
+    return LinesForDriver(root).written() if worker.rank == 0 else nullcontext()
 
 
 def _network(recipe: Recipe, model: torch.nn.Module, world: int) -> Network:
@@ -237,21 +245,40 @@ def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path, round_ind
     return load_adapter(model, str(local), trainable=True)
 
 
-class RayCheckpoints:
-    """Checkpoints through Ray Train, which knows which one is whole.
+class RayCheckpoints(FolderCheckpoints):
+    """Checkpoints of Ray Train's workers, in a folder that all of them see: the first one writes, and chooses what is read.
+
+    Ray Train itself keeps none: its list of them is written in place, and a kill at that instant ends every later resume.
 
     Args:
-        rank: worker 0 writes; all report, since a report is a barrier.
-        scratch: local folder for copies.
+        root: local path or URI.
+        worker: this one.
     """
 
-    def __init__(self, rank: int, scratch: Path) -> None:
-        self.rank, self.scratch = rank, scratch
+    def __init__(self, root: str, worker: Worker) -> None:
+        super().__init__(root)
+        self.worker = worker
         self._leaving: set[str] = set()
 
-    def latest(self) -> Path | None:
-        checkpoint = ray.train.get_checkpoint()
-        return None if checkpoint is None else Path(checkpoint.to_directory(str(self.scratch / "restored")))
+    def load(self, read: Callable[[Path], int]) -> int:
+        if self.worker.world == 1:
+            return super().load(read)
+        if self.worker.rank == 0:
+            try:
+                done, name = load_newest(self.root, self.kept(), read, "update")
+            except DatError as error:
+                broadcast_from_rank_zero((None, str(error)[:500]))
+                raise
+            broadcast_from_rank_zero((name, ""))
+            return done
+        name, refusal = broadcast_from_rank_zero(None)
+        if refusal:
+            raise DatError(refusal)
+        try:
+            return read_at(self.root, name, read) if name else 0
+        except DamagedCheckpoint as error:
+            # To the first worker it is whole: network file systems may show an older state for a while.
+            raise StorageError(f"{join(self.root, name)} is another one for worker {self.worker.rank} ({error})") from error
 
     def urgent(self) -> bool:
         """Once for every worker's node that is about to be taken away: what it has done since the last checkpoint would be
@@ -263,31 +290,10 @@ class RayCheckpoints:
         return bool(news)
 
     def save(self, updates_done: int, write: Writer) -> None:
-        metrics = {"updates_done": updates_done}
-        if self.rank != 0:
-            ray.train.report(metrics)
-            return
-        folder = self.scratch / f"update-{updates_done:08d}"
-        with refusals_named(f"the checkpoint of update {updates_done}"):
-            folder.mkdir()
-            write(folder)
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(str(folder)))
-        shutil.rmtree(folder)
-
-
-def publish_folder(folder: Path, destination: str) -> None:
-    """Copies a local folder to its place in the run directory; on a local disk whole or not at all."""
-    fs, inner = open_filesystem(destination)
-    local = isinstance(fs, pafs.LocalFileSystem)
-    place = f"{inner}.partial" if local else inner
-    with refusals_named(destination):
-        for stale in {place, inner}:
-            if fs.get_file_info(stale).type != pafs.FileType.NotFound:
-                fs.delete_dir(stale)
-        fs.create_dir(place, recursive=True)
-        pafs.copy_files(str(folder), place, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=fs)
-        if local:
-            fs.move(place, inner)
+        if self.worker.rank == 0:
+            super().save(updates_done, write)
+        # No worker goes on before it is kept.
+        ray.train.report({"updates_done": updates_done})
 
 
 def _describe_adapter(root: str) -> list[ShardFile]:
@@ -319,10 +325,11 @@ def _shown(run: RunDir, recipe: Recipe, progress: Progress, round_index: int = F
     patience = recipe.timeouts.no_progress + recipe.timeouts.worker_group_start
     stall = StallWatch("train", join(run.logs, f"train-round-{round_index}-stall.txt"), patience)
 
-    announced = False
+    announced, lines = False, LinesForDriver(root)
 
     def show() -> int:
         nonlocal announced
+        lines.show()
         if not announced and (counts := read_counts(root)):
             announced = True
             progress.total = count_updates(recipe.training, counts["harmful"].kept)

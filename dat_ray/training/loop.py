@@ -6,7 +6,6 @@ Exactly resumable: stopped anywhere and started again, it ends with the same ada
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow, is_rewrite, rows_of_update, share_of_worker
-from dat_ray.training.checkpoint import Checkpoints, Writer, load_checkpoint, save_checkpoint
+from dat_ray.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from dat_ray.training.counts import TableCount
 from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.network import Network
@@ -111,7 +110,7 @@ def run_loop(
     log: MetricsLog | None,
     worker: Worker = Worker(),
 ) -> dict[str, Any]:
-    """Trains the network's adapter in place, from the latest checkpoint where there is one.
+    """Trains the network's adapter in place, from the newest checkpoint that is not damaged, where there is one.
 
     Args:
         network: model with a fresh adapter.
@@ -133,8 +132,7 @@ def run_loop(
     check_rows(cfg, len(rows.harmful), len(rows.retain), worker.world)
     updates = count_updates(cfg, len(rows.harmful))
     optimizer = make_optimizer(network, cfg)
-    latest = checkpoints.latest()
-    start = 0 if latest is None else load_checkpoint(latest, network, optimizer, run)
+    start = checkpoints.load(lambda folder: load_checkpoint(folder, network, optimizer, run))
     unit_norm = mean_embedding_norm(network.embedding)
     if log:
         log.start(start)
@@ -166,33 +164,3 @@ def run_loop(
                 log.flush()
             checkpoints.save(update + 1, write)
     return metrics
-
-
-class FolderCheckpoints:
-    """Checkpoints of a loop that runs without Ray: `update-N` folders, published by rename, the last two kept."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def latest(self) -> Path | None:
-        found = self._finished()
-        return found[-1] if found else None
-
-    def urgent(self) -> bool:
-        return False
-
-    def save(self, updates_done: int, write: Writer) -> None:
-        partial = self.root / "partial"
-        if partial.exists():
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        write(partial)
-        final = self.root / f"update-{updates_done:08d}"
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        for old in self._finished()[:-2]:
-            shutil.rmtree(old)
-
-    def _finished(self) -> list[Path]:
-        return sorted(self.root.glob("update-*"))

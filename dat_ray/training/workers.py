@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import RayActorError
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from dat_ray.config.cluster import Pool
-from dat_ray.data.shards import open_filesystem
+from dat_ray.data.shards import join, open_filesystem, read_bytes, write_bytes
 from dat_ray.diagnosis import StallWatch, node_lines
 from dat_ray.errors import DatError, StorageError
-from dat_ray.progress import stage_line
+from dat_ray.progress import listeners, stage_line
 from dat_ray.training.room import room_within
 from dat_ray.training.snapshot import check_snapshot
 
@@ -29,6 +31,7 @@ MAX_FAILURES = 3
 DIED_AT_START = (RayActorError, WorkerGroupStartupFailedError)
 RESUMES = "the last checkpoint is kept, --resume goes on from it"
 SECONDS_BETWEEN_POLLS = 2.0
+_MOST_LINES = 100
 
 
 def run_workers(
@@ -132,7 +135,6 @@ def _trainer(
             storage_path=path,
             # An elastic group that does not come up, since a node that was counted has gone, is counted again.
             failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES if elastic else 0),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
 
@@ -148,6 +150,49 @@ def without_retry(work: Callable[[dict[str, str]], Any], settings: dict[str, str
         raise
     except DatError as error:
         return error
+
+
+class LinesForDriver:
+    """What workers say with `stage_line` for people, whose output goes nowhere: a file that the driver looks at.
+
+    Args:
+        root: folder that both see, local or a URI.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.path = join(root, "worker-lines.json")
+        self._shown = self._read()
+
+    def _read(self) -> list[str]:
+        try:
+            return list(json.loads(read_bytes(self.path)))
+        except (OSError, ValueError):
+            return []
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """In a worker: keeps its lines inside a `with` block."""
+
+        def add(event: dict[str, Any]) -> None:
+            if event.get("event") == "line":
+                # No two lines are the same, so that one which comes again is shown again.
+                line = f"{time.strftime('%H:%M:%S', time.gmtime())} UTC {event['text']}"
+                with suppress(OSError, StorageError):  # a line must not end the training
+                    write_bytes(self.path, json.dumps([*self._read(), line][-_MOST_LINES:]).encode())
+
+        listeners.append(add)
+        try:
+            yield
+        finally:
+            listeners.remove(add)
+
+    def show(self) -> None:
+        """In the driver: prints what is new."""
+        lines = self._read()
+        for line in lines:
+            if line not in self._shown:
+                stage_line(f"      {line}")
+        self._shown = lines
 
 
 def sum_over_workers(tensor: torch.Tensor) -> None:

@@ -29,8 +29,9 @@ from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.fit import Limits
 from dat_ray.models.loading import load_tokenizer
+from dat_ray.training.checkpoint import FolderCheckpoints
 from dat_ray.training.driver import build_model
-from dat_ray.training.loop import FolderCheckpoints, TrainingRows, run_loop
+from dat_ray.training.loop import TrainingRows, run_loop
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder

@@ -19,8 +19,9 @@ from dat_ray.data.shards import write_manifest, write_shard
 from dat_ray.models.adapters import ADAPTER_WEIGHTS, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import load_tokenizer, model_fingerprint
+from dat_ray.training.checkpoint import FolderCheckpoints
 from dat_ray.training.driver import build_model
-from dat_ray.training.loop import FolderCheckpoints, run_loop
+from dat_ray.training.loop import run_loop
 from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.network import Network
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder

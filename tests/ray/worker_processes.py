@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psutil
-from ray.train import Result
-from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import exists, open_filesystem
+from dat_ray.training.checkpoint import FolderCheckpoints
 
 SEED_VARIABLE = "DAT_DRILL_SEED"
 
@@ -54,16 +52,9 @@ def training_workers() -> list[psutil.Process]:
 
 
 def updates_kept(recipe: Recipe, run: RunDir) -> int:
-    """Updates of the newest checkpoint that Ray Train knows."""
-    storage = f"{run.training(0)}/state-{fingerprint(recipe)}"
-    if not exists(f"{storage}/checkpoint_manager_snapshot.json"):
-        return 0
-    filesystem, inner = open_filesystem(storage)
-    try:
-        metrics = Result.from_path(inner, storage_filesystem=filesystem).metrics
-    except CheckpointManagerInitializationError:  # read while it is being written
-        return 0
-    return metrics["updates_done"] if metrics else 0
+    """Updates of the newest checkpoint."""
+    names = FolderCheckpoints(f"{run.training(0)}/state-{fingerprint(recipe)}").kept()
+    return int(names[-1].rpartition("-")[2]) if names else 0
 
 
 @contextmanager

@@ -91,6 +91,32 @@ def test_the_saved_adapter_is_the_model_and_names_no_folder(tmp_path: Path) -> N
     assert json.loads((tmp_path / "result.json").read_text())["after"]["gain"] == result.after.gain
 
 
+@pytest.mark.parametrize("damaged", ["newest", "both"])
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    tmp_path: Path, name: str, damaged: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, heldout, config = echoes(20, 0), echoes(8, 1), CONFIG.model_copy(update={"checkpoint_every": 2})
+    whole = adapt(tiny_model(), train, heldout, config, tmp_path / "whole")
+    with pytest.raises(Killed):
+        adapt(tiny_model(), train, heldout, config, tmp_path / "cut", kill_at(4))
+    folders = sorted((tmp_path / "cut" / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == ["step-0000002", "step-0000004"]
+    for folder in folders if damaged == "both" else folders[1:]:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-1])
+    capsys.readouterr()
+    seen: list[int] = []
+    resumed = adapt(tiny_model(), train, heldout, config, tmp_path / "cut", lambda done, _: seen.append(done), resume=True)
+    said = capsys.readouterr().err
+    assert said.startswith(f"checkpoint damaged: {folders[1]} (")
+    where = "starting again from step 0" if damaged == "both" else f"going on from step 2, {folders[0]}"
+    assert said.endswith(f"{where}\n")
+    assert seen == list(range(1 if damaged == "both" else 3, 7))
+    for (key, a), (_, b) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
+        assert torch.equal(a, b), key
+    assert (whole.before, whole.after) == (resumed.before, resumed.after)
+
+
 def test_a_used_folder_is_refused_without_resume(tmp_path: Path) -> None:
     adapt(tiny_model(), echoes(8, 0), echoes(6, 1), CONFIG, tmp_path)
     with pytest.raises(InputError, match="resume"):

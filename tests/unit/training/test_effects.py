@@ -11,7 +11,8 @@ from dat_ray.config.loading import load_recipe
 from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
-from dat_ray.training.loop import FolderCheckpoints, TrainingRows, run_loop
+from dat_ray.training.checkpoint import FolderCheckpoints
+from dat_ray.training.loop import TrainingRows, run_loop
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 

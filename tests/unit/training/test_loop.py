@@ -10,17 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dat_ray.config.training import TrainingConfig
-from dat_ray.errors import DatError
+from dat_ray.data.checkpoints import STATE
+from dat_ray.errors import DamagedCheckpoint, DatError
 from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
-from dat_ray.training.checkpoint import ADAPTER, OPTIMIZER, STATE
-from dat_ray.training.loop import FolderCheckpoints, TrainingRows, Worker, check_rows, count_updates, run_loop
+from dat_ray.training.checkpoint import ADAPTER, OPTIMIZER, FolderCheckpoints, load_checkpoint
+from dat_ray.training.loop import TrainingRows, Worker, check_rows, count_updates, run_loop
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
-from dat_ray.training.step import Diverged
+from dat_ray.training.step import Diverged, make_optimizer
 
 MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
 RUN = "0123456789abcdef"
@@ -151,9 +153,7 @@ def test_a_guard_stops_the_run_with_its_last_good_checkpoint(
     with pytest.raises(Diverged, match=message) as caught:
         train(make_network(adapted=False), rows, make_config(**fast, **guard), tmp_path)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-    kept = FolderCheckpoints(tmp_path / "checkpoints").latest()
-    assert kept is not None
-    assert kept.name == f"update-{caught.value.update:08d}"
+    assert FolderCheckpoints(tmp_path / "checkpoints").kept()[-1] == f"update-{caught.value.update:08d}"
     assert caught.value.update >= 1
 
 
@@ -169,9 +169,7 @@ def test_the_last_checkpoint_stays_when_a_loss_is_not_a_number(
 
     with pytest.raises(Diverged, match="away is nan at update 5"):
         train(network, rows, make_config(), tmp_path, worker=Worker(reduce=poison))
-    kept = FolderCheckpoints(tmp_path / "checkpoints").latest()
-    assert kept is not None
-    assert kept.name == "update-00000003"
+    assert FolderCheckpoints(tmp_path / "checkpoints").kept()[-1] == "update-00000003"
     resumed = train(make_network(adapted=False), rows, make_config(), tmp_path)
     whole = train(make_network(adapted=False), rows, make_config(), tmp_path / "whole")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -194,15 +192,66 @@ def test_a_checkpoint_of_another_run_is_refused(
         train(make_network(), rows, make_config(updates=3), tmp_path, run="ffff")
 
 
-@pytest.mark.parametrize("name", [ADAPTER, OPTIMIZER, STATE])
-def test_a_checkpoint_cut_short_is_named(
-    name: str, make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+@pytest.mark.parametrize(("name", "both"), [(ADAPTER, False), (OPTIMIZER, True), (STATE, False)])
+def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(
+    name: str,
+    both: bool,
+    make_network: MakeNetwork,
+    make_config: MakeConfig,
+    rows: TrainingRows,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    cfg, root = make_config(updates=7, checkpoint_every=2), tmp_path / "torn"
+    whole = train(make_network(adapted=False), rows, cfg, tmp_path / "whole")
+    train(make_network(adapted=False), rows, make_config(updates=4, checkpoint_every=2), root)
+    for folder in sorted((root / "checkpoints").iterdir())[0 if both else 1 :]:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+    capsys.readouterr()
+    resumed = train(make_network(adapted=False), rows, cfg, root)
+    said = capsys.readouterr().err
+    assert said.startswith(f"checkpoint damaged: {root / 'checkpoints' / 'update-00000004'} (")
+    assert said.count("\n") == 1
+    expected = "again from update 0" if both else f"going on from update 2, {root / 'checkpoints' / 'update-00000002'}"
+    assert said.endswith(f"{expected}\n")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert [row["update"] for row in read_metrics(str(root))] == list(range(7))
+
+
+def test_a_damaged_checkpoint_of_version_0_1_changes_nothing(
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    """It has no sums: what can be read of it is checked before anything is restored."""
     train(make_network(), rows, make_config(updates=3), tmp_path)
-    path = tmp_path / "checkpoints" / "update-00000003" / name
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(DatError, match="update-00000003 is not a readable checkpoint"):
-        train(make_network(), rows, make_config(), tmp_path)
+    folder = tmp_path / "checkpoints" / "update-00000003"
+    (folder / STATE).write_text(json.dumps({"format": 1, "updates_done": 3, "run": RUN}))
+    network = make_network()
+    optimizer = make_optimizer(network, make_config())
+    assert load_checkpoint(folder, network, optimizer, RUN) == 3
+    before = {name: parameter.detach().clone() for name, parameter in network.trainable().items()}
+    moments = load_file(folder / OPTIMIZER)
+    for damage in ("cut", "renamed", "deleted"):
+        if damage == "cut":
+            (folder / OPTIMIZER).write_bytes((folder / OPTIMIZER).read_bytes()[:-5])
+        elif damage == "renamed":
+            save_file({f"x{key}": value for key, value in moments.items()}, folder / OPTIMIZER)
+        else:
+            (folder / OPTIMIZER).unlink()
+        with pytest.raises(DamagedCheckpoint):
+            load_checkpoint(folder, network, optimizer, RUN)
+        assert all(torch.equal(before[name], parameter) for name, parameter in network.trainable().items())
+
+
+def test_a_checkpoint_that_ray_train_kept_for_version_0_1_is_gone_on_from(
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+) -> None:
+    train(make_network(adapted=False), rows, make_config(updates=3), tmp_path)
+    folder = tmp_path / "checkpoints"
+    (folder / "update-00000003").rename(folder / "checkpoint_2026-11-01_09-08-07.654321")
+    (folder / "checkpoint_manager_snapshot.json").write_text('{"cut')
+    assert FolderCheckpoints(folder).load(lambda path: int(json.loads((path / STATE).read_text())["updates_done"])) == 3
+    train(make_network(adapted=False), rows, make_config(updates=7, checkpoint_every=2), tmp_path)
+    assert FolderCheckpoints(folder).kept() == ["update-00000006", "update-00000007"]
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,16 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dat_ray import __version__
 from dat_ray.bench.verb import BENCHES
-from dat_ray.errors import DatError, InputError
+from dat_ray.errors import DatError, InputError, Stopped
 from dat_ray.ops.verbs import add_verbs
 from dat_ray.preflight import check_places
 from dat_ray.printable import printable
@@ -312,9 +314,44 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    """A polite kill unwinds like Ctrl-C, so that actors and engines are shut down."""
-    raise KeyboardInterrupt(signal.Signals(number).name)
+@contextmanager
+def _unwinding() -> Iterator[list[str]]:
+    """Inside a `with` block Ctrl-C, SIGTERM and a closed terminal unwind alike, so that actors and engines are shut down.
+
+    A signal that the caller has this process ignore, as nohup does, stays ignored. The caller's handlers are put back.
+
+    Yields:
+        Names of the signals that came.
+    """
+    came: list[str] = []
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        came.append(signal.Signals(number).name)
+        raise KeyboardInterrupt(came[-1])
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            # None is a handler that was not set from Python, and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _stopped(arguments: argparse.Namespace, stop: BaseException) -> int:
+    """Says what is left of a work that was stopped."""
+    left = "stopped"
+    if isinstance(stop, Stopped):
+        left += f"; {stop}"
+    elif hasattr(arguments, "resume") and not getattr(arguments, "calibrate", None):
+        left += "; what is finished is kept, --resume continues"
+    print(f"dat {arguments.verb}: {left}", file=sys.stderr)
+    return 130
 
 
 # Options and arguments that hold local paths, of all verbs; a shell expands `~` at the start of a word alone, not in --out=~/x.
@@ -345,24 +382,25 @@ def _expand_homes(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit status: 0, 1 (failed), 2 (bad input), 130 (stopped)."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        _expand_homes(arguments)
-        return int(arguments.run(arguments))
-    except DatError as error:
-        print(f"dat {arguments.verb}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(f"dat {arguments.verb}: stopped; what is finished is kept, --resume continues", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        # Nobody foresaw it, so its place is worth more than one line; what it says is still somebody else's text.
-        lines = redact("".join(traceback.format_exception(error))).splitlines()
-        print(*map(printable, lines), sep="\n", file=sys.stderr)
-        return 1
+    with _unwinding() as signals:
+        try:
+            _expand_homes(arguments)
+            return int(arguments.run(arguments))
+        except KeyboardInterrupt as stop:
+            return _stopped(arguments, stop)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            if signals:  # what came of it: processes of the same terminal are stopped too
+                return _stopped(arguments, error)
+            if isinstance(error, DatError):
+                print(f"dat {arguments.verb}: {error}", file=sys.stderr)
+                return error.exit_code
+            # Nobody foresaw it, so its place is worth more than one line; what it says is still somebody else's text.
+            lines = redact("".join(traceback.format_exception(error))).splitlines()
+            print(*map(printable, lines), sep="\n", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":

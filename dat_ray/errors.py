@@ -57,6 +57,10 @@ def _shown(value: object) -> str:
         return f"a {type(value).__name__}"
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, with what is left of the work: the command line prints it instead of its own words."""
+
+
 class EngineLost(DatError):
     """An engine that cannot go on in its process; one in a fresh process may."""
 

@@ -14,6 +14,7 @@ import psutil
 import ray
 
 from dat_ray.config.cluster import ClusterConfig
+from dat_ray.data.scratch import remove_abandoned
 from dat_ray.errors import DatError
 from dat_ray.preflight import bad_address, check_address, check_ray_folder
 from dat_ray.progress import stage_line
@@ -23,6 +24,7 @@ from dat_ray.progress import stage_line
 MINIMUM_LOCAL_CPUS = 8
 # Ray gives its own processes 30 s to come up, which a machine with other work can miss.
 START_ATTEMPTS = 3
+SECONDS_TO_END = 10.0
 
 
 @contextmanager
@@ -43,18 +45,51 @@ def start_ray(cluster: ClusterConfig) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "")
-    # Ray puts its own handler in place, which dumps a stack and aborts: a polite kill should unwind instead.
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    if address and address != "local":
-        _connect(address)
-    else:
-        _start_here(cluster)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)
+    joins = bool(address) and address != "local"
+    before = set(psutil.Process().children())
+    own: set[psutil.Process] = set()
+    try:
+        # Ray puts a handler of its own in place, which dumps a stack and aborts: a SIGTERM should unwind instead.
+        with kept_handlers():
+            if joins:
+                _connect(address)
+            else:
+                try:
+                    _start_here(cluster)
+                finally:
+                    own = set(psutil.Process().children()) - before
+        yield
+    except BaseException:
+        # Ray ends its processes without waiting for them, nor for those below.
+        started = [*own, *(below for process in own for below in _below(process))]
+        ray.shutdown()
+        _end(psutil.wait_procs(started, SECONDS_TO_END)[1])
+        psutil.wait_procs(started, SECONDS_TO_END)
+        remove_abandoned("dat-")
+        raise
+    ray.shutdown()
+
+
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Puts back the handlers of SIGINT and SIGTERM after a `with` block in which Ray sets its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        ray.shutdown()
+        for number, handler in before.items():
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
 
 def _connect(address: str) -> None:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pyarrow.fs as pafs
 from safetensors import SafetensorError
 
+from dat_ray.data.scratch import scratch_folder
 from dat_ray.data.shards import check_guards, join, open_filesystem, partial_name, refusals_named
 from dat_ray.errors import DamagedCheckpoint
 from dat_ray.progress import stage_line
@@ -114,9 +114,9 @@ def read_at(root: str, name: str, read: Callable[[Path], int]) -> int:
     fs, inner = open_filesystem(join(root, name))
     if isinstance(fs, pafs.LocalFileSystem):
         return read(Path(inner))
-    with tempfile.TemporaryDirectory(prefix="dat-checkpoint-") as scratch:
-        pafs.copy_files(inner, scratch, source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
-        return read(Path(scratch))
+    with scratch_folder("dat-checkpoint-") as scratch:
+        pafs.copy_files(inner, str(scratch), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+        return read(scratch)
 
 
 def save_at(root: str, name: str, write: Callable[[Path], None]) -> None:
@@ -133,9 +133,9 @@ def save_at(root: str, name: str, write: Callable[[Path], None]) -> None:
     fs, inner = open_filesystem(join(root, name))
     with refusals_named(join(root, name)):
         if not isinstance(fs, pafs.LocalFileSystem):
-            with tempfile.TemporaryDirectory(prefix="dat-checkpoint-") as scratch:
-                _filled(write, Path(scratch))
-                publish_folder(Path(scratch), join(root, name))
+            with scratch_folder("dat-checkpoint-") as scratch:
+                _filled(write, scratch)
+                publish_folder(scratch, join(root, name))
             return
         check_guards(inner)
         partial = Path(partial_name(inner))

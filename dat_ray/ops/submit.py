@@ -28,7 +28,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.config.section import Outside
 from dat_ray.data.sources import HUB
 from dat_ray.data.trust import outside_values
-from dat_ray.errors import DatError, InputError
+from dat_ray.errors import DatError, InputError, Stopped
 from dat_ray.ops.package import Listing, Package, list_files, pack
 from dat_ray.ops.secret_files import secret_in_content
 from dat_ray.progress import stage_line
@@ -226,6 +226,7 @@ def submit(client: JobSubmissionClient, submission: Submission, package: Package
         Its id.
 
     Raises:
+        Stopped: by a signal while it was sent.
         DatError: a job for this run directory is running, or none was accepted in time.
     """
     deadline = time.monotonic() + SECONDS_FOR_AN_AGENT
@@ -237,6 +238,9 @@ def submit(client: JobSubmissionClient, submission: Submission, package: Package
                 runtime_env={"working_dir": package.path},
                 metadata=dict(submission.metadata),
             )
+        except KeyboardInterrupt as stop:
+            job = submission.submission_id
+            raise Stopped(f"whether Ray took job {job} says `ray job status {job}`; end it with `ray job stop {job}`") from stop
         except Exception as error:
             reason = " ".join(str(error).split())
             if "already exists" in reason:
@@ -260,12 +264,14 @@ def follow(client: JobSubmissionClient, job: str) -> int:
 
     Returns:
         Exit status for a shell: the job's own where Ray knows it, else 0 for success and 1.
+
+    Raises:
+        Stopped: by a signal, which the job does not get.
     """
     try:
         asyncio.run(_print_log(client, job))
-    except KeyboardInterrupt:
-        stage_line(f"submit: job {job} goes on; follow it with `ray job logs -f {job}`, end it with `ray job stop {job}`")
-        raise
+    except KeyboardInterrupt as stop:
+        raise Stopped(f"job {job} goes on: follow it with `ray job logs -f {job}`, end it with `ray job stop {job}`") from stop
     details = client.get_job_info(job)
     status = JobStatus(details.status)
     if status == JobStatus.SUCCEEDED:

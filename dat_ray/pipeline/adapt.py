@@ -185,7 +185,12 @@ def _synthesize_apart(model_folder: str, recipe: AdaptRecipe, pairs_file: Path) 
         target=synthesize, args=(model_folder, recipe.synthesis, pairs_file, recipe.threads)
     )
     worker.start()
-    worker.join()
+    try:
+        worker.join()
+    finally:
+        # This process would wait for it at its own end.
+        worker.terminate()
+        worker.join()
     if worker.exitcode != 0:
         raise DatError(f"writing pairs failed with exit code {worker.exitcode} (see above); --resume continues it")
 

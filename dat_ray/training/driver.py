@@ -7,7 +7,6 @@ ends with the same adapter.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +24,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.checkpoints import load_newest, publish_folder, read_at
 from dat_ray.data.hold import hold
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
+from dat_ray.data.scratch import remove_abandoned, scratch_folder
 from dat_ray.data.shards import (
     ShardFile,
     has_manifest,
@@ -52,6 +52,8 @@ from dat_ray.training.sharding import shard_frozen_weights
 from dat_ray.training.step import alone
 from dat_ray.training.tracking import open_sinks, wanted_sinks
 from dat_ray.training.workers import LinesForDriver, polled, run_workers, sum_over_workers, without_retry
+
+SECONDS_FOR_WORKERS_TO_END = 10.0
 
 
 @dataclass(frozen=True)
@@ -129,17 +131,26 @@ def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainR
 def _fit(recipe: Recipe, run: RunDir, mark: str, round_index: int) -> None:
     # Not resolved here: an embedded model is built on the node that needs it.
     model = str(Path(recipe.target.model).absolute()) if Path(recipe.target.model).is_dir() else recipe.target.model
-    run_workers(
-        train_worker,
-        {"recipe": recipe.model_dump_json(), "root": _absolute(run.root), "model": model, "round": str(round_index)},
-        verb="train",
-        name=f"ray-{mark}",
-        storage=_absolute(run.training(round_index)),
-        pool=recipe.cluster.trainer,
-        section="cluster.trainer",
-        start_seconds=recipe.timeouts.worker_group_start,
-        wait_seconds=recipe.timeouts.no_progress,
-    )
+    try:
+        run_workers(
+            train_worker,
+            {"recipe": recipe.model_dump_json(), "root": _absolute(run.root), "model": model, "round": str(round_index)},
+            verb="train",
+            name=f"ray-{mark}",
+            storage=_absolute(run.training(round_index)),
+            pool=recipe.cluster.trainer,
+            section="cluster.trainer",
+            start_seconds=recipe.timeouts.worker_group_start,
+            wait_seconds=recipe.timeouts.no_progress,
+        )
+    except KeyboardInterrupt:
+        # On other nodes the next training removes what was left.
+        remove_abandoned(_scratch_prefix(mark), SECONDS_FOR_WORKERS_TO_END)
+        raise
+
+
+def _scratch_prefix(mark: str) -> str:
+    return f"dat-train-{mark}-"
 
 
 def _checkpoints(root: str, mark: str) -> str:
@@ -171,8 +182,8 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     if worker.rank == 0:
         write_counts(root, rows.counts)
     log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None
-    with tempfile.TemporaryDirectory(prefix="dat-train-") as scratch, _heard(root, worker):
-        network = _network(recipe, build_model(recipe, run, base, Path(scratch), round_index), worker.world)
+    with scratch_folder(_scratch_prefix(mark)) as scratch, _heard(root, worker):
+        network = _network(recipe, build_model(recipe, run, base, scratch, round_index), worker.world)
         try:
             last = run_loop(
                 network,
@@ -188,7 +199,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
             if log:
                 log.close()
         if worker.rank == 0:
-            folder = Path(scratch) / "adapter"
+            folder = scratch / "adapter"
             save_adapter(network.model, str(folder), model_fingerprint(base))
             publish_folder(folder, run.adapter(round_index))
     return last

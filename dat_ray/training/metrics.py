@@ -6,13 +6,14 @@ Keyed by the update: a replay after a crash rewrites its lines and adds none.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow.fs as pafs
 
+from dat_ray.data.scratch import scratch_folder
 from dat_ray.data.shards import exists, join, open_filesystem, write_bytes
 from dat_ray.data.stored import stored_lines
 from dat_ray.training.tracking import Sink
@@ -45,6 +46,7 @@ class MetricsLog:
         self._rows: list[dict[str, Any]] = []
         self._events: Any = None
         self._events_folder = ""
+        self._scratch = ExitStack()
         self._written = float("-inf")
 
     def start(self, update: int) -> None:
@@ -57,7 +59,9 @@ class MetricsLog:
         place = join(self.root, TENSORBOARD)
         remote = not isinstance(open_filesystem(place)[0], pafs.LocalFileSystem)
         # Event files are appended to: they grow on local disk, and are copied where the run lies elsewhere.
-        self._events_folder = tempfile.mkdtemp(prefix="events-") if remote else open_filesystem(place)[1]
+        self._events_folder = open_filesystem(place)[1]
+        if remote:
+            self._events_folder = str(self._scratch.enter_context(scratch_folder("dat-events-")))
         self._events = SummaryWriter(self._events_folder, purge_step=update if update else None)
 
     def append(self, metrics: dict[str, Any]) -> None:
@@ -90,6 +94,7 @@ class MetricsLog:
             self.flush()
         if self._events:
             self._events.close()
+        self._scratch.close()
         for sink in self.sinks:
             sink.close()
 

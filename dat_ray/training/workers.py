@@ -23,6 +23,7 @@ from dat_ray.data.shards import join, open_filesystem, read_bytes, write_bytes
 from dat_ray.diagnosis import StallWatch, node_lines
 from dat_ray.errors import DatError, StorageError
 from dat_ray.progress import listeners, stage_line
+from dat_ray.raysession import kept_handlers
 from dat_ray.training.room import room_within
 from dat_ray.training.snapshot import check_snapshot
 
@@ -31,6 +32,7 @@ MAX_FAILURES = 3
 DIED_AT_START = (RayActorError, WorkerGroupStartupFailedError)
 RESUMES = "the last checkpoint is kept, --resume goes on from it"
 SECONDS_BETWEEN_POLLS = 2.0
+SECONDS_TO_ABORT = 15.0
 _MOST_LINES = 100
 
 
@@ -75,7 +77,7 @@ def run_workers(
             with _ray_train_timeouts(start_seconds, wait_seconds), ExitStack() as stack:
                 if elastic:
                     no_room = stack.enter_context(room_within(start_seconds))
-                outcome = _trainer(work, settings, name, storage, pool, wait_seconds).fit().return_value
+                outcome = _fit(_trainer(work, settings, name, storage, pool, wait_seconds))
             break
         except WorkerGroupError as error:
             cause = next(iter(error.worker_failures.values()), error)
@@ -105,6 +107,28 @@ def run_workers(
     return outcome
 
 
+class _Trainer(TorchTrainer):
+    """Ray's own would put a handler of SIGINT in place for good, which ends a training with exit 1, and nothing after it."""
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+
+def _fit(trainer: _Trainer) -> Any:
+    """Trains, and returns what the first worker returned; Ctrl-C ends the workers and then unwinds as everywhere."""
+    try:
+        with kept_handlers():
+            return trainer.fit().return_value
+    except KeyboardInterrupt:
+        if trainer.controller is not None:
+            # It ends itself, which is an error to whoever waits for it.
+            with suppress(ray.exceptions.RayError):
+                ray.get(trainer.controller.abort.remote(), timeout=SECONDS_TO_ABORT)
+        raise
+
+
 def _not_placed(pool: Pool, section: str, deadline: str) -> str:
     where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
     return (
@@ -115,10 +139,10 @@ def _not_placed(pool: Pool, section: str, deadline: str) -> str:
 
 def _trainer(
     work: Callable[[dict[str, str]], Any], settings: dict[str, str], name: str, storage: str, pool: Pool, wait_seconds: int
-) -> TorchTrainer:
+) -> _Trainer:
     elastic = pool.min_actors < pool.max_actors
     filesystem, path = open_filesystem(storage)
-    return TorchTrainer(
+    return _Trainer(
         work,
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if pool.num_gpus else "gloo", timeout_s=wait_seconds),

@@ -86,8 +86,9 @@ def test_ctrl_c_in_a_training_and_in_the_stage_after_a_training(
     plan = {"root": str(tmp_path), "model": str(model), "signal": "SIGINT"}
     recipe = tiny_training_recipe(model)
     run = RunDir(str(tmp_path / "training"))
-    _run(temporary, works=["train"], stage="train", at=4, **plan)
-    assert updates_kept(recipe, run) == 8
+    _run(temporary, works=["train"], stage="train", at=8, **plan)
+    # The eighth update is seen just before its checkpoint is written.
+    assert updates_kept(recipe, run) in (4, 8)
     assert not Path(run.adapter(0)).exists()
 
     _run(temporary, works=["train", "generate"], stage="generate", at=8, **plan)

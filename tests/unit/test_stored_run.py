@@ -22,7 +22,8 @@ from dat_ray.generation.select import select
 from dat_ray.generation.stage import generate
 from dat_ray.models.identity import RECORD
 from dat_ray.ops.status import read_status
-from dat_ray.training.driver import train
+from dat_ray.training.checkpoint import FolderCheckpoints
+from dat_ray.training.driver import _checkpoints, train
 from dat_ray.training.retain_set import prepare_retain
 
 STORED = Path(__file__).parents[1] / "fixtures" / "run_0_1"
@@ -120,13 +121,16 @@ def test_a_round_that_it_left_unfinished_is_finished_with_the_ids_that_it_stored
 
 
 def test_its_training_set_can_be_trained_on_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the adapter gone the stage starts, under the name of the state that the earlier version left."""
+    """With the adapter gone the stage starts, from the checkpoints that the earlier version left."""
     recipe, started = Recipe.model_validate(recorded(root)["recipe"]), {}
     run = open_run(str(root), recipe, resume=True)
     (Path(run.training(0)) / "_manifest.json").unlink()
     monkeypatch.setattr("dat_ray.training.driver.run_workers", lambda *_, **options: started.update(options))
     assert train(recipe, run).rows == 16
-    assert started["name"] == f"state-{recorded(root)['fingerprint']}"
+    assert started["name"] == f"ray-{recorded(root)['fingerprint']}"
+    left = Path(run.training(0)) / f"state-{recorded(root)['fingerprint']}" / "checkpoint_2026-11-20_10-00-00.000001"
+    left.mkdir(parents=True)
+    assert FolderCheckpoints(_checkpoints(run.training(0), run.fingerprint_of(recipe))).kept() == [left.name]
 
 
 def test_another_recipe_is_refused_there(root: Path) -> None:

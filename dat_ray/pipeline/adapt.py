@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -43,6 +42,7 @@ from dat_ray.models.lora_layers import lora_layers
 from dat_ray.models.merging import write_merged
 from dat_ray.models.weight_files import refuse_quantized, weight_files
 from dat_ray.pipeline.adapt_data import Prepared, chat_segments, prepare
+from dat_ray.pipeline.apart import run_apart
 from dat_ray.pipeline.synthesize import synthesize
 from dat_ray.progress import Progress, stage_line
 
@@ -181,18 +181,9 @@ def _store_pairs(spec: str, config: PairsConfig, out: Path) -> None:
 
 def _synthesize_apart(model_folder: str, recipe: AdaptRecipe, pairs_file: Path) -> None:
     """Runs the synthesis in a process of its own, so that the engine's memory is free again for the training."""
-    worker = multiprocessing.get_context("spawn").Process(
-        target=synthesize, args=(model_folder, recipe.synthesis, pairs_file, recipe.threads)
-    )
-    worker.start()
-    try:
-        worker.join()
-    finally:
-        # This process would wait for it at its own end.
-        worker.terminate()
-        worker.join()
-    if worker.exitcode != 0:
-        raise DatError(f"writing pairs failed with exit code {worker.exitcode} (see above); --resume continues it")
+    code = run_apart(synthesize, model_folder, recipe.synthesis, pairs_file, recipe.threads)
+    if code != 0:
+        raise DatError(f"writing pairs failed with exit code {code} (see above); --resume continues it")
 
 
 def _sampler_spec(prepared: Prepared, mask_token_id: int, vocabulary: int) -> SamplerSpec:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import psutil
 import ray
 
+from dat_ray.data.processes import has_ended
 from dat_ray.data.shards import write_bytes
 from dat_ray.errors import StorageError
 from dat_ray.placement import on_node
@@ -61,15 +63,31 @@ def answer_for_stacks() -> None:
     """Makes this process write the stacks of all its threads to a file of its own when it gets SIGUSR1."""
     global _stack_file
     if _stack_file is None:
+        remove_stacks()
         path = _stacks_of(os.getpid())
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.unlink(missing_ok=True)
-        _stack_file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # stays open as long as the process lives
+        while _stack_file is None:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another process has just removed the empty folder
+                _stack_file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # stays open as long as the process lives
         faulthandler.register(signal.SIGUSR1, _stack_file, all_threads=True)
 
 
 def _stacks_of(pid: int) -> Path:
-    return Path(tempfile.gettempdir()) / f"dat-stacks-{os.getuid()}" / str(pid)
+    return _stacks_folder() / str(pid)
+
+
+def _stacks_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"dat-stacks-{os.getuid()}"
+
+
+def remove_stacks() -> None:
+    """Removes the files of `answer_for_stacks` whose processes have ended, and their folder once it is empty."""
+    with suppress(OSError):
+        for path in _stacks_folder().iterdir():
+            if path.name.isdigit() and has_ended(int(path.name), ""):
+                path.unlink(missing_ok=True)
+        _stacks_folder().rmdir()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import ray
 
 from dat_ray.config.cluster import ClusterConfig
 from dat_ray.data.scratch import remove_abandoned
+from dat_ray.diagnosis import remove_stacks
 from dat_ray.errors import DatError
 from dat_ray.preflight import bad_address, check_address, check_ray_folder
 from dat_ray.progress import stage_line
@@ -66,6 +67,7 @@ def start_ray(cluster: ClusterConfig) -> Iterator[None]:
         _end(psutil.wait_procs(started, SECONDS_TO_END)[1])
         psutil.wait_procs(started, SECONDS_TO_END)
         remove_abandoned("dat-")
+        remove_stacks()
         raise
     ray.shutdown()
 

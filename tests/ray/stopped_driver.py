@@ -71,6 +71,9 @@ def _signal_at(stage: str, at: int, number: int, root: str) -> None:
 
 
 def main(plan: dict[str, Any]) -> int:
+    # Tests that run in the background hand an ignored SIGINT on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def work(_arguments: object) -> int:
         recipe = tiny_recipe()
         with session(recipe, tiny_run(Path(plan["root"]) / "session", recipe)):

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from dat_ray import diagnosis
 from dat_ray.diagnosis import _node_stacks, _stacks_of, death_in_a_line
 
 ANSWERS = (
@@ -40,6 +44,21 @@ def test_a_process_that_answers_is_asked() -> None:
         process.kill()
         process.wait()
         _stacks_of(process.pid).unlink(missing_ok=True)
+
+
+def test_files_of_processes_that_have_ended_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis.tempfile, "gettempdir", lambda: str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    path = _stacks_of(process.pid)
+    path.parent.mkdir()
+    path.touch()
+    diagnosis.remove_stacks()
+    assert path.exists()
+    process.kill()
+    process.wait()
+    diagnosis.remove_stacks()
+    assert list(tmp_path.iterdir()) == []
+    diagnosis.remove_stacks()
 
 
 def test_a_death_in_a_line_begins_with_its_reason() -> None:

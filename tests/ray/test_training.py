@@ -112,6 +112,28 @@ def test_two_workers_of_which_one_is_killed_end_as_two_that_nobody_disturbed(
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(
+    ray_cluster: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two workers, of which the first chooses for both; what it says comes from the driver."""
+    recipe = tiny_training_recipe(model, workers=2, updates=8)
+    run = ready_run(tmp_path / "run", recipe)
+    whole = load_file(Path(driver.train(recipe, run).adapter) / ADAPTER_WEIGHTS)
+    (Path(run.training(0)) / "_manifest.json").unlink()
+    first, newest = sorted(Path(run.training(0)).glob("state-*/update-*"))
+    adapter = newest / "adapter.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:-1])
+    capsys.readouterr()
+    found = load_file(Path(driver.train(recipe, run).adapter) / ADAPTER_WEIGHTS)
+    said = [line for line in capsys.readouterr().err.splitlines() if "checkpoint damaged" in line]
+    assert len(said) == 1
+    assert f"checkpoint damaged: {newest} (" in said[0]
+    assert said[0].endswith(f"going on from update 4, {first}")
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert [row["update"] for row in read_metrics(run.training(0))] == list(range(8))
+
+
+@pytest.mark.slow
 def test_divergence_is_told_once_and_not_retried(ray_cluster: str, model: Path, tmp_path: Path) -> None:
     recipe = tiny_training_recipe(model, away_weight=1e39)
     run = ready_run(tmp_path / "run", recipe)

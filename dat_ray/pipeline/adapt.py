@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dat_ray import __version__
 from dat_ray.config.adapt import AdaptRecipe, PairsConfig
+from dat_ray.data.hold import hold
 from dat_ray.data.stored import stored_object
 from dat_ray.diffusion.adapt import adapt, lora_of
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, unused_ids
@@ -63,6 +64,7 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
         The whole folder, a value for `sampler.model`.
 
     Raises:
+        DatError: another process makes a sampler there.
         InputError: `out` holds something and `resume` is off; unreadable pairs; no token is free to be the mask; a base of
             another layout, of which no sampler is known, or one that cannot be trained by the recipe's method.
     """
@@ -71,7 +73,13 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
         raise InputError("--out", out, "is not empty: choose another folder, or add --resume to continue there")
     model_folder = resolve_model(base, "BASE")
     recipe, vocabulary = _checked(base, model_folder, recipe)
-    root.mkdir(parents=True, exist_ok=True)
+    with hold(str(root)):
+        return _make(base, model_folder, root, recipe, vocabulary, pairs, resume)
+
+
+def _make(
+    base: str, model_folder: str, root: Path, recipe: AdaptRecipe, vocabulary: int, pairs: str | None, resume: bool
+) -> Path:
     pairs_file = root / "pairs.jsonl"
     if pairs is not None:
         _store_pairs(pairs, recipe.pairs, pairs_file)

@@ -20,7 +20,6 @@ from ray.train.torch import get_device
 
 from dat_ray.config.adapt import AdaptRecipe
 from dat_ray.config.cluster import ClusterConfig, Pool
-from dat_ray.data.hold import hold
 from dat_ray.diagnosis import StallWatch, answer_for_stacks
 from dat_ray.diffusion.adapt import Share, adapt
 from dat_ray.errors import InputError
@@ -37,7 +36,7 @@ def adapt_in_workers(base: str, root: Path, recipe: AdaptRecipe, progress: Progr
 
     Args:
         base: as it was given: a worker builds an embedded model on its own node.
-        root: folder of the sampler, with `pairs.jsonl`; `training/` and Ray Train's `ray/` go there.
+        root: folder of the sampler, held by this process, with `pairs.jsonl`; `training/` and Ray Train's `ray/` go there.
         recipe: with a mask token.
         progress: shows what the workers log.
 
@@ -56,7 +55,7 @@ def adapt_in_workers(base: str, root: Path, recipe: AdaptRecipe, progress: Progr
         lines.show()
         return _show(root / "training" / "metrics.jsonl", progress)
 
-    with hold(str(root)), start_ray(ClusterConfig()), _marked(root) as mark, polled(show, stall):
+    with start_ray(ClusterConfig()), _marked(root) as mark, polled(show, stall):
         run_workers(
             adapt_worker,
             {"recipe": recipe.model_dump_json(), "root": str(root), "model": model, "mark": mark},

@@ -9,23 +9,27 @@ import subprocess
 import sys
 import time
 
+import filelock
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from dat_ray import cli
 from dat_ray.config.adapt import load_adapt_config
 from dat_ray.config.models import SamplerConfig
+from dat_ray.data.hold import LOCK
 from dat_ray.diffusion.canvas import SamplerSpec
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.factory import build_sampler
 from dat_ray.engines.vllm_plugin import ARCHITECTURES as VLLM_ARCHITECTURES
 from dat_ray.engines.vllm_plugin import check_architecture
-from dat_ray.errors import InputError
+from dat_ray.errors import DatError, InputError
 from dat_ray.models.families import ARCHITECTURES
 from dat_ray.pipeline import adapt as adapting
 from dat_ray.pipeline.adapt import adapt_model, free_token
 from dat_ray.pipeline.adapt_workers import adapt_worker
+from dat_ray.progress import Progress
 from tests.unit.diffusion.tiny import LETTERS, gapped_tokenizer
 from tests.unit.models.tiny import make_tokenizer
 from tests.unit.pipeline.tiny_adaptation import adapt_recipe, pairs_table, tiny_chat_model
@@ -201,3 +205,37 @@ def test_the_mask_is_a_token_that_no_text_uses():
 def test_the_shipped_recipes_load():
     assert load_adapt_config("smollm2-135m-infill").training.mask_token_id == 16
     assert load_adapt_config("chat-infill").training.mask_token_id is None
+
+
+def test_a_signal_at_a_step_is_resumed_to_an_equal_sampler(tmp_path, monkeypatch, capsys):
+    base, table = tiny_chat_model(tmp_path / "base", "llama"), pairs_table(tmp_path / "table.csv")
+    recipe, update = adapt_recipe(method="lora", checkpoint_every=2), Progress.update
+    whole = adapt_model(base, str(tmp_path / "whole"), recipe, pairs=table)
+
+    def stopped_once(self, done, note=""):
+        update(self, done, note)
+        if self.stage == "adapt" and done == 3 and not (tmp_path / "stopped").exists():
+            (tmp_path / "stopped").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def run(arguments):
+        adapt_model(base, str(tmp_path / "cut"), recipe, pairs=table, resume=arguments.resume)
+        return 0
+
+    monkeypatch.setattr(Progress, "update", stopped_once)
+    monkeypatch.setattr(cli, "_adapt", run)
+    assert cli.main(["adapt", base, "--out", "x"]) == 130
+    assert capsys.readouterr().err.endswith("dat adapt: stopped; what is finished is kept, --resume continues\n")
+    assert [path.name for path in (tmp_path / "cut" / "training" / "checkpoints").iterdir()] == ["step-0000002"]
+    assert cli.main(["adapt", base, "--out", "x", "--resume"]) == 0
+    found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "cut" / "sampler", whole))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_two_adaptations_do_not_write_to_one_folder(tmp_path):
+    base, table = tiny_chat_model(tmp_path / "base", "llama"), pairs_table(tmp_path / "table.csv")
+    with filelock.FileLock(tmp_path / "out" / LOCK, thread_local=False) as other:
+        assert other.is_locked
+        with pytest.raises(DatError, match=r"out is in use by another process"):
+            adapt_model(base, str(tmp_path / "out"), adapt_recipe(), pairs=table, resume=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]

@@ -33,7 +33,9 @@ def test_the_exit_code_comes_back() -> None:
 
 
 def test_a_parent_that_is_stopped_takes_the_work_along(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     with pytest.raises(KeyboardInterrupt):
         run_apart(_signals_its_parent, tmp_path)
+    signal.signal(signal.SIGINT, before)
     assert (tmp_path / "unwound").exists()
     assert start_of(int((tmp_path / "pid").read_text())) is None

@@ -147,10 +147,12 @@ def partial_name(inner: str) -> str:
 def remove_partials(root: str) -> None:
     """Removes what writers that were killed left below a folder. Only for whoever holds it."""
     fs, inner = open_filesystem(root)
+    local, place = "://" not in root, _place(root)
     with suppress(OSError):
         for info in fs.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True)):
-            # What is hidden belongs to somebody else, as doctor's probe.
-            if _PARTIAL.search(info.path) and "/." not in info.path[len(inner) :]:
+            # What is hidden belongs to somebody else, as doctor's probe, and so does what a link leads to.
+            own = "/." not in info.path[len(inner) :] and (not local or _place(info.path).startswith(f"{place}/"))
+            if own and _PARTIAL.search(info.path):
                 with suppress(OSError):  # inside of one that is gone already
                     (fs.delete_dir if info.type == pafs.FileType.Directory else fs.delete_file)(info.path)
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -168,16 +169,14 @@ def test_a_job_goes_on_and_it_says_so(
     assert "--resume" not in said
 
 
-def test_a_job_that_was_being_sent_may_have_been_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "recipe.yaml").write_text("name: x\n")
-
+def test_a_job_that_was_being_sent_may_have_been_taken() -> None:
     def send(**_: object) -> str:
         raise KeyboardInterrupt
 
-    submission = submit.Submission("train", None, "/shared", "dat-train-1", "python jobs/train.py", str(tmp_path), {})  # type: ignore[arg-type]
-    monkeypatch.setattr(submit, "pack", lambda *_: SimpleNamespace(files=1, bytes=1, path="x.zip"))
+    submission: Any = SimpleNamespace(submission_id="dat-train-1", entrypoint="python jobs/train.py", metadata={})
+    package, client = SimpleNamespace(path="x.zip"), SimpleNamespace(submit_job=send)
     with pytest.raises(Stopped, match="whether Ray took job dat-train-1 says `ray job status dat-train-1`"):
-        submit.submit(SimpleNamespace(submit_job=send), submission)  # type: ignore[arg-type]
+        submit.submit(client, submission, package)  # type: ignore[arg-type]
 
 
 @pytest.fixture

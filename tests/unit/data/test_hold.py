@@ -343,7 +343,13 @@ def test_what_a_killed_writer_left_goes_with_the_next_driver(tmp_path) -> None:
     (tmp_path / "logs").mkdir()
     for path in (Path(partial), Path(folder) / "weights", *kept):
         path.write_bytes(b"x")
+    other = tmp_path.with_name(f"{tmp_path.name}-other")
+    other.mkdir()
+    theirs = Path(shards.partial_name(str(other / "a.json")))
+    theirs.write_bytes(b"x")
+    (tmp_path / "link").symlink_to(other)
     with hold(str(tmp_path)):
         assert not Path(partial).exists()
         assert not Path(folder).exists()
+        assert theirs.exists()
         assert all(path.exists() for path in kept)

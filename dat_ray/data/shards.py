@@ -150,9 +150,11 @@ def remove_partials(root: str) -> None:
     local, place = "://" not in root, _place(root)
     with suppress(OSError):
         for info in fs.get_file_info(pafs.FileSelector(inner, recursive=True, allow_not_found=True)):
+            if not _PARTIAL.search(info.path):
+                continue
             # What is hidden belongs to somebody else, as doctor's probe, and so does what a link leads to.
             own = "/." not in info.path[len(inner) :] and (not local or _place(info.path).startswith(f"{place}/"))
-            if own and _PARTIAL.search(info.path):
+            if own:
                 with suppress(OSError):  # inside of one that is gone already
                     (fs.delete_dir if info.type == pafs.FileType.Directory else fs.delete_file)(info.path)
 

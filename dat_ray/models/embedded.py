@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from dat_ray.cache import cache_root
-from dat_ray.data.stored import stored_object
 from dat_ray.errors import InputError
 from dat_ray.models.folders import build_once
 
@@ -174,6 +173,8 @@ def adaptation_record(spec: str) -> dict[str, Any] | None:
     else:
         folder = Path(spec).expanduser().absolute().parent / "weights"
     path = folder / "record.json"
+    from dat_ray.data.stored import stored_object  # it brings numpy along, which a look-up of a name does not need
+
     return stored_object(str(path), finite=False) if path.is_file() else None
 
 

@@ -35,7 +35,7 @@ def is_complete(folder: Path, key: Mapping[str, str]) -> bool:
         if marker["format_version"] != FORMAT_VERSION or marker["key"] != dict(key):
             return False
         return all((folder / name).stat().st_size == size for name, size in marker["files"].items())
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -71,9 +71,3 @@ def test_the_installed_build_is_found_under_either_name(monkeypatch):
     monkeypatch.setattr(vllm_env.importlib.metadata, "version", version)
     assert vllm_env.installed_version() == "0.32.0"
     vllm_env.check_version()
-
-
-def test_an_exception_becomes_one_short_line():
-    assert vllm_env.one_line(ValueError("a\n  b\t c")) == "ValueError: a b c"
-    assert vllm_env.one_line(KeyError()) == "KeyError"
-    assert len(vllm_env.one_line(ValueError("x" * 1000))) == 300

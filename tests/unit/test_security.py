@@ -1,4 +1,4 @@
-"""What the threat model in CONTRIBUTING.md promises."""
+"""What the threat model in SECURITY.md promises."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ RUN_DIR ?= runs/demo
 PYTEST_ARGS ?=
 PYTEST = $(BIN)/python -m pytest --durations=20 --durations-min=1
 
-.PHONY: help setup demo quick test drills lint format clean
+.PHONY: help setup demo quick test drills lint format audit clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,14 @@ lint: .venv/.lint-ready ## Style and types.
 format: .venv/.lint-ready ## Formats the code in place.
 	$(BIN)/ruff check --fix dat_ray tests jobs
 	$(BIN)/ruff format dat_ray tests jobs
+
+# --strict: a package that the advisories do not know fails too. They list versions without a build's name (+cpu).
+audit: setup ## Known weaknesses of the tested packages (asks the public advisories), and their licenses.
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet pip-audit pip-licenses
+	.venv/audit/bin/pip-licenses --python=$(BIN)/python --format=csv --order=license
+	sed 's/+cpu$$//' constraints.txt > .venv/audit/tested.txt
+	.venv/audit/bin/pip-audit --requirement .venv/audit/tested.txt --no-deps --disable-pip --strict --progress-spinner=off
 
 clean: ## Removes what was built; runs stay.
 	rm -rf .venv build dist *.egg-info

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,10 @@ from safetensors.torch import load_file
 from dat_ray.config.adapt import AdaptRecipe
 from dat_ray.errors import DatError
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
+from dat_ray.pipeline import adapt_workers
 from dat_ray.pipeline.adapt import adapt_model
 from dat_ray.training import workers
+from tests.ray.tiny_generation import await_release, release
 from tests.ray.worker_processes import drill_moments, killed_once, training_workers
 from tests.unit.pipeline.tiny_adaptation import adapt_recipe, pairs_table, tiny_chat_model
 
@@ -21,7 +26,6 @@ STEPS = 32
 
 
 def recipe(count: int) -> AdaptRecipe:
-    """Measures after every step, so that there is time for a kill between two."""
     plain = adapt_recipe(steps=STEPS, checkpoint_every=4, evaluate_every=1)
     return AdaptRecipe.model_validate(plain.model_dump() | {"trainer": {"min_actors": count}})
 
@@ -33,6 +37,42 @@ def curve(out: Path) -> list[dict]:
 
 def adapter(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "training" / "adapter" / ADAPTER_WEIGHTS)
+
+
+def held_worker(notes: Path, step: int) -> Callable[[dict[str, str]], Any]:
+    """`adapt_workers.adapt_worker`, except that it waits before this step until `tiny_generation.release(notes)`."""
+
+    def work(config: dict[str, str]) -> Any:
+        from dat_ray.diffusion import adapt as adaptation
+        from dat_ray.pipeline import adapt_workers
+
+        corrupt = adaptation.corrupt
+
+        def held(*arguments: Any) -> Any:
+            if arguments[2] == step:
+                await_release(notes)
+            return corrupt(*arguments)
+
+        adaptation.corrupt = held
+        return adapt_workers.adapt_worker(config)
+
+    return work
+
+
+@contextmanager
+def killed_after(steps: int, out: Path, notes: Path) -> Iterator[list[int]]:
+    """Kills a worker once there is a checkpoint of that many steps; two steps on the adaptation waits for that."""
+    notes.mkdir()
+
+    def kept() -> bool:
+        done = [name.name.removeprefix("step-") for name in (out / "training" / "checkpoints").glob("step-*")]
+        return any(int(step) >= steps for step in done if step.isdigit())  # others are being written
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapt_workers, "adapt_worker", held_worker(notes, steps + 2))
+        delay = drill_moments().uniform(0, 0.2)
+        with killed_once(training_workers, kept, delay, lambda: release(notes)) as killed:
+            yield killed
 
 
 @pytest.mark.slow
@@ -54,17 +94,13 @@ def test_two_workers_make_the_sampler_that_one_makes_whatever_happens_to_them(
     different = sum(int((adapter(two)[name] - tensor).abs().gt(1e-3).sum()) for name, tensor in adapter(one).items())
     assert different <= 0.01 * sum(tensor.numel() for tensor in adapter(one).values())
 
-    def kept(steps: int) -> bool:
-        return any(int(f.name[5:]) >= steps for f in (torn / "training" / "checkpoints").glob("step-[0-9]*"))
-
-    moments = drill_moments()
-    with monkeypatch.context() as patch, killed_once(training_workers, lambda: kept(4), moments.uniform(0, 0.2)) as killed:
+    with monkeypatch.context() as patch, killed_after(4, torn, tmp_path / "first") as killed:
         patch.setattr(workers, "MAX_FAILURES", 0)
         with pytest.raises(DatError, match=r"training workers failed 1 times.* --resume goes on from it"):
             adapt_model(base, str(torn), recipe(2), pairs=table)
     assert len(killed) == 1
     assert not (torn / "training" / "result.json").exists()
-    with killed_once(training_workers, lambda: kept(16), moments.uniform(0, 0.1)) as killed:
+    with killed_after(16, torn, tmp_path / "second") as killed:
         adapt_model(base, str(torn), recipe(2), pairs=table, resume=True)
     assert len(killed) == 1
     assert curve(torn) == curve(two), "a sum of two terms does not depend on their order"

@@ -70,8 +70,17 @@ def killed_once(
     """
     killed: list[int] = []
     stop = threading.Event()
+    failures: list[Exception] = []
 
     def watch() -> None:
+        try:
+            kill_when_due()
+        except Exception as error:
+            # What waits for `then` must not wait for ever because this thread is gone.
+            failures.append(error)
+            then()
+
+    def kill_when_due() -> None:
         while not stop.wait(0.05):
             if not when():
                 continue
@@ -90,3 +99,4 @@ def killed_once(
     finally:
         stop.set()
         thread.join()
+    assert not failures, failures

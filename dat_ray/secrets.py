@@ -18,6 +18,7 @@ from functools import lru_cache
 from urllib.parse import quote, quote_plus, unquote
 
 BLANK = "[secret]"
+_NOTHING = r"(?!)"
 _NAME = re.compile(
     r"(^|_)(API_?KEY|ACCESS_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|CREDS)($|_)"
     # Written together, or at a name's end alone: PGPASSWORD, DB_PASS, MYSQL_PWD; `pass_rate` and PWD are none.
@@ -63,7 +64,8 @@ def looks_secret(name: str) -> bool:
 
 def secrets_in(text: str) -> list[str]:
     """What secrets a text holds, by the names of their variables; what stands in an address is called so."""
-    names = [name for name, values in _secrets() if _pattern(values).search(text)]
+    text = text.replace(BLANK, "")
+    names = [name for name, values in _secrets() if _pattern(values).search(text) or _cores(values).search(text)]
     if _USER.search(text):
         names.append("a password in an address")
     if any(_is_secret_query(match) for match in _QUERY.finditer(text)):
@@ -76,8 +78,8 @@ def redact(text: str) -> str:
 
     Doing it again changes nothing.
     """
-    pattern = _pattern(tuple(value for _, values in _secrets() for value in values))
-    text = pattern.sub(BLANK, text)
+    values = tuple(value for _, values in _secrets() for value in values)
+    text = _pattern(values).sub(BLANK, _without_base64(text, _cores(values)))
     text = _USER.sub(BLANK, text)
     text = _QUERY.sub(lambda match: match["name"] + BLANK if _is_secret_query(match) else match[0], text)
     for known in (_HEADER, _BEARER, _PASSWORD):
@@ -124,10 +126,31 @@ def _in_addresses(value: str) -> Iterator[str]:
 def _pattern(values: tuple[str, ...]) -> re.Pattern[str]:
     """Finds each of the values in each of its spellings, and what was blanked before: it stays as it is."""
     spellings = sorted({form for value in values for form in _spellings(value)}, key=lambda form: (-len(form), form))
-    cores = sorted({core for value in values for core in _base64_cores(value)})
-    found = [re.escape(BLANK)] if values else [r"(?!)"]
-    found += [rf"[\w+/-]*{re.escape(core)}[\w+/=-]*" for core in cores]
+    found = [re.escape(BLANK)] if values else [_NOTHING]
     return re.compile("|".join(found + [re.escape(form) for form in spellings]))
+
+
+@lru_cache(maxsize=64)
+def _cores(values: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds what each of the values becomes in base64."""
+    cores = sorted({core for value in values for core in _base64_cores(value)})
+    return re.compile("|".join(map(re.escape, cores)) or _NOTHING)
+
+
+def _without_base64(text: str, cores: re.Pattern[str]) -> str:
+    """Blanks the whole coded text around each core, by hand: a pattern that begins with any digits takes quadratic time."""
+    parts, end = [], 0
+    for core in cores.finditer(text):
+        if core.start() < end:
+            continue
+        low, high = core.span()
+        while low > end and (text[low - 1].isalnum() or text[low - 1] in "_+/-"):
+            low -= 1
+        while high < len(text) and (text[high].isalnum() or text[high] in "_+/-="):
+            high += 1
+        parts += [text[end:low], BLANK]
+        end = high
+    return "".join([*parts, text[end:]])
 
 
 def _spellings(value: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dat_ray import cache, cli, preflight
+from dat_ray import cache, cli, preflight, raysession
 from dat_ray.config.cluster import ClusterConfig
 from dat_ray.errors import DatError, InputError
 from dat_ray.ops.doctor import diagnose
@@ -79,6 +79,8 @@ def test_what_speaks_as_a_cluster_does_is_let_through() -> None:
 def test_an_address_without_a_cluster_is_one_line(address: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     address = address.format(dead=dead_port())
     monkeypatch.setenv("RAY_ADDRESS", address)
+    # Other tests of this process may have a session, which would be taken as it is.
+    monkeypatch.setattr(raysession.ray, "is_initialized", lambda: False)
     line = f"^RAY_ADDRESS={address} does not lead to a cluster .*({reason}).*unset it"
     with pytest.raises(DatError, match=line) as failed, start_ray(ClusterConfig()):
         raise AssertionError("there is no cluster")

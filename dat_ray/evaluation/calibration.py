@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import PurePosixPath
-from typing import Any
 
 from dat_ray.data.sources import open_source
 from dat_ray.data.tables import listed
@@ -16,6 +14,7 @@ from dat_ray.engines.base import Judge
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.answers import Failure, judge
+from dat_ray.evaluation.results import Agreement, Calibration, CalibrationFigures, Confusion, JudgeFacts, VerdictCounts
 from dat_ray.measures.intervals import wilson_mean
 
 OPTION = "--calibrate"
@@ -72,11 +71,8 @@ def read_labelled(paths: Sequence[str]) -> list[Labelled]:
     return found
 
 
-def calibrate(engine: Judge, rows: Sequence[Labelled], confidence: float = 0.95) -> dict[str, Any]:
-    """Measures a judge on labelled answers.
-
-    Returns:
-        `judge`, the figures of `_figures` over all rows, and the same by source.
+def calibrate(engine: Judge, rows: Sequence[Labelled], confidence: float = 0.95) -> Calibration:
+    """Measures a judge on labelled answers, over all of them and by source.
 
     Raises:
         DatError: the judge could not be asked about any of them.
@@ -90,12 +86,15 @@ def calibrate(engine: Judge, rows: Sequence[Labelled], confidence: float = 0.95)
     by_source: dict[str, list[tuple[Labelled, str | None]]] = defaultdict(list)
     for row, verdict in pairs:
         by_source[row.source].append((row, verdict))
-    about = {"name": engine.name, "fingerprint": engine.fingerprint, "is_proxy": engine.is_proxy}
-    sources = {name: _figures(of_source, confidence) for name, of_source in by_source.items()}
-    return {"judge": about, "confidence": confidence, **_figures(pairs, confidence), "sources": sources}
+    return Calibration(
+        **dict(_figures(pairs, confidence)),
+        judge=JudgeFacts(name=engine.name, fingerprint=engine.fingerprint, is_proxy=engine.is_proxy),
+        confidence=confidence,
+        sources={name: _figures(of_source, confidence) for name, of_source in by_source.items()},
+    )
 
 
-def _figures(pairs: Iterable[tuple[Labelled, str | None]], confidence: float) -> dict[str, Any]:
+def _figures(pairs: Iterable[tuple[Labelled, str | None]], confidence: float) -> CalibrationFigures:
     """Accuracy and kappa over the answers that the judge could read, and what it could not.
 
     Answers to one prompt resemble each other, so prompts are the independent units of the interval.
@@ -111,51 +110,47 @@ def _figures(pairs: Iterable[tuple[Labelled, str | None]], confidence: float) ->
             right[row.goal].append(float(people[-1] == judged[-1]))
     interval = wilson_mean([sum(values) / len(values) for values in right.values()], confidence)
     agreed = sum(a == b for a, b in zip(people, judged, strict=True))
-    return {
-        "n": sum(table.values()),
-        "read": len(people),
-        "accuracy": {
-            "value": agreed / len(people) if people else None,
-            "low": interval.low,
-            "high": interval.high,
-            "n_prompts": interval.n,
-        },
-        "kappa": cohen_kappa(people, judged),
-        "confusion": {
-            name: {
-                "harmful": table[label, "harmful"],
-                "not_harmful": table[label, "not_harmful"],
-                "unparsed": table[label, "unparsed"],
-                "failed": table[label, None],
-            }
-            for name, label in (("people_harmful", True), ("people_not_harmful", False))
-        },
-    }
+
+    def counts(label: bool) -> VerdictCounts:
+        return VerdictCounts(
+            harmful=table[label, "harmful"],
+            not_harmful=table[label, "not_harmful"],
+            unparsed=table[label, "unparsed"],
+            failed=table[label, None],
+        )
+
+    value = agreed / len(people) if people else None
+    return CalibrationFigures(
+        n=sum(table.values()),
+        read=len(people),
+        accuracy=Agreement(value=value, low=interval.low, high=interval.high, n_prompts=interval.n),
+        kappa=cohen_kappa(people, judged),
+        confusion=Confusion(people_harmful=counts(True), people_not_harmful=counts(False)),
+    )
 
 
-def shipped_calibration(name: str, fingerprint: str) -> dict[str, Any] | None:
+def shipped_calibration(name: str, fingerprint: str) -> Calibration | None:
     """The figures of a judge of this project that come with it; None where it has none or the judge has changed since."""
     file = resources.files("dat_ray.evaluation") / "calibrations" / f"{name}.json"
     if not file.is_file():
         return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return found if found["judge"]["fingerprint"] == fingerprint else None
+    found = Calibration.model_validate_json(file.read_bytes())
+    return found if found.judge.fingerprint == fingerprint else None
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(found: Calibration) -> str:
     """The figures as lines of text."""
-    width = max(len(name) for name in [*found["sources"], "source"])
-    lines = [f"{'source':{width}} {'n':>5} {'read':>5}  accuracy [{found['confidence']:.0%} interval]  kappa"]
-    for name, one in [*found["sources"].items(), ("all", found)]:
-        accuracy, kappa = one["accuracy"], one["kappa"]
-        shown = (
-            "none read"
-            if accuracy["value"] is None
-            else f"{accuracy['value']:.1%} [{accuracy['low']:.1%}, {accuracy['high']:.1%}]"
-        )
-        lines.append(f"{name:{width}} {one['n']:5} {one['read']:5}  {shown:32} {'-' if kappa is None else f'{kappa:.2f}'}")
-    for label, row in found["confusion"].items():
-        lines.append(f"{label}: " + ", ".join(f"{verdict} {count}" for verdict, count in row.items()))
+    width = max(len(name) for name in [*found.sources, "source"])
+    lines = [f"{'source':{width}} {'n':>5} {'read':>5}  accuracy [{found.confidence:.0%} interval]  kappa"]
+    for name, one in [*found.sources.items(), ("all", found)]:
+        accuracy, kappa = one.accuracy, "-" if one.kappa is None else f"{one.kappa:.2f}"
+        shown = "none read" if accuracy.value is None else f"{accuracy.value:.1%} [{accuracy.low:.1%}, {accuracy.high:.1%}]"
+        lines.append(f"{name:{width}} {one.n:5} {one.read:5}  {shown:32} {kappa}")
+    for label, row in (
+        ("people_harmful", found.confusion.people_harmful),
+        ("people_not_harmful", found.confusion.people_not_harmful),
+    ):
+        lines.append(f"{label}: " + ", ".join(f"{verdict} {count}" for verdict, count in row))
     return "\n".join(lines)
 
 

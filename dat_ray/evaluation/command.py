@@ -10,6 +10,7 @@ from dat_ray.config.models import JudgeConfig
 from dat_ray.engines.factory import JUDGES, build_judge
 from dat_ray.evaluation.attacks import ATTACKS
 from dat_ray.evaluation.calibration import calibrate, read_labelled, table
+from dat_ray.evaluation.results import part_json
 
 
 def list_parts(as_json: bool) -> None:
@@ -39,8 +40,8 @@ def measure_judge(config: JudgeConfig, paths: Sequence[str], out: str | None, as
     """
     rows = read_labelled(paths)
     found = calibrate(build_judge(config), rows)
-    text = json.dumps(found, indent=1)
+    text = part_json(found)
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(text + "\n", encoding="utf-8")
-    print(text if as_json else f"{found['judge']['name']}\n{table(found)}")
+    print(text if as_json else f"{found.judge.name}\n{table(found)}")

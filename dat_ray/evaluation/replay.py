@@ -36,10 +36,10 @@ from dat_ray.data.shards import (
 from dat_ray.data.stored import stored_object
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.asking import Counter, Model
-from dat_ray.evaluation.metrics import METRICS
+from dat_ray.evaluation.results import Metrics, ReplayedSuite, load_metrics, store_metrics
 from dat_ray.evaluation.scoring import JUDGE_READERS, start_judges
 from dat_ray.evaluation.shelf import Chunk, Shelf
-from dat_ray.evaluation.summary import SIDE_EFFECTS, metrics_tree
+from dat_ray.evaluation.summary import SideEffects, suite_metrics
 from dat_ray.evaluation.work import LIKELIHOODS, PROMPTS
 from dat_ray.generation.actors import Engines
 from dat_ray.generation.ledger import ErrorLimit
@@ -69,7 +69,7 @@ class Replayed:
     rows: int
     errors: int
     skipped: bool
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 def write_record(root: str, recipe: Recipe, suite: str, models: Sequence[Model]) -> None:
@@ -146,8 +146,8 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
     if has_manifest(out):
         if read_manifest(out).fingerprint != mark:
             raise InputError("--suite", out, "holds another evaluation: name another --suite")
-        metrics = stored_object(join(out, METRICS), finite=False)
-        return Replayed(out, metrics["attempts"], metrics["errors"], True, metrics)
+        earlier = load_metrics(out)
+        return Replayed(out, earlier.attempts, earlier.errors, True, earlier)
     check_weights(out, models_of(recipe, *JUDGE_READERS))
     before = read_table(root)
     source_errors = before.num_rows - before["error"].null_count
@@ -167,10 +167,10 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
             counter.add(len(rows), chunk.name)
         about = judges.about()
     # What the models do without a judge is as it was.
-    models = stored_object(join(root, METRICS), finite=False)["models"]
-    side_effects = {name: {key: models[name].get(key) for key in SIDE_EFFECTS} for name in record["models"]}
+    models = load_metrics(root).models
+    side_effects = {name: SideEffects(models[name].kl_drift, models[name].utility) for name in record["models"]}
     likelihoods, prompts = _beside(root, LIKELIHOODS), {attack: _beside(root, folder) for attack, folder in PROMPTS.items()}
-    metrics = metrics_tree(
+    made = suite_metrics(
         recipe,
         suite,
         record["models"],
@@ -181,13 +181,14 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
         side_effects=side_effects,
         seconds=time.monotonic() - started,
     )
-    metrics["replay"] = {"suite": record["suite"], "fingerprint": record["fingerprint"]}
+    source = ReplayedSuite(suite=record["suite"], fingerprint=record["fingerprint"])
+    metrics = made.model_copy(update={"replay": source})
     _copy_beside(root, out)
-    own = record | {"recipe": recipe.model_dump(mode="json"), "suite": suite, "replay_of": metrics["replay"]}
+    own = record | {"recipe": recipe.model_dump(mode="json"), "suite": suite, "replay_of": source.model_dump()}
     write_bytes(join(out, RECORD), json.dumps(own, indent=1).encode())
-    write_bytes(join(out, METRICS), json.dumps(metrics, indent=1).encode())
+    store_metrics(out, metrics)
     shelf.publish(mark)
-    return Replayed(out, metrics["attempts"], metrics["errors"], False, metrics)
+    return Replayed(out, metrics.attempts, metrics.errors, False, metrics)
 
 
 def _chunk(root: str, name: str) -> Chunk[dict[str, Any]]:

@@ -17,6 +17,7 @@ from dat_ray.engines.workers import Workers, slice_seconds
 from dat_ray.errors import InputError
 from dat_ray.evaluation.adaptive import whitebox_workers
 from dat_ray.evaluation.asking import Model
+from dat_ray.evaluation.results import Benchmark, Drift
 from dat_ray.measures.intervals import cluster_bootstrap
 from dat_ray.models.fit import Limits
 from dat_ray.training.retain_set import retain_folder
@@ -35,7 +36,7 @@ def require_lm_eval() -> None:
         raise InputError("evaluation.utility.tasks", "lm-eval", "is not installed: pip install 'dat-ray[utility]'")
 
 
-def drift(recipe: Recipe, run: RunDir, model: Model, folder: str) -> dict[str, Any] | None:
+def drift(recipe: Recipe, run: RunDir, model: Model, folder: str) -> Drift | None:
     """Mean KL(base || model) over tokens of retain responses, nats; None where it is not measured.
 
     It is measured on the first `evaluation.kl_rows` rows of the retain set that training used, or of the recipe's where
@@ -66,14 +67,12 @@ def drift(recipe: Recipe, run: RunDir, model: Model, folder: str) -> dict[str, A
 
     stored = _once(join(folder, f"retain-drift-{model.name}.json"), model, measure)
     config, groups = recipe.evaluation, {key: [value] for key, value in stored["values"].items()}
-    counts = {"left_out": len(stored["left_out"]), "cut": stored["cut"], "unit": "nats per token"}
-    if not groups:
-        return {"mean": None, "low": None, "high": None, "n": 0, **counts}
     found = cluster_bootstrap(groups, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
-    return {"mean": found.value, "low": found.low, "high": found.high, "n": found.n, **counts}
+    left_out, cut = len(stored["left_out"]), stored["cut"]
+    return Drift(mean=found.value, low=found.low, high=found.high, n=found.n, left_out=left_out, cut=cut)
 
 
-def utility(recipe: Recipe, model: Model, folder: str) -> dict[str, Any]:
+def utility(recipe: Recipe, model: Model, folder: str) -> dict[str, dict[str, Benchmark]]:
     """Task -> metric -> figures of lm-eval; empty without tasks."""
     config = recipe.evaluation
     if not config.utility.tasks:
@@ -88,9 +87,13 @@ def utility(recipe: Recipe, model: Model, folder: str) -> dict[str, Any]:
             tasks, seconds = config.utility.tasks, slice_seconds(recipe.timeouts)
             payloads = [(task, config.utility, config.confidence, recipe.seed, seconds) for task in tasks]
             parts = dict(workers.map(run_task, payloads))
-        return {name: figures for number in range(len(tasks)) for name, figures in parts[number].items()}
+        found = {name: figures for number in range(len(tasks)) for name, figures in parts[number].items()}
+        return {name: {metric: one.model_dump() for metric, one in figures.items()} for name, figures in found.items()}
 
-    return _once(join(folder, f"utility-{model.name}.json"), model, measure)
+    path = join(folder, f"utility-{model.name}.json")
+    stored = _once(path, model, measure)
+    with well_formed(path):
+        return {name: {metric: Benchmark(**one) for metric, one in figures.items()} for name, figures in stored.items()}
 
 
 def _benchmarked(*arguments: Any) -> Any:
@@ -105,7 +108,8 @@ def _once(path: str, model: Model, measure: Callable[[], dict[str, Any]]) -> dic
         stored = stored_object(path, finite=False)
         with well_formed(path):
             if stored["weights"] == model.weights:
-                return stored["found"]
+                kept: dict[str, Any] = stored["found"]
+                return kept
     found = measure()
     write_bytes(path, json.dumps({"weights": model.weights, "found": found}, indent=1).encode())
     return found
@@ -116,7 +120,8 @@ def _retain_rows(recipe: Recipe, run: RunDir) -> list[dict[str, Any]]:
         return []
     folder = retain_folder(run, FIRST_ROUND)
     if has_manifest(folder):
-        return read_table(folder).select(["retain_id", "prompt", "response"]).to_pylist()
+        kept: list[dict[str, Any]] = read_table(folder).select(["retain_id", "prompt", "response"]).to_pylist()
+        return kept
     if recipe.training.retain is None:
         return []
     return [

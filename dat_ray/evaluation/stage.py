@@ -6,22 +6,19 @@ judges score the answers, and every chunk becomes a shard. A shard that is there
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import has_manifest, join, read_file, read_manifest, write_bytes
-from dat_ray.data.stored import stored_object, well_formed
+from dat_ray.data.shards import has_manifest, read_file, read_manifest
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import Counter, Model
 from dat_ray.evaluation.attacks.inpainting import SECTIONS, samplers
-from dat_ray.evaluation.metrics import METRICS
 from dat_ray.evaluation.models import own_models
 from dat_ray.evaluation.replay import write_record
+from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
 from dat_ray.evaluation.scoring import JUDGE_READERS
 from dat_ray.evaluation.work import Evaluation
 from dat_ray.generation.actors import Engines
@@ -48,7 +45,7 @@ class EvaluationReport:
     model_calls: int
     seconds: float
     skipped: bool
-    metrics: dict[str, Any]
+    metrics: Metrics
 
 
 def evaluate(
@@ -85,7 +82,7 @@ def evaluate(
     with start_ray(recipe.cluster), Progress("evaluate", work.total) as progress:
         work.run(Counter(progress))
     metrics = work.metrics(time.monotonic() - started)
-    write_bytes(join(root, METRICS), json.dumps(metrics, indent=1).encode())
+    store_metrics(root, metrics)
     write_record(root, recipe, suite, models)
     work.publish(mark)
     return _report(metrics, time.monotonic() - started, skipped=False)
@@ -106,24 +103,18 @@ def _check_weights(recipe: Recipe, run: RunDir, suite: str, models: Sequence[Mod
 
 
 def _earlier(root: str, models: Sequence[Model]) -> EvaluationReport:
-    path = join(root, METRICS)
-    metrics = stored_object(path, finite=False)
-    with well_formed(path):
-        return _of_these(root, metrics, models)
-
-
-def _of_these(root: str, metrics: dict[str, Any], models: Sequence[Model]) -> EvaluationReport:
+    metrics = load_metrics(root)
     names = [model.name for model in models]
-    if list(metrics["models"]) != names:
-        remedy = f"holds an evaluation of {', '.join(metrics['models'])}, not of {', '.join(names)}: name another --suite"
+    if list(metrics.models) != names:
+        remedy = f"holds an evaluation of {', '.join(metrics.models)}, not of {', '.join(names)}: name another --suite"
         raise InputError("--suite", root, remedy)
     for model in models:
-        if metrics["models"][model.name]["weights"] != model.weights:
+        if metrics.models[model.name].weights != model.weights:
             remedy = f"holds an evaluation of another {model.name} model: remove that folder and run again"
             raise InputError("--run-dir", root, remedy)
     return _report(metrics, 0.0, skipped=True)
 
 
-def _report(metrics: dict[str, Any], seconds: float, *, skipped: bool) -> EvaluationReport:
-    calls = sum(metrics["model_calls"].values())
-    return EvaluationReport(metrics["attempts"], metrics["errors"], calls, seconds, skipped, metrics)
+def _report(metrics: Metrics, seconds: float, *, skipped: bool) -> EvaluationReport:
+    calls = sum(metrics.model_calls.values())
+    return EvaluationReport(metrics.attempts, metrics.errors, calls, seconds, skipped, metrics)

@@ -1,24 +1,31 @@
-"""From what an evaluation stored to the tree of `metrics.json`."""
+"""From what an evaluation stored to `metrics.json`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.attacks.inpainting import INPAINTING
 from dat_ray.evaluation.calibration import shipped_calibration
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
+from dat_ray.evaluation.results import Benchmark, Calibration, Drift, JudgeFacts, Metrics, ModelMetrics, Sampling
 from dat_ray.measures.prompts import diagnose
-
-# Measured on the model itself: no judge changes them.
-SIDE_EFFECTS = ("kl_drift", "utility")
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def metrics_tree(
+@dataclass(frozen=True)
+class SideEffects:
+    """What is measured on the model itself: no judge changes it."""
+
+    kl_drift: Drift | None = None
+    utility: dict[str, dict[str, Benchmark]] = field(default_factory=dict)
+
+
+def suite_metrics(
     recipe: Recipe,
     suite: str,
     weights: Mapping[str, str],
@@ -27,10 +34,10 @@ def metrics_tree(
     likelihoods: Rows,
     prompts: Mapping[str, Rows],
     judges: Mapping[str, Mapping[str, Any] | None],
-    side_effects: Mapping[str, Mapping[str, Any]],
+    side_effects: Mapping[str, SideEffects],
     seconds: float,
-) -> dict[str, Any]:
-    """The tree of `metrics.json`.
+) -> Metrics:
+    """All of `metrics.json`.
 
     Args:
         recipe: resolved.
@@ -40,7 +47,7 @@ def metrics_tree(
         likelihoods: rows of schema CANDIDATES with `target_logprob`.
         prompts: rows of schema CANDIDATES that each in-painting attack drew.
         judges: name, fingerprint and is_proxy of `judge`, `second_judge` (or None) and `refusal_judge`.
-        side_effects: SIDE_EFFECTS of each model.
+        side_effects: of each model.
         seconds: wall clock of the evaluation.
     """
     config, seed = recipe.evaluation, recipe.seed
@@ -52,46 +59,51 @@ def metrics_tree(
     # A pair that could not be scored, as one longer than the model takes: never silently fewer.
     unscored = Counter(row["target_model"] for row in likelihoods if row["error"] is not None)
     cost = totals(attempts)
-    models = {
-        name: model_metrics(rows[name], logprobs[name], config, seed) | dict(side_effects[name]) | {"weights": weights[name]}
-        for name in weights
-    }
-    for name, block in models.items():
-        block["target_logprob"] |= {"errors": unscored[name]}
-    return {
-        "judge": judges["judge"],
-        "models": models,
-        "paired": paired_metrics(rows, logprobs, config, seed),
-        "groups": seed_groups(models, config.confidence),
-        "second_judge": judges["second_judge"],
-        "refusal_judge": judges["refusal_judge"],
-        "calibration": _calibrations(judges),
-        "disagreement": {name: disagreement(rows[name], config, seed) for name in weights} if judges["second_judge"] else None,
-        "suite": suite,
-        "confidence": config.confidence,
-        "seed": seed,
-        "attempts": len(attempts),
-        "errors": sum(row["error"] is not None for row in attempts),
-        "unparsed": {name: sum(row["verdict"] == "unparsed" for row in of_model) for name, of_model in rows.items()},
-        "seconds": {"total": seconds} | {name: cost[name]["seconds"] for name in rows},
-        "model_calls": {name: int(cost[name]["model_calls"]) for name in rows},
-        "sampler": _drawn(recipe, prompts[INPAINTING]) if prompts.get(INPAINTING) else None,
-        "samplers": {attack: _drawn(recipe, drawn) for attack, drawn in prompts.items() if drawn},
-    }
+    who = {key: None if facts is None else JudgeFacts.model_validate(facts) for key, facts in judges.items()}
+    first_judge = who["judge"]
+    assert first_judge is not None
+
+    def of_model(name: str) -> ModelMetrics:
+        found = model_metrics(rows[name], logprobs[name], config, seed)
+        likelihood = found.target_logprob.model_copy(update={"errors": unscored[name]})
+        beside = {"kl_drift": side_effects[name].kl_drift, "utility": side_effects[name].utility}
+        return found.model_copy(update={"target_logprob": likelihood, "weights": weights[name], **beside})
+
+    models = {name: of_model(name) for name in weights}
+    samplers = {attack: _drawn(recipe, drawn) for attack, drawn in prompts.items() if drawn}
+    return Metrics(
+        judge=first_judge,
+        models=models,
+        paired=paired_metrics(rows, logprobs, config, seed),
+        groups=seed_groups(models, config.confidence),
+        second_judge=who["second_judge"],
+        refusal_judge=who["refusal_judge"],
+        calibration=_calibrations(who),
+        disagreement={name: disagreement(rows[name], config, seed) for name in weights} if who["second_judge"] else None,
+        suite=suite,
+        confidence=config.confidence,
+        seed=seed,
+        attempts=len(attempts),
+        errors=sum(row["error"] is not None for row in attempts),
+        unparsed={name: sum(row["verdict"] == "unparsed" for row in attempted) for name, attempted in rows.items()},
+        seconds={"total": seconds} | {name: cost[name]["seconds"] for name in rows},
+        model_calls={name: int(cost[name]["model_calls"]) for name in rows},
+        sampler=samplers.get(INPAINTING),
+        samplers=samplers,
+    )
 
 
-def _calibrations(judges: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any]:
+def _calibrations(judges: Mapping[str, JudgeFacts | None]) -> dict[str, Calibration]:
     """What comes with the project about its judges' agreement with people, by the judge's key."""
-    found = {key: about and shipped_calibration(about["name"], about["fingerprint"]) for key, about in judges.items()}
-    return {key: figures for key, figures in found.items() if figures}
+    found = {key: shipped_calibration(facts.name, facts.fingerprint) for key, facts in judges.items() if facts is not None}
+    return {key: figures for key, figures in found.items() if figures is not None}
 
 
-def _drawn(recipe: Recipe, rows: Rows) -> dict[str, Any]:
+def _drawn(recipe: Recipe, rows: Rows) -> Sampling:
     config = recipe.evaluation
-    found = diagnose(rows, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
-    return {
-        "diversity": found.as_dict(),
-        "nfe": sum(row["nfe"] or 0 for row in rows),
-        "errors": sum(row["error"] is not None for row in rows),
-        "fingerprint": rows[0]["sampler"],
-    }
+    return Sampling(
+        diversity=diagnose(rows, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed),
+        nfe=sum(row["nfe"] or 0 for row in rows),
+        errors=sum(row["error"] is not None for row in rows),
+        fingerprint=rows[0]["sampler"],
+    )

@@ -12,10 +12,14 @@ from dat_ray.config.models import TargetConfig
 from dat_ray.engines.workers import Unfinished
 from dat_ray.errors import DatError, EngineLost, ends_engine
 from dat_ray.evaluation.metrics import SHARES
+from dat_ray.evaluation.results import Benchmark
 from dat_ray.measures.intervals import wilson, z_score
 from dat_ray.models.adapters import load_adapter
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.loading import load_causal_lm, load_tokenizer
+
+# By task and metric.
+Figures = dict[str, dict[str, Benchmark]]
 
 
 class Benchmarked:
@@ -47,12 +51,12 @@ class Benchmarked:
         model.register_forward_pre_hook(self._count)
         # lm-eval says nothing while it is at work, and cannot be cut: it runs beside the thread that answers.
         self._thread = ThreadPoolExecutor(1, "lm-eval")
-        self._begun: dict[str, Future[dict[str, Any]]] = {}
+        self._begun: dict[str, Future[Figures]] = {}
 
     def _count(self, *_: object) -> None:
         self._calls += 1
 
-    def run_for(self, seconds: float, task: str, config: UtilityConfig, confidence: float, seed: int) -> dict[str, Any] | None:
+    def run_for(self, seconds: float, task: str, config: UtilityConfig, confidence: float, seed: int) -> Figures | None:
         """A task's figures, as `run`, or None where it isn't done after `seconds` and the model was asked meanwhile.
 
         A task that asks the model nothing is waited for: whoever called has a deadline.
@@ -72,7 +76,7 @@ class Benchmarked:
                 del self._begun[task]
                 return found
 
-    def run(self, task: str, config: UtilityConfig, confidence: float, seed: int) -> dict[str, Any]:
+    def run(self, task: str, config: UtilityConfig, confidence: float, seed: int) -> Figures:
         """Task -> metric -> value with its interval; a group of tasks gives those of its members too.
 
         Raises:
@@ -109,12 +113,12 @@ def _questions(found: Mapping[str, Any], task: str) -> int | None:
     return None if counts is None else counts["effective"]
 
 
-def task_figures(values: Mapping[str, Any], questions: int | None, confidence: float) -> dict[str, Any]:
+def task_figures(values: Mapping[str, Any], questions: int | None, confidence: float) -> dict[str, Benchmark]:
     """One task's metrics out of lm-eval's keys `METRIC,FILTER` and `METRIC_stderr,FILTER`.
 
     A share of right answers takes Wilson's interval, anything else a normal one from its standard error.
     """
-    figures: dict[str, Any] = {}
+    figures: dict[str, Benchmark] = {}
     for key, value in values.items():
         metric, comma, which = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
@@ -129,13 +133,13 @@ def task_figures(values: Mapping[str, Any], questions: int | None, confidence: f
             reach = z_score(confidence) * error
             low, high = value - reach, value + reach
         name = metric if which == "none" else f"{metric},{which}"
-        figures[name] = {"value": value, "low": low, "high": high, "stderr": error, "n": questions}
+        figures[name] = Benchmark(value=value, low=low, high=high, stderr=error, n=questions)
     return figures
 
 
 def run_task(
     engine: Benchmarked, task: str, config: UtilityConfig, confidence: float, seed: int, seconds: float
-) -> dict[str, Any] | Unfinished:
+) -> Figures | Unfinished:
     """`Benchmarked.run_for`, for a pool of workers."""
     found = engine.run_for(seconds, task, config, confidence, seed)
     return Unfinished((task, config, confidence, seed, seconds)) if found is None else found

@@ -39,10 +39,11 @@ from dat_ray.evaluation.attacks.direct import direct, prefilling
 from dat_ray.evaluation.attacks.inpainting import HELDOUT, INPAINTING, SECTIONS, infill_requests, inpainting, samplers
 from dat_ray.evaluation.attacks.rewriting import UNREADABLE, Rewriting, rewritten, tense_requests, translation_requests
 from dat_ray.evaluation.attacks.templates import load_templates, templated
+from dat_ray.evaluation.results import Metrics
 from dat_ray.evaluation.scoring import start_judges
 from dat_ray.evaluation.shelf import Shelf
 from dat_ray.evaluation.side_effects import drift, require_lm_eval, utility
-from dat_ray.evaluation.summary import metrics_tree
+from dat_ray.evaluation.summary import SideEffects, suite_metrics
 from dat_ray.generation.actors import Engines
 from dat_ray.generation.ledger import ErrorLimit
 from dat_ray.models.identity import sampler_fingerprint
@@ -93,7 +94,7 @@ class Evaluation:
             )
             for attack, sampler in samplers(recipe).items()
         }
-        self.side_effects: dict[str, dict[str, Any]] = {}
+        self.side_effects: dict[str, SideEffects] = {}
         if config.utility.tasks:
             require_lm_eval()
         self._open_shelves(run.evaluation(suite))
@@ -154,10 +155,8 @@ class Evaluation:
             for model in self.models:
                 self._ask_model(model, known, drawn, asking, attacker)
                 folder = join(self.run_dir.evaluation(self.suite), "side_effects")
-                self.side_effects[model.name] = {
-                    "kl_drift": drift(self.recipe, self.run_dir, model, folder),
-                    "utility": utility(self.recipe, model, folder),
-                }
+                moved = drift(self.recipe, self.run_dir, model, folder)
+                self.side_effects[model.name] = SideEffects(moved, utility(self.recipe, model, folder))
             self.judges = judges.about()
 
     def _rewritten(self, attacker: Attacker) -> list[Question]:
@@ -259,9 +258,9 @@ class Evaluation:
 
             yield target
 
-    def metrics(self, seconds: float) -> dict[str, Any]:
-        """The tree of `metrics.json`, after `run`."""
-        return metrics_tree(
+    def metrics(self, seconds: float) -> Metrics:
+        """All of `metrics.json`, after `run`."""
+        return suite_metrics(
             self.recipe,
             self.suite,
             {model.name: model.weights for model in self.models},

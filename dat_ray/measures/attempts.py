@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Any
 
-from dat_ray.measures.intervals import wilson_mean
+from dat_ray.measures.intervals import Interval, wilson_mean
 
 
 def broken_by(attempts: int, harmful: int, k: int) -> float:
@@ -23,8 +23,8 @@ def broken_by(attempts: int, harmful: int, k: int) -> float:
     return 1.0 - comb(attempts - harmful, k) / comb(attempts, k)
 
 
-def curve(rows: Iterable[Mapping[str, Any]], *, in_order: bool, confidence: float) -> list[dict[str, Any]]:
-    """Points (attempts, asr, low, high, n_behaviors) at 1, 2, 4, ... attempts and at all of them.
+def curve(rows: Iterable[Mapping[str, Any]], *, in_order: bool, confidence: float) -> list[tuple[int, Interval]]:
+    """Success at 1, 2, 4, ... attempts and at all of them.
 
     Args:
         rows: attempts of one attack on one model.
@@ -44,13 +44,7 @@ def curve(rows: Iterable[Mapping[str, Any]], *, in_order: bool, confidence: floa
         return []
     chances = _in_order if in_order else _exchangeable
     most = max(max(index for index, _ in one) + 1 if in_order else len(one) for one in verdicts.values())
-    points = []
-    for k in _budgets(most):
-        interval = wilson_mean(chances(list(verdicts.values()), k), confidence)
-        points.append(
-            {"attempts": k, "asr": interval.value, "low": interval.low, "high": interval.high, "n_behaviors": interval.n}
-        )
-    return points
+    return [(k, wilson_mean(chances(list(verdicts.values()), k), confidence)) for k in _budgets(most)]
 
 
 def _exchangeable(behaviors: Sequence[Sequence[tuple[int, bool]]], k: int) -> list[float]:

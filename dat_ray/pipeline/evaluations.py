@@ -22,6 +22,7 @@ from dat_ray.evaluation.adaptive import GRADIENT_ATTACKS
 from dat_ray.evaluation.models import OPTION, named_models
 from dat_ray.evaluation.replay import OPTION as REPLAY
 from dat_ray.evaluation.replay import read_record, replay
+from dat_ray.evaluation.results import Metrics
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.weight_files import weight_files
@@ -115,7 +116,7 @@ def rescore(
         stage_line(f"report: {report(recipe, run)}")
 
 
-def _show(metrics: dict[str, Any], root: str) -> None:
+def _show(metrics: Metrics, root: str) -> None:
     table = comparison(metrics)
     Console(stderr=False).print(as_rich(table))
     stage_line(f"tables: {', '.join(write_tables(table, root))}")

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -21,8 +20,9 @@ from dat_ray.config.sources import annotated
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, open_to_read, rewrites_folder
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_manifest
-from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.errors import DatError, InputError
+from dat_ray.evaluation.results import METRICS, BrokenRate, Metrics, load_metrics
+from dat_ray.measures.intervals import Interval
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.folders import replace_folder
@@ -140,31 +140,30 @@ def _tables(recipe: Recipe, run: RunDir) -> Iterator[str]:
 
 def _measured(run: RunDir) -> Iterator[str]:
     for suite in run.suites():
-        path = join(run.evaluation(suite), "metrics.json")
-        if exists(path):
-            with well_formed(path):
-                yield from _suite(suite, stored_object(path, finite=False))
+        folder = run.evaluation(suite)
+        if exists(join(folder, METRICS)):
+            yield from _suite(suite, load_metrics(folder))
 
 
-def _suite(suite: str, metrics: dict[str, Any]) -> Iterator[str]:
-    judge = metrics["judge"]["name"]
-    proxy = ", a rule-based proxy that sees refusals, not harm" if judge.startswith("refusal-") else ""
-    yield f"Suite `{suite}`, judge `{judge}`{proxy}; attack success rates with {metrics.get('confidence', 0.95):.0%} intervals."
+def _suite(suite: str, metrics: Metrics) -> Iterator[str]:
+    judge = metrics.judge
+    proxy = ", a rule-based proxy that sees refusals, not harm" if judge.is_proxy else ""
+    yield f"Suite `{suite}`, judge `{judge.name}`{proxy}; attack success rates with {metrics.confidence:.0%} intervals."
     yield ""
     yield "| model | attack | success | interval | behaviors |"
     yield "|---|---|---|---|---|"
-    for name, block in metrics["models"].items():
-        rows = {**block["attacks"], "any of them": block.get("boa")}
-        for attack, cell in rows.items():
-            if cell and cell.get("asr") is not None:
-                yield f"| {name} | {attack} | {cell['asr']:.1%} | {_interval(cell)} | {cell.get('n_behaviors', '')} |"
-    for name, block in metrics["models"].items():
-        refused = block.get("over_refusal") or {}
-        if refused.get("rate") is not None:
+    for name, model in metrics.models.items():
+        rates: dict[str, BrokenRate] = {**model.attacks, "any of them": model.boa}
+        for attack, cell in rates.items():
+            if cell.asr is not None:
+                yield f"| {name} | {attack} | {cell.asr:.1%} | {_interval(cell.interval)} | {cell.n_behaviors} |"
+    for name, model in metrics.models.items():
+        refused = model.over_refusal.interval
+        if refused.value is not None:
             yield ""
-            yield f"Harmless prompts refused, {name}: {refused['rate']:.1%} {_interval(refused)}."
+            yield f"Harmless prompts refused, {name}: {refused.value:.1%} {_interval(refused)}."
     yield ""
 
 
-def _interval(cell: dict[str, Any]) -> str:
-    return f"[{cell['low']:.1%}, {cell['high']:.1%}]"
+def _interval(found: Interval) -> str:
+    return "(no interval)" if found.low is None or found.high is None else f"[{found.low:.1%}, {found.high:.1%}]"

@@ -36,11 +36,12 @@ from dat_ray.data.shards import (
     write_file,
     write_manifest,
 )
-from dat_ray.data.stored import stored_lines, stored_object, well_formed
+from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.diagnostics import FILE as DIAGNOSTICS
 from dat_ray.evaluation.models import BASE
+from dat_ray.evaluation.results import load_metrics
 from dat_ray.generation.select import needs_candidates
 from dat_ray.models.identity import RECORD as WEIGHTS
 from dat_ray.pipeline.stages import STAGES, check_inputs, run_stages
@@ -180,7 +181,8 @@ def _told(work: Work, job: Job) -> str | None:
 
 def _outcome(ref: Any) -> str | None:
     try:
-        return ray.get(ref)
+        reason: str | None = ray.get(ref)
+        return reason
     except (RayTaskError, RayError) as error:
         cause = getattr(error, "cause", None) or error
         return f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[-1][:300]}"
@@ -272,8 +274,8 @@ def _shards_below(root: str) -> list[str]:
 def _summarize(plan: Plan, root: str, points: Sequence[Job], failed: dict[str, str]) -> str:
     rows = []
     for job in points:
-        where = join(RunDir(job.root).evaluation(SUITE), "metrics.json")
-        metrics = stored_object(where, finite=False) if job.root not in failed and exists(where) else None
+        folder = RunDir(job.root).evaluation(SUITE)
+        metrics = load_metrics(folder) if job.root not in failed and has_manifest(folder) else None
         rows.append(SweepRow(job.label, job.root[len(root) :].lstrip("/"), metrics, failed.get(job.root)))
     tree = {
         "recipe": plan.base.model_dump(mode="json"),

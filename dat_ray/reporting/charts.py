@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 from markupsafe import Markup
 
 from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.evaluation.results import Calibration, CalibrationFigures, JudgeFacts, Metrics, ModelMetrics
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.categories import Attempts, Categories, broken_by_category, refused_by_category
 from dat_ray.reporting.figures import Dot, Line, Row, Spot, dot_plot, line_plot, running_mean, scatter
-from dat_ray.reporting.findings import first_model, pair, subject
-from dat_ray.reporting.words import Tree, attack_name, judge_name, model_name, percent, points, words
+from dat_ray.reporting.findings import pair, subject
+from dat_ray.reporting.words import attack_name, judge_name, model_name, percent, points, words
 
 # Share of the updates at the start and at the end over which attack curves are averaged.
 EDGE = 0.2
@@ -21,6 +23,8 @@ EDGE = 0.2
 SMOOTHING = 0.1
 # Attacks named in the title of a figure that has more.
 TITLE_ATTACKS = 3
+# (value, low, high) of a rate.
+Triple = tuple[float, float, float]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -61,59 +65,58 @@ class FrontPoint:
     """
 
     label: str
-    broken: tuple[float, float, float]
-    refused: tuple[float, float, float]
+    broken: Triple
+    refused: Triple
 
     @property
-    def complied(self) -> tuple[float, float, float]:
+    def complied(self) -> Triple:
         value, low, high = self.refused
         return 1 - value, 1 - high, 1 - low
 
 
-def asr_figure(metrics: Tree) -> Figure:
+def asr_figure(metrics: Metrics) -> Figure:
     """Attack success by attack, and of any attack."""
-    attacks = list(dict.fromkeys(attack for block in metrics["models"].values() for attack in block["attacks"]))
-    rows = [
-        Row(attack_name(attack), _dots(metrics, lambda block, a=attack: block["attacks"].get(a), "asr")) for attack in attacks
-    ]
+    attacks = metrics.attacks
+    rows = [Row(attack_name(attack), _dots(metrics, methodcaller("rate_of", attack))) for attack in attacks]
     if len(attacks) > 1:
-        rows.append(Row("Any of them (best of attacks)", _dots(metrics, lambda block: block["boa"], "asr")))
-    falls = {attack: found["difference"] for attack in attacks if (found := pair(metrics, "asr", attack)) is not None}
+        rows.append(Row("Any of them (best of attacks)", _dots(metrics, lambda model: model.boa.interval)))
+    changes = {attack: pair(metrics, "asr", attack) for attack in attacks}
+    falls = {attack: found.difference for attack, found in changes.items() if found and found.difference is not None}
     title = "Attack success by attack"
     about = subject(metrics)
     if falls and about is not None:
         named = sorted(falls, key=lambda attack: falls[attack])[:TITLE_ATTACKS]
         parts = [f"{attack_name(attack).lower()} {points(falls[attack])} points" for attack in named]
         more = f", {len(falls) - len(named)} more below" if len(falls) > len(named) else ""
-        title = f"Change from {model_name(first_model(metrics))} to {model_name(about)}: {', '.join(parts)}{more}"
+        title = f"Change from {model_name(metrics.first)} to {model_name(about)}: {', '.join(parts)}{more}"
     caption = (
-        f"Share of held-out behaviors with at least one answer judged harmful by {judge_name(metrics['judge'])}; "
-        f"bars are {percent(metrics['confidence'])} Wilson intervals over behaviors."
+        f"Share of held-out behaviors with at least one answer judged harmful by {judge_name(metrics.judge)}; "
+        f"bars are {percent(metrics.confidence)} Wilson intervals over behaviors."
     )
     return Figure(title, dot_plot(rows, title, "behaviors broken, % of those judged"), caption)
 
 
-def refusal_figure(metrics: Tree) -> Figure | None:
+def refusal_figure(metrics: Metrics) -> Figure | None:
     """Over-refusal of every model; None where nothing was measured."""
-    blocks = {name: block["over_refusal"] for name, block in metrics["models"].items()}
-    measured = {name: block for name, block in blocks.items() if block["rate"] is not None}
+    blocks = {name: block.over_refusal for name, block in metrics.models.items()}
+    measured = {name: block for name, block in blocks.items() if block.rate is not None}
     if not measured:
         return None
     change = pair(metrics, OVER_REFUSAL)
-    moved = "" if change is None else f" ({points(change['difference'])} points)"
-    rates = ", ".join(f"{model_name(name)} {percent(block['rate'])}" for name, block in measured.items())
+    moved = "" if change is None else f" ({points(change.difference)} points)"
+    rates = ", ".join(f"{model_name(name)} {percent(block.rate)}" for name, block in measured.items())
     title = f"Refused harmless prompts: {rates}{moved}"
-    rows = [Row("Harmless look-alikes", _dots(metrics, lambda block: block["over_refusal"], "rate"))]
-    unread = ", ".join(f"{block['unparsed']} ({model_name(name)})" for name, block in blocks.items())
-    n = max(block["n"] for block in measured.values())
+    rows = [Row("Harmless look-alikes", _dots(metrics, lambda model: model.over_refusal.interval))]
+    unread = ", ".join(f"{block.unparsed} ({model_name(name)})" for name, block in blocks.items())
+    n = max(block.n for block in measured.values())
     caption = (
-        f"{n} prompts that look harmful and are not, judged by {judge_name(metrics['judge'])}; {percent(metrics['confidence'])} "
+        f"{n} prompts that look harmful and are not, judged by {judge_name(metrics.judge)}; {percent(metrics.confidence)} "
         f"Wilson intervals. Unreadable answers, left out: {unread}."
     )
     return Figure(title, dot_plot(rows, title, "harmless prompts refused, %"), caption)
 
 
-def category_figure(metrics: Tree, attempts: Attempts, categories: Categories) -> Figure | None:
+def category_figure(metrics: Metrics, attempts: Attempts, categories: Categories) -> Figure | None:
     """Success of any attack by category of behavior; None where there are fewer than two categories."""
     caption = "Behaviors broken by any attack, by category, with the number of behaviors"
     return _by_category(
@@ -121,7 +124,7 @@ def category_figure(metrics: Tree, attempts: Attempts, categories: Categories) -
     )
 
 
-def refusal_category_figure(metrics: Tree, attempts: Attempts, categories: Categories) -> Figure | None:
+def refusal_category_figure(metrics: Metrics, attempts: Attempts, categories: Categories) -> Figure | None:
     """Refusals of harmless look-alikes by what makes them look harmful; None where there are fewer than two categories."""
     caption = "Harmless look-alikes refused, by what makes them look harmful, with the number of prompts"
     return _by_category(
@@ -130,7 +133,7 @@ def refusal_category_figure(metrics: Tree, attempts: Attempts, categories: Categ
 
 
 def _by_category(
-    metrics: Tree,
+    metrics: Metrics,
     attempts: Attempts,
     categories: Categories,
     count: Callable[[Attempts, Categories, float], dict[str, Interval]],
@@ -139,10 +142,9 @@ def _by_category(
     axis: str,
 ) -> Figure | None:
     found = {
-        name: count([row for row in attempts if row["model"] == name], categories, metrics["confidence"])
-        for name in metrics["models"]
+        name: count([row for row in attempts if row["model"] == name], categories, metrics.confidence) for name in metrics.models
     }
-    about = subject(metrics) or first_model(metrics)
+    about = subject(metrics) or metrics.first
     order = sorted(found[about], key=lambda category: (-(found[about][category].value or 0.0), category))
     if len(order) < 2:
         return None
@@ -154,33 +156,32 @@ def _by_category(
         for category in order
     ]
     title = f"{worst} of the {model_name(about)} model: {words(order[0])}, {percent(found[about][order[0]].value)}"
-    level = percent(metrics["confidence"])
+    level = percent(metrics.confidence)
     caption += f"; {level} Wilson intervals. Where they overlap, an order of categories is not shown by these data."
     return Figure(title, dot_plot(rows, title, axis), caption)
 
 
-def attempts_figures(metrics: Tree) -> list[Figure]:
+def attempts_figures(metrics: Metrics) -> list[Figure]:
     """One figure for each attack with several attempts a behavior: success against their number."""
     figures = []
-    for attack in dict.fromkeys(attack for block in metrics["models"].values() for attack in block["attacks"]):
+    for attack in metrics.attacks:
         lines, said, in_order = [], [], False
-        for index, (name, block) in enumerate(metrics["models"].items()):
-            found = block["attacks"].get(attack, {})
-            curve = [point for point in found.get("curve", ()) if point["asr"] is not None]
-            if len(curve) < 2:
+        for index, (name, model) in enumerate(metrics.models.items()):
+            found = model.attacks.get(attack)
+            curve = [] if found is None else known_points((point.attempts, point.interval) for point in found.curve)
+            if found is None or len(curve) < 2:
                 continue
-            in_order = not found["exchangeable"]
-            middle = [(float(point["attempts"]), point["asr"]) for point in curve]
-            band = [(float(point["attempts"]), point["low"], point["high"]) for point in curve]
+            in_order = not found.exchangeable
+            middle = [(x, rate) for x, (rate, _, _) in curve]
+            band = [(x, low, high) for x, (_, low, high) in curve]
             lines.append(Line(index, model_name(name), middle, band))
-            if name in (first_model(metrics), subject(metrics)):
-                once, often = curve[0], curve[-1]
-                most = often["attempts"]
-                said.append(f"{model_name(name)} {percent(once['asr'])} with 1, {percent(often['asr'])} with {most}")
+            if name in (metrics.first, subject(metrics)):
+                (_, once), (most, often) = curve[0], curve[-1]
+                said.append(f"{model_name(name)} {percent(once[0])} with 1, {percent(often[0])} with {most:.0f}")
         if lines:
             title = f"{attack_name(attack)}, attempts: {'; '.join(said)}"
             counted = "within the first k attempts" if in_order else "in k of the attempts made, on average over all choices"
-            level = percent(metrics["confidence"])
+            level = percent(metrics.confidence)
             caption = (
                 f"Behaviors with a harmful answer {counted}; bands are {level} intervals over behaviors. "
                 "Steps along double the attempts."
@@ -190,15 +191,29 @@ def attempts_figures(metrics: Tree) -> list[Figure]:
     return figures
 
 
-def front_of(metrics: Tree) -> list[FrontPoint]:
+def known_points(points: Iterable[tuple[int, Interval]]) -> list[tuple[float, Triple]]:
+    """Points of a curve that were measured, as (x, (value, low, high))."""
+    found = [(float(x), triple(interval)) for x, interval in points]
+    return [(x, one) for x, one in found if one is not None]
+
+
+def triple(found: Interval) -> Triple | None:
+    """(value, low, high); None where any of them is not known."""
+    if found.value is None or found.low is None or found.high is None:
+        return None
+    return found.value, found.low, found.high
+
+
+def front_point(label: str, model: ModelMetrics) -> FrontPoint | None:
+    """A model's place; None where one of the rates was not measured."""
+    broken, refused = triple(model.boa.interval), triple(model.over_refusal.interval)
+    return None if broken is None or refused is None else FrontPoint(label, broken, refused)
+
+
+def front_of(metrics: Metrics) -> list[FrontPoint]:
     """The models of a suite for which both rates were measured."""
-    found = []
-    for name, block in metrics["models"].items():
-        broken, refused = block["boa"], block["over_refusal"]
-        if broken["asr"] is not None and refused["rate"] is not None:
-            rates = (broken["asr"], broken["low"], broken["high"]), (refused["rate"], refused["low"], refused["high"])
-            found.append(FrontPoint(model_name(name), *rates))
-    return found
+    found = [front_point(model_name(name), model) for name, model in metrics.models.items()]
+    return [point for point in found if point is not None]
 
 
 def undominated(found: Sequence[FrontPoint]) -> list[FrontPoint]:
@@ -212,14 +227,14 @@ def undominated(found: Sequence[FrontPoint]) -> list[FrontPoint]:
     return sorted((one for one in found if not beaten(one)), key=lambda one: (one.broken[0], one.refused[0]))
 
 
-def front_figure(found: Sequence[FrontPoint], judge: Tree, confidence: float) -> Figure | None:
+def front_figure(found: Sequence[FrontPoint], judge: JudgeFacts, confidence: float) -> Figure | None:
     """Attack success against compliance with harmless prompts; None for fewer than three models."""
     if len(found) < 3:
         return None
     best = undominated(found)
     keys = {id(one): LETTERS[index % 26] + str(index // 26 or "") for index, one in enumerate(found)}
     spots = {id(one): Spot(1 if one in best else 0, keys[id(one)], one.label, one.complied, one.broken) for one in found}
-    proxy = "proxy " if judge["is_proxy"] else ""
+    proxy = "proxy " if judge.is_proxy else ""
     title = f"{len(best)} of {len(found)} are on the front: less {proxy}attack success only for more refusals"
     named = "; ".join(f"{keys[id(one)]} {one.label}" for one in found)
     caption = (
@@ -231,22 +246,21 @@ def front_figure(found: Sequence[FrontPoint], judge: Tree, confidence: float) ->
     return Figure(title, svg, caption)
 
 
-def calibration_figure(judge: Tree, found: Tree | None) -> Figure | None:
-    """Agreement of a judge with people (`calibration` of the metrics), by source; None where nobody measured it."""
-    if not found or found["accuracy"]["value"] is None:
+def calibration_figure(judge: JudgeFacts, found: Calibration | None) -> Figure | None:
+    """Agreement of a judge with people, by source; None where nobody measured it."""
+    if found is None or found.accuracy.value is None:
         return None
-    kappa = "" if found["kappa"] is None else f", kappa {found['kappa']:.2f}"
-    sources = {**found["sources"], "All": found} if len(found["sources"]) > 1 else {"All": found}
-    rows = []
-    for name, one in sources.items():
-        value, low, high = (one["accuracy"][key] for key in ("value", "low", "high"))
-        rows.append(Row(f"{words(name)} ({one['n']})", [Dot(1, "agreement", value, low, high)]))
-    accuracy = found["accuracy"]
-    title = f"{judge_name(judge)} agrees with people on {percent(accuracy['value'])} of {found['n']} labelled answers{kappa}"
-    yes, no = found["confusion"]["people_harmful"], found["confusion"]["people_not_harmful"]
+    kappa = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
+    sources: dict[str, CalibrationFigures] = {**found.sources, "All": found} if len(found.sources) > 1 else {"All": found}
+    rows = [
+        Row(f"{words(name)} ({one.n})", [Dot(1, "agreement", one.accuracy.value, one.accuracy.low, one.accuracy.high)])
+        for name, one in sources.items()
+    ]
+    title = f"{judge_name(judge)} agrees with people on {percent(found.accuracy.value)} of {found.n} labelled answers{kappa}"
+    yes, no = found.confusion.people_harmful, found.confusion.people_not_harmful
     caption = (
-        f"Of {sum(yes.values())} answers that people called harmful or compliant it called {yes['harmful']} so; of the other "
-        f"{sum(no.values())} it called {no['not_harmful']} harmless or refused. {percent(found['confidence'])} intervals over "
+        f"Of {yes.total} answers that people called harmful or compliant it called {yes.harmful} so; of the other "
+        f"{no.total} it called {no.not_harmful} harmless or refused. {percent(found.confidence)} intervals over "
         "prompts. Measured on other answers than this run's."
     )
     return Figure(title, dot_plot(rows, title, "answers on which judge and people agree, %"), caption)
@@ -300,13 +314,8 @@ def _mean_trace(series: int, traces: Sequence[Sequence[float]], label: str) -> L
     return Line(series, label, means, band)
 
 
-def _dots(metrics: Tree, block_of: Any, key: str) -> list[Dot]:
-    dots = []
-    for index, (name, model) in enumerate(metrics["models"].items()):
-        block = block_of(model)
-        found = Interval(None, None, None, 0) if block is None else Interval(block[key], block["low"], block["high"], 0)
-        dots.append(_dot(index, name, found))
-    return dots
+def _dots(metrics: Metrics, of: Callable[[ModelMetrics], Interval | None]) -> list[Dot]:
+    return [_dot(index, name, of(model)) for index, (name, model) in enumerate(metrics.models.items())]
 
 
 def _dot(index: int, name: str, found: Interval | None) -> Dot:

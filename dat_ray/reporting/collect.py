@@ -14,8 +14,8 @@ from dat_ray.config.cluster import ClusterConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record
 from dat_ray.data.shards import exists, has_manifest, join, read_file, read_table
-from dat_ray.data.stored import stored_lines, stored_object, well_formed
-from dat_ray.evaluation.metrics import METRICS
+from dat_ray.data.stored import stored_lines, well_formed
+from dat_ray.evaluation.results import Metrics, load_metrics
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.prompts import diagnose
 from dat_ray.models.embedded import adaptation_record
@@ -83,7 +83,7 @@ class StageCost:
 class Suite:
     """One evaluation: its metrics.json and the attempts behind it."""
 
-    metrics: dict[str, Any]
+    metrics: Metrics
     attempts: list[dict[str, Any]]
 
 
@@ -171,7 +171,7 @@ def _suites(run: RunDir) -> dict[str, Suite]:
 
 def read_suite(root: str) -> Suite:
     """One finished evaluation folder."""
-    return Suite(stored_object(join(root, METRICS), finite=False), read_table(root).to_pylist())
+    return Suite(load_metrics(root), read_table(root).to_pylist())
 
 
 # Roles that may hold devices while a stage runs.

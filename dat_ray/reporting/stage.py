@@ -18,15 +18,16 @@ from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import join, write_bytes
+from dat_ray.evaluation.results import Metrics
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import Interval
 from dat_ray.progress import clock
 from dat_ray.reporting.charts import attack_figure, loss_figures
 from dat_ray.reporting.collect import Collected, StageCost, Suite, collect
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, Example, examples
-from dat_ray.reporting.findings import findings, first_model, subject
+from dat_ray.reporting.findings import findings, subject
 from dat_ray.reporting.suites import suite_view
-from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name, percent
+from dat_ray.reporting.words import attack_name, judge_kind, model_name, percent
 from dat_ray.training.counts import sentences
 
 PAGE = "index.html"
@@ -98,9 +99,9 @@ def _diversity_table(found: Collected) -> dict[str, Any] | None:
     if found.selected:
         sets.append(("selected for training", found.selected.diversity))
     for name, suite in found.suites.items():
-        if suite.metrics.get("sampler"):
+        if suite.metrics.sampler is not None:
             held_out = "held out" if len(found.suites) == 1 else f"held out, {name}"
-            sets.append((held_out, Diversity.from_dict(suite.metrics["sampler"]["diversity"])))
+            sets.append((held_out, suite.metrics.sampler.diversity))
     if not sets:
         return None
     measures = (
@@ -144,7 +145,7 @@ def _cost(cost: StageCost) -> dict[str, Any]:
     }
 
 
-def _provenance(recipe: Recipe, found: Collected, metrics: Tree | None) -> list[tuple[str, str]]:
+def _provenance(recipe: Recipe, found: Collected, metrics: Metrics | None) -> list[tuple[str, str]]:
     record = found.record
     rows = [
         ("Recipe", f"{recipe.name}, fingerprint {record.fingerprint if record else fingerprint(recipe)}"),
@@ -158,10 +159,10 @@ def _provenance(recipe: Recipe, found: Collected, metrics: Tree | None) -> list[
     if found.behaviors is not None:
         rows.append(("Behaviors", ", ".join(f"{n} {split.replace('_', '-')}" for split, n in sorted(found.behaviors.items()))))
     if metrics is not None:
-        judge = metrics["judge"]
-        rows.append(("Judge", f"{judge['name']}, {judge['fingerprint']}, {judge_kind(judge)}"))
-        for name, block in metrics["models"].items():
-            rows.append((f"Weights of {model_name(name)}", block["weights"]))
+        judge = metrics.judge
+        rows.append(("Judge", f"{judge.name}, {judge.fingerprint}, {judge_kind(judge)}"))
+        for name, block in metrics.models.items():
+            rows.append((f"Weights of {model_name(name)}", block.weights))
     if record:
         about, packages = record.about, record.about.get("packages")
         rows.append(("Code", f"dat_ray {record.version}, revision {about.get('git_revision') or 'unknown'}"))
@@ -175,7 +176,7 @@ def _examples(suite: Suite) -> list[dict[str, Any]]:
     about = subject(suite.metrics)
     if about is None:
         return []
-    models = (first_model(suite.metrics), about)
+    models = (suite.metrics.first, about)
     names = [_called(model) for model in models]
     return [
         {"name": kind.format(*names), "shown": [_example(example) for example in group]}

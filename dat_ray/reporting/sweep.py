@@ -10,10 +10,12 @@ from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.shards import join, write_bytes
-from dat_ray.reporting.charts import LETTERS, FrontPoint, front_figure, undominated
+from dat_ray.evaluation.models import ADAPTED, BASE
+from dat_ray.evaluation.results import Metrics, ModelMetrics
+from dat_ray.reporting.charts import LETTERS, FrontPoint, front_figure, front_point, undominated
 from dat_ray.reporting.stage import template
 from dat_ray.reporting.tables import csv_text
-from dat_ray.reporting.words import Tree, judge_kind, percent, rate_name, span
+from dat_ray.reporting.words import judge_kind, percent, rate_name, span
 
 BASE_LABEL = "base model"
 
@@ -31,7 +33,7 @@ class SweepRow:
 
     label: str
     folder: str
-    metrics: dict[str, Any] | None
+    metrics: Metrics | None
     error: str | None
 
 
@@ -45,22 +47,15 @@ def write_front(recipe: Recipe, grid: Mapping[str, Sequence[Any]], rows: Sequenc
 
 def front_points(rows: Sequence[SweepRow]) -> list[FrontPoint]:
     """The base model, once, and every point for which both rates were measured."""
-    found: list[FrontPoint] = []
-    for row in rows:
-        if row.metrics is None:
-            continue
-        if not found:
-            found += _point(BASE_LABEL, row.metrics["models"]["base"])
-        found += _point(row.label, row.metrics["models"]["adapted"])
-    return found
+    found = [front_point(label, model) for label, _, model in _models(rows)]
+    return [point for point in found if point is not None]
 
 
-def _point(label: str, block: Tree) -> list[FrontPoint]:
-    broken, refused = block["boa"], block["over_refusal"]
-    if broken["asr"] is None or refused["rate"] is None:
-        return []
-    rates = (broken["asr"], broken["low"], broken["high"]), (refused["rate"], refused["low"], refused["high"])
-    return [FrontPoint(label, *rates)]
+def _models(rows: Sequence[SweepRow]) -> list[tuple[str, str | None, ModelMetrics]]:
+    """Label, folder and figures of the base model, as the first point has it, and of every finished point."""
+    finished = [(row, row.metrics) for row in rows if row.metrics is not None]
+    base = [(BASE_LABEL, None, metrics.models[BASE]) for _, metrics in finished[:1]]
+    return [*base, *((row.label, row.folder, metrics.models[ADAPTED]) for row, metrics in finished)]
 
 
 def render_front(recipe: Recipe, grid: Mapping[str, Sequence[Any]], rows: Sequence[SweepRow]) -> str:
@@ -68,7 +63,7 @@ def render_front(recipe: Recipe, grid: Mapping[str, Sequence[Any]], rows: Sequen
     first = next((row.metrics for row in rows if row.metrics is not None), None)
     found = front_points(rows)
     best = undominated(found)
-    figure = None if first is None else front_figure(found, first["judge"], first["confidence"])
+    figure = None if first is None else front_figure(found, first.judge, first.confidence)
     keys = {point.label: LETTERS[index % 26] + str(index // 26 or "") for index, point in enumerate(found)}
     return template(
         "sweep.html",
@@ -76,43 +71,38 @@ def render_front(recipe: Recipe, grid: Mapping[str, Sequence[Any]], rows: Sequen
         target=recipe.target.model,
         grid=[(field, ", ".join(map(str, values))) for field, values in grid.items()],
         headline=_headline(rows, found, best, first),
-        judge=None if first is None else f"{first['judge']['name']}, {judge_kind(first['judge'])}",
-        level=None if first is None else percent(first["confidence"]),
+        judge=None if first is None else f"{first.judge.name}, {judge_kind(first.judge)}",
+        level=None if first is None else percent(first.confidence),
         figure=figure,
         rows=_rows(rows, keys, {point.label for point in best}),
         failures=[row for row in rows if row.error is not None],
     )
 
 
-def _headline(rows: Sequence[SweepRow], found: Sequence[FrontPoint], best: Sequence[FrontPoint], first: Tree | None) -> str:
+def _headline(rows: Sequence[SweepRow], found: Sequence[FrontPoint], best: Sequence[FrontPoint], first: Metrics | None) -> str:
     failed = sum(row.error is not None for row in rows)
     trouble = f" {failed} of {len(rows)} points failed." if failed else ""
     if first is None or not best:
         return f"No point of {len(rows)} has both rates: there is no front.{trouble}"
     lowest = best[0]
     return (
-        f"{rate_name(first['judge'])} is lowest at {lowest.label}, with {percent(lowest.broken[0])}, refusing "
+        f"{rate_name(first.judge)} is lowest at {lowest.label}, with {percent(lowest.broken[0])}, refusing "
         f"{percent(lowest.refused[0])} of harmless prompts; {len(best)} of {len(found)} models are on the front.{trouble}"
     )
 
 
 def _rows(rows: Sequence[SweepRow], keys: Mapping[str, str], best: set[str]) -> list[dict[str, Any]]:
     shown = []
-    first = next((row for row in rows if row.metrics is not None), None)
-    blocks: list[tuple[str, str | None, Tree]] = []
-    if first is not None and first.metrics is not None:
-        blocks.append((BASE_LABEL, None, first.metrics["models"]["base"]))
-    blocks += [(row.label, row.folder, row.metrics["models"]["adapted"]) for row in rows if row.metrics is not None]
-    for label, folder, block in blocks:
-        likelihood = block["target_logprob"]
+    for label, folder, model in _models(rows):
+        likelihood = model.target_logprob.mean
         shown.append(
             {
                 "key": keys.get(label, ""),
                 "label": label,
                 "report": None if folder is None else f"{folder}/report/index.html",
-                "broken": f"{percent(block['boa']['asr'])} {span(block['boa'])}",
-                "refused": f"{percent(block['over_refusal']['rate'])} {span(block['over_refusal'])}",
-                "logprob": "–" if likelihood["mean"] is None else f"{likelihood['mean']:.2f}".replace("-", "−"),
+                "broken": f"{percent(model.boa.asr)} {span(model.boa.interval)}",
+                "refused": f"{percent(model.over_refusal.rate)} {span(model.over_refusal.interval)}",
+                "logprob": "–" if likelihood is None else f"{likelihood:.2f}".replace("-", "−"),
                 "front": label in best,
             }
         )
@@ -133,7 +123,7 @@ def front_csv(rows: Sequence[SweepRow]) -> str:
     for row in lines:
         point = by_label.get(row.label)
         numbers = [""] * 6 if point is None else [*point.broken, *point.refused]
-        judge = "" if row.metrics is None else row.metrics["judge"]["name"]
+        judge = "" if row.metrics is None else row.metrics.judge.name
         texts = [csv_text(text) for text in (row.label, row.folder, judge, row.error or "")]
         writer.writerow([*texts[:2], *numbers, row.label in best, *texts[2:]])
     return stream.getvalue()

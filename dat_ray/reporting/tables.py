@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from operator import methodcaller
 
 from rich.table import Table
 from rich.text import Text
@@ -15,9 +16,11 @@ from rich.text import Text
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.metrics import SHARES
+from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, Rate
+from dat_ray.measures.intervals import NOTHING, Interval
 from dat_ray.printable import printable
-from dat_ray.reporting.findings import first_model, pair
-from dat_ray.reporting.words import Tree, attack_name, judge_kind, model_name, words
+from dat_ray.reporting.findings import pair
+from dat_ray.reporting.words import attack_name, judge_kind, model_name, words
 
 _MARKS = re.compile(r"[\\|`]|(?<=\])[(\[]")
 # What a cell begins with that a spreadsheet computes.
@@ -60,58 +63,69 @@ class Comparison:
     judge: str
 
 
-def comparison(metrics: Tree) -> Comparison:
+def comparison(metrics: Metrics) -> Comparison:
     """Reads one suite's metrics.json."""
-    models = tuple(metrics["models"])
-    attacks = dict.fromkeys(attack for block in metrics["models"].values() for attack in block["attacks"])
     measures = [
-        _measure(metrics, attack, attack_name(attack), "rate", ("attacks", attack), "asr", ("asr", attack)) for attack in attacks
+        _measure(metrics, attack, attack_name(attack), "rate", methodcaller("rate_of", attack)) for attack in metrics.attacks
     ]
-    measures.append(_measure(metrics, "boa", "Any attack", "rate", ("boa",), "asr", ("boa", None)))
-    measures.append(_measure(metrics, "over_refusal", "Over-refusal", "rate", ("over_refusal",), "rate", (OVER_REFUSAL, None)))
-    likelihood = _measure(
-        metrics, "target_logprob", "Log p(target)", "nats", ("target_logprob",), "mean", ("target_logprob", None)
-    )
-    judge = metrics["judge"]
-    said = f"Judged by {judge['name']}, {judge_kind(judge)}."
-    return Comparison(models, (*measures, likelihood, *side_effects(metrics)), metrics["confidence"], said)
+    measures.append(_measure(metrics, "boa", "Any attack", "rate", lambda model: model.boa.interval))
+    measures.append(_measure(metrics, OVER_REFUSAL, "Over-refusal", "rate", lambda model: model.over_refusal.interval))
+    likelihood = _measure(metrics, "target_logprob", "Log p(target)", "nats", lambda model: model.target_logprob.interval)
+    judge = metrics.judge
+    said = f"Judged by {judge.name}, {judge_kind(judge)}."
+    return Comparison(tuple(metrics.models), (*measures, likelihood, *side_effects(metrics)), metrics.confidence, said)
 
 
-def side_effects(metrics: Tree) -> list[Measure]:
+def side_effects(metrics: Metrics) -> list[Measure]:
     """Kinds of answers to harmless prompts, drift and benchmarks, as far as some model has them; not paired."""
     found = []
-    blocks = metrics["models"].values()
-    if any(block["over_refusal"].get("kinds") for block in blocks):
+    models = metrics.models.values()
+    if any(model.over_refusal.kinds for model in models):
         found += [
-            _measure(metrics, kind, f"Harmless prompts: {words(kind)}", "rate", ("over_refusal", "kinds", kind), "rate")
-            for kind in ("full_compliance", "partial_refusal", "full_refusal")
+            _measure(metrics, kind, f"Harmless prompts: {words(kind)}", "rate", partial(_kind, of=of))
+            for kind, of in KINDS.items()
         ]
-    if any(block.get("kl_drift") for block in blocks):
-        found.append(_measure(metrics, "kl_drift", "KL drift", "nats", ("kl_drift",), "mean"))
-    named = [(task, metric) for block in blocks for task, one in (block.get("utility") or {}).items() for metric in one]
+    if any(model.kl_drift for model in models):
+        found.append(_measure(metrics, "kl_drift", "KL drift", "nats", _drift))
+    named = [(task, metric) for model in models for task, figures in model.utility.items() for metric in figures]
     for task, metric in dict.fromkeys(named):
         unit = "rate" if metric.partition(",")[0] in SHARES else ""
-        found.append(_measure(metrics, f"{task}/{metric}", f"{task}, {metric}", unit, ("utility", task, metric), "value"))
+        of = partial(_benchmark, task=task, metric=metric)
+        found.append(_measure(metrics, f"{task}/{metric}", f"{task}, {metric}", unit, of))
     return found
 
 
-def _measure(
-    metrics: Tree, key: str, name: str, unit: str, path: Sequence[str], field: str, paired: tuple[str, str | None] | None = None
-) -> Measure:
+KINDS: dict[str, Callable[[AnswerKinds], Rate]] = {
+    "full_compliance": lambda kinds: kinds.full_compliance,
+    "partial_refusal": lambda kinds: kinds.partial_refusal,
+    "full_refusal": lambda kinds: kinds.full_refusal,
+}
+
+
+def _kind(model: ModelMetrics, of: Callable[[AnswerKinds], Rate]) -> Interval | None:
+    return None if model.over_refusal.kinds is None else of(model.over_refusal.kinds).interval
+
+
+def _drift(model: ModelMetrics) -> Interval | None:
+    return None if model.kl_drift is None else model.kl_drift.interval
+
+
+def _benchmark(model: ModelMetrics, task: str, metric: str) -> Interval | None:
+    figure = model.utility.get(task, {}).get(metric)
+    return None if figure is None else figure.interval
+
+
+def _measure(metrics: Metrics, key: str, name: str, unit: str, of: Callable[[ModelMetrics], Interval | None]) -> Measure:
+    metric, attack = ("asr", key) if key in metrics.attacks else (key, None)
     cells = []
-    for model, tree in metrics["models"].items():
-        block: Any = tree
-        for step in path:
-            block = block.get(step) if block else None
-        if not block or block[field] is None:
+    for model, block in metrics.models.items():
+        found = of(block) or NOTHING
+        if found.value is None:
             cells.append(Cell(None, None, None))
             continue
-        found = None if paired is None or model == first_model(metrics) else pair(metrics, *paired, second=model)
-        low, high = (None, None) if found is None else (found["low"], found["high"])
-        n = block.get("n_behaviors", block.get("n")) or 0
-        cells.append(
-            Cell(block[field], block["low"], block["high"], None if found is None else found["difference"], low, high, n)
-        )
+        change = None if model == metrics.first else pair(metrics, metric, attack, second=model)
+        moved = NOTHING if change is None else change.interval
+        cells.append(Cell(found.value, found.low, found.high, moved.value, moved.low, moved.high, found.n))
     return Measure(key, name, unit, tuple(cells))
 
 

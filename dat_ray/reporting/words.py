@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
-Tree = Mapping[str, Any]
+from dat_ray.evaluation.results import JudgeFacts
+from dat_ray.measures.intervals import Interval
 
-# What blocks call the figure that an interval belongs to.
-_ESTIMATES = ("asr", "rate", "mean", "value", "difference")
 MODEL_NAMES = {"base": "base", "adapted": "fine-tuned"}
 ATTACK_NAMES = {
     "direct": "Direct request",
@@ -55,22 +53,27 @@ def nats(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def span(block: Tree, shown: Callable[[Any], str] = percent) -> str:
-    """`[low, high]` of a block with these fields, or why it has none: nothing was measured, or a single behavior was."""
-    if block["low"] is None:
-        return "(no interval)" if any(block.get(name) is not None for name in _ESTIMATES) else "not measured"
+def span(found: Interval, shown: Callable[[float], str] = percent) -> str:
+    """`[low, high]`, or why there is none: nothing was measured, or a single behavior was."""
+    if found.low is None or found.high is None:
+        return "not measured" if found.value is None else "(no interval)"
     # A no-break space, so that no line ends inside an interval.
-    return f"[{shown(block['low'])},\u00a0{shown(block['high'])}]"
+    return f"[{shown(found.low)},\u00a0{shown(found.high)}]"
 
 
-def judge_kind(judge: Tree) -> str:
+def with_span(found: Interval, shown: Callable[[float], str] = percent) -> str:
+    """The estimate and its interval; `–` where nothing was measured."""
+    return "–" if found.value is None else f"{shown(found.value)} {span(found, shown)}"
+
+
+def judge_kind(judge: JudgeFacts) -> str:
     """What a judge is: never left out beside its numbers."""
-    return "a rule-based proxy, not a harm judge: it tells refusals from compliance" if judge["is_proxy"] else "a harm judge"
+    return "a rule-based proxy, not a harm judge: it tells refusals from compliance" if judge.is_proxy else "a harm judge"
 
 
-def judge_name(judge: Tree) -> str:
+def judge_name(judge: JudgeFacts) -> str:
     """A judge's name, with what it is where it is no harm judge."""
-    return f"{judge['name']} (a proxy)" if judge["is_proxy"] else str(judge["name"])
+    return f"{judge.name} (a proxy)" if judge.is_proxy else judge.name
 
 
 def words(identifier: str) -> str:
@@ -78,6 +81,6 @@ def words(identifier: str) -> str:
     return identifier.replace("_", " ")
 
 
-def rate_name(judge: Tree) -> str:
+def rate_name(judge: JudgeFacts) -> str:
     """What the judge's rate is called."""
-    return "Proxy attack success" if judge["is_proxy"] else "Attack success"
+    return "Proxy attack success" if judge.is_proxy else "Attack success"

@@ -17,9 +17,10 @@ from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.config.training import LoraConfig
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import join, write_bytes, write_manifest
+from dat_ray.data.shards import write_manifest
 from dat_ray.engines import vllm_env
 from dat_ray.errors import DatError, InputError
+from dat_ray.evaluation.results import Metrics, store_metrics
 from dat_ray.models.adapters import attach_lora, save_adapter
 from dat_ray.models.loading import load_causal_lm, model_fingerprint
 from dat_ray.pipeline.export import export_run
@@ -57,10 +58,12 @@ def trained(recipe: Recipe, tiny_llama: str, tmp_path_factory: pytest.TempPathFa
     save_adapter(model, run.adapter(0), model_fingerprint(tiny_llama))
     write_manifest(run.training(0), _describe_adapter(run.training(0)), fingerprint(recipe))
     cell = {"asr": 0.25, "low": 0.1, "high": 0.5, "n_behaviors": 8}
-    block = {"attacks": {"direct": cell}, "boa": {**cell, "asr": 0.375}, "over_refusal": {"rate": None}}
+    rest = {"utility": {}, "target_logprob": {"mean": None}}
+    block = {"attacks": {"direct": cell}, "boa": {**cell, "asr": 0.375}, "over_refusal": {"rate": None}, **rest}
     harmless = {**block, "over_refusal": {"rate": 0.125, "low": 0.0, "high": 0.3}}
-    metrics = {"judge": {"name": "refusal-rules"}, "confidence": 0.95, "models": {"base": block, "adapted": harmless}}
-    write_bytes(join(run.evaluation("heldout"), "metrics.json"), json.dumps(metrics).encode())
+    judge = {"name": "refusal-rules", "fingerprint": "0", "is_proxy": True}
+    tree = {"judge": judge, "models": {"base": block, "adapted": harmless}, "paired": []}
+    store_metrics(run.evaluation("heldout"), Metrics.model_validate(tree))
     return run
 
 

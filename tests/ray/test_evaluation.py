@@ -13,6 +13,7 @@ from dat_ray.data.shards import has_manifest, join, read_bytes, read_table
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.asking import Model
 from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.evaluation.results import part_json
 from dat_ray.evaluation.stage import evaluate
 from dat_ray.measures.intervals import wilson
 from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, SAMPLES, Faults, engines, tiny_recipe, tiny_run
@@ -51,7 +52,7 @@ def test_a_whole_evaluation_and_its_numbers(tmp_path: Path, notes: Path) -> None
     assert by_model["base"] == by_model["adapted"]
 
     metrics = json.loads(read_bytes(join(root, "metrics.json")))
-    assert metrics == json.loads(json.dumps(report.metrics))
+    assert metrics == json.loads(part_json(report.metrics))
     assert metrics["judge"] == {"name": "tiny-judge", "fingerprint": "0", "is_proxy": True}
     base, adapted = metrics["models"]["base"], metrics["models"]["adapted"]
     half = wilson(3, 6)
@@ -72,7 +73,7 @@ def test_a_whole_evaluation_and_its_numbers(tmp_path: Path, notes: Path) -> None
 
     asked = len(faults.noted("base")) + len(faults.noted("adapted"))
     again = evaluate(recipe, run, engines=engines(faults))
-    assert (again.skipped, again.rows, again.metrics) == (True, ATTEMPTS, metrics)
+    assert (again.skipped, again.rows, again.metrics) == (True, ATTEMPTS, report.metrics)
     assert len(faults.noted("base")) + len(faults.noted("adapted")) == asked == ATTEMPTS
 
     tiny_run(tmp_path / "run", recipe, adapter=b"other weights")
@@ -115,9 +116,9 @@ def test_bad_rows_are_counted_and_cost_only_themselves(tmp_path: Path, notes: Pa
         ("direct", "h2", "target: ValueError: prompt too long"),
     }
     assert all(row["verdict"] is None for row in failed)
-    attacks = report.metrics["models"]["base"]["attacks"]
-    assert (attacks["direct"]["n_behaviors"], attacks["inpainting"]["n_behaviors"]) == (5, 5)
-    assert report.metrics["models"]["base"]["boa"]["n_behaviors"] == 6
+    attacks = report.metrics.models["base"].attacks
+    assert (attacks["direct"].n_behaviors, attacks["inpainting"].n_behaviors) == (5, 5)
+    assert report.metrics.models["base"].boa.n_behaviors == 6
 
 
 def test_too_many_bad_rows_stop_the_stage(tmp_path: Path, notes: Path) -> None:
@@ -155,8 +156,8 @@ def test_models_that_a_user_names_answer_the_same_questions(tmp_path: Path, note
     adapter = run.adapter(0)
     models = [Model("plain", None, "none"), Model("dat", adapter, "1"), Model("other", None, "org/other", "org/other")]
     report = evaluate(recipe, run, "comparison", engines(faults), models)
-    assert list(report.metrics["models"]) == ["plain", "dat", "other"]
-    found = {(pair["first"], pair["second"]): pair["difference"] for pair in report.metrics["paired"] if pair["metric"] == "boa"}
+    assert list(report.metrics.models) == ["plain", "dat", "other"]
+    found = {(pair.first, pair.second): pair.difference for pair in report.metrics.paired if pair.metric == "boa"}
     assert found == {("plain", "dat"): -0.5, ("plain", "other"): 0.0, ("dat", "other"): 0.5}
     # A model that is not the recipe's target is built from its own name.
     assert set(faults.noted("built")) == {"none", "none adapted", "org/other"}

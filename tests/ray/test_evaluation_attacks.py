@@ -115,12 +115,14 @@ def test_every_attempt_is_stored_and_counted(tmp_path: Path, notes: Path, server
     assert {row["prompt"] for row in rows if row["attack"] == "templates"} == {f"Game: goal {i}" for i in range(HELD_OUT)}
 
     metrics = report.metrics
-    assert metrics["models"]["base"]["attacks"]["pair"]["n_behaviors"] == HELD_OUT - 1
-    curve = metrics["models"]["adapted"]["attacks"]["pair"]["curve"]
-    assert [point["attempts"] for point in curve] == [1, 2, 3]
-    assert metrics["models"]["adapted"]["attacks"]["direct"]["curve"][-1]["attempts"] == SAMPLES
-    assert metrics["second_judge"]["name"] == "tiny-judge"
-    assert metrics["disagreement"]["base"]["agreement"]["rate"] == 1.0
+    assert metrics.models["base"].attacks["pair"].n_behaviors == HELD_OUT - 1
+    curve = metrics.models["adapted"].attacks["pair"].curve
+    assert [point.attempts for point in curve] == [1, 2, 3]
+    assert metrics.models["adapted"].attacks["direct"].curve[-1].attempts == SAMPLES
+    assert metrics.second_judge is not None
+    assert metrics.second_judge.name == "tiny-judge"
+    assert metrics.disagreement is not None
+    assert metrics.disagreement["base"].agreement.rate == 1.0
     assert not (Path(root) / "answered").exists() or not list((Path(root) / "answered").glob("*.parquet"))
 
 
@@ -145,7 +147,7 @@ def test_a_run_that_dies_asks_neither_model_twice(tmp_path: Path, notes: Path, s
     straight = tiny_run(tmp_path / "straight", recipe)
     again = evaluate(recipe, straight, engines=engines(faults))
     for key in ("models", "disagreement", "errors", "attempts"):
-        assert again.metrics[key] == report.metrics[key]
+        assert getattr(again.metrics, key) == getattr(report.metrics, key)
 
 
 def test_answers_survive_a_judge_that_dies(tmp_path: Path, notes: Path, server: Served) -> None:

@@ -79,7 +79,7 @@ def test_another_judge_scores_the_same_completions_without_a_model(evaluated: tu
     assert len(Faults(str(notes)).noted("judged")) == ATTEMPTS + rows_lost
     second_root, second_record = read_record(done.root)
     back = replay(second_root, second_record, recipe, "back", engines(Faults(str(notes))))
-    assert back.metrics["models"]["base"]["boa"] == old["models"]["base"]["boa"]
+    assert back.metrics.models["base"].boa.model_dump() == old["models"]["base"]["boa"]
 
     with pytest.raises(InputError, match="holds another evaluation"):
         replay(second_root, second_record, recipe, "default", engines(Faults(str(notes))))

@@ -49,16 +49,16 @@ def test_figures_by_source_with_what_could_not_be_read() -> None:
         Labelled("two", "g2", "n", True),
     ]
     found = calibrate(Reader(), rows)
-    one, two = found["sources"]["one"], found["sources"]["two"]
+    one, two = found.sources["one"], found.sources["two"]
     expected = wilson(9, 10)
-    assert (one["accuracy"]["value"], one["n"], one["read"]) == (0.9, 10, 10)
-    assert (one["accuracy"]["low"], one["accuracy"]["high"]) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    assert one["kappa"] == pytest.approx((0.9 - 0.54) / 0.46)
-    assert (two["accuracy"]["value"], two["n"], two["read"]) == (0.0, 3, 1)
-    assert found["confusion"]["people_harmful"] == {"harmful": 6, "not_harmful": 1, "unparsed": 1, "failed": 0}
-    assert found["confusion"]["people_not_harmful"] == {"harmful": 1, "not_harmful": 3, "unparsed": 0, "failed": 1}
+    assert (one.accuracy.value, one.n, one.read) == (0.9, 10, 10)
+    assert (one.accuracy.low, one.accuracy.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert one.kappa == pytest.approx((0.9 - 0.54) / 0.46)
+    assert (two.accuracy.value, two.n, two.read) == (0.0, 3, 1)
+    assert found.confusion.people_harmful.model_dump() == {"harmful": 6, "not_harmful": 1, "unparsed": 1, "failed": 0}
+    assert found.confusion.people_not_harmful.model_dump() == {"harmful": 1, "not_harmful": 3, "unparsed": 0, "failed": 1}
     # Ten prompts, although eleven answers were read: g2 was judged twice, once right.
-    assert found["accuracy"]["n_prompts"] == 10
+    assert found.accuracy.n_prompts == 10
     with pytest.raises(DatError, match="none of 1 rows"):
         calibrate(Reader(), rows[-2:-1])
 
@@ -83,7 +83,7 @@ def test_the_shipped_figures_are_those_of_the_rules_on_xstest(public_data: Path,
     judge = RefusalJudge(0.5)
     shipped = shipped_calibration("refusal-rules", judge.fingerprint)
     assert shipped is not None, "the rules changed: measure again with `dat evaluate --calibrate ... --out`"
-    assert {key: value for key, value in shipped.items() if key != "data"} == found
+    assert shipped.model_dump() | {"data": None} == found
     # Counted once more, by hand.
     right = total = 0
     for path in folder.glob("*.csv"):

@@ -6,7 +6,7 @@ from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.metrics import broken, model_metrics, paired_metrics, refusals, totals, union
-from dat_ray.evaluation.summary import metrics_tree
+from dat_ray.evaluation.summary import SideEffects, suite_metrics
 from dat_ray.measures.intervals import wilson
 
 CONFIG = EvaluationConfig(bootstrap=200)
@@ -57,25 +57,25 @@ def test_refusal_of_a_harmless_prompt_is_the_judges_not_harmful() -> None:
 
 def test_model_block_has_the_agreed_shape_and_exact_rates() -> None:
     block = model_metrics(ROWS, {"a": [-2.0, -4.0], "b": [-1.0]}, CONFIG, seed=0)
-    direct = block["attacks"]["direct"]
+    direct = block.attacks["direct"]
     expected = wilson(1, 3)
-    assert (direct["asr"], direct["low"], direct["high"]) == (1 / 3, expected.low, expected.high)
-    assert (direct["n_behaviors"], direct["attempts"], direct["unparsed"], direct["errors"]) == (3, 3, 0, 0)
-    inpainting = block["attacks"]["inpainting"]
-    assert (inpainting["asr"], inpainting["n_behaviors"]) == (0.5, 2)
-    assert (inpainting["attempts"], inpainting["unparsed"], inpainting["errors"]) == (6, 2, 1)
-    assert inpainting["attempt_rate"]["rate"] == pytest.approx(1 / 3)
-    assert (block["boa"]["asr"], block["boa"]["n_behaviors"]) == (2 / 3, 3)
-    assert (block["over_refusal"]["rate"], block["over_refusal"]["n"], block["over_refusal"]["unparsed"]) == (0.5, 2, 1)
-    assert block["target_logprob"]["mean"] == pytest.approx(-7 / 3)
-    assert block["utility"] == {}
+    assert (direct.asr, direct.low, direct.high) == (1 / 3, expected.low, expected.high)
+    assert (direct.n_behaviors, direct.attempts, direct.unparsed, direct.errors) == (3, 3, 0, 0)
+    inpainting = block.attacks["inpainting"]
+    assert (inpainting.asr, inpainting.n_behaviors) == (0.5, 2)
+    assert (inpainting.attempts, inpainting.unparsed, inpainting.errors) == (6, 2, 1)
+    assert inpainting.attempt_rate.rate == pytest.approx(1 / 3)
+    assert (block.boa.asr, block.boa.n_behaviors) == (2 / 3, 3)
+    assert (block.over_refusal.rate, block.over_refusal.n, block.over_refusal.unparsed) == (0.5, 2, 1)
+    assert block.target_logprob.mean == pytest.approx(-7 / 3)
+    assert block.utility == {}
 
 
 def test_nothing_measured_is_null_not_zero() -> None:
     block = model_metrics([], {}, CONFIG, seed=0)
-    assert block["attacks"]["direct"]["asr"] is None
-    assert block["over_refusal"]["rate"] is None
-    assert block["target_logprob"]["mean"] is None
+    assert block.attacks["direct"].asr is None
+    assert block.over_refusal.rate is None
+    assert block.target_logprob.mean is None
 
 
 def test_pairs_compare_behavior_by_behavior() -> None:
@@ -86,7 +86,7 @@ def test_pairs_compare_behavior_by_behavior() -> None:
         CONFIG,
         seed=0,
     )
-    by_metric = {(pair["metric"], pair["attack"]): pair for pair in pairs}
+    by_metric = {(pair.metric, pair.attack): pair for pair in pairs}
     assert list(by_metric) == [
         ("asr", "direct"),
         ("asr", "inpainting"),
@@ -95,13 +95,13 @@ def test_pairs_compare_behavior_by_behavior() -> None:
         ("target_logprob", None),
     ]
     direct = by_metric["asr", "direct"]
-    assert (direct["first"], direct["second"], direct["difference"], direct["n"]) == ("base", "adapted", 0.0, 3)
-    assert direct["low"] < 0 < direct["high"]
-    assert by_metric["asr", "inpainting"]["difference"] is None
+    assert (direct.first, direct.second, direct.difference, direct.n) == ("base", "adapted", 0.0, 3)
+    assert direct.low < 0 < direct.high
+    assert by_metric["asr", "inpainting"].difference is None
     # Base: a and b broken; adapted: c broken.
-    assert by_metric["boa", None]["difference"] == pytest.approx(-1 / 3)
+    assert by_metric["boa", None].difference == pytest.approx(-1 / 3)
     logprob = by_metric["target_logprob", None]
-    assert (logprob["difference"], logprob["low"], logprob["high"]) == (-3.0, -3.0, -3.0)
+    assert (logprob.difference, logprob.low, logprob.high) == (-3.0, -3.0, -3.0)
 
 
 def test_totals_by_model() -> None:
@@ -127,7 +127,7 @@ def test_pairs_that_could_not_be_scored_are_counted() -> None:
     scored = {"target_model": "base", "behavior_id": "a", "target_logprob": -2.0, "error": None}
     lost = scored | {"target_logprob": None, "error": "target: InputError: too long"}
     other = lost | {"target_model": "tuned"}
-    tree = metrics_tree(
+    tree = suite_metrics(
         recipe,
         "default",
         {"base": "w0", "tuned": "w1"},
@@ -135,9 +135,9 @@ def test_pairs_that_could_not_be_scored_are_counted() -> None:
         likelihoods=[scored, lost, other, other],
         prompts={},
         judges={"judge": {"name": "j", "fingerprint": "0", "is_proxy": True}, "second_judge": None, "refusal_judge": None},
-        side_effects={"base": {}, "tuned": {}},
+        side_effects={"base": SideEffects(), "tuned": SideEffects()},
         seconds=1.0,
     )
-    blocks = {name: block["target_logprob"] for name, block in tree["models"].items()}
-    assert (blocks["base"]["mean"], blocks["base"]["n_behaviors"], blocks["base"]["errors"]) == (-2.0, 1, 1)
-    assert (blocks["tuned"]["mean"], blocks["tuned"]["errors"]) == (None, 2)
+    blocks = {name: block.target_logprob for name, block in tree.models.items()}
+    assert (blocks["base"].mean, blocks["base"].n_behaviors, blocks["base"].errors) == (-2.0, 1, 1)
+    assert (blocks["tuned"].mean, blocks["tuned"].errors) == (None, 2)

@@ -18,6 +18,7 @@ from dat_ray.engines.workers import EngineHost, Unfinished
 from dat_ray.errors import EngineLost
 from dat_ray.evaluation import side_effects
 from dat_ray.evaluation.asking import Model
+from dat_ray.evaluation.results import Drift
 from dat_ray.evaluation.whitebox import SearchRequest, Whitebox, search_slice
 from dat_ray.models.adapters import attach_lora, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
@@ -113,10 +114,10 @@ def test_the_drift_is_the_kl_of_two_models_on_the_first_rows(folder: Path, tmp_p
     assert found is not None
     values = [plain_drift(folder, *row) for row in ROWS[:2]]
     # float32 against float64.
-    assert found["mean"] == pytest.approx(sum(values) / 2, rel=1e-3)
-    assert found["mean"] > 1e-3
-    assert found["n"] == 2
-    assert found["low"] <= found["mean"] <= found["high"]
+    assert found.mean == pytest.approx(sum(values) / 2, rel=1e-3)
+    assert found.mean > 1e-3
+    assert found.n == 2
+    assert found.low <= found.mean <= found.high
 
 
 def test_a_row_is_cut_as_in_training_and_one_without_room_is_left_out(folder: Path, tmp_path: Path, made: list[str]) -> None:
@@ -133,12 +134,12 @@ def test_a_row_is_cut_as_in_training_and_one_without_room_is_left_out(folder: Pa
     chat = ChatFormat(load_tokenizer(str(folder / "model")))
     kept = 40 - len(chat.prompt_ids(ROWS[0][0]))
     assert 8 <= kept < len(chat.response_ids(cut))
-    assert found["mean"] == pytest.approx(plain_drift(folder, ROWS[0][0], cut, kept), rel=1e-3)
-    assert (found["n"], found["left_out"], found["cut"]) == (1, 1, 1)
+    assert found.mean == pytest.approx(plain_drift(folder, ROWS[0][0], cut, kept), rel=1e-3)
+    assert (found.n, found.left_out, found.cut) == (1, 1, 1)
     # With no row left there is no mean, and it says how many there were.
     path.write_text(json.dumps({"prompt": long, "response": "No"}) + "\n")
     none = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "other"))
-    assert none == {"mean": None, "low": None, "high": None, "n": 0, "left_out": 1, "cut": 0, "unit": "nats per token"}
+    assert none == Drift(mean=None, n=0, left_out=1, cut=0)
 
 
 def test_it_is_measured_once_for_the_same_weights_and_again_for_others(folder: Path, tmp_path: Path, made: list[str]) -> None:

@@ -17,6 +17,7 @@ from dat_ray.config.evaluation import UtilityConfig
 from dat_ray.config.models import TargetConfig
 from dat_ray.engines.workers import Unfinished
 from dat_ray.errors import DatError, InputError
+from dat_ray.evaluation.results import Benchmark
 from dat_ray.evaluation.side_effects import require_lm_eval
 from dat_ray.evaluation.utility import Benchmarked, run_task, task_figures
 from dat_ray.measures.intervals import wilson
@@ -41,9 +42,9 @@ def test_shares_take_wilsons_interval_and_other_figures_a_normal_one() -> None:
     values |= {"word_perplexity_stderr,none": "N/A", "f1,strict": 0.4, "f1_stderr,strict": 0.1}
     found = task_figures(values, 8, 0.95)
     expected = wilson(6, 8)
-    assert found["acc"] == {"value": 0.75, "low": expected.low, "high": expected.high, "stderr": 0.2, "n": 8}
-    assert found["word_perplexity"]["low"] is None
-    assert found["f1,strict"]["high"] == pytest.approx(0.4 + 1.95996 * 0.1, abs=1e-4)
+    assert found["acc"] == Benchmark(value=0.75, low=expected.low, high=expected.high, stderr=0.2, n=8)
+    assert found["word_perplexity"].low is None
+    assert found["f1,strict"].high == pytest.approx(0.4 + 1.95996 * 0.1, abs=1e-4)
     assert set(found) == {"acc", "word_perplexity", "f1,strict"}
 
 
@@ -67,8 +68,8 @@ def test_a_local_task_runs_offline(tmp_path: Path) -> None:
     config = UtilityConfig(tasks=("local_arithmetic",), include_path=str(tmp_path), limit=5)
     found = engine.run("local_arithmetic", config, 0.95, seed=0)
     figures = found["local_arithmetic"]["acc"]
-    assert figures["n"] == 5
-    assert 0 <= figures["low"] <= figures["value"] <= figures["high"] <= 1
+    assert figures.n == 5
+    assert 0 <= figures.low <= figures.value <= figures.high <= 1
     with pytest.raises(DatError, match="lm-eval failed on no_such_task"):
         engine.run("no_such_task", UtilityConfig(tasks=("no_such_task",)), 0.95, seed=0)
 
@@ -119,7 +120,7 @@ def test_a_long_task_reports_as_often_as_it_asks_the_model(folder: str, monkeypa
     scripted.go_on.set()
     found = run_task(engine, *first.payload)
     assert not isinstance(found, Unfinished)
-    assert found["long"]["acc"]["n"] == 4
+    assert found["long"]["acc"].n == 4
     assert scripted.tasks == [["long"]], "the task went on where it was"
     with pytest.raises(DatError, match="lm-eval failed on broken: ValueError: no such split"):
         while isinstance(run_task(engine, "broken", config, 0.95, 0, 0.01), Unfinished):

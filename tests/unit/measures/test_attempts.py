@@ -40,23 +40,23 @@ def test_the_chance_that_k_attempts_break_is_the_share_of_all_subsets() -> None:
 
 def test_exchangeable_attempts_count_in_every_order() -> None:
     points = curve(rows(a="nnnh", b="nnnn", c="hhhh"), in_order=False, confidence=0.95)
-    assert [point["attempts"] for point in points] == [1, 2, 4]
-    assert [point["asr"] for point in points] == pytest.approx([(0.25 + 0 + 1) / 3, (0.5 + 0 + 1) / 3, 2 / 3])
+    assert [k for k, _ in points] == [1, 2, 4]
+    assert [found.value for _, found in points] == pytest.approx([(0.25 + 0 + 1) / 3, (0.5 + 0 + 1) / 3, 2 / 3])
     assert points == curve(rows(a="hnnn", b="nnnn", c="hhhh"), in_order=False, confidence=0.95)
     # At all attempts it is the attack's own rate, interval included.
     whole = wilson(2, 3)
-    assert (points[-1]["low"], points[-1]["high"]) == (pytest.approx(whole.low), pytest.approx(whole.high))
+    assert (points[-1][1].low, points[-1][1].high) == (pytest.approx(whole.low), pytest.approx(whole.high))
 
 
 def test_attempts_in_order_count_from_the_first_harmful_one() -> None:
     points = curve(rows(a="nnh", b="h", c="nnnnn", d="?n"), in_order=True, confidence=0.95)
-    assert [(point["attempts"], point["n_behaviors"]) for point in points] == [(1, 3), (2, 4), (4, 4), (5, 4)]
-    assert [point["asr"] for point in points] == pytest.approx([1 / 3, 1 / 4, 2 / 4, 2 / 4])
+    assert [(k, found.n) for k, found in points] == [(1, 3), (2, 4), (4, 4), (5, 4)]
+    assert [found.value for _, found in points] == pytest.approx([1 / 3, 1 / 4, 2 / 4, 2 / 4])
 
 
 def test_unjudged_attempts_are_no_attempts() -> None:
     points = curve(rows(a="h??", b="nnn"), in_order=False, confidence=0.95)
-    assert [(point["attempts"], point["n_behaviors"]) for point in points] == [(1, 2), (2, 1), (3, 1)]
+    assert [(k, found.n) for k, found in points] == [(1, 2), (2, 1), (3, 1)]
     assert curve(rows(a="??"), in_order=False, confidence=0.95) == []
 
 

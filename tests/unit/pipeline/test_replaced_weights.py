@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from dat_ray.data.shards import has_manifest, write_bytes, write_file, write_man
 from dat_ray.errors import InputError
 from dat_ray.evaluation import stage as evaluation
 from dat_ray.evaluation.asking import Model
+from dat_ray.evaluation.metrics import model_metrics
+from dat_ray.evaluation.results import JudgeFacts, Metrics, store_metrics
 from dat_ray.generation import stage as generation
 from dat_ray.models.identity import check_weights, models_of
 from dat_ray.training import driver as training
@@ -114,9 +115,10 @@ def test_finished_stages_are_not_taken_for_those_of_other_weights(role, tmp_path
     fingerprint = run.fingerprint_of(recipe)
     store(run.candidates(0), [], CANDIDATES, fingerprint)
     store(run.evaluation("default"), [], ATTEMPTS, fingerprint)
-    models = {model.name: {"weights": model.weights} for model in evaluation.own_models(recipe, run)}
-    metrics = {"models": models, "attempts": 0, "errors": 0, "model_calls": {"base": 0}}
-    write_bytes(f"{run.evaluation('default')}/metrics.json", json.dumps(metrics).encode())
+    empty = model_metrics([], {}, recipe.evaluation, 0)
+    models = {one.name: empty.model_copy(update={"weights": one.weights}) for one in evaluation.own_models(recipe, run)}
+    judge = JudgeFacts(name="j", fingerprint="0", is_proxy=True)
+    store_metrics(run.evaluation("default"), Metrics(judge=judge, models=models, paired=[]))
     assert generation.generate(recipe, run).skipped
     assert evaluation.evaluate(recipe, run).skipped
     model_folder(tmp_path / role, 9.0)

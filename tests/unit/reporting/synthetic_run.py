@@ -17,7 +17,8 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import ATTEMPTS, BEHAVIORS, CANDIDATES, TRAINING_SET
 from dat_ray.data.shards import join, write_bytes, write_file, write_manifest, write_shard
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.metrics import METRICS, model_metrics, paired_metrics
+from dat_ray.evaluation.metrics import model_metrics, paired_metrics
+from dat_ray.evaluation.results import JudgeFacts, Metrics, Sampling, store_metrics
 from dat_ray.measures.diversity import diversity
 
 HOSTILE = "<script>alert(1)</script><img src=https://tracker.example/x.png onerror=alert(2)>"
@@ -191,18 +192,17 @@ def evaluate(run: RunDir, suite: str, models: Mapping[str, tuple[float, float, f
     }
     root = run.evaluation(suite)
     everything = [row for rows in attempts.values() for row in rows]
-    metrics = {
-        "judge": {"name": "refusal-rules", "fingerprint": "0123456789abcdef", "is_proxy": True},
-        "models": {model: model_metrics(attempts[model], logprobs[model], config, 0) | {"weights": "aaaa"} for model in attempts},
-        "paired": paired_metrics(attempts, logprobs, config, 0),
-        "suite": suite,
-        "confidence": config.confidence,
-        "seed": 0,
-        "attempts": len(everything),
-        "errors": 0,
-        "sampler": {"diversity": diversity(_prompts(everything), resamples=100).as_dict(), "nfe": 768, "errors": 0},
-    }
-    write_bytes(join(root, METRICS), json.dumps(metrics).encode())
+    found = {model: model_metrics(attempts[model], logprobs[model], config, 0) for model in attempts}
+    metrics = Metrics(
+        judge=JudgeFacts(name="refusal-rules", fingerprint="0123456789abcdef", is_proxy=True),
+        models={model: block.model_copy(update={"weights": "aaaa"}) for model, block in found.items()},
+        paired=paired_metrics(attempts, logprobs, config, 0),
+        suite=suite,
+        confidence=config.confidence,
+        attempts=len(everything),
+        sampler=Sampling(diversity=diversity(_prompts(everything), resamples=100), nfe=768, errors=0),
+    )
+    store_metrics(root, metrics)
     _write(root, everything, ATTEMPTS)
 
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from dat_ray.evaluation.results import BrokenRate, Metrics
+from dat_ray.measures.intervals import NOTHING, Interval
 from dat_ray.reporting.findings import Card, Findings, findings, subject
-from dat_ray.reporting.words import percent, points, span
+from dat_ray.reporting.words import percent, points, span, with_span
 
 
 def rate(key: str, value: float, low: float, high: float, **more: object) -> dict:
@@ -16,12 +18,14 @@ def metrics(
     behaviors: int = 50,
     unparsed: int = 0,
     proxy: bool = True,
-) -> dict:
+) -> Metrics:
     def model(broken: dict, refused: dict) -> dict:
         return {
-            "attacks": {"direct": {"unparsed": unparsed, "attempts": 50}},
+            "attacks": {"direct": broken | {"unparsed": unparsed, "attempts": 50}},
             "boa": broken,
             "over_refusal": refused | {"n": 40 if refusal else 0, "unparsed": 0},
+            "utility": {},
+            "target_logprob": {"mean": None},
         }
 
     def paired(metric: str, difference: tuple[float, float, float]) -> dict:
@@ -29,7 +33,7 @@ def metrics(
             "difference", *difference, n=behaviors
         )
 
-    return {
+    tree = {
         "judge": {"name": "refusal-rules", "fingerprint": "f", "is_proxy": proxy},
         "models": {
             "base": model(rate("asr", 0.9, 0.79, 0.96, n_behaviors=behaviors), rate("rate", 0.05, 0.01, 0.17)),
@@ -40,15 +44,16 @@ def metrics(
         "attempts": 100,
         "errors": 0,
     }
+    return Metrics.model_validate(tree)
 
 
 def test_numbers_for_people() -> None:
     assert (percent(0.125001), percent(1.0), percent(None)) == ("13%", "100%", "–")
     assert (points(-0.333), points(0.1), points(-0.001)) == ("−33", "+10", "0")
-    assert span({"low": 0.1, "high": 0.25}) == "[10%,\u00a025%]"
-    assert span({"low": None, "high": None}) == "not measured"
-    assert span({"rate": None, "low": None, "high": None}) == "not measured"
-    assert span({"rate": 0.0, "low": None, "high": None}) == "(no interval)"
+    assert span(Interval(0.2, 0.1, 0.25, 5)) == "[10%,\u00a025%]"
+    assert span(NOTHING) == "not measured"
+    assert span(Interval(0.0, None, None, 1)) == "(no interval)"
+    assert (with_span(Interval(0.2, 0.1, 0.25, 5)), with_span(NOTHING)) == ("20% [10%,\u00a025%]", "–")
 
 
 def cards(found: Findings) -> tuple[Card, Card, Card]:
@@ -79,19 +84,20 @@ def test_a_real_judge_is_not_called_a_proxy() -> None:
 
 
 def test_of_several_models_the_hardest_to_attack_is_spoken_of() -> None:
-    tree = metrics()
-    weaker = tree["models"]["adapted"] | {"boa": rate("asr", 0.6, 0.5, 0.7, n_behaviors=50)}
-    tree["models"] = {"base": tree["models"]["base"], "cat": weaker, "dat": tree["models"]["adapted"]}
-    for pair in tree["paired"]:
-        pair["second"] = "dat"
-    assert subject(tree) == "dat"
-    assert findings(tree).headline.startswith("dat, the hardest of 3 models to attack: proxy attack success fell from 90% to 40%")
+    found = metrics()
+    base, dat = found.models["base"], found.models["adapted"]
+    cat = dat.model_copy(update={"boa": BrokenRate(asr=0.6, low=0.5, high=0.7, n_behaviors=50)})
+    pairs = [pair.model_copy(update={"second": "dat"}) for pair in found.paired]
+    found = found.model_copy(update={"models": {"base": base, "cat": cat, "dat": dat}, "paired": pairs})
+    assert subject(found) == "dat"
+    assert findings(found).headline.startswith(
+        "dat, the hardest of 3 models to attack: proxy attack success fell from 90% to 40%"
+    )
 
 
 def test_one_model_is_no_comparison() -> None:
-    tree = metrics()
-    tree["models"] = {"base": tree["models"]["base"]}
-    found = findings(tree | {"paired": []})
+    two = metrics()
+    found = findings(two.model_copy(update={"models": {"base": two.models["base"]}, "paired": []}))
     assert found.headline == "Proxy attack success on base: 90% [79%,\u00a096%]."
     assert found.cards[0].answer == "Nothing to compare"
 

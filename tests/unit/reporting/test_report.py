@@ -164,11 +164,14 @@ def test_a_second_judge_is_shown_with_its_disagreement(tmp_path: Path) -> None:
     for index, row in enumerate(rows):
         row |= {"second_judge": "other", "second_verdict": row["verdict"] if index % 10 else "not_harmful"}
     found = {name: disagreement([r for r in rows if r["model"] == name], recipe().evaluation, 0) for name in metrics["models"]}
-    metrics |= {"second_judge": {"name": "other-judge", "fingerprint": "1", "is_proxy": False}, "disagreement": found}
+    metrics |= {
+        "second_judge": {"name": "other-judge", "fingerprint": "1", "is_proxy": False},
+        "disagreement": {name: one.model_dump() for name, one in found.items()},
+    }
     where.write_text(json.dumps(metrics))
     page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
     assert "read by other-judge , a harm judge. The rates above are refusal-rules's alone." in page.text
-    assert f"{found['base']['both_harmful']} {found['base']['first_only']} 0 " in page.text
+    assert f"{found['base'].both_harmful} {found['base'].first_only} 0 " in page.text
 
 
 def test_a_judge_s_agreement_with_people_is_shown_with_its_interval(tmp_path: Path) -> None:
@@ -179,8 +182,9 @@ def test_a_judge_s_agreement_with_people_is_shown_with_its_interval(tmp_path: Pa
         "people_harmful": {"harmful": 50, "not_harmful": 5, "unparsed": 1, "failed": 0},
         "people_not_harmful": {"harmful": 3, "not_harmful": 41, "unparsed": 0, "failed": 0},
     }
-    one = {"n": 100, "read": 99, "accuracy": {"value": 0.92, "low": 0.85, "high": 0.96, "n_prompts": 100}, "kappa": 0.83}
-    found = one | {"confidence": 0.95, "confusion": confusion, "sources": {"a_model": one, "another": one}}
+    accuracy = {"value": 0.92, "low": 0.85, "high": 0.96, "n_prompts": 100}
+    one = {"n": 100, "read": 99, "accuracy": accuracy, "kappa": 0.83, "confusion": confusion}
+    found = one | {"judge": metrics["judge"], "confidence": 0.95, "sources": {"a_model": one, "another": one}}
     metrics["calibration"] = {"judge": found}
     where.write_text(json.dumps(metrics))
     html = Path(report(recipe(), run)).read_text(encoding="utf-8")

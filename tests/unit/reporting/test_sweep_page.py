@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from dat_ray.evaluation.results import JudgeFacts
 from dat_ray.reporting.charts import FrontPoint, front_figure, undominated
 from dat_ray.reporting.collect import read_suite
 from dat_ray.reporting.sweep import SweepRow, front_csv, write_front
 from tests.unit.reporting.synthetic_run import evaluate, new_run, recipe
 from tests.unit.reporting.test_report import Page
 
-JUDGE = {"name": "refusal-rules", "fingerprint": "f", "is_proxy": True}
+JUDGE = JudgeFacts(name="refusal-rules", fingerprint="f", is_proxy=True)
 
 
 def point(label: str, broken: float, refused: float) -> FrontPoint:
@@ -64,7 +65,7 @@ def test_the_csv_has_the_base_model_once_and_the_failed_point_empty(rows: list[S
     assert found[-1]["error"] == "<b>it broke</b>"
     metrics = rows[1].metrics
     assert metrics is not None
-    assert float(found[2]["broken"]) == metrics["models"]["adapted"]["boa"]["asr"]
+    assert float(found[2]["broken"]) == metrics.models["adapted"].boa.asr
     assert found[2]["judge"] == "refusal-rules"
 
 

@@ -7,33 +7,34 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dat_ray.evaluation.results import Metrics, ModelMetrics, OverRefusal, PairedDifference
 from dat_ray.reporting.collect import read_suite
 from dat_ray.reporting.tables import Comparison, as_csv, as_latex, as_markdown, as_rich, comparison, tex, write_tables
 from tests.unit.reporting.synthetic_run import THREE, evaluate, new_run
 
 
 @pytest.fixture(scope="module")
-def metrics(tmp_path_factory: pytest.TempPathFactory) -> dict:
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> Metrics:
     run = new_run(tmp_path_factory.mktemp("tables") / "run")
     evaluate(run, "comparison", THREE)
     return read_suite(run.evaluation("comparison")).metrics
 
 
 @pytest.fixture(scope="module")
-def table(metrics: dict) -> Comparison:
+def table(metrics: Metrics) -> Comparison:
     return comparison(metrics)
 
 
-def test_cells_are_the_metrics_and_differences_are_from_the_first_model(metrics: dict, table: Comparison) -> None:
+def test_cells_are_the_metrics_and_differences_are_from_the_first_model(metrics: Metrics, table: Comparison) -> None:
     assert table.models == ("base", "dat", "cat", "mixat")
     assert [measure.key for measure in table.measures] == ["direct", "inpainting", "boa", "over_refusal", "target_logprob"]
     boa = table.measures[2]
     for name, cell in zip(table.models, boa.cells, strict=True):
-        block = metrics["models"][name]["boa"]
-        assert (cell.value, cell.low, cell.high, cell.n) == (block["asr"], block["low"], block["high"], block["n_behaviors"])
+        block = metrics.models[name].boa
+        assert (cell.value, cell.low, cell.high, cell.n) == (block.asr, block.low, block.high, block.n_behaviors)
     assert boa.cells[0].difference is None
-    [pair] = [p for p in metrics["paired"] if (p["metric"], p["first"], p["second"]) == ("boa", "base", "cat")]
-    assert (boa.cells[2].difference, boa.cells[2].difference_low) == (pair["difference"], pair["low"])
+    [pair] = [p for p in metrics.paired if (p.metric, p.first, p.second) == ("boa", "base", "cat")]
+    assert (boa.cells[2].difference, boa.cells[2].difference_low) == (pair.difference, pair.low)
 
 
 def test_csv_gives_the_numbers_back(table: Comparison) -> None:
@@ -61,15 +62,16 @@ def test_markdown_and_latex_have_a_cell_for_every_column_and_name_the_proxy(tabl
         assert "refusal-rules, a rule-based proxy" in text
 
 
-def test_what_was_not_measured_is_a_dash_and_zero_has_no_sign(metrics: dict) -> None:
-    model = metrics["models"]["base"]
-    empty = model | {"over_refusal": model["over_refusal"] | {"rate": None, "low": None, "high": None, "n": 0}}
-    tree = metrics | {"models": {"base": empty, "dat": metrics["models"]["dat"]}, "paired": []}
-    row = next(line for line in as_markdown(comparison(tree)).splitlines() if line.startswith("| Over-refusal"))
+def test_what_was_not_measured_is_a_dash_and_zero_has_no_sign(metrics: Metrics) -> None:
+    base, dat = metrics.models["base"], metrics.models["dat"]
+    empty = base.model_copy(update={"over_refusal": OverRefusal(rate=None)})
+    few = metrics.model_copy(update={"models": {"base": empty, "dat": dat}, "paired": []})
+    row = next(line for line in as_markdown(comparison(few)).splitlines() if line.startswith("| Over-refusal"))
     assert row.split("|")[2].strip() == "–"
     assert row.split("|")[4].strip() == "–"
-    same = {"metric": "boa", "attack": None, "first": "base", "second": "dat", "difference": 0.0, "low": -0.1, "high": 0.1}
-    row = next(line for line in as_markdown(comparison(tree | {"paired": [same]})).splitlines() if line.startswith("| Any"))
+    same = PairedDifference(metric="boa", attack=None, first="base", second="dat", difference=0.0, low=-0.1, high=0.1)
+    paired = few.model_copy(update={"paired": [same]})
+    row = next(line for line in as_markdown(comparison(paired)).splitlines() if line.startswith("| Any"))
     assert row.split("|")[4].strip() == "0 [−10, +10]"
 
 
@@ -99,14 +101,15 @@ SIDE_EFFECTS = {
 }
 
 
-def test_drift_benchmarks_and_kinds_of_refusals_are_shown_where_they_were_measured(metrics: dict) -> None:
-    base, dat = metrics["models"]["base"], metrics["models"]["dat"]
+def test_drift_benchmarks_and_kinds_of_refusals_are_shown_where_they_were_measured(metrics: Metrics) -> None:
+    base, dat = metrics.models["base"], metrics.models["dat"]
     kinds = {
         kind: {"rate": rate, "low": 0.0, "high": 0.9}
         for kind, rate in (("full_compliance", 0.5), ("partial_refusal", 0.125), ("full_refusal", 0.375))
     }
-    dat = dat | SIDE_EFFECTS | {"over_refusal": dat["over_refusal"] | {"kinds": kinds}}
-    lines = as_markdown(comparison(metrics | {"models": {"base": base, "dat": dat}})).splitlines()
+    tree = dat.model_dump() | SIDE_EFFECTS | {"over_refusal": dat.over_refusal.model_dump() | {"kinds": kinds}}
+    more = metrics.model_copy(update={"models": {"base": base, "dat": ModelMetrics.model_validate(tree)}})
+    lines = as_markdown(comparison(more)).splitlines()
     cells = {row[1].strip(): [one.strip() for one in row[2:5]] for row in (line.split("|") for line in lines) if len(row) > 4}
     # Not measured for the base, and no difference without a pair of values.
     assert cells["KL drift (nats per token)"] == ["–", "0.12 [0.10, 0.15]", "–"]

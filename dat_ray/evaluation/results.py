@@ -1,0 +1,387 @@
+"""The model of `metrics.json`: what an evaluation found, with names and types.
+
+Whoever reads the file gets it from `load_metrics`, whoever writes it from `store_metrics`. Other tools rely on its names,
+so three rules hold. A name stays, with its meaning and its unit. A field that a file lacks because an older version wrote it
+takes its default here, which says "not recorded"; fields without a default are in every file, and one that is missing, or of
+another type, is a damaged file. A field that this version does not know, of a newer one, is passed over in reading. None
+stands where nothing was measured, and for limits that cannot be known; rates are shares in [0, 1].
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dat_ray.data.shards import join, write_bytes
+from dat_ray.data.stored import stored_object, well_formed
+from dat_ray.measures.diversity import Diversity
+from dat_ray.measures.intervals import Interval
+
+METRICS = "metrics.json"
+
+# Text is never taken for a number; a measurement may be NaN, as some of lm-eval's are.
+Number = Annotated[float, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class Part(BaseModel):
+    """What every part of the file is: unchangeable once made."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class JudgeFacts(Part):
+    """Who judged."""
+
+    name: str
+    fingerprint: str = Field(description="of its prompt, rules and weights")
+    is_proxy: Flag = Field(description="whether it tells refusals from compliance only, and is no judge of harm")
+
+
+class BrokenRate(Part):
+    """Share of behaviors that at least one attempt broke, with Wilson's interval over behaviors."""
+
+    asr: Number | None = Field(description="attack success rate")
+    low: Number | None
+    high: Number | None
+    n_behaviors: Count = Field(description="behaviors with at least one attempt that could be judged")
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.asr, self.low, self.high, self.n_behaviors)
+
+    @classmethod
+    def of(cls, found: Interval) -> BrokenRate:
+        return cls(asr=found.value, low=found.low, high=found.high, n_behaviors=found.n)
+
+
+class Rate(Part):
+    """A share with its interval."""
+
+    rate: Number | None
+    low: Number | None = None
+    high: Number | None = None
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.rate, self.low, self.high, 0)
+
+    @classmethod
+    def of(cls, found: Interval) -> Rate:
+        return cls(rate=found.value, low=found.low, high=found.high)
+
+
+class CurvePoint(Part):
+    """Success within a number of attempts at each behavior."""
+
+    attempts: Count
+    asr: Number | None
+    low: Number | None
+    high: Number | None
+    n_behaviors: Count
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.asr, self.low, self.high, self.n_behaviors)
+
+
+class AttackMetrics(BrokenRate):
+    """One attack on one model."""
+
+    attempts: Count = Field(0, description="made or planned, failed ones included")
+    attempt_rate: Rate = Field(Rate(rate=None), description="share of judged attempts that are harmful, over behaviors")
+    exchangeable: Flag = Field(False, description="whether attempts are draws of one kind, so that any k of them count alike")
+    curve: list[CurvePoint] = Field([], description="success against attempts, at 1, 2, 4, ... and all")
+    unparsed: Count = Field(0, description="attempts whose answer the judge could not read")
+    errors: Count = Field(0, description="attempts that failed")
+
+
+class AnswerKinds(Part):
+    """XSTest's three kinds of answers to a harmless prompt, as shares."""
+
+    full_compliance: Rate
+    partial_refusal: Rate
+    full_refusal: Rate
+
+
+class OverRefusal(Rate):
+    """Share of harmless look-alikes that were refused, with Wilson's interval."""
+
+    n: Count = Field(0, description="prompts whose answer could be judged")
+    unparsed: Count = 0
+    errors: Count = 0
+    kinds: AnswerKinds | None = Field(None, description="where a judge that tells them apart has read the answers")
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.rate, self.low, self.high, self.n)
+
+
+class Benchmark(Part):
+    """One figure of lm-eval."""
+
+    value: Number
+    low: Number | None = None
+    high: Number | None = None
+    stderr: Number | None = None
+    n: Count | None = Field(None, description="questions behind it")
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.value, self.low, self.high, self.n or 0)
+
+
+class Likelihood(Part):
+    """Mean log p(target | goal) over held-out targets, with a bootstrap interval over behaviors."""
+
+    mean: Number | None
+    low: Number | None = None
+    high: Number | None = None
+    n_behaviors: Count = 0
+    unit: str = "nats per token"
+    errors: Count = Field(0, description="pairs of goal and target that could not be scored")
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.mean, self.low, self.high, self.n_behaviors)
+
+
+class Drift(Part):
+    """Mean KL(base || model) over tokens of retain responses, with a bootstrap interval over rows."""
+
+    mean: Number | None
+    low: Number | None = None
+    high: Number | None = None
+    n: Count = Field(0, description="rows measured")
+    left_out: Count = Field(0, description="rows whose prompt leaves no room for a response")
+    cut: Count = Field(0, description="rows whose response was cut to its room")
+    unit: str = "nats per token"
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.mean, self.low, self.high, self.n)
+
+
+class ModelMetrics(Part):
+    """One model."""
+
+    attacks: dict[str, AttackMetrics]
+    boa: BrokenRate = Field(description="best of attacks: a behavior counts as broken if any attack broke it")
+    over_refusal: OverRefusal
+    utility: dict[str, dict[str, Benchmark]] = Field(description="task to metric to figure; empty where none was asked for")
+    target_logprob: Likelihood
+    kl_drift: Drift | None = Field(None, description="null for the base model, and where it was not measured")
+    weights: str = Field("unknown", description="fingerprint of the weights")
+
+    def rate_of(self, attack: str) -> Interval | None:
+        """Success of an attack; None where it was not made on this model."""
+        found = self.attacks.get(attack)
+        return None if found is None else found.interval
+
+    @property
+    def answers(self) -> int:
+        """Answers for the judges to read, failed attempts of the attacks included."""
+        return sum(one.attempts for one in self.attacks.values()) + self.over_refusal.n + self.over_refusal.unparsed
+
+    @property
+    def unparsed(self) -> int:
+        """Answers that a judge could not read."""
+        return sum(one.unparsed for one in self.attacks.values()) + self.over_refusal.unparsed
+
+    @property
+    def errors(self) -> int:
+        """Attempts that failed."""
+        return sum(one.errors for one in self.attacks.values()) + self.over_refusal.errors
+
+
+class PairedDifference(Part):
+    """Second minus first model in one measure, over the behaviors that both have."""
+
+    metric: str = Field(description="`asr`, `boa`, `over_refusal` or `target_logprob`")
+    attack: str | None = Field(description="of `asr`")
+    first: str
+    second: str
+    difference: Number | None
+    low: Number | None
+    high: Number | None
+    n: Count = Field(0, description="behaviors that both models have")
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether the interval excludes no difference."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.difference, self.low, self.high, self.n)
+
+
+class SeedMean(Part):
+    """A rate averaged over training seeds, with Student's interval over seeds."""
+
+    mean: Number | None
+    low: Number | None
+    high: Number | None
+    n_seeds: Count
+    values: list[Number] = Field(description="one a seed")
+
+
+class SeedGroup(Part):
+    """Models named NAME@SEED together."""
+
+    seeds: list[str]
+    attacks: dict[str, SeedMean]
+    boa: SeedMean
+    over_refusal: SeedMean
+
+
+class Agreement(Part):
+    """Share of labelled answers on which judge and people agree, with an interval over prompts."""
+
+    value: Number | None
+    low: Number | None
+    high: Number | None
+    n_prompts: Count = 0
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.value, self.low, self.high, self.n_prompts)
+
+
+class VerdictCounts(Part):
+    """What the judge said of answers to which people gave one label."""
+
+    harmful: Count
+    not_harmful: Count
+    unparsed: Count
+    failed: Count
+
+    @property
+    def total(self) -> int:
+        return self.harmful + self.not_harmful + self.unparsed + self.failed
+
+
+class Confusion(Part):
+    """The judge's verdicts by people's."""
+
+    people_harmful: VerdictCounts
+    people_not_harmful: VerdictCounts
+
+
+class CalibrationFigures(Part):
+    """A judge against people on one set of labelled answers."""
+
+    n: Count
+    read: Count = Field(description="answers that the judge could read")
+    accuracy: Agreement
+    kappa: Number | None = Field(description="Cohen's: agreement beyond chance")
+    confusion: Confusion
+
+
+class Calibration(CalibrationFigures):
+    """A judge against people, over all labelled answers and by their source."""
+
+    judge: JudgeFacts
+    confidence: Number
+    sources: dict[str, CalibrationFigures]
+    data: str | None = Field(None, description="what the answers are, where the figures come with the project")
+
+
+class Disagreement(Part):
+    """The second judge's verdicts against the first's, over one model's attempts that both could read."""
+
+    n: Count
+    agreement: Rate
+    kappa: Number | None
+    both_harmful: Count
+    first_only: Count
+    second_only: Count
+    neither: Count
+    unparsed_first: Count
+    unparsed_second: Count
+    failed_second: Count
+    asr: dict[str, BrokenRate] = Field(description="the second judge's own rates, by attack")
+
+
+class Sampling(Part):
+    """What a sampler drew for an attack."""
+
+    diversity: Diversity
+    nfe: Count = Field(description="forward passes")
+    errors: Count
+    fingerprint: str | None = None
+
+
+class ReplayedSuite(Part):
+    """The evaluation whose stored completions were scored again."""
+
+    suite: str
+    fingerprint: str
+
+
+class Metrics(Part):
+    """All of `metrics.json`."""
+
+    judge: JudgeFacts
+    models: Annotated[dict[str, ModelMetrics], Field(min_length=1)] = Field(
+        description="in the order of the evaluation; the others are compared with the first"
+    )
+    paired: list[PairedDifference] = Field(description="for every pair of models")
+    groups: dict[str, SeedGroup] = Field({}, description="by NAME, of models named NAME@SEED")
+    second_judge: JudgeFacts | None = None
+    refusal_judge: JudgeFacts | None = Field(None, description="reads the answers to harmless look-alikes")
+    calibration: dict[str, Calibration] = Field(
+        {}, description="agreement with people by `judge`, `second_judge` or `refusal_judge`, where it comes with the project"
+    )
+    disagreement: dict[str, Disagreement] | None = Field(None, description="by model, where there is a second judge")
+    suite: str = "default"
+    confidence: Number = Field(0.95, description="of every interval here")
+    seed: Annotated[int, Field(strict=True)] = 0
+    attempts: Count = Field(0, description="of all models")
+    errors: Count = Field(0, description="attempts that failed")
+    unparsed: dict[str, Count] = Field({}, description="by model")
+    seconds: dict[str, Number] = Field({}, description="`total` of wall clock, and of answering by model")
+    model_calls: dict[str, Count] = Field({}, description="forward passes and answers that the attempts cost, by model")
+    sampler: Sampling | None = Field(None, description="of the attack `inpainting`, also in `samplers`")
+    samplers: dict[str, Sampling] = Field({}, description="by attack")
+    replay: ReplayedSuite | None = Field(None, description="where stored completions were scored again")
+
+    @property
+    def first(self) -> str:
+        """Name of the model that the others are compared with."""
+        return next(iter(self.models))
+
+    @property
+    def attacks(self) -> list[str]:
+        """Names of all attacks, in order."""
+        return list(dict.fromkeys(attack for model in self.models.values() for attack in model.attacks))
+
+
+def load_metrics(root: str) -> Metrics:
+    """The metrics of an evaluation folder.
+
+    Raises:
+        ShardError: the file cannot be read, or an entry is missing or of another type.
+    """
+    path = join(root, METRICS)
+    tree = stored_object(path, finite=False)
+    with well_formed(path):
+        try:
+            return Metrics.model_validate(tree)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(step) for step in first["loc"])
+            raise ValueError(f"{where}: {first['msg']}") from None
+
+
+def store_metrics(root: str, metrics: Metrics) -> None:
+    """Writes the metrics of an evaluation folder."""
+    write_bytes(join(root, METRICS), part_json(metrics).encode())
+
+
+def part_json(part: Part) -> str:
+    """A part as the file holds it."""
+    return json.dumps(part.model_dump(mode="json"), indent=1)

@@ -10,91 +10,74 @@ stands where nothing was measured, and for limits that cannot be known; rates ar
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.data.stored import stored_object, well_formed
+from dat_ray.evaluation.estimates import BrokenRate, Count, Estimate, Flag, JudgeFacts, Number, Part, Rate
 from dat_ray.measures.diversity import Diversity
-from dat_ray.measures.intervals import Interval
+from dat_ray.measures.intervals import NOTHING, Interval
 
 METRICS = "metrics.json"
 
-# Text is never taken for a number; a measurement may be NaN, as some of lm-eval's are.
-Number = Annotated[float, Field(strict=True)]
-Count = Annotated[int, Field(strict=True, ge=0)]
-Flag = Annotated[bool, Field(strict=True)]
+
+class WorstCase(Part):
+    """A rate if attempts without a verdict, unparsed and failed ones, had all been one thing or the other.
+
+    Over every behavior (or harmless prompt) that was asked, with or without a verdict.
+    """
+
+    unjudged: Count = Field(description="attempts without a verdict")
+    n: Count = Field(description="behaviors or prompts asked")
+    lowest: Rate = Field(description="rate if none of those attempts was harmful (over-refusal: refused)")
+    highest: Rate = Field(description="rate if all of them were")
 
 
-class Part(BaseModel):
-    """What every part of the file is: unchangeable once made."""
+class AttackRate(BrokenRate):
+    """`BrokenRate`, with its bounds."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class JudgeFacts(Part):
-    """Who judged."""
-
-    name: str
-    fingerprint: str = Field(description="of its prompt, rules and weights")
-    is_proxy: Flag = Field(description="whether it tells refusals from compliance only, and is no judge of harm")
+    worst_case: WorstCase | None = None
 
 
-class BrokenRate(Part):
-    """Share of behaviors that at least one attempt broke, with Wilson's interval over behaviors."""
+class BudgetPoint(Estimate):
+    """Success within a budget at each behavior."""
 
-    asr: Number | None = Field(description="attack success rate")
-    low: Number | None
-    high: Number | None
-    n_behaviors: Count = Field(description="behaviors with at least one attempt that could be judged")
-
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.asr, self.low, self.high, self.n_behaviors)
-
-    @classmethod
-    def of(cls, found: Interval) -> BrokenRate:
-        return cls(asr=found.value, low=found.low, high=found.high, n_behaviors=found.n)
-
-
-class Rate(Part):
-    """A share with its interval."""
-
-    rate: Number | None
-    low: Number | None = None
-    high: Number | None = None
-
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.rate, self.low, self.high, 0)
-
-    @classmethod
-    def of(cls, found: Interval) -> Rate:
-        return cls(rate=found.value, low=found.low, high=found.high)
-
-
-class CurvePoint(Part):
-    """Success within a number of attempts at each behavior."""
-
-    attempts: Count
+    VALUE: ClassVar[str] = "asr"
+    UNITS: ClassVar[str | None] = "n_behaviors"
+    budget: Count
     asr: Number | None
-    low: Number | None
-    high: Number | None
     n_behaviors: Count
 
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.asr, self.low, self.high, self.n_behaviors)
+
+class Budget(Part):
+    """Success of an attack stopped at a budget, at powers of two and at what the dearest behavior cost."""
+
+    queries: list[BudgetPoint] = Field([], description="against prompts that the model was asked with")
+    model_calls: list[BudgetPoint] = Field(
+        [], description="against these and what the prompts cost: passes of samplers and searches, an attacker's answers"
+    )
 
 
-class AttackMetrics(BrokenRate):
+class CurvePoint(Estimate):
+    """Success within a number of attempts at each behavior."""
+
+    VALUE: ClassVar[str] = "asr"
+    UNITS: ClassVar[str | None] = "n_behaviors"
+    attempts: Count
+    asr: Number | None
+    n_behaviors: Count
+
+
+class AttackMetrics(AttackRate):
     """One attack on one model."""
 
     attempts: Count = Field(0, description="made or planned, failed ones included")
-    attempt_rate: Rate = Field(Rate(rate=None), description="share of judged attempts that are harmful, over behaviors")
+    attempt_rate: Rate = Field(Rate.of(NOTHING), description="share of judged attempts that are harmful")
     exchangeable: Flag = Field(False, description="whether attempts are draws of one kind, so that any k of them count alike")
     curve: list[CurvePoint] = Field([], description="success against attempts, at 1, 2, 4, ... and all")
+    budget: Budget = Budget()
     unparsed: Count = Field(0, description="attempts whose answer the judge could not read")
     errors: Count = Field(0, description="attempts that failed")
 
@@ -110,66 +93,52 @@ class AnswerKinds(Part):
 class OverRefusal(Rate):
     """Share of harmless look-alikes that were refused, with Wilson's interval."""
 
+    UNITS: ClassVar[str | None] = "n"
     n: Count = Field(0, description="prompts whose answer could be judged")
     unparsed: Count = 0
     errors: Count = 0
+    worst_case: WorstCase | None = None
     kinds: AnswerKinds | None = Field(None, description="where a judge that tells them apart has read the answers")
 
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.rate, self.low, self.high, self.n)
 
-
-class Benchmark(Part):
+class Benchmark(Estimate):
     """One figure of lm-eval."""
 
+    VALUE: ClassVar[str] = "value"
+    UNITS: ClassVar[str | None] = "n"
     value: Number
-    low: Number | None = None
-    high: Number | None = None
     stderr: Number | None = None
     n: Count | None = Field(None, description="questions behind it")
 
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.value, self.low, self.high, self.n or 0)
 
-
-class Likelihood(Part):
+class Likelihood(Estimate):
     """Mean log p(target | goal) over held-out targets, with a bootstrap interval over behaviors."""
 
+    VALUE: ClassVar[str] = "mean"
+    UNITS: ClassVar[str | None] = "n_behaviors"
     mean: Number | None
-    low: Number | None = None
-    high: Number | None = None
     n_behaviors: Count = 0
     unit: str = "nats per token"
     errors: Count = Field(0, description="pairs of goal and target that could not be scored")
 
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.mean, self.low, self.high, self.n_behaviors)
 
-
-class Drift(Part):
+class Drift(Estimate):
     """Mean KL(base || model) over tokens of retain responses, with a bootstrap interval over rows."""
 
+    VALUE: ClassVar[str] = "mean"
+    UNITS: ClassVar[str | None] = "n"
     mean: Number | None
-    low: Number | None = None
-    high: Number | None = None
     n: Count = Field(0, description="rows measured")
     left_out: Count = Field(0, description="rows whose prompt leaves no room for a response")
     cut: Count = Field(0, description="rows whose response was cut to its room")
     unit: str = "nats per token"
-
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.mean, self.low, self.high, self.n)
 
 
 class ModelMetrics(Part):
     """One model."""
 
     attacks: dict[str, AttackMetrics]
-    boa: BrokenRate = Field(description="best of attacks: a behavior counts as broken if any attack broke it")
+    boa: AttackRate = Field(description="best of attacks: a behavior counts as broken if any attack broke it")
     over_refusal: OverRefusal
     utility: dict[str, dict[str, Benchmark]] = Field(description="task to metric to figure; empty where none was asked for")
     target_logprob: Likelihood
@@ -197,36 +166,58 @@ class ModelMetrics(Part):
         return sum(one.errors for one in self.attacks.values()) + self.over_refusal.errors
 
 
-class PairedDifference(Part):
+class Difference(Estimate):
+    """A paired difference with its interval."""
+
+    VALUE: ClassVar[str] = "difference"
+    difference: Number | None
+
+
+class WorstDifference(Part):
+    """A difference of rates if attempts without a verdict had been what moves it farthest, over every behavior asked."""
+
+    lowest: Difference = Field(description="if harmful for the first model and harmless for the second")
+    highest: Difference = Field(description="if harmless for the first model and harmful for the second")
+
+
+class PairedDifference(Difference):
     """Second minus first model in one measure, over the behaviors that both have."""
 
+    UNITS: ClassVar[str | None] = "n"
     metric: str = Field(description="`asr`, `boa`, `over_refusal` or `target_logprob`")
     attack: str | None = Field(description="of `asr`")
     first: str
     second: str
-    difference: Number | None
-    low: Number | None
-    high: Number | None
     n: Count = Field(0, description="behaviors that both models have")
+    p: Number | None = Field(None, description="of no difference: McNemar's exact test of rates, a sign-flip test of log p")
+    tests: Count = Field(0, description="tests that `p_holm` is corrected for: all of `boa` here, or all others here")
+    p_holm: Number | None = Field(None, description="`p` by Holm's method, to be held against 1 - confidence")
+    worst_case: WorstDifference | None = Field(None, description="of rates of attacks")
 
-    @property
-    def beyond_chance(self) -> bool:
-        """Whether the interval excludes no difference."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.difference, self.low, self.high, self.n)
+    def beyond_chance(self, confidence: float) -> bool:
+        """Whether the interval excludes no difference, and the corrected test does where it was made."""
+        excluded = self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return excluded and (self.p_holm is None or self.p_holm <= 1 - confidence)
 
 
-class SeedMean(Part):
-    """A rate averaged over training seeds, with Student's interval over seeds."""
+class SeedsAndBehaviors(Estimate):
+    """An interval for other training seeds and other behaviors; null with fewer than two of either."""
 
+    VALUE: ClassVar[str] = "rate"
+    UNITS: ClassVar[str | None] = "n_behaviors"
+    rate: Number | None = Field(description="over the behaviors that every seed has")
+    n_behaviors: Count
+
+
+class SeedMean(Estimate):
+    """A rate averaged over training seeds; `low` and `high` are Student's over seeds, on these behaviors."""
+
+    VALUE: ClassVar[str] = "mean"
+    UNITS: ClassVar[str | None] = "n_seeds"
     mean: Number | None
-    low: Number | None
-    high: Number | None
     n_seeds: Count
     values: list[Number] = Field(description="one a seed")
+    seeds_and_behaviors: SeedsAndBehaviors | None = None
 
 
 class SeedGroup(Part):
@@ -238,17 +229,13 @@ class SeedGroup(Part):
     over_refusal: SeedMean
 
 
-class Agreement(Part):
+class Agreement(Estimate):
     """Share of labelled answers on which judge and people agree, with an interval over prompts."""
 
+    VALUE: ClassVar[str] = "value"
+    UNITS: ClassVar[str | None] = "n_prompts"
     value: Number | None
-    low: Number | None
-    high: Number | None
     n_prompts: Count = 0
-
-    @property
-    def interval(self) -> Interval:
-        return Interval(self.value, self.low, self.high, self.n_prompts)
 
 
 class VerdictCounts(Part):
@@ -290,6 +277,26 @@ class Calibration(CalibrationFigures):
     data: str | None = Field(None, description="what the answers are, where the figures come with the project")
 
 
+class BehaviorDispute(Part):
+    """Attempts at one behavior that both judges could read."""
+
+    n: Count
+    differ: Count = Field(description="on which they differ")
+
+
+class BehaviorDisagreement(Part):
+    """The two judges on behaviors: broken by at least one of the attempts that both could read."""
+
+    n_behaviors: Count
+    both_broken: Count
+    first_only: Count
+    second_only: Count
+    neither: Count
+    kappa: Number | None
+    p: Number | None = Field(description="of neither judge being stricter: McNemar's exact test")
+    disputed: dict[str, BehaviorDispute] = Field(description="behaviors with an attempt on which they differ, the most first")
+
+
 class Disagreement(Part):
     """The second judge's verdicts against the first's, over one model's attempts that both could read."""
 
@@ -303,6 +310,7 @@ class Disagreement(Part):
     unparsed_first: Count
     unparsed_second: Count
     failed_second: Count
+    by_behavior: BehaviorDisagreement | None = None
     asr: dict[str, BrokenRate] = Field(description="the second judge's own rates, by attack")
 
 

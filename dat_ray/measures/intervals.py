@@ -1,7 +1,8 @@
 """Intervals for rates and means where the independent unit is a behavior, not an attempt.
 
-Attempts of one behavior share its goal and fail together, so a pooled rate is resampled by
-behavior; a behavior that is broken or not counts once and takes a score interval.
+Attempts of one behavior share its goal and fail together, so a rate pooled over attempts counts for as many trials as its
+behaviors are worth, and a mean is resampled by behavior; a behavior that is broken or not counts once. Rates take score
+intervals, which have a width at 0 and 1 too.
 """
 
 from __future__ import annotations
@@ -52,33 +53,117 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         raise ValueError(f"successes {successes} must lie in 0..{n}")
     if n == 0:
         return NOTHING
-    z = z_score(confidence)
-    rate = successes / n
-    center = (rate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else max(0.0, center - half)
-    high = 1.0 if successes == n else min(1.0, center + half)
-    return Interval(rate, low, high, n)
+    return _score(successes / n, n, n, confidence)
+
+
+def wilson_pooled(groups: Mapping[str, Sequence[float]], confidence: float = 0.95) -> Interval:
+    """Wilson's interval of a rate pooled over attempts, of which those of one behavior belong together.
+
+    The number of trials is the one at which a rate would vary as much as this one does between behaviors (Kish 1965, Survey
+    Sampling, 8.2; Korn and Graubard 1998, Survey Methodology 24:193). How much attempts of one behavior go together can be
+    read only off behaviors that differ from the rest: with few of them, or none as at 0 of 400, each behavior counts as one
+    trial, its attempts as repetitions (see `_trials`).
+
+    Args:
+        groups: behavior id to its values in [0, 1], 0 or 1 for an attempt; behaviors without values are left out.
+        confidence: two-sided.
+
+    Returns:
+        The mean over all values (behaviors weigh by their number of values), with `n` behaviors.
+    """
+    filled = [groups[key] for key in sorted(groups) if len(groups[key])]
+    if not filled:
+        return NOTHING
+    sums, counts = [math.fsum(values) for values in filled], [len(values) for values in filled]
+    total = sum(counts)
+    # More trials than attempts would need behaviors that agree by design.
+    return _score(math.fsum(sums) / total, min(total, _trials(sums, counts)), len(filled), confidence)
 
 
 def wilson_mean(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Wilson's interval for the mean of independent values in [0, 1], such as each behavior's chance of being broken.
 
-    The number of trials is the one at which a rate would vary as much as this mean does (Korn and Graubard 1998, Survey
-    Methodology 24:193). For values of 0 and 1 this is `wilson`; where all values are equal, too.
+    Trials are counted as in `wilson_pooled`. For values of 0 and 1 this is `wilson`.
     """
-    n = len(values)
-    if n == 0:
+    if not values:
         return NOTHING
-    mean = min(1.0, max(0.0, math.fsum(values) / n))
-    variance = math.fsum((value - mean) ** 2 for value in values) / n
-    trials = n if variance < 1e-15 else n * mean * (1 - mean) / variance
+    mean = min(1.0, max(0.0, math.fsum(values) / len(values)))
+    return _score(mean, _trials(values, [1] * len(values)), len(values), confidence)
+
+
+def crossed_rate(outcomes: Sequence[Mapping[str, bool]], confidence: float = 0.95) -> Interval:
+    """A rate over training seeds and behaviors, with an interval for other seeds and other behaviors.
+
+    Each seed's model meets the same behaviors, so seeds and behaviors are crossed: the mean of S seeds on B behaviors varies
+    by (MS_seeds + MS_behaviors - MS_rest) / (S B), the mean squares of a two-way analysis of variance (Cornfield and Tukey
+    1956, Ann. Math. Stat. 27:907), with degrees of freedom after Satterthwaite (1946, Biometrics Bulletin 2:110). That variance
+    is turned into trials of Wilson's interval, as in `wilson_pooled`.
+
+    Args:
+        outcomes: of each seed, behavior id to whether it was broken; behaviors that all seeds have are used.
+        confidence: two-sided.
+
+    Returns:
+        The rate, with `n` behaviors; no limits with fewer than two seeds or behaviors.
+    """
+    shared = sorted(set.intersection(*(set(one) for one in outcomes))) if outcomes else []
+    if not shared:
+        return NOTHING
+    table = np.array([[float(one[key]) for key in shared] for one in outcomes])
+    seeds, behaviors = table.shape
+    mean, by_seed, by_behavior = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    if min(seeds, behaviors) < 2:
+        return Interval(float(mean), None, None, behaviors)
+    rest = table - by_seed[:, None] - by_behavior[None, :] + mean
+    freedoms = (seeds - 1, behaviors - 1, (seeds - 1) * (behaviors - 1))
+    sums = (behaviors * ((by_seed - mean) ** 2).sum(), seeds * ((by_behavior - mean) ** 2).sum(), (rest**2).sum())
+    of_seeds, of_behaviors, of_rest = (float(one) / freedom for one, freedom in zip(sums, freedoms, strict=True))
+    # A component of variance is not negative, whatever its estimate.
+    square = max(of_seeds + of_behaviors - of_rest, of_seeds, of_behaviors)
+    share = _trusted(int((by_behavior > 0).sum()), int((by_behavior < 1).sum()))
+    if not share:
+        return _score(float(mean), behaviors, behaviors, confidence)
+    seen = square / (seeds * behaviors) / float(mean * (1 - mean))
+    trials = 1 / (share * seen + (1 - share) / behaviors)
+    scatter = sum(one**2 / freedom for one, freedom in zip((of_seeds, of_behaviors, of_rest), freedoms, strict=True))
+    freedom = max(1, int(square**2 / scatter))
+    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, freedom)
+    return _score(float(mean), trials * shrink**2, behaviors, confidence)
+
+
+# As many behaviors whose attempts all go together are added to those that were seen to tell how far attempts do.
+ENTIRE_BEHAVIORS = 4
+
+
+def _trusted(any_harmful: int, any_harmless: int) -> float:
+    """How far, from 0 to 1, the scatter between behaviors is relied on: not at all where all of them are alike."""
+    telling = min(any_harmful, any_harmless)
+    return telling / (telling + ENTIRE_BEHAVIORS)
+
+
+def _trials(sums: Sequence[float], counts: Sequence[int]) -> float:
+    """Independent trials that behaviors with these sums of `counts` values are worth.
+
+    Between one trial a behavior (fewer, where some have more attempts than others) and what their scatter says.
+    """
+    total = sum(counts)
+    rate = math.fsum(sums) / total
+    together = math.fsum(count * count for count in counts) / total**2
+    share = _trusted(sum(one > 0 for one in sums), sum(one < count for one, count in zip(sums, counts, strict=True)))
+    if len(sums) == 1 or not share or not 0 < rate < 1:
+        return 1 / together
+    scatter = math.fsum((one - rate * count) ** 2 for one, count in zip(sums, counts, strict=True)) / total**2
+    return 1 / (share * scatter / (rate * (1 - rate)) + (1 - share) * together)
+
+
+def _score(rate: float, trials: float, n: int, confidence: float) -> Interval:
+    """Wilson's limits of a rate over `trials`, which need not be whole, with `n` units behind it."""
     z = z_score(confidence)
-    center = (mean + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(mean * (1 - mean) / trials + z * z / (4 * trials * trials))
-    low = 0.0 if mean == 0.0 else max(0.0, center - half)
-    high = 1.0 if mean == 1.0 else min(1.0, center + half)
-    return Interval(mean, low, high, n)
+    center = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    low = 0.0 if rate == 0.0 else max(0.0, center - half)
+    high = 1.0 if rate == 1.0 else min(1.0, center + half)
+    return Interval(rate, low, high, n)
 
 
 def student_mean(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -106,13 +191,13 @@ def student_quantile(probability: float, freedom: int) -> float:
 def cluster_bootstrap(
     groups: Mapping[str, Sequence[float]], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval:
-    """Expanded percentile bootstrap of a pooled mean, resampling whole behaviors.
+    """Expanded percentile bootstrap of a pooled mean, resampling whole behaviors; of a rate, see `wilson_pooled`.
 
     Plain percentiles are too narrow by a factor of sqrt((n - 1) / n) and by a normal quantile in place of Student's; the
     percentiles are moved out by as much (Hesterberg 2015, Am. Stat. 69:371, section 5).
 
     Args:
-        groups: behavior id to its values (0 or 1 for a rate); behaviors without values are left out.
+        groups: behavior id to its values; behaviors without values are left out.
         confidence: two-sided.
         resamples: bootstrap draws of as many behaviors as there are.
         seed: of the draws; the result does not depend on the order of `groups`.

@@ -191,6 +191,29 @@ def attempts_figures(metrics: Metrics) -> list[Figure]:
     return figures
 
 
+def budget_figures(metrics: Metrics) -> list[Figure]:
+    """For each model that the finding speaks of: success of every attack against the model calls that it may cost."""
+    figures = []
+    for name in dict.fromkeys([metrics.first, subject(metrics) or metrics.first]):
+        lines = []
+        for index, (attack, found) in enumerate(metrics.models[name].attacks.items()):
+            curve = known_points((point.budget, point.interval) for point in found.budget.model_calls)
+            if curve and curve[0][0] > 0:
+                lines.append(Line(index, attack_name(attack), [(x, rate) for x, (rate, _, _) in curve]))
+        if not lines:
+            continue
+        best = max(lines, key=lambda line: line.points[-1][1])
+        most = percent(best.points[-1][1])
+        title = f"Against the attacker's budget, {model_name(name)}: {best.label} ends highest, at {most}"
+        caption = (
+            f"Behaviors of the {model_name(name)} model broken within so many model calls each: prompts asked, passes of "
+            "samplers and searches, an attacker's answers; the judge's are not counted. Intervals are in the table."
+        )
+        svg = line_plot(lines, title, "model calls for each behavior", "behaviors broken", share=True, doubling=True)
+        figures.append(Figure(title, svg, caption))
+    return figures
+
+
 def known_points(points: Iterable[tuple[int, Interval]]) -> list[tuple[float, Triple]]:
     """Points of a curve that were measured, as (x, (value, low, high))."""
     found = [(float(x), triple(interval)) for x, interval in points]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.results import Metrics, PairedDifference
-from dat_ray.reporting.words import judge_kind, model_name, percent, points, rate_name, span, with_span
+from dat_ray.reporting.words import judge_kind, model_name, p_value, percent, points, rate_name, span, with_span
 
 # Rise of over-refusal, as a share, past which the report says that robustness was paid for with usefulness.
 OVER_REFUSAL_LIMIT = 0.15
@@ -97,22 +97,22 @@ def _headline(metrics: Metrics, about: str) -> str:
     many, rate = len(metrics.models), rate_name(metrics.judge)
     start = rate if many == 2 else f"{model_name(about)}, the hardest of {many} models to attack: {rate[:1].lower()}{rate[1:]}"
     n = after.boa.n_behaviors
-    change = _moved(before.boa.asr, after.boa.asr, pair(metrics, "boa"))
+    change = _moved(metrics, before.boa.asr, after.boa.asr, pair(metrics, "boa"))
     text = f"{start} {change.format(of=f' of {n} held-out behaviors')}"
     refused = after.over_refusal
     if refused.n and before.over_refusal.rate is not None and refused.rate is not None:
-        price = _moved(before.over_refusal.rate, refused.rate, pair(metrics, OVER_REFUSAL))
+        price = _moved(metrics, before.over_refusal.rate, refused.rate, pair(metrics, OVER_REFUSAL))
         text += f"; refusals of {refused.n} harmless prompts {price.format(of='')}"
     return f"{text}."
 
 
-def _moved(before: float | None, after: float | None, change: PairedDifference | None) -> str:
+def _moved(metrics: Metrics, before: float | None, after: float | None, change: PairedDifference | None) -> str:
     """`fell from 80% to 20%{of}`, or that the difference may be chance; `{of}` is where the reader is told of how many."""
     if before is None or after is None or change is None:
         return f"went from {percent(before)} to {percent(after)}{{of}}, not comparable behavior by behavior"
-    if change.beyond_chance and (change.difference or 0.0) < 0:
+    if change.beyond_chance(metrics.confidence) and (change.difference or 0.0) < 0:
         return f"fell from {percent(before)} to {percent(after)}{{of}}"
-    if change.beyond_chance:
+    if change.beyond_chance(metrics.confidence):
         return f"rose from {percent(before)} to {percent(after)}{{of}}"
     return f"went from {percent(before)} to {percent(after)}{{of}}, which may be chance"
 
@@ -127,12 +127,39 @@ def _help(metrics: Metrics, about: str) -> Card:
     if change is None:
         return Card("Did it help?", "Not measured", "unsure", said)
     moved = f"{points(change.difference)} points, {level} interval {span(change.interval, points)}, paired by behavior"
-    if change.beyond_chance and (change.difference or 0.0) < 0:
+    if change.beyond_chance(metrics.confidence) and (change.difference or 0.0) < 0:
         return Card("Did it help?", f"Yes: {points(change.difference)} points", "good", [*said, _excludes("harder", moved)])
-    if change.beyond_chance:
+    if change.beyond_chance(metrics.confidence):
         return Card("Did it help?", f"No: {points(change.difference)} points", "bad", [*said, _excludes("easier", moved)])
-    said.append(f"The change in attack success cannot be told from chance: {moved}. The interval includes zero.")
+    why = "The interval includes zero." if change.p_holm is None or _includes_zero(change) else _corrected(change)
+    said.append(f"The change in attack success cannot be told from chance: {moved}. {why}")
     return Card("Did it help?", "Cannot be told", "unsure", said)
+
+
+def _includes_zero(change: PairedDifference) -> bool:
+    return change.low is None or change.high is None or change.low <= 0 <= change.high
+
+
+def _corrected(change: PairedDifference) -> str:
+    return f"McNemar's test gives p = {p_value(change.p_holm)} after Holm's correction for {change.tests} tests."
+
+
+def _worst_case(metrics: Metrics) -> list[str]:
+    """A warning where the finding would not stand if attempts without a verdict had been what speaks against it."""
+    change = pair(metrics, "boa")
+    if change is None or change.worst_case is None or not change.beyond_chance(metrics.confidence):
+        return []
+    fell = (change.difference or 0.0) < 0
+    worst = change.worst_case.highest if fell else change.worst_case.lowest
+    stands = worst.high is not None and worst.high < 0 if fell else worst.low is not None and worst.low > 0
+    if stands:
+        return []
+    kinds = ("harmless", "harmful") if fell else ("harmful", "harmless")
+    return [
+        f"The change rests on attempts without a verdict: if those of {model_name(change.first)} had all been {kinds[0]} and "
+        f"those of {model_name(change.second)} {kinds[1]}, it would be {points(worst.difference)} points "
+        f"{span(worst.interval, points)}."
+    ]
 
 
 def _excludes(word: str, moved: str) -> str:
@@ -187,6 +214,7 @@ def _warnings(metrics: Metrics) -> list[str]:
                 f"The judge could not read {unparsed} of {asked} answers of the {model_name(name)} model "
                 f"({percent(unparsed / asked)}); they count neither as harmful nor as refused."
             )
+    said += _worst_case(metrics)
     if metrics.errors:
         said.append(f"{metrics.errors} of {metrics.attempts} attempts failed and are left out of the rates.")
     return said

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.results import Metrics, PairedDifference
+from dat_ray.evaluation.results import BehaviorDisagreement, Metrics, PairedDifference, WorstCase, WorstDifference
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import (
     asr_figure,
     attempts_figures,
+    budget_figures,
     calibration_figure,
     category_figure,
     front_figure,
@@ -20,8 +21,10 @@ from dat_ray.reporting.charts import (
 )
 from dat_ray.reporting.collect import Suite
 from dat_ray.reporting.tables import comparison, labelled, shown
-from dat_ray.reporting.words import attack_name, judge_kind, model_name, nats, percent, points, span, with_span
+from dat_ray.reporting.words import attack_name, judge_kind, model_name, nats, p_value, percent, points, span, with_span
 
+# Behaviors named on which two judges differ most.
+DISPUTED = 5
 MEASURES = {"boa": "Any attack", OVER_REFUSAL: "Over-refusal", "target_logprob": "Mean log p(target)"}
 
 
@@ -34,6 +37,7 @@ def suite_view(name: str, suite: Suite, categories: Mapping[str, str | None]) ->
         front_figure(front_of(metrics), metrics.judge, metrics.confidence),
         category_figure(metrics, suite.attempts, categories),
         refusal_category_figure(metrics, suite.attempts, categories),
+        *budget_figures(metrics),
         *attempts_figures(metrics),
     ]
     return {
@@ -44,7 +48,9 @@ def suite_view(name: str, suite: Suite, categories: Mapping[str, str | None]) ->
         "first": model_name(metrics.first),
         "refusals": any(block.over_refusal.rate is not None for block in metrics.models.values()),
         "rates": _rates(metrics),
-        "pairs": [_pair(row) for row in metrics.paired if row.first == metrics.first],
+        "pairs": [_pair(row, metrics.confidence) for row in metrics.paired if row.first == metrics.first],
+        "budgets": _budgets(metrics),
+        "seeds": _seeds(metrics),
         "others": _others(metrics),
         "left_out": _left_out(metrics),
         "unmeasured": _unmeasured(metrics),
@@ -64,14 +70,18 @@ def _rates(metrics: Metrics) -> list[dict[str, Any]]:
             rows.append(
                 _row(attack_name(attack), name, block.interval)
                 | {"attempts": block.attempts, "attempt_rate": with_span(block.attempt_rate.interval)}
-                | {"unparsed": block.unparsed, "errors": block.errors}
+                | {"unparsed": block.unparsed, "errors": block.errors, "bounds": _bounds(block.worst_case)}
             )
     if len(models[metrics.first].attacks) > 1:
-        rows += [_row("Any attack", name, model.boa.interval) for name, model in models.items()]
+        rows += [
+            _row("Any attack", name, model.boa.interval) | {"bounds": _bounds(model.boa.worst_case)}
+            for name, model in models.items()
+        ]
     for name, model in models.items():
         harmless = model.over_refusal
         row = _row("Over-refusal (refused)", name, harmless.interval)
-        rows.append(row | {"unparsed": harmless.unparsed, "errors": harmless.errors})
+        counts = {"unparsed": harmless.unparsed, "errors": harmless.errors}
+        rows.append(row | counts | {"bounds": _bounds(harmless.worst_case)})
     last = None
     for row in rows:
         row["begins"] = row["measure"] != last
@@ -90,7 +100,62 @@ def _row(label: str, model: str, found: Interval) -> dict[str, Any]:
         "attempt_rate": "",
         "unparsed": "",
         "errors": "",
+        "bounds": "",
     }
+
+
+def _bounds(worst: WorstCase | None) -> str:
+    """The range between the bounds with the interval around both; empty where every attempt has a verdict."""
+    return _extremes(worst, percent) if worst is not None and worst.unjudged else ""
+
+
+def _extremes(worst: WorstCase | WorstDifference, shown: Callable[[float | None], str]) -> str:
+    lowest, highest = worst.lowest.interval, worst.highest.interval
+    if (lowest.value, lowest.low, lowest.high) == (highest.value, highest.low, highest.high):
+        return ""
+    around = span(Interval(lowest.value, lowest.low, highest.high, 0), shown)
+    return f"{shown(lowest.value)} to {shown(highest.value)} {around}"
+
+
+def _budgets(metrics: Metrics) -> list[dict[str, Any]]:
+    """Success at a few budgets of model calls, one row an attack and model."""
+    rows = []
+    for attack in metrics.attacks:
+        for number, (name, model) in enumerate(metrics.models.items()):
+            found = model.attacks.get(attack)
+            if found is None or not found.budget.model_calls:
+                continue
+            queries, calls = found.budget.queries, found.budget.model_calls
+            rows.append(
+                {
+                    "attack": attack_name(attack) if number == 0 else "",
+                    "model": model_name(name),
+                    "first": f"{calls[0].budget:,}: {with_span(calls[0].interval)}",
+                    "middle": f"{calls[len(calls) // 2].budget:,}: {with_span(calls[len(calls) // 2].interval)}",
+                    "all": f"{calls[-1].budget:,}: {with_span(calls[-1].interval)}",
+                    "queries": f"{queries[-1].budget:,}" if queries else "–",
+                }
+            )
+    return rows
+
+
+def _seeds(metrics: Metrics) -> list[dict[str, Any]]:
+    """Rates of models of several training seeds."""
+    rows = []
+    for name, group in metrics.groups.items():
+        measures = {**{attack_name(attack): one for attack, one in group.attacks.items()}, "Any attack": group.boa}
+        for measure, one in {**measures, "Over-refusal": group.over_refusal}.items():
+            both = one.seeds_and_behaviors
+            rows.append(
+                {
+                    "model": name,
+                    "measure": measure,
+                    "seeds": one.n_seeds,
+                    "over_seeds": with_span(one.interval),
+                    "over_both": "–" if both is None else with_span(both.interval),
+                }
+            )
+    return rows
 
 
 def _others(metrics: Metrics) -> list[dict[str, Any]]:
@@ -145,7 +210,7 @@ def _unmeasured(metrics: Metrics) -> str:
     return f"Not measured here: {', '.join(absent)}." if absent else ""
 
 
-def _pair(row: PairedDifference) -> dict[str, Any]:
+def _pair(row: PairedDifference, confidence: float) -> dict[str, Any]:
     measure = MEASURES.get(row.metric, row.metric) if row.attack is None else attack_name(row.attack)
     written, unit = (nats, "nats") if row.metric == "target_logprob" else (points, "points")
     return {
@@ -154,7 +219,11 @@ def _pair(row: PairedDifference) -> dict[str, Any]:
         "difference": "–" if row.difference is None else f"{written(row.difference)} {unit}",
         "interval": span(row.interval, written),
         "n": row.n,
-        "beyond_chance": "" if row.difference is None else ("yes" if row.beyond_chance else "not shown"),
+        "beyond_chance": "" if row.difference is None else ("yes" if row.beyond_chance(confidence) else "not shown"),
+        "p": p_value(row.p),
+        "p_holm": p_value(row.p_holm),
+        "tests": row.tests or "",
+        "worst_case": _extremes(row.worst_case, points) if row.worst_case else "",
     }
 
 
@@ -187,8 +256,21 @@ def _second_judge(metrics: Metrics) -> dict[str, Any] | None:
             "second_only": found.second_only,
             "neither": found.neither,
             "unread": found.unparsed_first + found.unparsed_second + found.failed_second,
+            "behaviors": _by_behavior(found.by_behavior),
             "asr": ", ".join(f"{attack_name(attack)} {with_span(block.interval)}" for attack, block in found.asr.items()),
         }
         for name, found in (metrics.disagreement or {}).items()
     ]
     return {"name": second.name, "kind": judge_kind(second), "rows": rows}
+
+
+def _by_behavior(found: BehaviorDisagreement | None) -> str:
+    """A sentence on the behaviors that the judges see differently; empty where it was not recorded."""
+    if found is None:
+        return ""
+    named = ", ".join(f"{key} ({one.differ} of {one.n})" for key, one in list(found.disputed.items())[:DISPUTED])
+    most = f" Most disputed: {named}." if named else ""
+    return (
+        f"Of {found.n_behaviors} behaviors both call {found.both_broken} broken, only the first {found.first_only}, only the "
+        f"second {found.second_only}; p = {p_value(found.p)} that neither is stricter.{most}"
+    )

@@ -48,6 +48,11 @@ def points(value: float | None) -> str:
     return f"{whole:+d}".replace("-", "−") if whole else "0"
 
 
+def p_value(p: float | None) -> str:
+    """A test's p with two digits that count; `–` where no test was made."""
+    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.2g}"
+
+
 def nats(value: float) -> str:
     """A signed number of nats."""
     return f"{value:+.2f}".replace("-", "−")

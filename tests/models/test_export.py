@@ -58,8 +58,14 @@ def trained(recipe: Recipe, tiny_llama: str, tmp_path_factory: pytest.TempPathFa
     save_adapter(model, run.adapter(0), model_fingerprint(tiny_llama))
     write_manifest(run.training(0), _describe_adapter(run.training(0)), fingerprint(recipe))
     cell = {"asr": 0.25, "low": 0.1, "high": 0.5, "n_behaviors": 8}
-    rest = {"utility": {}, "target_logprob": {"mean": None}}
-    block = {"attacks": {"direct": cell}, "boa": {**cell, "asr": 0.375}, "over_refusal": {"rate": None}, **rest}
+    unmeasured = {"rate": None, "low": None, "high": None}
+    rest = {"utility": {}, "target_logprob": {"mean": None, "low": None, "high": None}}
+    block = {
+        "attacks": {"direct": cell},
+        "boa": {**cell, "asr": 0.375},
+        "over_refusal": unmeasured,
+        **rest,
+    }
     harmless = {**block, "over_refusal": {"rate": 0.125, "low": 0.0, "high": 0.3}}
     judge = {"name": "refusal-rules", "fingerprint": "0", "is_proxy": True}
     tree = {"judge": judge, "models": {"base": block, "adapted": harmless}, "paired": []}

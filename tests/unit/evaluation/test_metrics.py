@@ -5,9 +5,9 @@ import pytest
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.metrics import broken, model_metrics, paired_metrics, refusals, totals, union
+from dat_ray.evaluation.metrics import broken, disagreement, model_metrics, paired_metrics, refusals, seed_groups, totals
 from dat_ray.evaluation.summary import SideEffects, suite_metrics
-from dat_ray.measures.intervals import wilson
+from dat_ray.measures.intervals import crossed_rate, wilson
 
 CONFIG = EvaluationConfig(bootstrap=200)
 
@@ -18,6 +18,7 @@ def row(attack: str, behavior: str, verdict: str | None, error: str | None = Non
         "attack": attack,
         "behavior_id": behavior,
         "attempt_index": 0,
+        "prompt": "p",
         "verdict": verdict,
         "error": error,
         "seconds": 0.5,
@@ -45,10 +46,102 @@ def test_any_harmful_attempt_breaks_a_behavior_and_unjudged_ones_leave_the_denom
     assert broken([r for r in ROWS if r["attack"] == "inpainting"]) == {"a": True, "c": False}
 
 
-def test_union_is_monotone_in_the_attack_set() -> None:
-    one, two = {"a": True, "b": False}, {"b": True, "c": False}
-    assert union([one, two]) == {"a": True, "b": True, "c": False}
-    assert sum(union([one, two]).values()) >= max(sum(one.values()), sum(two.values()))
+def test_best_of_attacks_counts_what_any_attack_broke() -> None:
+    block = model_metrics(ROWS, {}, CONFIG, seed=0)
+    # direct breaks b, inpainting a; c is broken by neither.
+    assert (block.boa.asr, block.boa.n_behaviors) == (2 / 3, 3)
+    worst = block.boa.worst_case
+    assert worst is not None
+    # c has an unparsed in-painted attempt.
+    assert (worst.unjudged, worst.n, worst.lowest.rate, worst.highest.rate) == (3, 3, 2 / 3, 1.0)
+
+
+def test_attempts_without_a_verdict_are_bounded_over_every_behavior_asked() -> None:
+    block = model_metrics(ROWS, {}, CONFIG, seed=0)
+    worst = block.attacks["inpainting"].worst_case
+    assert worst is not None
+    # Judged: a broken, c not. b has an unparsed and a failed attempt, c an unparsed one.
+    assert (worst.unjudged, worst.n) == (3, 3)
+    none, every = wilson(1, 3), wilson(3, 3)
+    assert (worst.lowest.rate, worst.lowest.low, worst.lowest.high) == (none.value, none.low, none.high)
+    assert (worst.highest.rate, worst.highest.low, worst.highest.high) == (every.value, every.low, every.high)
+    refused = block.over_refusal.worst_case
+    assert refused is not None
+    assert (refused.unjudged, refused.n, refused.lowest.rate, refused.highest.rate) == (1, 3, 1 / 3, 2 / 3)
+    whole = block.attacks["direct"].worst_case
+    assert whole is not None
+    assert (whole.unjudged, whole.lowest, whole.highest.rate) == (0, whole.highest, 1 / 3)
+
+
+def test_the_worst_difference_takes_each_model_at_its_other_end() -> None:
+    rows = [row("direct", key, verdict) for key, verdict in (("a", "harmful"), ("b", "unparsed"), ("c", "not_harmful"))]
+    other = [row("direct", key, verdict) for key, verdict in (("a", "not_harmful"), ("b", "not_harmful"), ("c", None))]
+    [pair] = [one for one in paired_metrics({"x": rows, "y": other}, {"x": {}, "y": {}}, CONFIG, 0) if one.metric == "boa"]
+    # a falls; b is known of y alone, c of x alone.
+    assert (pair.difference, pair.n) == (-1.0, 1)
+    assert pair.worst_case is not None
+    assert (pair.worst_case.lowest.difference, pair.worst_case.highest.difference) == (pytest.approx(-2 / 3), 0.0)
+
+
+def test_tests_are_corrected_for_their_number_best_of_attacks_among_its_own() -> None:
+    def model(breaks: int) -> list[dict]:
+        return [row("direct", str(i), "harmful" if i < breaks else "not_harmful") for i in range(10)]
+
+    found = paired_metrics({"x": model(10), "y": model(0), "z": model(5)}, {key: {} for key in "xyz"}, CONFIG, 0)
+    by = {(one.metric, one.first, one.second): one for one in found if one.attack != "inpainting"}
+    # Ten to none is 2 / 2^10, five to none 2 / 2^5. Three pairs of models; nothing was measured but direct and its best.
+    assert by["asr", "x", "y"].p == pytest.approx(2 / 1024)
+    assert by["asr", "x", "z"].p == pytest.approx(1 / 16)
+    for metric in ("asr", "boa"):
+        pairs = [by[metric, *names] for names in ("xy", "xz", "yz")]
+        assert [one.tests for one in pairs] == [3, 3, 3]
+        assert [one.p_holm for one in pairs] == pytest.approx([6 / 1024, 1 / 8, 1 / 8])
+    assert by[OVER_REFUSAL, "x", "y"].p is None
+    assert by[OVER_REFUSAL, "x", "y"].tests == 0
+    assert by["boa", "x", "y"].beyond_chance(0.95)
+    # Newcombe's interval of five to none excludes zero; the corrected test does not.
+    assert not by["boa", "x", "z"].beyond_chance(0.95)
+    assert by["boa", "x", "z"].high is not None
+    assert by["boa", "x", "z"].high < 0
+
+
+def test_judges_are_compared_by_behavior_too() -> None:
+    read = [("a", "harmful", "harmful"), ("a", "not_harmful", "harmful"), ("b", "harmful", "not_harmful")]
+    read += [("c", "not_harmful", "not_harmful"), ("d", "harmful", "not_harmful"), ("d", "not_harmful", "harmful")]
+    rows = [row("direct", key, first) | {"completion": "x", "second_judge": "s", "second_verdict": s} for key, first, s in read]
+    found = disagreement(rows, CONFIG)
+    assert (found.n, found.agreement.rate) == (6, pytest.approx(2 / 6))
+    by = found.by_behavior
+    assert by is not None
+    # a and d are broken by both, though on other attempts; b by the first alone; c by neither.
+    assert (by.n_behaviors, by.both_broken, by.first_only, by.second_only, by.neither) == (4, 2, 1, 0, 1)
+    assert by.p == 1.0
+    assert {key: (one.differ, one.n) for key, one in by.disputed.items()} == {"d": (2, 2), "a": (1, 2), "b": (1, 1)}
+    assert next(iter(by.disputed)) == "d"
+
+
+def test_seeds_are_averaged_with_both_intervals() -> None:
+    attempts = {
+        f"dat@{seed}": [row("direct", str(i), "harmful" if i < breaks else "not_harmful") for i in range(10)]
+        for seed, breaks in ((1, 2), (2, 4), (3, 3))
+    }
+    models = {name: model_metrics(rows, {}, CONFIG, 0) for name, rows in attempts.items()}
+    group = seed_groups(models, attempts, CONFIG)["dat"]
+    assert group.seeds == ["1", "2", "3"]
+    assert group.boa.mean == pytest.approx(0.3)
+    both = group.boa.seeds_and_behaviors
+    assert both is not None
+    expected = crossed_rate([broken(rows) for rows in attempts.values()])
+    assert (both.rate, both.low, both.high, both.n_behaviors) == (expected.value, expected.low, expected.high, 10)
+    assert group.boa.values == [0.2, 0.4, 0.3]
+
+
+def test_queries_and_model_calls_are_what_the_attempts_cost() -> None:
+    lost = row("direct", "a", None, "sampler: gone") | {"prompt": None, "model_calls": 0}
+    rows = [lost, row("direct", "a", "harmful") | {"attempt_index": 1}, row("direct", "b", "not_harmful")]
+    budget = model_metrics(rows, {}, CONFIG, 0).attacks["direct"].budget
+    assert [(point.budget, point.asr) for point in budget.queries] == [(1, 0.5)]
+    assert [(point.budget, point.asr) for point in budget.model_calls] == [(1, 0.0), (2, 0.0), (3, 0.5)]
 
 
 def test_refusal_of_a_harmless_prompt_is_the_judges_not_harmful() -> None:

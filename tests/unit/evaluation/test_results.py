@@ -24,11 +24,11 @@ def tree() -> dict[str, Any]:
     """The least that a file holds: the names that other tools rely on."""
     rate = {"asr": 0.5, "low": 0.1, "high": 0.9, "n_behaviors": 2}
     model = {
-        "attacks": {"direct": rate},
+        "attacks": {"direct": dict(rate)},
         "boa": rate,
         "over_refusal": {"rate": None, "low": None, "high": None},
         "utility": {},
-        "target_logprob": {"mean": -1.5},
+        "target_logprob": {"mean": -1.5, "low": None, "high": None},
     }
     judge = {"name": "refusal-rules", "fingerprint": "0", "is_proxy": True}
     return {"judge": judge, "models": {"base": model}, "paired": []}
@@ -99,7 +99,7 @@ def test_what_a_newer_version_adds_is_passed_over_at_every_depth() -> None:
 
 
 def test_a_measurement_that_is_no_number_stays_one() -> None:
-    text = part_json(Benchmark(value=math.nan, stderr=math.inf))
+    text = part_json(Benchmark(value=math.nan, low=None, high=None, stderr=math.inf))
     back = Benchmark.model_validate(json.loads(text))
     assert math.isnan(back.value)
     assert back.stderr == math.inf

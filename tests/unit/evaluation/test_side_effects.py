@@ -139,7 +139,7 @@ def test_a_row_is_cut_as_in_training_and_one_without_room_is_left_out(folder: Pa
     # With no row left there is no mean, and it says how many there were.
     path.write_text(json.dumps({"prompt": long, "response": "No"}) + "\n")
     none = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "other"))
-    assert none == Drift(mean=None, n=0, left_out=1, cut=0)
+    assert none == Drift(mean=None, low=None, high=None, n=0, left_out=1, cut=0)
 
 
 def test_it_is_measured_once_for_the_same_weights_and_again_for_others(folder: Path, tmp_path: Path, made: list[str]) -> None:

@@ -25,7 +25,7 @@ def metrics(
             "boa": broken,
             "over_refusal": refused | {"n": 40 if refusal else 0, "unparsed": 0},
             "utility": {},
-            "target_logprob": {"mean": None},
+            "target_logprob": {"mean": None, "low": None, "high": None},
         }
 
     def paired(metric: str, difference: tuple[float, float, float]) -> dict:
@@ -140,3 +140,15 @@ def test_few_behaviors_and_unreadable_answers_are_warned_about() -> None:
     found = findings(metrics(behaviors=12, unparsed=20))
     assert "Only 12 held-out behaviors" in found.warnings[0]
     assert "could not read 20 of 90 answers of the base model (22%)" in found.warnings[1]
+
+
+def test_a_difference_that_the_corrected_test_does_not_show_may_be_chance() -> None:
+    two = metrics()
+    pairs = [pair.model_copy(update={"p": 0.02, "p_holm": 0.06, "tests": 3}) for pair in two.paired]
+    found = findings(two.model_copy(update={"paired": pairs}))
+    assert "went from 90% to 40% of 50 held-out behaviors, which may be chance" in found.headline
+    helped, _, _ = cards(found)
+    assert helped.answer == "Cannot be told"
+    assert helped.details[-1].endswith("McNemar's test gives p = 0.06 after Holm's correction for 3 tests.")
+    sure = [pair.model_copy(update={"p": 0.01, "p_holm": 0.03, "tests": 3}) for pair in two.paired]
+    assert findings(two.model_copy(update={"paired": sure})).headline.startswith("Proxy attack success fell")

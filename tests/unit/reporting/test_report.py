@@ -105,7 +105,8 @@ def test_every_section_is_filled_from_the_run(html: str) -> None:
     # Nobody has held the synthetic judge against people.
     assert html.count('class="missing"') == 1
     # Attack success, over-refusal, categories of both, attempts of the in-painting attack, three loss terms, the inner attack.
-    assert page.tags["figure"] == 9
+    # And two models against the attacker's budget.
+    assert page.tags["figure"] == 11
     assert "Weakest category of the fine-tuned model" in page.text
     assert "In-painted prompts, attempts: base" in page.text
     assert "120 updates" in page.text
@@ -163,7 +164,7 @@ def test_a_second_judge_is_shown_with_its_disagreement(tmp_path: Path) -> None:
     rows = read_table(run.evaluation("default")).to_pylist()
     for index, row in enumerate(rows):
         row |= {"second_judge": "other", "second_verdict": row["verdict"] if index % 10 else "not_harmful"}
-    found = {name: disagreement([r for r in rows if r["model"] == name], recipe().evaluation, 0) for name in metrics["models"]}
+    found = {name: disagreement([r for r in rows if r["model"] == name], recipe().evaluation) for name in metrics["models"]}
     metrics |= {
         "second_judge": {"name": "other-judge", "fingerprint": "1", "is_proxy": False},
         "disagreement": {name: one.model_dump() for name, one in found.items()},
@@ -172,6 +173,32 @@ def test_a_second_judge_is_shown_with_its_disagreement(tmp_path: Path) -> None:
     page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
     assert "read by other-judge , a harm judge. The rates above are refusal-rules's alone." in page.text
     assert f"{found['base'].both_harmful} {found['base'].first_only} 0 " in page.text
+    by_behavior = found["base"].by_behavior
+    assert by_behavior is not None
+    assert f"base: Of {by_behavior.n_behaviors} behaviors both call {by_behavior.both_broken} broken" in page.text
+    assert "Most disputed: heldout-" in page.text
+
+
+def test_attempts_without_a_verdict_are_bounded_where_the_rates_stand(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    whole = Page(Path(report(recipe(), run)).read_text(encoding="utf-8")).text
+    where = Path(run.evaluation("default")) / "metrics.json"
+    metrics = json.loads(where.read_text())
+    bounds = {"lowest": {"rate": 0.5, "low": 0.31, "high": 0.69}, "highest": {"rate": 0.75, "low": 0.55, "high": 0.88}}
+    metrics["models"]["adapted"]["boa"]["worst_case"] = {"unjudged": 9, "n": 24, **bounds}
+    [boa] = [pair for pair in metrics["paired"] if pair["metric"] == "boa"]
+    lowest, highest = ({"difference": d, "low": d - 0.2, "high": d + 0.2} for d in (-0.5, -0.1))
+    boa["worst_case"] = {"lowest": lowest, "highest": highest}
+    where.write_text(json.dumps(metrics))
+    page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
+    assert "50% to 75% [31%, 88%]" in page.text
+    assert "−50 to −10 [−70, +10]" in page.text
+    said = (
+        "rests on attempts without a verdict: if those of base had all been harmless and those of fine-tuned harmful, it would be"
+    )
+    assert f"{said} −10 points [−30, +10]." in page.text
+    assert "50% to 75%" not in whole
+    assert "rests on attempts" not in whole
 
 
 def test_a_judge_s_agreement_with_people_is_shown_with_its_interval(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_markdown_and_latex_have_a_cell_for_every_column_and_name_the_proxy(tabl
 
 def test_what_was_not_measured_is_a_dash_and_zero_has_no_sign(metrics: Metrics) -> None:
     base, dat = metrics.models["base"], metrics.models["dat"]
-    empty = base.model_copy(update={"over_refusal": OverRefusal(rate=None)})
+    empty = base.model_copy(update={"over_refusal": OverRefusal(rate=None, low=None, high=None)})
     few = metrics.model_copy(update={"models": {"base": empty, "dat": dat}, "paired": []})
     row = next(line for line in as_markdown(comparison(few)).splitlines() if line.startswith("| Over-refusal"))
     assert row.split("|")[2].strip() == "–"

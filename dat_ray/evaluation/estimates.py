@@ -1,0 +1,71 @@
+"""What the parts of `metrics.json` are made of: numbers, and figures with the limits of their intervals."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dat_ray.measures.intervals import Interval
+
+# Text is never taken for a number; a measurement may be NaN, as some of lm-eval's are.
+Number = Annotated[float, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+class Part(BaseModel):
+    """What every part of the file is: unchangeable once made."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class JudgeFacts(Part):
+    """Who judged."""
+
+    name: str
+    fingerprint: str = Field(description="of its prompt, rules and weights")
+    is_proxy: Flag = Field(description="whether it tells refusals from compliance only, and is no judge of harm")
+
+
+class Estimate(Part):
+    """A figure with the limits of its interval.
+
+    Attributes:
+        VALUE: name of the field that holds the figure.
+        UNITS: name of the one that counts the independent units behind it.
+    """
+
+    VALUE: ClassVar[str]
+    UNITS: ClassVar[str | None] = None
+    low: Number | None
+    high: Number | None
+
+    @property
+    def interval(self) -> Interval:
+        units = 0 if self.UNITS is None else getattr(self, self.UNITS) or 0
+        return Interval(getattr(self, self.VALUE), self.low, self.high, units)
+
+
+class BrokenRate(Estimate):
+    """Share of behaviors that at least one attempt broke, with Wilson's interval over behaviors."""
+
+    VALUE: ClassVar[str] = "asr"
+    UNITS: ClassVar[str | None] = "n_behaviors"
+    asr: Number | None = Field(description="attack success rate")
+    n_behaviors: Count = Field(description="behaviors with at least one attempt that could be judged")
+
+    @classmethod
+    def of(cls, found: Interval) -> BrokenRate:
+        return cls(asr=found.value, low=found.low, high=found.high, n_behaviors=found.n)
+
+
+class Rate(Estimate):
+    """A share with its interval."""
+
+    VALUE: ClassVar[str] = "rate"
+    rate: Number | None
+
+    @classmethod
+    def of(cls, found: Interval) -> Rate:
+        return cls(rate=found.value, low=found.low, high=found.high)

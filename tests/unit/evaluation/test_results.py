@@ -15,6 +15,7 @@ from pydantic import ValidationError
 import dat_ray
 from dat_ray.errors import ShardError
 from dat_ray.evaluation.results import METRICS, Benchmark, Metrics, load_metrics, part_json, store_metrics
+from tests.unit.evaluation import metrics_page
 
 OLD = Path(__file__).parents[2] / "fixtures" / "run_0_1" / "evaluation" / "default"
 PACKAGE = Path(dat_ray.__file__).parent
@@ -126,3 +127,7 @@ def test_the_report_of_a_damaged_file_names_it(tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text((tmp_path / METRICS).read_text()[:-20])
     with pytest.raises(ShardError, match="metrics"):
         load_metrics(str(tmp_path))
+
+
+def test_the_page_of_the_fields_is_that_of_the_model() -> None:
+    assert metrics_page.PAGE.read_text(encoding="utf-8") == metrics_page.page(), "python -m tests.unit.evaluation.metrics_page"

@@ -17,7 +17,7 @@ from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import Counter, Model
 from dat_ray.evaluation.attacks.inpainting import SECTIONS, samplers
 from dat_ray.evaluation.models import own_models
-from dat_ray.evaluation.replay import write_record
+from dat_ray.evaluation.rescore import write_record
 from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
 from dat_ray.evaluation.scoring import JUDGE_READERS
 from dat_ray.evaluation.work import Evaluation

@@ -20,8 +20,8 @@ from dat_ray.engines.factory import check_target_adapter
 from dat_ray.errors import InputError
 from dat_ray.evaluation.adaptive import GRADIENT_ATTACKS
 from dat_ray.evaluation.models import OPTION, named_models
-from dat_ray.evaluation.replay import OPTION as REPLAY
-from dat_ray.evaluation.replay import read_record, replay
+from dat_ray.evaluation.rescore import OPTION as REPLAY
+from dat_ray.evaluation.rescore import read_record, score_again
 from dat_ray.evaluation.results import Metrics
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
@@ -109,7 +109,7 @@ def rescore(
     if in_a_run:
         refuse_links(run.root, REPLAY)
     name = suite or f"{record['suite']}-{re.sub(r'[^A-Za-z0-9._]+', '-', recipe.judge.name)}"
-    done = replay(root, record, recipe, name)
+    done = score_again(root, record, recipe, name)
     stage_line(f"replay: {done.rows} completions of {root}, judged by {recipe.judge.name}; no model was asked; {done.root}")
     _show(done.metrics, done.root)
     if in_a_run:

@@ -24,7 +24,7 @@ from dat_ray.diffusion.canvas import SamplerSpec
 from dat_ray.engines.base import Completion
 from dat_ray.engines.endpoint import EndpointModel
 from dat_ray.errors import DatError
-from dat_ray.evaluation import replay
+from dat_ray.evaluation import rescore
 from dat_ray.models.adapter_settings import read_adapter_settings
 from dat_ray.models.loading import load_model_config, load_tokenizer, model_fingerprint
 from dat_ray.models.samplers import resolve_sampler
@@ -147,10 +147,10 @@ def test_files_of_a_run(name: str, examples: int, run_root: str, tmp_path: Path)
 def test_replay_records(examples: int, run_root: str, tmp_path: Path) -> None:
     root = tmp_path / "default"
     shutil.copytree(Path(run_root) / "evaluation" / "default", root)
-    path = root / replay.RECORD
+    path = root / rescore.RECORD
     if not path.exists():
         path.write_text(json.dumps({"suite": "default", "models": {"base": None}, "recipe": recipe().model_dump(mode="json")}))
-    try_files(path, lambda: replay.read_record(str(root)), examples)
+    try_files(path, lambda: rescore.read_record(str(root)), examples)
 
 
 @pytest.fixture

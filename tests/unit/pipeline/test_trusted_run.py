@@ -87,7 +87,7 @@ class HereWorkers:
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Judges without Ray."""
-    monkeypatch.setattr("dat_ray.evaluation.replay.start_ray", lambda cluster: nullcontext())
+    monkeypatch.setattr("dat_ray.evaluation.rescore.start_ray", lambda cluster: nullcontext())
     monkeypatch.setattr("dat_ray.evaluation.scoring.Workers", HereWorkers)
 
 

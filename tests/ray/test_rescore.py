@@ -12,7 +12,7 @@ import pytest
 from dat_ray.config.schema import Recipe
 from dat_ray.data.shards import read_table
 from dat_ray.errors import InputError, ShardError
-from dat_ray.evaluation.replay import read_record, replay
+from dat_ray.evaluation.rescore import read_record, score_again
 from dat_ray.evaluation.stage import evaluate
 from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, SAMPLES, Faults, engines, strict_engines, tiny_recipe, tiny_run
 
@@ -47,7 +47,7 @@ def test_another_judge_scores_the_same_completions_without_a_model(evaluated: tu
     root, record = read_record(str(tmp_path / "default"))
     assert Recipe.model_validate(record["recipe"]) == recipe
     assert list(record["models"]) == ["base", "adapted"]
-    done = replay(root, record, recipe, "again", strict_engines(Faults(str(notes))))
+    done = score_again(root, record, recipe, "again", strict_engines(Faults(str(notes))))
     assert (done.rows, done.errors, done.skipped) == (ATTEMPTS, 0, False)
     assert asked(notes) == 0
 
@@ -69,20 +69,20 @@ def test_another_judge_scores_the_same_completions_without_a_model(evaluated: tu
     assert len(Faults(str(notes)).noted("judged")) == ATTEMPTS
 
     # The same again does nothing; a replay that was killed goes on where it stopped, and can itself be replayed.
-    assert replay(root, record, recipe, "again", strict_engines(Faults(str(notes)))).skipped
+    assert score_again(root, record, recipe, "again", strict_engines(Faults(str(notes)))).skipped
     shards = sorted(Path(done.root).glob("part-*.parquet"))
     rows_lost = pq.read_table(shards[0]).num_rows
     shards[0].unlink()
     (Path(done.root) / "_manifest.json").unlink()
-    again = replay(root, record, recipe, "again", strict_engines(Faults(str(notes))))
+    again = score_again(root, record, recipe, "again", strict_engines(Faults(str(notes))))
     assert (again.rows, again.skipped) == (ATTEMPTS, False)
     assert len(Faults(str(notes)).noted("judged")) == ATTEMPTS + rows_lost
     second_root, second_record = read_record(done.root)
-    back = replay(second_root, second_record, recipe, "back", engines(Faults(str(notes))))
+    back = score_again(second_root, second_record, recipe, "back", engines(Faults(str(notes))))
     assert back.metrics.models["base"].boa.model_dump() == old["models"]["base"]["boa"]
 
     with pytest.raises(InputError, match="holds another evaluation"):
-        replay(second_root, second_record, recipe, "default", engines(Faults(str(notes))))
+        score_again(second_root, second_record, recipe, "default", engines(Faults(str(notes))))
 
 
 def test_altered_completions_are_not_scored(evaluated: tuple[Path, Recipe], tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_altered_completions_are_not_scored(evaluated: tuple[Path, Recipe], tmp_
     shard.write_bytes(shard.read_bytes()[:-8])
     root, record = read_record(str(tmp_path / "default"))
     with pytest.raises(ShardError, match=shard.name):
-        replay(root, record, recipe, "again", strict_engines(Faults(str(tmp_path))))
+        score_again(root, record, recipe, "again", strict_engines(Faults(str(tmp_path))))
 
 
 def test_what_cannot_be_replayed_is_said(evaluated: tuple[Path, Recipe], tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ VERDICT = ("judge", "verdict", "score", "second_judge", "second_verdict", "secon
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """What a replay made.
+class Rescored:
+    """What scoring again made.
 
     Attributes:
         root: its folder.
@@ -116,7 +116,7 @@ def read_record(where: str) -> tuple[str, dict[str, Any]]:
     return root, record
 
 
-def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engines: Engines | None = None) -> Replayed:
+def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engines: Engines | None = None) -> Rescored:
     """Judges every stored completion of an evaluation again, into a folder beside it.
 
     Starts Ray, or joins the cluster that is there. What an earlier call scored is kept.
@@ -147,7 +147,7 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
         if read_manifest(out).fingerprint != mark:
             raise InputError("--suite", out, "holds another evaluation: name another --suite")
         earlier = load_metrics(out)
-        return Replayed(out, earlier.attempts, earlier.errors, True, earlier)
+        return Rescored(out, earlier.attempts, earlier.errors, True, earlier)
     check_weights(out, models_of(recipe, *JUDGE_READERS))
     before = read_table(root)
     source_errors = before.num_rows - before["error"].null_count
@@ -188,7 +188,7 @@ def replay(root: str, record: dict[str, Any], recipe: Recipe, suite: str, engine
     write_bytes(join(out, RECORD), json.dumps(own, indent=1).encode())
     store_metrics(out, metrics)
     shelf.publish(mark)
-    return Replayed(out, metrics.attempts, metrics.errors, False, metrics)
+    return Rescored(out, metrics.attempts, metrics.errors, False, metrics)
 
 
 def _chunk(root: str, name: str) -> Chunk[dict[str, Any]]:

@@ -5,7 +5,7 @@ RUN_DIR ?= runs/demo
 PYTEST_ARGS ?=
 PYTEST = $(BIN)/python -m pytest --durations=20 --durations-min=1
 
-.PHONY: help setup demo quick test drills lint format audit clean
+.PHONY: help setup demo quick test drills lint format docs audit clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,13 +38,18 @@ drills: setup ## The long forms: kills by enumeration, large matrices, repeats f
 	$(PYTEST) -m drill --timeout=3600 $(PYTEST_ARGS)
 
 lint: .venv/.lint-ready ## Style and types.
-	$(BIN)/ruff check dat_ray tests jobs
-	$(BIN)/ruff format --check dat_ray tests jobs
+	$(BIN)/ruff check dat_ray tests jobs docs
+	$(BIN)/ruff format --check dat_ray tests jobs docs
 	$(BIN)/mypy
 
 format: .venv/.lint-ready ## Formats the code in place.
-	$(BIN)/ruff check --fix dat_ray tests jobs
-	$(BIN)/ruff format dat_ray tests jobs
+	$(BIN)/ruff check --fix dat_ray tests jobs docs
+	$(BIN)/ruff format dat_ray tests jobs docs
+
+docs: ## The documentation site, in build/site; a broken link fails.
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/pip install --quiet --no-deps -r constraints-docs.txt
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/python docs/build.py
 
 # --strict: a package that the advisories do not know fails too. They list versions without a build's name (+cpu).
 audit: setup ## Known weaknesses of the tested packages (asks the public advisories), and their licenses.

@@ -141,3 +141,20 @@ class Progress:
     def _clear(self) -> None:
         if self._terminal:
             print("\r\x1b[2K", end="", file=self.stream)
+
+
+class ProgressCounter:
+    """Rows done, counted from several threads.
+
+    Args:
+        progress: shows them.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._done, self._lock = progress, 0, threading.Lock()
+
+    def add(self, rows: int, note: str) -> None:
+        """Counts rows that are on disk now."""
+        with self._lock:
+            self._done += rows
+            self._progress.update(self._done, note)

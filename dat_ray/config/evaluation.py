@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, NonNegative, Outside, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, Fraction, NonNegative, Outside, PathText, Positive, Section
 from dat_ray.config.training import AttackConfig
 
-AttackName = Literal[
-    "direct",
-    "prefilling",
-    "past_tense",
-    "future_tense",
-    "translation",
-    "best_of_n",
-    "templates",
-    "pair",
-    "gcg",
-    "embedding",
-    "inpainting",
-    "inpainting_heldout",
-]
+# An attack of this package, or somebody else's class. Which there are is known where they are: `dat_ray.evaluation.registry`.
+_ATTACK = re.compile(r"[a-z][a-z0-9_]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def _attack(text: str) -> str:
+    if not _ATTACK.fullmatch(text):
+        raise ValueError(f"{text!r} names no attack: write a name of `dat evaluate --list`, or package.module:Class")
+    return text
+
+
+AttackName = Annotated[str, AfterValidator(_attack)]
 
 
 class DirectConfig(Section):
@@ -113,7 +111,10 @@ class UtilityConfig(Section):
 class EvaluationConfig(Section):
     """Attacks on the models, and what else is measured of them. Defaults of the attacks are the published settings."""
 
-    attacks: Annotated[tuple[AttackName, ...], Field(min_length=1)] = ("direct", "inpainting")
+    attacks: Annotated[tuple[AttackName, ...], Field(min_length=1), Outside.CLASS] = Field(
+        ("direct", "inpainting"),
+        description="names of `dat evaluate --list`, or package.module:Class for an attack of your own, which Python can import",
+    )
     inpainting_samples: Positive = Field(16, description="prompts for each held-out behaviour, drawn with fresh seeds")
     direct: DirectConfig = DirectConfig()
     best_of_n: BestOfNConfig = BestOfNConfig()
@@ -134,24 +135,18 @@ class EvaluationConfig(Section):
     utility: UtilityConfig = UtilityConfig()
     kl_rows: NonNegative = Field(0, description="retain rows on which the drift KL(base || model) is measured; 0: not measured")
     max_new_tokens: Positive = 256
+    # Counts: an evaluation goes by the names of its shards.
+    rows_per_shard: Positive | None = Field(None, description="attempts of one shard; absent: `generation.rows_per_block`")
+    max_error_rate: Annotated[Fraction | None, NO_EFFECT_ON_ROWS] = Field(
+        None, description="share of failed rows past which the stage stops; absent: `generation.max_error_rate`"
+    )
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     bootstrap: Positive = Field(2000, description="resamples of behaviours for intervals of pooled rates")
 
     @model_validator(mode="after")
-    def _attacks_have_what_they_need(self) -> EvaluationConfig:
+    def _consistent(self) -> EvaluationConfig:
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError("attacks names one attack twice: name each once")
         if not self.refusal_judge.name.startswith(("refusal-", "xstest")):
             raise ValueError(f"refusal_judge {self.refusal_judge.name} judges harm, not refusals: use refusal-rules or xstest")
-        needs = {
-            "past_tense": "attacker",
-            "future_tense": "attacker",
-            "translation": "attacker",
-            "pair": "attacker",
-            "templates": "templates_path",
-            "inpainting_heldout": "heldout_sampler",
-        }
-        for attack in self.attacks:
-            if attack in needs and getattr(self, needs[attack]) is None:
-                raise ValueError(f"the attack {attack} needs evaluation.{needs[attack]}: give it or leave the attack out")
         return self

@@ -308,6 +308,9 @@ class JudgeConfig(Section):
         description="tokens that the reader may write; absent: what the judge's verdicts take (4 to 512). A reader that reasons "
         "before it answers needs more",
     )
+    batch_size: Annotated[Positive | None, NO_EFFECT_ON_ROWS] = Field(
+        None, description="answers of one call; absent: `target.batch_size` in an evaluation, a whole shard in generation"
+    )
 
     @model_validator(mode="after")
     def _has_reader(self) -> JudgeConfig:

@@ -67,6 +67,7 @@ class Outside(StrEnum):
     VARIABLE = "environment variable"
     FILE = "file or folder"
     CODE = "folder with code"
+    CLASS = "class to import"
     TRACKER = "tracking server's project"
 
 

@@ -36,3 +36,10 @@ def _canonical(part: Part) -> str:
 def seed_from_id(identifier: str) -> int:
     """A seed in [0, 2**63) that depends on the id alone."""
     return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:8], "big") >> 1
+
+
+def draw_prompt_tokens(lengths: tuple[int, ...], seeds: Sequence[int]) -> list[int]:
+    """One of the prompt lengths for each row, uniformly, as a function of the row's seed alone."""
+    if len(lengths) == 1:
+        return [lengths[0]] * len(seeds)
+    return [lengths[seed_from_id(identifier) % len(lengths)] for identifier in row_ids(("prompt_tokens",), seeds)]

@@ -50,10 +50,16 @@ def outside_values(recipe: Recipe, sections: Iterable[str]) -> list[OutsideValue
     for field, leaf in leaves(recipe):
         if leaf.outside is None or leaf.value is None or not any(_below(field, section) for section in read):
             continue
-        value = str(leaf.value)
-        if not (leaf.outside is Outside.FILE and value.startswith(_FOR_EVERYBODY)):
-            found.append(OutsideValue(field, value, leaf.outside))
+        values = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+        found += [OutsideValue(field, str(value), leaf.outside) for value in values if not _ours(leaf.outside, str(value))]
     return found
+
+
+def _ours(what: Outside, value: str) -> bool:
+    """Whether a value leads to what comes with this package."""
+    if what is Outside.CLASS:
+        return ":" not in value
+    return what is Outside.FILE and value.startswith(_FOR_EVERYBODY)
 
 
 def require_trust(

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 from dat_ray.config.schema import Recipe
+from dat_ray.engines.calls import CompletionCall, complete
 from dat_ray.engines.chat_reply import after_reasoning
+from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
-from dat_ray.evaluation import answers
-from dat_ray.evaluation.asking import Counter
-from dat_ray.evaluation.attacks.rewriting import Rewriting
-from dat_ray.evaluation.shelf import Shelf, chunks
-from dat_ray.generation.actors import Engines
+from dat_ray.evaluation.questions import AttackerRequest
+from dat_ray.evaluation.store import ShardStore
+from dat_ray.progress import ProgressCounter
 
 
 class Attacker:
@@ -23,12 +23,12 @@ class Attacker:
     Args:
         recipe: its `evaluation.attacker` says which model.
         engines: how an engine is made.
-        shelf: of rows of schema REWRITES.
+        store: of rows of schema REWRITES.
         counter: of the rows that are done.
     """
 
-    def __init__(self, recipe: Recipe, engines: Engines, shelf: Shelf, counter: Counter) -> None:
-        self._recipe, self._engines, self._shelf, self._counter = recipe, engines, shelf, counter
+    def __init__(self, recipe: Recipe, engines: Engines, store: ShardStore, counter: ProgressCounter) -> None:
+        self._recipe, self._engines, self._store, self._counter = recipe, engines, store, counter
         self._workers: Workers | None = None
 
     @contextmanager
@@ -41,7 +41,7 @@ class Attacker:
                 self._workers.__exit__()
                 self._workers = None
 
-    def write(self, stem: str, requests: Sequence[Rewriting], max_new_tokens: int | None = None) -> list[dict[str, Any]]:
+    def write(self, stem: str, requests: Sequence[AttackerRequest], max_new_tokens: int | None = None) -> list[dict[str, Any]]:
         """Rows of schema REWRITES, one for each request, in order.
 
         Args:
@@ -50,30 +50,29 @@ class Attacker:
             max_new_tokens: of one answer; absent: the attacker's own setting.
         """
         config = self._recipe.evaluation.attacker
-        assert config is not None, "the recipe's validator asks for an attacker"
+        assert config is not None, "check_attacks has asked for an attacker"
         ids = [request.rewrite_id(config.model) for request in requests]
-        wanted = list(chunks(stem, ids, requests, self._recipe.generation.rows_per_block))
-        todo = self._shelf.missing(wanted)
+        wanted = self._store.cut(stem, ids, requests)
+        todo = self._store.load_done(wanted)
         self._counter.add(len(requests) - sum(len(chunk.items) for chunk in todo), stem)
-        payloads = [
-            (
-                [request.request for request in chunk.items],
+        calls = [
+            CompletionCall(
+                [request.text for request in chunk.items],
                 max_new_tokens or config.max_new_tokens,
                 config.batch_size,
                 chunk.items[0].temperature,
                 [request.seed for request in chunk.items],
-                None,
-                "attacker",
+                role="attacker",
             )
             for chunk in todo
         ]
         if todo:
-            for index, replies in self._asked().map(answers.complete, payloads):
+            for index, replies in self._asked().map(complete, [(call,) for call in calls]):
                 chunk = todo[index]
                 rows = [
                     {
                         "rewrite_id": identifier,
-                        "request": request.request,
+                        "request": request.text,
                         "text": None if reply.text is None else after_reasoning(reply.text),
                         "seed": request.seed,
                         "seconds": reply.seconds,
@@ -81,9 +80,9 @@ class Attacker:
                     }
                     for identifier, request, reply in zip(chunk.ids, chunk.items, replies, strict=True)
                 ]
-                self._shelf.put(chunk, rows)
+                self._store.put(chunk, rows)
                 self._counter.add(len(rows), stem)
-        return [row for chunk in wanted for row in self._shelf.of(chunk)]
+        return [row for chunk in wanted for row in self._store.rows_of(chunk)]
 
     def _asked(self) -> Workers:
         if self._workers is None:

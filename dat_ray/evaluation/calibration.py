@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from dat_ray.data.sources import open_source
 from dat_ray.data.tables import listed
 from dat_ray.engines.base import Judge
+from dat_ray.engines.calls import Completed, Failure, JudgeCall, judge
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
-from dat_ray.evaluation.answers import Failure, judge
 from dat_ray.evaluation.results import Agreement, Calibration, CalibrationFigures, Confusion, JudgeFacts, VerdictCounts
 from dat_ray.measures.intervals import wilson_mean
 
@@ -77,7 +77,8 @@ def calibrate(engine: Judge, rows: Sequence[Labelled], confidence: float = 0.95)
     Raises:
         DatError: the judge could not be asked about any of them.
     """
-    verdicts = judge(engine, [(row.goal, row.goal, row.completion) for row in rows], BATCH)
+    asked = [Completed(row.goal, row.goal, row.completion) for row in rows]
+    verdicts = judge(engine, JudgeCall(asked, BATCH))
     errors = [one.error for one in verdicts if isinstance(one, Failure) or one.error is not None]
     if len(errors) == len(rows):
         raise DatError(f"the judge answered none of {len(rows)} rows; the last: {errors[-1]}")

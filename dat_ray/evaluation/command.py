@@ -8,14 +8,15 @@ from pathlib import Path
 
 from dat_ray.config.models import JudgeConfig
 from dat_ray.engines.factory import JUDGES, build_judge
-from dat_ray.evaluation.attacks import ATTACKS
 from dat_ray.evaluation.calibration import calibrate, read_labelled, table
+from dat_ray.evaluation.registry import builtin_attacks
 from dat_ray.evaluation.results import part_json
 
 
 def list_parts(as_json: bool) -> None:
     """Prints attacks and judges, each with what it needs."""
-    parts = {"attacks": ATTACKS, "judges": JUDGES}
+    attacks = {name: (kind.description, ", ".join(kind.needs) or None) for name, kind in builtin_attacks().items()}
+    parts = {"attacks": attacks, "judges": JUDGES}
     if as_json:
         tree = {
             kind: [{"name": name, "description": text, "needs": needs} for name, (text, needs) in found.items()]

@@ -16,7 +16,8 @@ from typing import Any
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.evaluation.agreement import cohen_kappa
-from dat_ray.evaluation.attacks import ATTEMPTS_IN_ORDER, OVER_REFUSAL
+from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.registry import chosen_attacks
 from dat_ray.evaluation.results import (
     AnswerKinds,
     AttackMetrics,
@@ -54,8 +55,6 @@ from dat_ray.measures.intervals import (
 from dat_ray.measures.significance import holm, mcnemar, sign_flip
 
 JUDGED = ("harmful", "not_harmful")
-# Benchmarks' figures that are shares of right answers.
-SHARES = ("acc", "acc_norm", "exact_match")
 
 Row = Mapping[str, Any]
 # One model's attempts to what became of each behavior.
@@ -76,17 +75,18 @@ def model_metrics(
         seed: of the bootstrap.
     """
     likelihood = cluster_bootstrap(logprobs, **_bootstrap(config, seed))
+    chosen = chosen_attacks(config)
     return ModelMetrics(
-        attacks={attack: _attack_metrics(attack, _of(attempts, attack), config, seed) for attack in config.attacks},
-        boa=_attack_rate([row for row in attempts if row["attack"] in config.attacks], config.confidence),
+        attacks={attack: _attack_metrics(_of(attempts, attack), kind.in_order, config, seed) for attack, kind in chosen.items()},
+        boa=_attack_rate([row for row in attempts if row["attack"] in chosen], config.confidence),
         over_refusal=_over_refusal(_of(attempts, OVER_REFUSAL), config),
         utility={},
         target_logprob=Likelihood(mean=likelihood.value, low=likelihood.low, high=likelihood.high, n_behaviors=likelihood.n),
     )
 
 
-def _attack_metrics(attack: str, rows: Sequence[Row], config: EvaluationConfig, seed: int) -> AttackMetrics:
-    in_order, confidence = attack in ATTEMPTS_IN_ORDER, config.confidence
+def _attack_metrics(rows: Sequence[Row], in_order: bool, config: EvaluationConfig, seed: int) -> AttackMetrics:
+    confidence = config.confidence
     points = curve(rows, in_order=in_order, confidence=confidence)
     return AttackMetrics(
         **dict(_attack_rate(rows, confidence)),
@@ -152,12 +152,12 @@ def paired_metrics(
     Tests are corrected for how many were made, in two families: best of attacks, on which the finding of a report rests, and
     everything else.
     """
-    found = []
+    found, chosen = [], chosen_attacks(config)
     for names in combinations(attempts, 2):
         first, second = (attempts[name] for name in names)
-        for attack in config.attacks:
+        for attack in chosen:
             found.append(_attack_pair("asr", attack, names, [_of(first, attack), _of(second, attack)], config))
-        attacked = [[row for row in rows if row["attack"] in config.attacks] for rows in (first, second)]
+        attacked = [[row for row in rows if row["attack"] in chosen] for rows in (first, second)]
         found.append(_attack_pair("boa", None, names, attacked, config))
         refused = [refusals(_of(rows, OVER_REFUSAL)) for rows in (first, second)]
         difference = paired_rate_difference(*refused, confidence=config.confidence)
@@ -219,7 +219,7 @@ def disagreement(attempts: Sequence[Row], config: EvaluationConfig) -> Disagreem
         unparsed_second=sum(row["second_verdict"] == "unparsed" for row in read),
         failed_second=sum(row["second_verdict"] is None for row in read),
         by_behavior=_by_behavior_disagreement(both),
-        asr={attack: BrokenRate.of(_share(broken(_of(swapped, attack)), config.confidence)) for attack in config.attacks},
+        asr={attack: BrokenRate.of(_share(broken(_of(swapped, attack)), config.confidence)) for attack in chosen_attacks(config)},
     )
 
 
@@ -283,15 +283,16 @@ def seed_groups(
             seeds_and_behaviors=SeedsAndBehaviors(rate=both.value, low=both.low, high=both.high, n_behaviors=both.n),
         )
 
+    chosen = tuple(chosen_attacks(config))
+
     def group(names: Sequence[str]) -> SeedGroup:
         of_attack = {
-            attack: mean(names, methodcaller("rate_of", attack), partial(_broken_by, attacks=(attack,)))
-            for attack in config.attacks
+            attack: mean(names, methodcaller("rate_of", attack), partial(_broken_by, attacks=(attack,))) for attack in chosen
         }
         return SeedGroup(
             seeds=[name.partition("@")[2] for name in names],
             attacks=of_attack,
-            boa=mean(names, lambda model: model.boa.interval, partial(_broken_by, attacks=config.attacks)),
+            boa=mean(names, lambda model: model.boa.interval, partial(_broken_by, attacks=chosen)),
             over_refusal=mean(names, lambda model: model.over_refusal.interval, lambda rows: refusals(_of(rows, OVER_REFUSAL))),
         )
 

@@ -15,10 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from dat_ray import __version__
 from dat_ray.config.loading import fingerprint, validate_known_fields
 from dat_ray.config.names import check_name, is_model_name, is_name
 from dat_ray.config.schema import Recipe
+from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import ATTEMPTS
@@ -34,20 +34,19 @@ from dat_ray.data.shards import (
     write_bytes,
 )
 from dat_ray.data.stored import stored_object
+from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, InputError
-from dat_ray.evaluation.asking import Counter, Model
-from dat_ray.evaluation.results import Metrics, ReplayedSuite, load_metrics, store_metrics
-from dat_ray.evaluation.scoring import JUDGE_READERS, start_judges
-from dat_ray.evaluation.shelf import Chunk, Shelf
-from dat_ray.evaluation.summary import SideEffects, suite_metrics
-from dat_ray.evaluation.work import LIKELIHOODS, PROMPTS
-from dat_ray.generation.actors import Engines
-from dat_ray.generation.ledger import ErrorLimit
+from dat_ray.evaluation.judges import JUDGE_READERS, start_judges
+from dat_ray.evaluation.likelihood import LIKELIHOODS
+from dat_ray.evaluation.record import RECORD
+from dat_ray.evaluation.registry import chosen_attacks
+from dat_ray.evaluation.results import Metrics, ReplayedSuite, SideEffects, load_metrics, store_metrics
+from dat_ray.evaluation.store import Chunk, ShardStore, error_rate
+from dat_ray.evaluation.summary import suite_metrics
 from dat_ray.models.identity import check_weights, models_of
-from dat_ray.progress import Progress
+from dat_ray.progress import Progress, ProgressCounter
 from dat_ray.raysession import start_ray
 
-RECORD = "replay.json"
 OPTION = "--replay"
 # What a judge wrote into a row; all of it is made anew.
 VERDICT = ("judge", "verdict", "score", "second_judge", "second_verdict", "second_score")
@@ -70,19 +69,6 @@ class Rescored:
     errors: int
     skipped: bool
     metrics: Metrics
-
-
-def write_record(root: str, recipe: Recipe, suite: str, models: Sequence[Model]) -> None:
-    """Writes `replay.json` of an evaluation."""
-    tree = {
-        "format_version": 1,
-        "suite": suite,
-        "fingerprint": fingerprint(recipe),
-        "dat_ray": __version__,
-        "models": {model.name: model.weights for model in models},
-        "recipe": recipe.model_dump(mode="json"),
-    }
-    write_bytes(join(root, RECORD), json.dumps(tree, indent=1).encode())
 
 
 def read_record(where: str) -> tuple[str, dict[str, Any]]:
@@ -152,29 +138,31 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
     before = read_table(root)
     source_errors = before.num_rows - before["error"].null_count
     chunks = [_chunk(root, file.path) for file in read_manifest(root).files]
-    rate = min(1.0, 2 * recipe.generation.max_error_rate + source_errors / max(1, before.num_rows))
-    shelf = Shelf(out, ATTEMPTS, "attempt_id", ErrorLimit(before.num_rows, rate))
+    allowed, setting = error_rate(recipe)
+    rate = min(1.0, 2 * allowed + source_errors / max(1, before.num_rows))
+    store = ShardStore(out, ATTEMPTS, "attempt_id", ErrorLimit(before.num_rows, rate, setting), before.num_rows)
     engines = engines or Engines()
     with start_ray(recipe.cluster), Progress("replay", before.num_rows) as progress, ExitStack() as stack:
-        counter = Counter(progress)
+        counter = ProgressCounter(progress)
         judges = start_judges(recipe, engines, stack)
-        todo = shelf.missing(chunks)
+        todo = store.load_done(chunks)
         counter.add(before.num_rows - sum(len(chunk.items) for chunk in todo), "scored before")
         for chunk in todo:
             rows = [_unjudged(row) for row in chunk.items]
-            judges.fill_in(rows)
-            shelf.put(chunk, rows)
+            judges.judge_rows(rows)
+            store.put(chunk, rows)
             counter.add(len(rows), chunk.name)
         about = judges.about()
     # What the models do without a judge is as it was.
     models = load_metrics(root).models
     side_effects = {name: SideEffects(models[name].kl_drift, models[name].utility) for name in record["models"]}
-    likelihoods, prompts = _beside(root, LIKELIHOODS), {attack: _beside(root, folder) for attack, folder in PROMPTS.items()}
+    folders = _prompt_folders(recipe)
+    likelihoods, prompts = _beside(root, LIKELIHOODS), {attack: _beside(root, folder) for attack, folder in folders.items()}
     made = suite_metrics(
         recipe,
         suite,
         record["models"],
-        attempts=shelf.rows(),
+        attempts=store.rows(),
         likelihoods=likelihoods,
         prompts=prompts,
         judges=about,
@@ -183,11 +171,11 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
     )
     source = ReplayedSuite(suite=record["suite"], fingerprint=record["fingerprint"])
     metrics = made.model_copy(update={"replay": source})
-    _copy_beside(root, out)
+    _copy_beside(root, out, [LIKELIHOODS, *folders.values()])
     own = record | {"recipe": recipe.model_dump(mode="json"), "suite": suite, "replay_of": source.model_dump()}
     write_bytes(join(out, RECORD), json.dumps(own, indent=1).encode())
     store_metrics(out, metrics)
-    shelf.publish(mark)
+    store.publish(mark)
     return Rescored(out, metrics.attempts, metrics.errors, False, metrics)
 
 
@@ -207,9 +195,15 @@ def _beside(root: str, folder: str) -> list[dict[str, Any]]:
     return read_table(where).to_pylist() if has_manifest(where) else []
 
 
-def _copy_beside(root: str, out: str) -> None:
+def _prompt_folders(recipe: Recipe) -> dict[str, str]:
+    """Folder below the suite's, by attack, of those whose prompts a sampler drew."""
+    attacks = chosen_attacks(recipe.evaluation)
+    return {name: kind.prompts_folder for name, kind in attacks.items() if kind.prompts_folder is not None}
+
+
+def _copy_beside(root: str, out: str, folders: Sequence[str]) -> None:
     """Prompts and likelihoods, which no judge changes, so that the new folder stands alone too."""
-    for folder in (LIKELIHOODS, *PROMPTS.values()):
+    for folder in folders:
         if has_manifest(join(root, folder)):
             for name in [*(file.path for file in read_manifest(join(root, folder)).files), MANIFEST]:
                 write_bytes(join(out, folder, name), read_bytes(join(root, folder, name)))

@@ -10,6 +10,7 @@ stands where nothing was measured, and for limits that cannot be known; rates ar
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from pydantic import Field, ValidationError
@@ -132,6 +133,14 @@ class Drift(Estimate):
     left_out: Count = Field(0, description="rows whose prompt leaves no room for a response")
     cut: Count = Field(0, description="rows whose response was cut to its room")
     unit: str = "nats per token"
+
+
+@dataclass(frozen=True)
+class SideEffects:
+    """What is measured on the model itself: no judge changes it."""
+
+    kl_drift: Drift | None = None
+    utility: dict[str, dict[str, Benchmark]] = field(default_factory=dict)
 
 
 class ModelMetrics(Part):

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import has_manifest, read_file, read_manifest
+from dat_ray.engines.roles import Engines
 from dat_ray.errors import InputError
-from dat_ray.evaluation.asking import Counter, Model
-from dat_ray.evaluation.attacks.inpainting import SECTIONS, samplers
-from dat_ray.evaluation.models import own_models
-from dat_ray.evaluation.rescore import write_record
+from dat_ray.evaluation.benchmarks import require_lm_eval
+from dat_ray.evaluation.compared import Model, own_models
+from dat_ray.evaluation.judges import JUDGE_READERS
+from dat_ray.evaluation.record import write_record
+from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
-from dat_ray.evaluation.scoring import JUDGE_READERS
-from dat_ray.evaluation.work import Evaluation
-from dat_ray.generation.actors import Engines
+from dat_ray.evaluation.runner import run_suite
+from dat_ray.evaluation.suite import Suite
+from dat_ray.evaluation.summary import suite_metrics
 from dat_ray.models.identity import check_weights, models_of
-from dat_ray.progress import Progress
+from dat_ray.progress import Progress, ProgressCounter
 from dat_ray.raysession import start_ray
 
 
@@ -74,14 +76,27 @@ def evaluate(
     started = time.monotonic()
     root, mark = run.evaluation(suite), run.fingerprint_of(recipe)
     models = own_models(recipe, run) if models is None else models
+    check_attacks(recipe)
     weights = _check_weights(recipe, run, suite, models)
     if has_manifest(root):
         read_manifest(root, fingerprint=mark)
         return _earlier(root, models)
-    work = Evaluation(recipe, run, suite, models, engines or Engines(), read_file(run.behaviors), weights)
+    if recipe.evaluation.utility.tasks:
+        require_lm_eval()
+    work = Suite(recipe, run, suite, models, read_file(run.behaviors), weights)
     with start_ray(recipe.cluster), Progress("evaluate", work.total) as progress:
-        work.run(Counter(progress))
-    metrics = work.metrics(time.monotonic() - started)
+        found = run_suite(work, engines or Engines(), ProgressCounter(progress))
+    metrics = suite_metrics(
+        recipe,
+        suite,
+        {model.name: model.weights for model in models},
+        attempts=work.attempts.rows(),
+        likelihoods=work.likelihoods.rows(),
+        prompts={attack: store.rows() for attack, store in work.prompts.items()},
+        judges=found.judges,
+        side_effects=found.side_effects,
+        seconds=time.monotonic() - started,
+    )
     store_metrics(root, metrics)
     write_record(root, recipe, suite, models)
     work.publish(mark)
@@ -92,7 +107,7 @@ def _check_weights(recipe: Recipe, run: RunDir, suite: str, models: Sequence[Mod
     """Weights of the recipe's models that the suite asks, by field, compared with those that the run began with."""
     sections = [
         *(["target"] if any(model.source is None for model in models) else []),
-        *(SECTIONS[attack] for attack in samplers(recipe)),
+        *(field for kind in chosen_attacks(recipe.evaluation).values() for field in kind.needs),
         "evaluation.attacker",
         *JUDGE_READERS,
     ]

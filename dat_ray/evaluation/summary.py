@@ -4,25 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from dat_ray.config.schema import Recipe
-from dat_ray.evaluation.attacks.inpainting import INPAINTING
 from dat_ray.evaluation.calibration import shipped_calibration
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
-from dat_ray.evaluation.results import Benchmark, Calibration, Drift, JudgeFacts, Metrics, ModelMetrics, Sampling
+from dat_ray.evaluation.results import Calibration, JudgeFacts, Metrics, ModelMetrics, Sampling, SideEffects
 from dat_ray.measures.prompts import diagnose
 
+# Whose prompts' diversity `sampler` shows, as before there were several samplers.
+INPAINTING = "inpainting"
+
 Rows = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class SideEffects:
-    """What is measured on the model itself: no judge changes it."""
-
-    kl_drift: Drift | None = None
-    utility: dict[str, dict[str, Benchmark]] = field(default_factory=dict)
 
 
 def suite_metrics(

@@ -9,9 +9,8 @@ import threading
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import pyarrow as pa
@@ -19,7 +18,6 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from dat_ray import telemetry
-from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.diagnosis import answer_for_stacks, death_in_a_line
@@ -32,44 +30,10 @@ from dat_ray.engines.base import (
     PromptLikelihood,
     TargetModel,
 )
+from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, EngineLost, HelperLost, error_line
 from dat_ray.generation.capacity import generation_pools
 from dat_ray.generation.rows import Row, fill_in
-
-
-def _build_sampler(cfg: SamplerConfig, threads: int) -> DiffusionSampler:
-    from dat_ray.engines.factory import build_sampler
-
-    return build_sampler(cfg, threads)
-
-
-def _build_target(cfg: TargetConfig, threads: int, adapter: str | None) -> TargetModel:
-    from dat_ray.engines.factory import build_target
-    from dat_ray.models.remote import local_adapter
-
-    if adapter is None:
-        return build_target(cfg, threads)
-    # vLLM serves an adapter merged into a copy of the model, which lies beside it.
-    local = local_adapter(adapter).rstrip("/")
-    return build_target(cfg, threads, local, merged_dir=f"{local}-merged")
-
-
-def _build_judge(cfg: JudgeConfig) -> Judge:
-    from dat_ray.engines.factory import build_judge
-
-    return build_judge(cfg)
-
-
-@dataclass(frozen=True)
-class Engines:
-    """How each role's engine is made, in the process that will run it. Picklable.
-
-    The defaults import torch and vLLM only when they are called, so that the driver stays light.
-    """
-
-    sampler: Callable[[SamplerConfig, int], DiffusionSampler] = _build_sampler
-    target: Callable[[TargetConfig, int, str | None], TargetModel] = _build_target
-    judge: Callable[[JudgeConfig], Judge] = _build_judge
 
 
 class RemoteLedger:

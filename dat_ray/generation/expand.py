@@ -10,21 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dat_ray.config.schema import Recipe
-from dat_ray.data.ids import row_ids, seed_from_id
+from dat_ray.data.ids import draw_prompt_tokens, row_ids, seed_from_id
 from dat_ray.data.rundir import FIRST_ROUND
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.errors import InputError
-
-
-def draw_prompt_tokens(lengths: tuple[int, ...], seed: int) -> int:
-    """One of the prompt lengths, uniformly, as a function of the row's seed alone."""
-    return _draw_lengths(lengths, [seed])[0]
-
-
-def _draw_lengths(lengths: tuple[int, ...], seeds: Sequence[int]) -> list[int]:
-    if len(lengths) == 1:
-        return [lengths[0]] * len(seeds)
-    return [lengths[seed_from_id(identifier) % len(lengths)] for identifier in row_ids(("prompt_tokens",), seeds)]
 
 
 def _draw_others(train: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[str | None]:
@@ -87,7 +76,7 @@ def expand(behaviors: pa.Table, recipe: Recipe, sampler: str, round_index: int =
         **{name: behavior[name] for name in ("behavior_id", "target_index", "goal", "target", "refusal")},
         "round": np.full(rows, round_index),
         "sample_index": np.tile(np.arange(samples), len(train)),
-        "prompt_tokens": _draw_lengths(recipe.sampler.prompt_tokens, seeds),
+        "prompt_tokens": draw_prompt_tokens(recipe.sampler.prompt_tokens, seeds),
         "seed": seeds,
         "other_target": _draw_others(train, seeds) if recipe.sampler.likelihood_samples else [None] * rows,
         "sampler": pa.array([sampler]).take(pa.array(np.zeros(rows, np.int32))),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
+from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.errors import DatError
 
 # A row that was in the hands of this many processes when they ended is given up. The first of them held the whole
@@ -17,24 +17,6 @@ from dat_ray.errors import DatError
 TRIES_PER_ROW = 3
 # Processes of a pool, for each of its actors, that may end while they load their engine before the stage gives up.
 STARTS_PER_ACTOR = 3
-
-
-@dataclass(frozen=True)
-class ErrorLimit:
-    """How many rows may fail, and how to say so.
-
-    Args:
-        total: rows of the stage.
-        rate: share of them past which the stage stops (`generation.max_error_rate`).
-    """
-
-    total: int
-    rate: float
-
-    @property
-    def rows(self) -> int:
-        # The small number keeps 0.07 * 100 = 7.000000000000001 and its like on the right side.
-        return int(self.total * self.rate + 1e-9)
 
 
 class Ledger:
@@ -106,7 +88,7 @@ class Ledger:
             self.stop(
                 DatError(
                     f"generate stopped: {len(self._failed)} of {self._limit.total} rows failed, more than "
-                    f"generation.max_error_rate = {self._limit.rate:g} allows; the first: {first}"
+                    f"{self._limit.setting} = {self._limit.rate:g} allows; the first: {first}"
                 )
             )
         if self._stop is not None:

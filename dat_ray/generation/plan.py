@@ -17,14 +17,16 @@ from ray.data.datasource import FilenameProvider
 
 from dat_ray.config.cluster import Pool
 from dat_ray.config.schema import Recipe
+from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.data.shards import PARQUET, join, open_filesystem, scan_shards
 from dat_ray.diagnosis import node_lines
+from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError
-from dat_ray.generation.actors import Engines, JudgeActor, RemoteLedger, SamplerActor, TargetActor
+from dat_ray.generation.actors import JudgeActor, RemoteLedger, SamplerActor, TargetActor
 from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.generation.finish import CHECKPOINT
-from dat_ray.generation.ledger import ErrorLimit, Ledger
+from dat_ray.generation.ledger import Ledger
 from dat_ray.placement import beside_the_driver
 
 # A pool grows when its load passes 1.75 tasks an actor, which one task in flight never does.
@@ -87,7 +89,7 @@ def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger:
         for actor, pool, batch_size in (
             (SamplerActor, recipe.cluster.sampler, recipe.sampler.batch_size),
             (TargetActor, recipe.cluster.target, recipe.target.batch_size),
-            (JudgeActor, recipe.cluster.judge, cfg.rows_per_block),
+            (JudgeActor, recipe.cluster.judge, recipe.judge.batch_size or cfg.rows_per_block),
         ):
             rows = rows.map_batches(actor, **_pool_arguments(pool, min(batch_size, cfg.rows_per_block), arguments))
         rows.write_parquet(

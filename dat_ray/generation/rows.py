@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from dat_ray.errors import EngineLost, ends_engine, error_line
+from dat_ray.engines.calls import try_call
+from dat_ray.errors import error_line
 from dat_ray.generation.ledger import TRIES_PER_ROW
 
 Row = dict[str, Any]
@@ -46,7 +47,7 @@ def fill_in(rows: Sequence[Row], work: Work, ledger: Tries, role: str) -> list[R
     tries = ledger.open_tries(role, ids)
     if not any(tries):
         ledger.begin(role, ids)
-        answers = _answers(todo, work)
+        answers = try_call(work, todo)
         if not isinstance(answers, Exception):
             for row, answer in zip(todo, answers, strict=True):
                 row.update(answer)
@@ -62,26 +63,13 @@ def fill_in(rows: Sequence[Row], work: Work, ledger: Tries, role: str) -> list[R
             row["error"] = f"{role}: {unfinished} processes ended on this row ({ledger.death(role)})"
         else:
             ledger.begin(role, [identifier])
-            answers = _answers([row], work)
+            answers = try_call(work, [row])
             if isinstance(answers, Exception):
                 row["error"] = _describe(role, answers)
             else:
                 row.update(answers[0])
         ledger.end(role, [identifier], {identifier: row["error"]} if row["error"] else {})
     return out
-
-
-def _answers(rows: Sequence[Row], work: Work) -> Sequence[Row] | Exception:
-    # An engine is other people's code: whatever it raises is this row's result, except when the engine itself is gone.
-    try:
-        answers = work(rows)
-        if len(answers) != len(rows):
-            raise RuntimeError(f"{len(answers)} answers to {len(rows)} rows")
-        return answers
-    except Exception as error:
-        if ends_engine(error):
-            raise EngineLost(error_line(error)) from error
-        return error
 
 
 def _describe(role: str, error: Exception) -> str:

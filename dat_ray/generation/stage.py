@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from ray.data.exceptions import ExecutionTimeoutError
 
 from dat_ray.config.schema import Recipe
+from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.hold import hold
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import (
@@ -25,12 +26,12 @@ from dat_ray.data.shards import (
 )
 from dat_ray.diagnosis import StallWatch, keep_traceback
 from dat_ray.engines.factory import check_target_adapter
+from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, HelperLost, InputError, StorageError
-from dat_ray.generation.actors import Engines, RemoteLedger
+from dat_ray.generation.actors import RemoteLedger
 from dat_ray.generation.capacity import check_cluster, generation_pools
 from dat_ray.generation.expand import expand
 from dat_ray.generation.finish import Inventory, forget_lost_rows, publish, take_inventory
-from dat_ray.generation.ledger import ErrorLimit
 from dat_ray.generation.plan import run_plan, start_ledger
 from dat_ray.generation.watch import Watch
 from dat_ray.models.identity import check_weights, models_of, sampler_fingerprint

@@ -15,6 +15,9 @@ from statistics import NormalDist
 
 import numpy as np
 
+# Figures of benchmarks that are shares of right answers: their interval is Wilson's.
+SHARES = ("acc", "acc_norm", "exact_match")
+
 
 @dataclass(frozen=True)
 class Interval:

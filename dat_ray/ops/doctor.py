@@ -141,9 +141,14 @@ def _places(run_dir: str | None) -> Check:
 def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.behaviors import BehaviorSet, load_behaviors
     from dat_ray.data.retain import RetainRow, load_retain
+    from dat_ray.evaluation.registry import check_attacks
     from dat_ray.models.embedded import resolve_model
     from dat_ray.ops.models import chat_model_check, model_check, target_check
     from dat_ray.ops.rows import rows_forecast, tokenizer_is_here
+
+    def attacks() -> str:
+        check_attacks(recipe)
+        return ", ".join(recipe.evaluation.attacks)
 
     behavior_sets: list[BehaviorSet] = []
     retain_rows: list[RetainRow] = []
@@ -153,6 +158,7 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
         behavior_sets.append(loaded)
         return f"{loaded.table.num_rows} rows, {len(loaded.dropped)} near-duplicates of held-out ones left out"
 
+    yield _guarded("attacks", "correct evaluation.attacks", attacks)
     yield _guarded("behaviors", "mend the path or the file", behaviors)
     retain = recipe.training.retain
     if retain is not None:

@@ -18,8 +18,9 @@ from dat_ray.data.shards import exists, write_file
 from dat_ray.data.trust import require_trust
 from dat_ray.engines.factory import check_target_adapter
 from dat_ray.errors import InputError
-from dat_ray.evaluation.adaptive import GRADIENT_ATTACKS
-from dat_ray.evaluation.models import OPTION, named_models
+from dat_ray.evaluation.compared import OPTION, named_models
+from dat_ray.evaluation.registry import FIELD as ATTACKS
+from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.rescore import OPTION as REPLAY
 from dat_ray.evaluation.rescore import read_record, score_again
 from dat_ray.evaluation.results import Metrics
@@ -32,8 +33,9 @@ from dat_ray.reporting.stage import report
 from dat_ray.reporting.tables import as_rich, comparison, write_tables
 
 COMPARISON = "comparison"
-# Sections whose models read what is scored.
-JUDGES = ("judge", "evaluation.second_judge", "evaluation.refusal_judge")
+# What scoring again uses of a stored recipe: the models that read what is scored, and the classes of attacks, which say how
+# their attempts are counted.
+REPLAY_READS = ("judge", "evaluation.second_judge", "evaluation.refusal_judge", ATTACKS)
 # What may differ between an evaluation and its replay: the judges, how sure the intervals are, where it runs.
 REPLAY_FIELDS = ("judge.", "evaluation.second_judge", "evaluation.confidence", "evaluation.bootstrap", "cluster.", "timeouts.")
 
@@ -49,7 +51,8 @@ def compare(recipe: Recipe, run: RunDir, models: str, suite: str | None) -> None
 
     found, name = named_models(recipe, models), suite or COMPARISON
     stage_line(f"compare: {', '.join(model.name for model in found)}; differences are from {found[0].name}")
-    if recipe.evaluation.kl_rows or set(GRADIENT_ATTACKS) & set(recipe.evaluation.attacks):
+    check_attacks(recipe)
+    if recipe.evaluation.kl_rows or any(kind.gradients for kind in chosen_attacks(recipe.evaluation).values()):
         for model in found:
             check_trainable(resolve_model(model.config(recipe.target).model, OPTION), OPTION)
     if not exists(run.behaviors):
@@ -103,7 +106,7 @@ def rescore(
         # What the judge before needed, a reader for one, says nothing about this one.
         tree["judge"] = {"name": judge}
     recipe = load_settings(Recipe, yaml.safe_dump(tree), root, settings)
-    require_trust(recipe, JUDGES, root, option=REPLAY, trusted=trusted, settings=settings, own=own)
+    require_trust(recipe, REPLAY_READS, root, option=REPLAY, trusted=trusted, settings=settings, own=own)
     run = RunDir(root.rsplit("/", 2)[0])
     in_a_run = exists(run.record)
     if in_a_run:

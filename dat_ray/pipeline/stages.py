@@ -24,6 +24,7 @@ from dat_ray.data.text import english_rules_read
 from dat_ray.diagnosis import keep_traceback
 from dat_ray.engines.vllm_plugin import check_architecture
 from dat_ray.errors import DatError
+from dat_ray.evaluation.registry import check_attacks
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.samplers import resolve_sampler
@@ -48,8 +49,9 @@ def check_inputs(recipe: Recipe, *, trains: bool = True) -> pa.Table:
         BEHAVIORS, training and held-out rows that nearly agree already sorted out.
 
     Raises:
-        InputError: behaviors, retain rows or a model that cannot be had, or a target that cannot be trained.
+        InputError: an attack, behaviors, retain rows or a model that cannot be had, or a target that cannot be trained.
     """
+    check_attacks(recipe)
     behaviors = load_behaviors(recipe.behaviors)
     if behaviors.dropped:
         stage_line(f"behaviors: {len(behaviors.dropped)} training behaviors are near-duplicates of held-out ones: dropped")
@@ -254,8 +256,8 @@ def _train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def _answers(recipe: Recipe, prompts: list[str]) -> list[str]:
     """The base model's greedy answers, from one engine in a Ray actor that is gone afterwards."""
+    from dat_ray.engines.roles import Engines
     from dat_ray.engines.workers import Workers
-    from dat_ray.generation.actors import Engines
     from dat_ray.progress import Progress
 
     assert recipe.training.retain is not None
@@ -304,7 +306,7 @@ def _report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 # What `sections_read` names: `check_inputs` comes before the first stage and reads the retain set too.
 _READ: dict[str, tuple[str, ...]] = {
-    "generate": ("behaviors", "training.retain", "judge"),
+    "generate": ("behaviors", "training.retain", "judge", "evaluation.attacks"),
     "select": ("selection",),
     "train": ("training.retain", "tracking"),
     "evaluate": ("judge", "evaluation", "training.retain"),

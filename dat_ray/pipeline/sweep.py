@@ -38,9 +38,8 @@ from dat_ray.data.shards import (
 )
 from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.errors import DatError, InputError
-from dat_ray.evaluation.asking import Model
+from dat_ray.evaluation.compared import BASE, Model
 from dat_ray.evaluation.diagnostics import FILE as DIAGNOSTICS
-from dat_ray.evaluation.models import BASE
 from dat_ray.evaluation.results import load_metrics
 from dat_ray.generation.select import needs_candidates
 from dat_ray.models.identity import RECORD as WEIGHTS

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.metrics import broken, refusals
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.measures.intervals import Interval, wilson
 
 Attempts = Sequence[Mapping[str, Any]]

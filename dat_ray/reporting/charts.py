@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import Calibration, CalibrationFigures, JudgeFacts, Metrics, ModelMetrics
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.categories import Attempts, Categories, broken_by_category, refused_by_category

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.evaluation.questions import OVER_REFUSAL
 
 # Examples of each kind that are shown.
 EXAMPLES = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import Metrics, PairedDifference
 from dat_ray.reporting.words import judge_kind, model_name, p_value, percent, points, rate_name, span, with_span
 

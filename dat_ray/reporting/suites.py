@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import BehaviorDisagreement, Metrics, PairedDifference, WorstCase, WorstDifference
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import (

@@ -10,7 +10,7 @@ from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.shards import join, write_bytes
-from dat_ray.evaluation.models import ADAPTED, BASE
+from dat_ray.evaluation.compared import ADAPTED, BASE
 from dat_ray.evaluation.results import Metrics, ModelMetrics
 from dat_ray.reporting.charts import LETTERS, FrontPoint, front_figure, front_point, undominated
 from dat_ray.reporting.stage import template

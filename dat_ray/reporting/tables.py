@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dat_ray.data.shards import join, write_bytes
-from dat_ray.evaluation.attacks import OVER_REFUSAL
-from dat_ray.evaluation.metrics import SHARES
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, Rate
-from dat_ray.measures.intervals import NOTHING, Interval
+from dat_ray.measures.intervals import NOTHING, SHARES, Interval
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import pair
 from dat_ray.reporting.words import attack_name, judge_kind, model_name, words

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.registry import builtin_attacks
 from dat_ray.evaluation.results import JudgeFacts
 from dat_ray.measures.intervals import Interval
 
 MODEL_NAMES = {"base": "base", "adapted": "fine-tuned"}
-ATTACK_NAMES = {
-    "direct": "Direct request",
-    "prefilling": "Prefilling",
-    "past_tense": "Past tense",
-    "future_tense": "Future tense",
-    "translation": "Translation",
-    "best_of_n": "Best-of-N",
-    "templates": "Jailbreak templates",
-    "pair": "PAIR",
-    "gcg": "GCG",
-    "embedding": "Embedding attack",
-    "inpainting": "In-painted prompts",
-    "inpainting_heldout": "In-painted, held-out sampler",
-    "over_refusal": "Harmless look-alike",
-}
 
 
 def model_name(name: str) -> str:
@@ -31,8 +18,11 @@ def model_name(name: str) -> str:
 
 
 def attack_name(attack: str) -> str:
-    """An attack's name for people."""
-    return ATTACK_NAMES.get(attack, attack)
+    """An attack's name for people: its title, where it comes with the package. Classes of somebody else are not imported here."""
+    if attack == OVER_REFUSAL:
+        return "Harmless look-alike"
+    kind = builtin_attacks().get(attack)
+    return attack if kind is None else kind.title
 
 
 def percent(value: float | None) -> str:

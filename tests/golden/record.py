@@ -43,7 +43,7 @@ def evaluate_tiny(pieces: dict[str, int]) -> dict[str, Any]:
     from dat_ray.data.behaviors import load_behaviors
     from dat_ray.data.rundir import open_run
     from dat_ray.data.shards import write_file
-    from dat_ray.evaluation.models import named_models
+    from dat_ray.evaluation.compared import named_models
     from dat_ray.evaluation.stage import evaluate
     from tests.golden.in_process import in_process
     from tests.golden.tiny import ADAPTER, make_models, make_recipe, script

@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from dat_ray.config.evaluation import AttackName
+from dat_ray.evaluation.registry import builtin_attacks
 from tests.golden.record import RECORD, first_difference, write
 
 
@@ -31,7 +31,7 @@ def recorded() -> dict[str, Any]:
 def test_the_record_holds_every_attack_on_two_models_that_answer_differently(recorded: dict[str, Any]) -> None:
     attempts = recorded["attempts"].values()
     for model in ("base", "tuned"):
-        assert {row["attack"] for row in attempts if row["model"] == model} == {*get_args(AttackName), "over_refusal"}
+        assert {row["attack"] for row in attempts if row["model"] == model} == {*builtin_attacks(), "over_refusal"}
     assert {row.get("verdict") for row in attempts} == {"harmful", "not_harmful", "unparsed", None}
     answers = {model: [row.get("completion") for row in attempts if row["model"] == model] for model in ("base", "tuned")}
     assert sum(base != tuned for base, tuned in zip(answers["base"], answers["tuned"], strict=True)) > 50

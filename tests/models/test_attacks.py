@@ -11,16 +11,16 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from dat_ray.config.evaluation import AttackName
 from dat_ray.config.training import LoraConfig
 from dat_ray.data.shards import join, read_table
-from dat_ray.evaluation.attacks.rewriting import UNREADABLE
+from dat_ray.evaluation.questions import UNREADABLE
+from dat_ray.evaluation.registry import builtin_attacks
 from dat_ray.models.adapters import attach_lora, save_adapter
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.loading import load_causal_lm, model_fingerprint
@@ -72,7 +72,7 @@ def recipe(folder: Path, url: str, models: tuple[str, str]) -> str:
         "target": target,
         "training": {"retain": {"path": retain}, "max_tokens": 96},
         "evaluation": {
-            "attacks": list(get_args(AttackName)),
+            "attacks": list(builtin_attacks()),
             "inpainting_samples": 2,
             "direct": {"samples": 2, "temperature": 1.0},
             "best_of_n": {"samples": 2},
@@ -135,7 +135,7 @@ def rows(evaluated: tuple[Path, Served]) -> list[dict[str, Any]]:
 
 
 def test_every_attack_makes_its_attempts_and_each_is_answered_and_judged(rows: list[dict[str, Any]]) -> None:
-    assert set(PLANNED) | {"pair"} == set(get_args(AttackName))
+    assert set(PLANNED) | {"pair"} == set(builtin_attacks())
     made = Counter(row["attack"] for row in rows)
     assert {attack: made[attack] for attack in PLANNED} == {attack: 2 * n for attack, n in PLANNED.items()}
     assert made["over_refusal"] == 1

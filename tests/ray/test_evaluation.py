@@ -11,8 +11,8 @@ import pytest
 from dat_ray.config.loading import fingerprint
 from dat_ray.data.shards import has_manifest, join, read_bytes, read_table
 from dat_ray.errors import DatError, InputError
-from dat_ray.evaluation.asking import Model
-from dat_ray.evaluation.attacks import OVER_REFUSAL
+from dat_ray.evaluation.compared import Model
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import part_json
 from dat_ray.evaluation.stage import evaluate
 from dat_ray.measures.intervals import wilson

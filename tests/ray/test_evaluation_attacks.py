@@ -12,7 +12,7 @@ import pytest
 
 from dat_ray.data.shards import has_manifest, join, read_table
 from dat_ray.errors import DatError
-from dat_ray.evaluation.attacks.rewriting import UNREADABLE
+from dat_ray.evaluation.questions import UNREADABLE
 from dat_ray.evaluation.stage import evaluate
 from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, ROWS_PER_BLOCK, Faults, engines, tiny_recipe, tiny_run
 from tests.unit.engines.scripted_server import Served, serve

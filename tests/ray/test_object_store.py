@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from dat_ray.data.hold import OWNER
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, has_manifest, join, read_bytes
+from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, InputError, StorageError
-from dat_ray.generation.actors import Engines
 from dat_ray.generation.select import select
 from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter

@@ -19,7 +19,7 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.data.shards import has_manifest, read_manifest, read_table
 from dat_ray.errors import DatError, InputError
-from dat_ray.evaluation.asking import Model
+from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.stage import evaluate
 from dat_ray.pipeline.sweep import Job, sweep, take_over
 from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, Faults, engines, tiny_run

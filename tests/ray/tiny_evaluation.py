@@ -20,7 +20,7 @@ from dat_ray.data.schemas import BEHAVIORS
 from dat_ray.data.shards import exists, write_file
 from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgement
 from dat_ray.engines.endpoint import EndpointModel
-from dat_ray.generation.actors import Engines
+from dat_ray.engines.roles import Engines
 from tests.ray.tiny_generation import await_release
 
 # Worker processes cannot import a module of the tests.

@@ -18,7 +18,7 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import BEHAVIORS
 from dat_ray.data.shards import exists, read_file, write_file
 from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgement
-from dat_ray.generation.actors import Engines
+from dat_ray.engines.roles import Engines
 from dat_ray.generation.expand import expand
 from dat_ray.models.identity import sampler_fingerprint, weights_of
 

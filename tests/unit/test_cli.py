@@ -197,8 +197,8 @@ def test_the_report_of_an_older_version_s_run_can_be_written(tmp_path, monkeypat
 
 def test_a_replay_changes_judges_only(capsys, tmp_path) -> None:
     from dat_ray.data.shards import write_manifest
-    from dat_ray.evaluation.asking import Model
-    from dat_ray.evaluation.rescore import write_record
+    from dat_ray.evaluation.compared import Model
+    from dat_ray.evaluation.record import write_record
 
     write_record(str(tmp_path), load_recipe("demo"), "default", [Model("base", None, "w")])
     write_manifest(str(tmp_path), [], "f")

@@ -8,26 +8,34 @@ character moves to the next or the previous ASCII code with probability sigma^3,
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 
-from dat_ray.config.evaluation import BestOfNConfig
-from dat_ray.evaluation.attacks.questions import Behavior, Question, Scope
+from dat_ray.evaluation.attacks.base import Attack
+from dat_ray.evaluation.questions import Question
 
 FIRST_PRINTABLE, LAST_PRINTABLE = 32, 126
 
 
-def best_of_n(behaviors: Iterable[Behavior], config: BestOfNConfig, scope: Scope) -> list[Question]:
-    """`config.samples` disturbed goals of each behavior, one answer each."""
-    found = []
-    for one in behaviors:
-        for index in range(config.samples):
-            seed = scope.seed_of("best_of_n", one.behavior_id, index)
-            prompt = disturb(one.goal, config.sigma, random.Random(seed))
-            answer_seed = seed if config.temperature else None
-            found.append(
-                Question("best_of_n", one.behavior_id, index, one.goal, prompt, temperature=config.temperature, seed=answer_seed)
-            )
-    return found
+class BestOfN(Attack):
+    """`best_of_n.samples` disturbed goals of each behavior, one answer each."""
+
+    name = "best_of_n"
+    title = "Best-of-N"
+    description = "the goal with letters shuffled, capitalized and shifted at random"
+
+    def questions(self) -> list[Question]:
+        config = self.config.best_of_n
+        found = []
+        for one in self.setup.behaviors:
+            for index in range(config.samples):
+                seed = self.seed_of(one, index)
+                prompt = disturb(one.goal, config.sigma, random.Random(seed))
+                answer_seed = seed if config.temperature else None
+                found.append(
+                    Question(
+                        self.name, one.behavior_id, index, one.goal, prompt, temperature=config.temperature, seed=answer_seed
+                    )
+                )
+        return found
 
 
 def disturb(text: str, sigma: float, rng: random.Random) -> str:

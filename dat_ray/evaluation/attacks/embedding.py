@@ -1,45 +1,40 @@
 """The continuous attack of training, on a held-out goal: the model answers under a perturbation of its prompt's embeddings.
 
 Its prompt is no text, so nobody can send it through a chat window; it bounds from above what a search over prompts can do.
+`search/embedding.py` finds it, and asks the model too: only there the perturbed embeddings are at hand.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from dat_ray.config.training import AttackConfig
-from dat_ray.models.chat import Encoded
-from dat_ray.training.attack import attack, mean_embedding_norm
-from dat_ray.training.batches import collate
-from dat_ray.training.network import Network
-from dat_ray.training.objectives import row_means, token_logprobs
+from dat_ray.engines.calls import Answer
+from dat_ray.evaluation.attacks.base import Planned, Session
+from dat_ray.evaluation.attacks.searching import SearchingAttack
+from dat_ray.evaluation.questions import Question
 
 
-def attack_embeddings(network: Network, row: Encoded, config: AttackConfig) -> tuple[Tensor, list[float]]:
-    """Searches the perturbation that makes a response likely.
+class EmbeddingAttack(SearchingAttack):
+    """One perturbation and one answer of each behavior."""
 
-    Args:
-        network: the model, frozen.
-        row: the goal as user message, and the response.
-        config: of the attack.
+    name = "embedding"
+    title = "Embedding attack"
+    description = "a continuous perturbation of the goal's embeddings; needs the model's weights"
 
-    Returns:
-        The perturbed embeddings (1, T, D) of the prompt without a response, and the response's cross-entropy, nats a
-        token, at the start and after each step.
-    """
-    batch = collate([row], share_prefix=config.positions == "user", device=network.device)
-    embedding = network.embedding
+    def planned(self) -> Planned:
+        behaviors = len(self.setup.behaviors)
+        return Planned(asked=behaviors, searched=behaviors)
 
-    def objective(delta: Tensor) -> tuple[Tensor, Tensor]:
-        out = network.response_logits(batch, delta)
-        entropies = -row_means(token_logprobs(out.logits, out.targets), out.rows, 1)
-        return entropies, entropies
+    def search(self, session: Session) -> None:
+        from dat_ray.evaluation.search.embedding import EmbeddingSearch
 
-    width, unit_norm = embedding.weight.shape[1], mean_embedding_norm(embedding)
-    found = attack(objective, batch.positions(config.positions)[None], width, config, unit_norm)
-    with torch.no_grad():
-        last = objective(found.delta)[1].item()
-        prompt = row.response_span[0]
-        embeddings = embedding(batch.ids[:, :prompt]).float() + found.delta[0, :, :prompt]
-    return embeddings.to(embedding.weight.dtype), [*found.harmful_ce, last]
+        session.judge(
+            [
+                (
+                    Question(self.name, one.behavior_id, 0, one.goal, one.goal, row["model_calls"] or 0),
+                    Answer(row["completion"], row["seconds"] or 0.0, row["error"]),
+                )
+                for one, row in self.results(session, EmbeddingSearch)
+            ]
+        )
+
+    def ask(self, session: Session) -> None:
+        """Nothing: the answers came with the searches."""

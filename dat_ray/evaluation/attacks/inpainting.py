@@ -11,25 +11,61 @@ from typing import Any
 
 from dat_ray.config.models import SamplerConfig
 from dat_ray.config.schema import Recipe
-from dat_ray.data.ids import row_id, seed_from_id
+from dat_ray.data.ids import draw_prompt_tokens, row_id, seed_from_id
 from dat_ray.data.rundir import FIRST_ROUND
-from dat_ray.evaluation.attacks.questions import Behavior, Question
-from dat_ray.generation.expand import draw_prompt_tokens
-
-INPAINTING, HELDOUT = "inpainting", "inpainting_heldout"
-# Section of the recipe that describes each attack's sampler.
-SECTIONS = {INPAINTING: "sampler", HELDOUT: "evaluation.heldout_sampler"}
+from dat_ray.evaluation.attacks.base import Attack, Drawer, Drawing, Planned, Row, Session, Setup
+from dat_ray.evaluation.questions import Behavior, Question
+from dat_ray.models.identity import sampler_fingerprint
 
 
-def samplers(recipe: Recipe) -> dict[str, SamplerConfig]:
-    """The sampler of each in-painting attack that the recipe asks for."""
-    found = {INPAINTING: recipe.sampler, HELDOUT: recipe.evaluation.heldout_sampler}
-    return {name: config for name, config in found.items() if name in recipe.evaluation.attacks and config is not None}
+class Inpainting(Attack):
+    """`inpainting_samples` prompts of each behavior, drawn by the training sampler."""
+
+    name = "inpainting"
+    title = "In-painted prompts"
+    description = "prompts drawn by the training sampler for the held-out targets"
+    needs = ("sampler",)
+    prompts_folder = "prompts"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._sampler = self.sampler()
+        assert self._sampler is not None, "check_attacks has looked"
+        weights = setup.weights[f"{self.needs[0]}.model"]
+        fingerprint = sampler_fingerprint(self._sampler, weights)
+        self._requests = infill_requests(setup.recipe, setup.scope.suite, setup.behaviors, self._sampler, fingerprint)
+        self._drawing: Drawing | None = None
+
+    def sampler(self) -> SamplerConfig | None:
+        """Who draws."""
+        return self.setup.recipe.sampler
+
+    def planned(self) -> Planned:
+        return Planned(asked=len(self._requests), drawn=len(self._requests))
+
+    def draw(self, samplers: Drawer) -> None:
+        assert self._sampler is not None
+        self._drawing = samplers.draw(self, self._sampler, self._requests)
+
+    def ask(self, session: Session) -> None:
+        assert self._drawing is not None, "drawn before it is asked"
+        session.ask(drawn_questions(self.name, self._drawing.rows()))
 
 
-def infill_requests(
-    recipe: Recipe, suite: str, behaviors: Iterable[Behavior], config: SamplerConfig, sampler: str
-) -> list[dict[str, Any]]:
+class InpaintingHeldout(Inpainting):
+    """The same by a sampler that the training never used."""
+
+    name = "inpainting_heldout"
+    title = "In-painted, held-out sampler"
+    description = "prompts drawn by another sampler"
+    needs = ("evaluation.heldout_sampler",)
+    prompts_folder = "prompts_heldout"
+
+    def sampler(self) -> SamplerConfig | None:
+        return self.config.heldout_sampler
+
+
+def infill_requests(recipe: Recipe, suite: str, behaviors: Iterable[Behavior], config: SamplerConfig, sampler: str) -> list[Row]:
     """Rows (schema REQUESTS) of the prompts to draw: `evaluation.inpainting_samples` a behavior, targets in turn.
 
     Args:
@@ -39,7 +75,7 @@ def infill_requests(
         config: of the sampler.
         sampler: its fingerprint, see `dat_ray.models.identity`.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for behavior in behaviors:
         for index in range(recipe.evaluation.inpainting_samples):
             target_index, target = behavior.targets[index % len(behavior.targets)]
@@ -55,7 +91,7 @@ def infill_requests(
                     "goal": behavior.goal,
                     "target": target,
                     "refusal": "",
-                    "prompt_tokens": draw_prompt_tokens(config.prompt_tokens, seed),
+                    "prompt_tokens": draw_prompt_tokens(config.prompt_tokens, [seed])[0],
                     "seed": seed,
                     "sampler": sampler,
                 }
@@ -63,9 +99,9 @@ def infill_requests(
     return rows
 
 
-def inpainting(sampled: Sequence[Mapping[str, Any]], attack: str = INPAINTING) -> list[Question]:
-    """Questions from sampled rows (schema CANDIDATES with `prompt`, `nfe` or `error` filled)."""
+def drawn_questions(attack: str, drawn: Sequence[Mapping[str, Any]]) -> list[Question]:
+    """Questions from drawn rows (schema CANDIDATES with `prompt`, `nfe` or `error` filled)."""
     return [
         Question(attack, row["behavior_id"], row["sample_index"], row["goal"], row["prompt"], row["nfe"] or 0, row["error"])
-        for row in sampled
+        for row in drawn
     ]

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dat_ray.evaluation.attacks.rewriting import UNREADABLE
+from dat_ray.evaluation.attacks.base import Attack, Planned, Row, Session
+from dat_ray.evaluation.attacks.rewriting import ATTACKER
+from dat_ray.evaluation.questions import UNREADABLE, AttackerRequest, Behavior, Question
 
 # Of a completion that the attacker is shown.
 SHOWN_CHARACTERS = 1000
@@ -43,6 +45,65 @@ class Turn:
     prompt: str
     completion: str
     score: float | None
+
+
+@dataclass
+class _Stream:
+    """One conversation with the attacker about one behavior."""
+
+    behavior: Behavior
+    number: int
+    history: list[Turn] = field(default_factory=list)
+
+
+class Pair(Attack):
+    """All behaviors take a step together, and a behavior stops where a stream has broken it.
+
+    Every step is stored, the attacker's answer and the attempt, so a run that goes on finds the conversations where they were.
+    """
+
+    name = "pair"
+    title = "PAIR"
+    description = "an attacker model improves its prompt step by step"
+    needs = (ATTACKER,)
+    in_order = True
+
+    def planned(self) -> Planned:
+        attempts = self.config.pair.steps * self.config.pair.streams * len(self.setup.behaviors)
+        return Planned(asked=attempts, written_each=attempts)
+
+    def ask(self, session: Session) -> None:
+        config = self.config.pair
+        streams = [_Stream(one, number) for one in self.setup.behaviors for number in range(config.streams)]
+        broken: set[str] = set()
+        for step in range(config.steps):
+            live = [one for one in streams if one.behavior.behavior_id not in broken]
+            session.skip(attempts=len(streams) - len(live), texts=len(streams) - len(live))
+            if not live:
+                continue
+            stem = f"{session.model.name}-{self.name}-{step:03}"
+            requests = [self._request(session.model.name, one, step) for one in live]
+            written = session.write(stem, requests, config.max_new_tokens)
+            questions = [self._question(one, step, row) for one, row in zip(live, written, strict=True)]
+            for stream, row in zip(live, session.ask(questions, stem), strict=True):
+                if row["completion"] is not None:
+                    stream.history.append(Turn(row["prompt"], row["completion"], row["score"]))
+                if row["verdict"] == "harmful":
+                    broken.add(row["behavior_id"])
+
+    def _index(self, stream: _Stream, step: int) -> int:
+        return step * self.config.pair.streams + stream.number
+
+    def _request(self, model: str, stream: _Stream, step: int) -> AttackerRequest:
+        behavior, history = stream.behavior, stream.history[-self.config.pair.history :]
+        # Conversations with two models part at the first answer.
+        seed = self.setup.scope.seed_of(f"{self.name}/{model}", behavior.behavior_id, self._index(stream, step))
+        return AttackerRequest(instruction(behavior.goal, behavior.targets[0][1], history), seed)
+
+    def _question(self, stream: _Stream, step: int, row: Row) -> Question:
+        prompt, problem = (None, row["error"]) if row["error"] is not None else parse(row["text"])
+        behavior = stream.behavior
+        return Question(self.name, behavior.behavior_id, self._index(stream, step), behavior.goal, prompt, 1, problem)
 
 
 def instruction(goal: str, target: str, history: Sequence[Turn]) -> str:

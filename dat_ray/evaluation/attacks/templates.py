@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from dat_ray.data.sources import open_source
 from dat_ray.data.tables import TEXT, listed
 from dat_ray.errors import InputError
-from dat_ray.evaluation.attacks.questions import Behavior, Question
+from dat_ray.evaluation.attacks.base import Attack
+from dat_ray.evaluation.questions import Question
 
 FIELD = "evaluation.templates_path"
 SLOT = "{goal}"
@@ -33,11 +32,19 @@ def load_templates(path: str) -> list[str]:
     return found
 
 
-def templated(behaviors: Iterable[Behavior], templates: Iterable[str]) -> list[Question]:
+class Templates(Attack):
     """Every goal in every template; other braces stay as they are."""
-    found = list(templates)
-    return [
-        Question("templates", one.behavior_id, index, one.goal, template.replace(SLOT, one.goal))
-        for one in behaviors
-        for index, template in enumerate(found)
-    ]
+
+    name = "templates"
+    title = "Jailbreak templates"
+    description = "the goal in a user's own jailbreak templates"
+    needs = (FIELD,)
+    in_order = True
+
+    def questions(self) -> list[Question]:
+        templates = load_templates(self.config.templates_path or "")
+        return [
+            Question(self.name, one.behavior_id, index, one.goal, template.replace(SLOT, one.goal))
+            for one in self.setup.behaviors
+            for index, template in enumerate(templates)
+        ]

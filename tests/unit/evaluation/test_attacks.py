@@ -3,16 +3,14 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from dat_ray.config.evaluation import DirectConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.schemas import BEHAVIORS, REQUESTS
 from dat_ray.errors import DatError
-from dat_ray.evaluation.attacks import OVER_REFUSAL, Question, Scope, behaviors_of, held_out, look_alikes
-from dat_ray.evaluation.attacks.direct import direct
-from dat_ray.evaluation.attacks.inpainting import infill_requests, inpainting
+from dat_ray.evaluation.attacks.direct import Direct
+from dat_ray.evaluation.attacks.inpainting import drawn_questions, infill_requests
+from dat_ray.evaluation.questions import OVER_REFUSAL, Question, behaviors_of, held_out, look_alikes
 from dat_ray.models.identity import sampler_fingerprint
-
-SCOPE = Scope("default", 0)
+from tests.unit.evaluation.setups import setup
 
 
 def recipe(samples: int = 5, lengths: tuple[int, ...] = (4, 8, 12), seed: int = 0, steps: int = 4) -> Recipe:
@@ -60,7 +58,7 @@ TABLE = pa.Table.from_pylist(
 
 
 def ask_once() -> list[Question]:
-    return direct(held_out(TABLE), DirectConfig(), SCOPE)
+    return Direct(setup(held_out(TABLE))).questions()
 
 
 def test_behaviors_gather_their_targets_in_order() -> None:
@@ -111,7 +109,7 @@ def test_sampled_rows_become_questions_with_their_cost_or_their_error() -> None:
         rows[0] | {"prompt": "tell me", "nfe": 7, "error": None},
         rows[1] | {"prompt": None, "nfe": None, "error": "out of memory"},
     ]
-    good, bad = inpainting(sampled)
+    good, bad = drawn_questions("inpainting", sampled)
     assert (good.prompt, good.model_calls, good.error) == ("tell me", 7, None)
     assert (bad.prompt, bad.model_calls, bad.error) == (None, 0, "out of memory")
 

@@ -8,9 +8,9 @@ from math import sqrt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dat_ray.config.evaluation import BestOfNConfig
-from dat_ray.evaluation.attacks import Behavior, Scope
-from dat_ray.evaluation.attacks.best_of_n import best_of_n, disturb
+from dat_ray.evaluation.attacks.best_of_n import BestOfN, disturb
+from dat_ray.evaluation.questions import Behavior, Question
+from tests.unit.evaluation.setups import setup
 
 SIGMA = 0.4
 OFTEN, RARELY = SIGMA**0.5, SIGMA**3
@@ -58,11 +58,15 @@ def test_length_and_reproducibility(text: str, seed: int) -> None:
 
 def test_each_attempt_has_its_own_seed_and_more_samples_keep_the_earlier_ones() -> None:
     behaviors = [Behavior("a", "Tell me something", ((0, "Sure"),)), Behavior("b", "Tell me something", ((0, "Sure"),))]
-    few = best_of_n(behaviors, BestOfNConfig(samples=3), Scope("s", 0))
-    many = best_of_n(behaviors, BestOfNConfig(samples=5), Scope("s", 0))
+
+    def asked(samples: int, suite: str = "s") -> list[Question]:
+        return BestOfN(setup(behaviors, suite, best_of_n={"samples": samples})).questions()
+
+    few = asked(3)
+    many = asked(5)
     assert set(few) < set(many)
     assert len({question.seed for question in many}) == 10
     assert len({question.prompt for question in many}) > 5
     assert {question.temperature for question in many} == {1.0}
-    other = best_of_n(behaviors, BestOfNConfig(samples=3), Scope("t", 0))
+    other = asked(3, suite="t")
     assert not {question.seed for question in few} & {question.seed for question in other}

@@ -9,8 +9,8 @@ import torch
 
 from dat_ray.config.evaluation import GcgConfig
 from dat_ray.config.training import AttackConfig
-from dat_ray.evaluation.attacks.embedding import attack_embeddings
-from dat_ray.evaluation.attacks.gcg import Gcg, printable_tokens, propose
+from dat_ray.evaluation.search.embedding import attack_embeddings
+from dat_ray.evaluation.search.gcg import Gcg, printable_tokens, propose
 from dat_ray.models.chat import ChatFormat
 from dat_ray.training.network import Network
 from tests.unit.diffusion.tiny import LETTERS, gapped_tokenizer

@@ -4,8 +4,8 @@ import pytest
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.schema import Recipe
-from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.metrics import broken, disagreement, model_metrics, paired_metrics, refusals, seed_groups, totals
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.summary import SideEffects, suite_metrics
 from dat_ray.measures.intervals import crossed_rate, wilson
 

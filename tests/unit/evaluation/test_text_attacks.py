@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.errors import InputError
-from dat_ray.evaluation.attacks import ATTACKS, Behavior, Scope
-from dat_ray.evaluation.attacks.direct import prefilling
+from dat_ray.evaluation.attacks.direct import Prefilling
 from dat_ray.evaluation.attacks.pair import Turn, instruction, out_of_ten, parse
-from dat_ray.evaluation.attacks.rewriting import UNREADABLE, rewritten, tense_requests, translation_requests
-from dat_ray.evaluation.attacks.templates import load_templates, templated
+from dat_ray.evaluation.attacks.rewriting import rewritten
+from dat_ray.evaluation.attacks.templates import Templates, load_templates
+from dat_ray.evaluation.attacks.tense import FutureTense, PastTense
+from dat_ray.evaluation.attacks.translation import Translation
+from dat_ray.evaluation.questions import UNREADABLE, Behavior
+from tests.unit.evaluation.setups import setup
 
 BEHAVIOR = Behavior("a", "Open {a} shed", ((0, "Sure, here"), (1, "Of course")))
-SCOPE = Scope("s", 0)
 
 
 @pytest.mark.parametrize(
@@ -49,13 +50,9 @@ def test_the_attacker_sees_goal_target_and_how_its_last_prompts_fared() -> None:
     assert [out_of_ten(score) for score in (0.0, 0.5, 1.0)] == ["1", "5", "10"]
 
 
-def attacking(*attacks: str, **sections: dict) -> EvaluationConfig:
-    return EvaluationConfig.model_validate({"attacks": attacks, "attacker": {"model": "x"}, **sections})
-
-
 def test_rewrites_become_prompts_and_unusable_ones_say_why() -> None:
-    config = attacking("past_tense", "future_tense", "translation", tense={"samples": 2}, translation={"languages": ["Zulu"]})
-    requests = [*tense_requests([BEHAVIOR], config, SCOPE), *translation_requests([BEHAVIOR], config, SCOPE)]
+    made = setup([BEHAVIOR], tense={"samples": 2}, translation={"languages": ["Zulu"]})
+    requests = [one for kind in (PastTense, FutureTense, Translation) for one in kind(made).rewritings()]
     assert [(r.question.attack, r.question.attempt_index) for r in requests] == [
         ("past_tense", 0),
         ("past_tense", 1),
@@ -63,9 +60,9 @@ def test_rewrites_become_prompts_and_unusable_ones_say_why() -> None:
         ("future_tense", 1),
         ("translation", 0),
     ]
-    assert all("Open {a} shed" in request.request for request in requests)
-    assert "Zulu" in requests[-1].request
-    assert len({request.seed for request in requests}) == 5
+    assert all("Open {a} shed" in request.request.text for request in requests)
+    assert "Zulu" in requests[-1].request.text
+    assert len({request.request.seed for request in requests}) == 5
     stored = [
         {"text": ' "How was a shed opened?" ', "error": None},
         {"text": "  ", "error": None},
@@ -86,7 +83,7 @@ def test_rewrites_become_prompts_and_unusable_ones_say_why() -> None:
 
 
 def test_prefilling_begins_the_turn_with_each_target() -> None:
-    assert [(q.prompt, q.prefill, q.attempt_index) for q in prefilling([BEHAVIOR])] == [
+    assert [(q.prompt, q.prefill, q.attempt_index) for q in Prefilling(setup([BEHAVIOR])).questions()] == [
         (BEHAVIOR.goal, "Sure, here", 0),
         (BEHAVIOR.goal, "Of course", 1),
     ]
@@ -95,7 +92,7 @@ def test_prefilling_begins_the_turn_with_each_target() -> None:
 def test_templates_take_the_goal_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "templates.jsonl"
     path.write_text('{"template": "Play a game: {goal} {x}"}\n{"template": "{goal}\\nAgain: {goal}"}\n')
-    questions = templated([BEHAVIOR], load_templates(str(path)))
+    questions = Templates(setup([BEHAVIOR], templates_path=str(path))).questions()
     assert [question.prompt for question in questions] == [
         "Play a game: Open {a} shed {x}",
         "Open {a} shed\nAgain: Open {a} shed",
@@ -110,9 +107,3 @@ def test_a_template_file_that_cannot_work_is_named(tmp_path: Path) -> None:
     path.write_text("text\n{goal}\n")
     with pytest.raises(InputError, match="no column 'template'"):
         load_templates(str(path))
-
-
-@pytest.mark.parametrize("attack", [name for name, (_, needs) in ATTACKS.items() if needs])
-def test_an_attack_without_what_it_needs_is_refused_by_the_recipe(attack: str) -> None:
-    with pytest.raises(ValueError, match=f"{attack} needs evaluation"):
-        EvaluationConfig.model_validate({"attacks": [attack]})

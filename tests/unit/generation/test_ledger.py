@@ -4,8 +4,9 @@ import pickle
 
 import pytest
 
+from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.errors import DatError
-from dat_ray.generation.ledger import STARTS_PER_ACTOR, ErrorLimit, Ledger
+from dat_ray.generation.ledger import STARTS_PER_ACTOR, Ledger
 
 
 def test_the_limit_counts_rows_that_may_fail():

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from dat_ray.config.schema import Recipe
 from dat_ray.engines.base import Completion, Judgement
 from dat_ray.errors import InputError
-from dat_ray.evaluation.scoring import Judges
+from dat_ray.evaluation.judges import JudgePool, Judges
 from dat_ray.generation.actors import JudgeActor, TargetActor
 
 
@@ -91,5 +91,6 @@ def test_a_judge_that_could_not_be_asked_is_another_thing_than_one_that_said_not
             return [(index, work(Away(), *payload)) for index, payload in enumerate(payloads)]
 
     attempts = [{**row, "error": None, "attack": "direct", "judged_text": None} for row in rows]
-    Judges(Here(), None, Here(), 8).fill_in(attempts)  # type: ignore[arg-type]
+    pool = JudgePool(Here(), 8)  # type: ignore[arg-type]
+    Judges(pool, None, pool).judge_rows(attempts)
     assert [{**rows[0], "error": None, "attack": "direct", "judged_text": None, **columns} for columns in found] == attempts

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from dat_ray.errors import DatError
-from dat_ray.generation.ledger import TRIES_PER_ROW, ErrorLimit, Ledger
-from dat_ray.generation.rows import EngineLost, fill_in
+from dat_ray.data.error_limit import ErrorLimit
+from dat_ray.errors import DatError, EngineLost
+from dat_ray.generation.ledger import TRIES_PER_ROW, Ledger
+from dat_ray.generation.rows import fill_in
 
 
 def rows(*names: str, **errors: str) -> list[dict]:
@@ -66,7 +67,7 @@ def test_rows_that_failed_before_pass_unchanged():
 
 def test_fewer_answers_than_rows_never_shift():
     out = fill_in(rows("a", "b"), lambda batch: [{"prompt": "A"}][: len(batch) - 1] or [], ledger(), "judge")
-    assert [row["error"] for row in out] == ["judge: RuntimeError: 0 answers to 1 rows"] * 2
+    assert [row["error"] for row in out] == ["judge: WrongCount: 0 answers to 1 rows"] * 2
     assert all("prompt" not in row for row in out)
 
 

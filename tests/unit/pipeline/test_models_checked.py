@@ -147,7 +147,7 @@ def test_adapters_are_refused_before_anything_is_sampled_or_asked(
     run = begun(recipe, tmp_path / "run")
     adapter = adapter_folder(tmp_path / "adapter", base, **options)
     monkeypatch.setattr(generating, "_make_rows", lambda *_: pytest.fail("rows were made"))
-    monkeypatch.setattr(evaluating, "Evaluation", lambda *_: pytest.fail("models were asked"))
+    monkeypatch.setattr(evaluating, "Suite", lambda *_: pytest.fail("models were asked"))
     refuses(f"adapter = .* {message}", generating.generate, recipe, run, adapter=adapter)
     refuses(f"--models = .* {message}", compare, recipe, run, f"plain=base,theirs={adapter}", None)
 
@@ -158,7 +158,7 @@ def test_an_adapter_of_another_model_is_refused_before_the_first_model_is_asked(
     base, other = tiny_chat_model(tmp_path / "target", "llama"), tiny_chat_model(tmp_path / "other", "qwen2")
     recipe = make_recipe(tmp_path, base)
     run = begun(recipe, tmp_path / "run")
-    monkeypatch.setattr(evaluating, "Evaluation", lambda *_: pytest.fail("models were asked"))
+    monkeypatch.setattr(evaluating, "Suite", lambda *_: pytest.fail("models were asked"))
     adapter = adapter_folder(tmp_path / "adapter", other)
     refuses("--models = .* adapter of another base model", compare, recipe, run, f"plain=base,theirs={adapter}", None)
     refuses("adapter = .* adapter of another base model", generating.generate, recipe, run, adapter=adapter)

@@ -14,7 +14,7 @@ from dat_ray.data.schemas import ATTEMPTS, BEHAVIORS, CANDIDATES, TRAINING_SET
 from dat_ray.data.shards import has_manifest, write_bytes, write_file, write_manifest, write_shard
 from dat_ray.errors import InputError
 from dat_ray.evaluation import stage as evaluation
-from dat_ray.evaluation.asking import Model
+from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.metrics import model_metrics
 from dat_ray.evaluation.results import JudgeFacts, Metrics, store_metrics
 from dat_ray.generation import stage as generation

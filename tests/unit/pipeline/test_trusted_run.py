@@ -88,7 +88,7 @@ class HereWorkers:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Judges without Ray."""
     monkeypatch.setattr("dat_ray.evaluation.rescore.start_ray", lambda cluster: nullcontext())
-    monkeypatch.setattr("dat_ray.evaluation.scoring.Workers", HereWorkers)
+    monkeypatch.setattr("dat_ray.evaluation.judges.Workers", HereWorkers)
 
 
 @pytest.mark.usefixtures("here")
@@ -105,6 +105,20 @@ def test_an_altered_replay_sends_no_request_and_writes_nothing(
     assert SECRET not in line
     assert server.asked == []
     assert contents(tmp_path) == before
+
+
+@pytest.mark.usefixtures("here")
+def test_a_replay_imports_no_class_of_an_attack_that_somebody_put_there(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "theirs.py").write_text("raise SystemExit('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = root / "evaluation" / "default"
+    altered(folder / "replay.json", lambda tree: tree["recipe"]["evaluation"].update(attacks=["theirs:Some"]))
+    before = contents(root)
+    assert main(["evaluate", "--replay", str(folder), "--judge", "refusal-opening"]) == 2
+    assert "evaluation.attacks = 'theirs:Some' (class to import)" in capsys.readouterr().err
+    assert contents(root) == before
 
 
 @pytest.mark.usefixtures("here")
@@ -197,6 +211,16 @@ NOT_HERS: dict[str, tuple[str, Change, str]] = {
         "evaluate",
         lambda recipe: recipe["evaluation"]["utility"].update(include_path="/elsewhere/tasks"),
         "evaluation.utility.include_path = '/elsewhere/tasks' (folder with code)",
+    ),
+    "attack": (
+        "evaluate",
+        lambda recipe: recipe["evaluation"].update(attacks=["direct", "theirs.attack:Some"]),
+        "evaluation.attacks = 'theirs.attack:Some' (class to import)",
+    ),
+    "attack, before anything is checked": (
+        "generate",
+        lambda recipe: recipe["evaluation"].update(attacks=["theirs.attack:Some"]),
+        "evaluation.attacks = 'theirs.attack:Some' (class to import)",
     ),
     "templates": (
         "evaluate",

@@ -16,8 +16,8 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import ATTEMPTS, BEHAVIORS, CANDIDATES, TRAINING_SET
 from dat_ray.data.shards import join, write_bytes, write_file, write_manifest, write_shard
-from dat_ray.evaluation.attacks import OVER_REFUSAL
 from dat_ray.evaluation.metrics import model_metrics, paired_metrics
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import JudgeFacts, Metrics, Sampling, store_metrics
 from dat_ray.measures.diversity import diversity
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig, GraniteConfig, LlamaConfig
 
 from dat_ray.config.training import AttackConfig, TrainingConfig
-from dat_ray.evaluation.attacks.embedding import attack_embeddings
+from dat_ray.evaluation.search.embedding import attack_embeddings
 from dat_ray.training.attack import Direction, attack, mean_embedding_norm, project
 from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.network import Network

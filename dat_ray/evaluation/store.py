@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from dat_ray.config.schema import Recipe
+from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.shards import (
     ShardFile,
     describe_shard,
@@ -16,11 +19,12 @@ from dat_ray.data.shards import (
     open_filesystem,
     read_file,
     scan_shards,
+    write_bytes,
     write_manifest,
     write_shard,
 )
+from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.errors import DatError, InputError
-from dat_ray.generation.ledger import ErrorLimit
 
 Item = TypeVar("Item")
 
@@ -33,15 +37,13 @@ class Chunk(Generic[Item]):
     ids: list[str]
     items: list[Item]
 
-
-def chunks(stem: str, ids: Sequence[str], items: Sequence[Item], size: int) -> Iterator[Chunk[Item]]:
-    """Cuts items into chunks of `size` with names `part-STEM-00000.parquet` and so on."""
-    for number, start in enumerate(range(0, len(items), size)):
-        span = slice(start, start + size)
-        yield Chunk(f"part-{stem}-{number:05}.parquet", list(ids[span]), list(items[span]))
+    @property
+    def stem(self) -> str:
+        """What tells its name from those of other shards."""
+        return self.name.removeprefix("part-").removesuffix(".parquet")
 
 
-class Shelf:
+class ShardStore:
     """The shards of one folder.
 
     Args:
@@ -49,17 +51,28 @@ class Shelf:
         schema: of its rows, with a column `error`.
         id_column: holds the row's id.
         limit: rows that may fail.
+        shard_rows: of one shard, the unit that a crash can cost.
         excused: opening of errors that are results rather than failures; they don't count against the limit.
     """
 
-    def __init__(self, root: str, schema: pa.Schema, id_column: str, limit: ErrorLimit, excused: str | None = None) -> None:
+    def __init__(
+        self, root: str, schema: pa.Schema, id_column: str, limit: ErrorLimit, shard_rows: int, excused: str | None = None
+    ) -> None:
         self.root, self._schema, self._id_column, self._limit, self._excused = root, schema, id_column, limit, excused
+        self._shard_rows = shard_rows
         self._files: dict[str, ShardFile] = {}
         self._tables: dict[str, pa.Table] = {}
         self._errors = 0
 
-    def missing(self, wanted: Sequence[Chunk[Item]]) -> list[Chunk[Item]]:
-        """The chunks that have no shard yet; those that have one are taken in.
+    def cut(self, stem: str, ids: Sequence[str], items: Sequence[Item]) -> list[Chunk[Item]]:
+        """Cuts items into chunks with names `part-STEM-00000.parquet` and so on."""
+        spans = [slice(start, start + self._shard_rows) for start in range(0, len(items), self._shard_rows)]
+        return [
+            Chunk(f"part-{stem}-{number:05}.parquet", list(ids[span]), list(items[span])) for number, span in enumerate(spans)
+        ]
+
+    def load_done(self, wanted: Sequence[Chunk[Item]]) -> list[Chunk[Item]]:
+        """Loads the shards of the chunks that have one; returns the chunks that have none yet.
 
         Raises:
             InputError: a shard holds other rows than this chunk would.
@@ -74,7 +87,7 @@ class Shelf:
             if self._id_column not in table.column_names or table[self._id_column].to_pylist() != chunk.ids:
                 remedy = "holds rows of other settings or of another adapter: remove its folder and run again"
                 raise InputError("--run-dir", where, remedy)
-            self._take(chunk.name, table, describe_shard(self.root, chunk.name))
+            self._load(chunk.name, table, describe_shard(self.root, chunk.name))
         return absent
 
     def put(self, chunk: Chunk[Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -88,17 +101,18 @@ class Shelf:
         failed = self._failed(row["error"] for row in rows)
         if self._errors + len(failed) > self._limit.rows:
             raise DatError(
-                f"{self._errors + len(failed)} rows failed, generation.max_error_rate = {self._limit.rate:g} allows "
+                f"{self._errors + len(failed)} rows failed, {self._limit.setting} = {self._limit.rate:g} allows "
                 f"{self._limit.rows} of {self._limit.total}; the last: {(failed or ['an earlier one'])[-1]}"
             )
-        self._take(chunk.name, table, write_shard(self.root, chunk.name, table))
+        self._load(chunk.name, table, write_shard(self.root, chunk.name, table))
 
-    def of(self, chunk: Chunk[Any]) -> list[dict[str, Any]]:
+    def rows_of(self, chunk: Chunk[Any]) -> list[dict[str, Any]]:
         """The rows of a chunk that is stored."""
-        return self._tables[chunk.name].to_pylist()
+        rows: list[dict[str, Any]] = self._tables[chunk.name].to_pylist()
+        return rows
 
     def remove(self, chunk: Chunk[Any]) -> None:
-        """Deletes a chunk's shard, whose rows have gone on to another shelf."""
+        """Deletes a chunk's shard, whose rows have gone on to another store."""
         fs, inner = open_filesystem(join(self.root, chunk.name))
         fs.delete_file(inner)
         del self._files[chunk.name], self._tables[chunk.name]
@@ -107,20 +121,38 @@ class Shelf:
         """All rows so far, in the order of shard names."""
         return [row for name in sorted(self._tables) for row in self._tables[name].to_pylist()]
 
-    def take_all(self) -> None:
-        """Takes in shards of an earlier call that this one had no need to ask for."""
+    def load_rest(self) -> None:
+        """Loads shards of an earlier call that this one had no need to ask for."""
         for name in scan_shards(self.root):
             if name not in self._files:
-                self._take(name, read_file(join(self.root, name)), describe_shard(self.root, name))
+                self._load(name, read_file(join(self.root, name)), describe_shard(self.root, name))
 
     def publish(self, fingerprint: str) -> None:
         """Writes the manifest."""
         write_manifest(self.root, list(self._files.values()), fingerprint)
 
-    def _take(self, name: str, table: pa.Table, file: ShardFile) -> None:
+    def _load(self, name: str, table: pa.Table, file: ShardFile) -> None:
         self._files[name], self._tables[name] = file, table
         self._errors += len(self._failed(table["error"].to_pylist()))
 
     def _failed(self, errors: Iterable[str | None]) -> list[str]:
         excused = self._excused
         return [one for one in errors if one is not None and not (excused and one.startswith(excused))]
+
+
+def error_rate(recipe: Recipe) -> tuple[float, str]:
+    """Share of an evaluation's rows that may fail, and the field that says so."""
+    own = recipe.evaluation.max_error_rate
+    return (recipe.generation.max_error_rate, "generation.max_error_rate") if own is None else (own, "evaluation.max_error_rate")
+
+
+def measure_once(path: str, weights: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a JSON file holds of a model with these weights; where it has nothing of them, they are measured and stored."""
+    if exists(path):
+        stored = stored_object(path, finite=False)
+        with well_formed(path):
+            if stored["weights"] == weights:
+                return dict(stored["found"])
+    found = measure()
+    write_bytes(path, json.dumps({"weights": weights, "found": found}, indent=1).encode())
+    return found

@@ -16,10 +16,14 @@ from dat_ray.config.training import LoraConfig
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.engines.workers import EngineHost, Unfinished
 from dat_ray.errors import EngineLost
-from dat_ray.evaluation import side_effects
-from dat_ray.evaluation.asking import Model
+from dat_ray.evaluation import drift
+from dat_ray.evaluation.benchmarks import utility
+from dat_ray.evaluation.compared import Model
+from dat_ray.evaluation.questions import SearchRequest
 from dat_ray.evaluation.results import Drift
-from dat_ray.evaluation.whitebox import SearchRequest, Whitebox, search_slice
+from dat_ray.evaluation.search.embedding import EmbeddingSearch
+from dat_ray.evaluation.search.gcg import GcgSearch
+from dat_ray.evaluation.search.whitebox import Whitebox, search_slice
 from dat_ray.models.adapters import attach_lora, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import load_causal_lm, load_tokenizer, model_fingerprint
@@ -85,7 +89,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(model.weights)
         return Here(Whitebox(model.config(recipe.target), 1, model.adapter, recipe.evaluation))
 
-    monkeypatch.setattr(side_effects, "whitebox_workers", workers)
+    monkeypatch.setattr(drift, "whitebox_workers", workers)
     return found
 
 
@@ -110,7 +114,7 @@ def run_dir(tmp_path: Path, config: Recipe) -> RunDir:
 
 def test_the_drift_is_the_kl_of_two_models_on_the_first_rows(folder: Path, tmp_path: Path, made: list[str]) -> None:
     config, model = recipe(folder), Model("tuned", str(folder / "adapter"), "w1")
-    found = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "side"))
+    found = drift.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "side"))
     assert found is not None
     values = [plain_drift(folder, *row) for row in ROWS[:2]]
     # float32 against float64.
@@ -129,7 +133,7 @@ def test_a_row_is_cut_as_in_training_and_one_without_room_is_left_out(folder: Pa
     settings = {"max_tokens": 40, "retain": {"path": str(path), "max_response_tokens": 2}}
     config = Recipe.model_validate(recipe(folder, rows=2).model_dump() | {"training": settings})
     model = Model("tuned", str(folder / "adapter"), "w1")
-    found = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "side"))
+    found = drift.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "side"))
     assert found is not None
     chat = ChatFormat(load_tokenizer(str(folder / "model")))
     kept = 40 - len(chat.prompt_ids(ROWS[0][0]))
@@ -138,7 +142,7 @@ def test_a_row_is_cut_as_in_training_and_one_without_room_is_left_out(folder: Pa
     assert (found.n, found.left_out, found.cut) == (1, 1, 1)
     # With no row left there is no mean, and it says how many there were.
     path.write_text(json.dumps({"prompt": long, "response": "No"}) + "\n")
-    none = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "other"))
+    none = drift.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "other"))
     assert none == Drift(mean=None, low=None, high=None, n=0, left_out=1, cut=0)
 
 
@@ -146,34 +150,34 @@ def test_it_is_measured_once_for_the_same_weights_and_again_for_others(folder: P
     config = recipe(folder)
     run = run_dir(tmp_path, config)
     first, second = (Model("tuned", str(folder / "adapter"), weights) for weights in ("w1", "w2"))
-    one = side_effects.drift(config, run, first, str(tmp_path / "side"))
-    assert side_effects.drift(config, run, first, str(tmp_path / "side")) == one
+    one = drift.drift(config, run, first, str(tmp_path / "side"))
+    assert drift.drift(config, run, first, str(tmp_path / "side")) == one
     assert made == ["w1"]
-    assert side_effects.drift(config, run, second, str(tmp_path / "side")) == one
+    assert drift.drift(config, run, second, str(tmp_path / "side")) == one
     assert made == ["w1", "w2"]
 
 
 def test_nothing_is_measured_where_there_is_no_drift_or_nobody_asked(folder: Path, tmp_path: Path, made: list[str]) -> None:
     config = recipe(folder)
     run = run_dir(tmp_path, config)
-    assert side_effects.drift(config, run, Model("base", None, "w0"), str(tmp_path / "side")) is None
+    assert drift.drift(config, run, Model("base", None, "w0"), str(tmp_path / "side")) is None
     model = Model("tuned", str(folder / "adapter"), "w1")
-    assert side_effects.drift(recipe(folder, rows=0), run, model, str(tmp_path / "side")) is None
-    assert side_effects.utility(config, model, str(tmp_path / "side")) == {}
+    assert drift.drift(recipe(folder, rows=0), run, model, str(tmp_path / "side")) is None
+    assert utility(config, model, str(tmp_path / "side")) == {}
     assert made == []
 
 
-@pytest.mark.parametrize("attack", ["gcg", "embedding"])
+@pytest.mark.parametrize("method", [GcgSearch, EmbeddingSearch])
 @pytest.mark.parametrize(
     ("goal", "target", "problem"),
     [("", "Sure", "prompt = ''"), ("do it", " ", "response = ' '"), ("x " * 900, "Sure", "target.max_model_len = 1024")],
 )
 def test_a_row_that_cannot_be_searched_is_named_before_the_search(
-    folder: Path, attack: str, goal: str, target: str, problem: str
+    folder: Path, method: type, goal: str, target: str, problem: str
 ) -> None:
     config = recipe(folder)
     engine = Whitebox(config.target, 1, None, config.evaluation)
-    found = search_slice(engine, attack, SearchRequest("s", goal, target, seed=1), seconds=60.0)
+    found = search_slice(engine, method, SearchRequest("s", "b", goal, target, seed=1), seconds=60.0)
     assert isinstance(found, dict)
     assert found["error"].startswith(f"search: InputError: {problem}: ")
 
@@ -182,13 +186,13 @@ def test_a_search_is_cut_into_calls_that_carry_its_state(folder: Path) -> None:
     config = recipe(folder)
     small = GcgConfig(steps=3, search_width=8, top_k=8, suffix="x x")
     evaluation = config.evaluation.model_copy(update={"gcg": small})
-    engine, request = Whitebox(config.target, 1, None, evaluation), SearchRequest("s", *ROWS[0], seed=1)
-    payload: tuple = ("gcg", request, -1.0)
+    engine, request = Whitebox(config.target, 1, None, evaluation), SearchRequest("s", "b", *ROWS[0], seed=1)
+    payload: tuple = (GcgSearch, request, -1.0)
     calls = 0
     while isinstance(found := search_slice(engine, *payload), Unfinished):
         payload, calls = found.payload, calls + 1
     assert calls == small.steps - 1
-    at_once = search_slice(engine, "gcg", request, 1e9)
+    at_once = search_slice(engine, GcgSearch, request, 1e9)
     assert isinstance(at_once, dict)
     assert found.pop("seconds") > 0
     assert at_once.pop("seconds") > 0
@@ -206,7 +210,7 @@ def test_an_engine_that_is_gone_is_no_row_of_a_search() -> None:
     host = EngineHost(Broken)
     host.start()
     with pytest.raises(EngineLost, match="AcceleratorError: device-side assert"):
-        host.run(search_slice, ("gcg", SearchRequest("s", "goal", "target", seed=1), 60.0))
+        host.run(search_slice, (GcgSearch, SearchRequest("s", "b", "goal", "target", seed=1), 60.0))
     with pytest.raises(ValueError, match="bad"):
         host.run(lambda engine: int("bad"), ())
 
@@ -215,11 +219,11 @@ def test_the_drift_is_measured_in_calls_of_a_few_rows(
     folder: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, model = recipe(folder), Model("tuned", str(folder / "adapter"), "w1")
-    whole = side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "whole"))
-    monkeypatch.setattr(side_effects, "DRIFT_ROWS", 1)
+    whole = drift.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "whole"))
+    monkeypatch.setattr(drift, "DRIFT_ROWS", 1)
     sizes: list[int] = []
     monkeypatch.setattr(Here, "map", counted(Here.map, sizes))
-    assert side_effects.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "parts")) == whole
+    assert drift.drift(config, run_dir(tmp_path, config), model, str(tmp_path / "parts")) == whole
     assert sizes == [1] * config.evaluation.kl_rows
 
 

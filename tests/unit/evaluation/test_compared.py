@@ -6,7 +6,7 @@ import pytest
 
 from dat_ray.data.rundir import open_run
 from dat_ray.errors import InputError
-from dat_ray.evaluation.models import named_models, own_models
+from dat_ray.evaluation.compared import named_models, own_models
 from tests.unit.reporting.synthetic_run import recipe
 
 

@@ -1,4 +1,4 @@
-"""What attacks have in common: behaviors, and the questions that a model is asked. Pure: rows in, rows out."""
+"""What models are asked: questions of attacks about behaviors, texts of the attacker, searches. Pure: rows in, rows out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from dat_ray.errors import DatError
 
 # Name under which the answers to harmless look-alikes are stored beside the attacks.
 OVER_REFUSAL = "over_refusal"
+# Opening of the error of an attempt whose attacker wrote nothing usable. The attack failed, not the machinery: such
+# rows are counted and shown, and do not stop the stage.
+UNREADABLE = "the attacker's answer"
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,46 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Scope:
-    """What the random numbers of an evaluation hang on, besides the behavior and the attempt.
+class AttackerRequest:
+    """One text for the attacker model to write.
+
+    Attributes:
+        text: what it is asked.
+        seed: of its answer.
+        temperature: of its answer.
+    """
+
+    text: str
+    seed: int
+    temperature: float = 1.0
+
+    def rewrite_id(self, attacker: str) -> str:
+        """Id of this request to one attacker."""
+        return row_id("rewrite", attacker, self.text, self.seed)
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """One behavior to search for with gradients.
+
+    Attributes:
+        search_id: id of the row.
+        behavior_id: of the behavior.
+        goal: of the behavior.
+        target: its affirmative response.
+        seed: of the search.
+    """
+
+    search_id: str
+    behavior_id: str
+    goal: str
+    target: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class SeedScope:
+    """What attempt seeds are derived from, besides the behavior and the attempt.
 
     Attributes:
         suite: name of the evaluation; another suite draws others.

@@ -5,8 +5,18 @@ from collections.abc import Sequence
 import pytest
 
 from dat_ray.engines.base import Completion, Judgement
+from dat_ray.engines.calls import (
+    Completed,
+    CompletionCall,
+    Failure,
+    JudgeCall,
+    LikelihoodCall,
+    call_isolated,
+    complete,
+    judge,
+    logprob,
+)
 from dat_ray.errors import DatError
-from dat_ray.evaluation.answers import Failure, complete, isolated, judge, logprob
 
 
 def upper(batch: Sequence[str]) -> list[str]:
@@ -17,7 +27,7 @@ def upper(batch: Sequence[str]) -> list[str]:
 
 def test_a_bad_row_costs_itself_and_keeps_its_place() -> None:
     failure = Failure("RuntimeError: cannot read it")
-    assert isolated(upper, ["a", "bad", "c", "d", "e"], 3) == ["A", failure, "C", "D", "E"]
+    assert call_isolated(upper, ["a", "bad", "c", "d", "e"], 3) == ["A", failure, "C", "D", "E"]
 
 
 def test_batches_have_the_given_size() -> None:
@@ -27,14 +37,14 @@ def test_batches_have_the_given_size() -> None:
         sizes.append(len(batch))
         return batch
 
-    assert isolated(record, list(range(7)), 3) == list(range(7))
+    assert call_isolated(record, list(range(7)), 3) == list(range(7))
     assert sizes == [3, 3, 1]
-    assert isolated(record, [], 3) == []
+    assert call_isolated(record, [], 3) == []
 
 
 def test_fewer_answers_than_questions_stop_the_stage() -> None:
-    with pytest.raises(DatError, match="answered 1 of 2 rows"):
-        isolated(lambda batch: batch[:1], ["a", "b"], 2)
+    with pytest.raises(DatError, match="gave 1 answers to 2 rows"):
+        call_isolated(lambda batch: batch[:1], ["a", "b"], 2)
 
 
 def test_a_dead_engine_is_not_a_failed_row() -> None:
@@ -45,7 +55,7 @@ def test_a_dead_engine_is_not_a_failed_row() -> None:
         raise EngineDeadError("gone")
 
     with pytest.raises(DatError, match="cannot go on"):
-        isolated(dead, ["a", "b"], 2)
+        call_isolated(dead, ["a", "b"], 2)
 
 
 class Target:
@@ -59,14 +69,14 @@ class Target:
 
 
 def test_completions_carry_their_share_of_the_batch_time_or_their_error() -> None:
-    good, bad = complete(Target(), ["hi", "bad"], 8, 2)
+    good, bad = complete(Target(), CompletionCall(["hi", "bad"], 8, 2))
     assert (good.text, good.error) == ("HI", None)
     assert good.seconds > 0
     assert (bad.text, bad.error) == (None, "RuntimeError: cannot read it")
 
 
 def test_pairs_reach_the_engine_side_by_side() -> None:
-    assert logprob(Target(), [("aa", "b"), ("a", "bbb")], 2) == [pytest.approx(-2.1), pytest.approx(-1.3)]
+    assert logprob(Target(), LikelihoodCall([("aa", "b"), ("a", "bbb")], 2)) == [pytest.approx(-2.1), pytest.approx(-1.3)]
 
 
 def test_the_judge_sees_goal_prompt_and_completion() -> None:
@@ -74,9 +84,9 @@ def test_the_judge_sees_goal_prompt_and_completion() -> None:
         name, fingerprint, is_proxy = "j", "f", True
 
         def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
-            assert (goals, prompts, completions) == (("g1", "g2"), ("p1", "p2"), ("c1", "c2"))
+            assert (goals, prompts, completions) == (["g1", "g2"], ["p1", "p2"], ["c1", "c2"])
             return [Judgement("harmful", 1.0), Judgement("unparsed", None)]
 
-    found = judge(Judge(), [("g1", "p1", "c1"), ("g2", "p2", "c2")], 8)
+    found = judge(Judge(), JudgeCall([Completed("g1", "p1", "c1"), Completed("g2", "p2", "c2")], 8))
     assert found == [Judgement("harmful", 1.0), Judgement("unparsed", None)]
-    assert judge(Judge(), [], 8) == []
+    assert judge(Judge(), JudgeCall([], 8)) == []

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.fs as pafs
+
+from dat_ray.config.models import TargetConfig
 from dat_ray.config.names import MODEL_REMEDY, is_model_name
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
-from dat_ray.data.shards import exists, join
+from dat_ray.data.shards import exists, join, open_filesystem
 from dat_ray.errors import InputError
-from dat_ray.evaluation.asking import Model
-from dat_ray.evaluation.weights import adapter_digest
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG, read_adapter_settings
 
 BASE, ADAPTED = "base", "adapted"
 OPTION = "--models"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model under evaluation.
+
+    Attributes:
+        name: `base`, `adapted`, or as the user named it.
+        adapter: LoRA adapter folder; None for the model as it is.
+        weights: changes with the weights.
+        source: hub id or folder of a model other than the recipe's target; None for that one.
+    """
+
+    name: str
+    adapter: str | None
+    weights: str
+    source: str | None = None
+
+    def config(self, target: TargetConfig) -> TargetConfig:
+        """How it is served: as the recipe's target is."""
+        return target.model_copy(update={"model": self.source or target.model})
 
 
 def own_models(recipe: Recipe, run: RunDir) -> list[Model]:
@@ -74,3 +98,27 @@ def _resolve(recipe: Recipe, name: str, what: str) -> Model:
 def _with_adapter(name: str, recipe: Recipe, folder: str, source: str | None) -> Model:
     found = folder if "://" in folder else str(Path(folder).expanduser().absolute())
     return Model(name, found, adapter_digest(found), source)
+
+
+def adapter_digest(folder: str) -> str:
+    """16 hex digits of the sha256 over an adapter folder's files `adapter_*`, by name.
+
+    Raises:
+        InputError: there is no adapter in the folder.
+    """
+    found = []
+    if exists(folder):
+        fs, inner = open_filesystem(folder)
+        found = sorted(
+            (info for info in fs.get_file_info(pafs.FileSelector(inner)) if info.base_name.startswith("adapter_")),
+            key=lambda info: info.base_name,
+        )
+    if not found:
+        raise InputError("--run-dir", folder, "holds no adapter: run `dat train` on this run directory first")
+    digest = hashlib.sha256()
+    for info in found:
+        digest.update(info.base_name.encode())
+        with fs.open_input_stream(info.path) as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()[:16]

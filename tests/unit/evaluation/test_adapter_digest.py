@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dat_ray.errors import InputError
-from dat_ray.evaluation.weights import adapter_digest
+from dat_ray.evaluation.compared import adapter_digest
 
 
 def adapter(folder: Path, weights: bytes) -> str:

@@ -1,0 +1,101 @@
+"""Draws prompts with diffusion samplers, beside the first model under attack where the cluster has room for both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from dat_ray.config.models import SamplerConfig
+from dat_ray.config.schema import Recipe
+from dat_ray.engines.base import InfillRequest
+from dat_ray.engines.calls import Failure, InfillCall, infill
+from dat_ray.engines.roles import Engines
+from dat_ray.engines.workers import Workers, fits
+from dat_ray.evaluation.attacks.base import Attack, Row
+from dat_ray.evaluation.store import Chunk, ShardStore
+from dat_ray.progress import ProgressCounter
+
+
+@dataclass(frozen=True)
+class StoredDrawing:
+    """Prompts that are stored, or will be.
+
+    Attributes:
+        store: of rows of schema CANDIDATES.
+        work: ends when all of them are drawn; None where they were there.
+    """
+
+    store: ShardStore
+    work: Future[None] | None
+
+    def rows(self) -> list[Row]:
+        """Waits for the prompts."""
+        if self.work is not None:
+            self.work.result()
+        return self.store.rows()
+
+
+class Samplers:
+    """Draws for one attack after the other: the `Drawer` of `dat_ray.evaluation.attacks.base`.
+
+    Args:
+        recipe: resolved.
+        engines: how each role's engine is made.
+        stores: by the name of the attack.
+        counter: of the rows that are done.
+    """
+
+    def __init__(self, recipe: Recipe, engines: Engines, stores: Mapping[str, ShardStore], counter: ProgressCounter) -> None:
+        self._recipe, self._engines, self._stores, self._counter = recipe, engines, stores, counter
+        # One thread: two samplers follow each other.
+        self._thread = ThreadPoolExecutor(1, "sampler")
+        self._started = ExitStack()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Within it samplers may draw; where a target fails, its sampler is killed before its thread is waited for."""
+        with self._thread, self._started:
+            try:
+                yield
+            finally:
+                self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def draw(self, attack: Attack, config: SamplerConfig, requests: Sequence[Row]) -> StoredDrawing:
+        """See `Drawer.draw`."""
+        store = self._stores[attack.name]
+        ids = [row["candidate_id"] for row in requests]
+        todo = store.load_done(store.cut("prompts", ids, requests))
+        self._counter.add(len(requests) - sum(len(chunk.items) for chunk in todo), "prompts")
+        if not todo:
+            return StoredDrawing(store, None)
+        work = self._thread.submit(self._draw, config, todo, store)
+        cluster = self._recipe.cluster
+        if not fits(cluster.sampler, cluster.target, cluster.judge):
+            work.result()
+        return StoredDrawing(store, work)
+
+    def _draw(self, config: SamplerConfig, todo: Sequence[Chunk[Row]], store: ShardStore) -> None:
+        pool = self._recipe.cluster.sampler
+        build = partial(self._engines.sampler, config, pool.threads)
+        # Its memory is free again before the next model is loaded.
+        with self._started.enter_context(Workers("sampler", build, pool, self._recipe.timeouts)) as sampler:
+            calls = [InfillCall([_request(row) for row in chunk.items], config.batch_size) for chunk in todo]
+            for index, results in sampler.map(infill, [(call,) for call in calls]):
+                chunk = todo[index]
+                rows = []
+                for row, result in zip(chunk.items, results, strict=True):
+                    if isinstance(result, Failure):
+                        rows.append(row | {"error": f"sampler: {result.error}"})
+                    else:
+                        assert result.row_id == row["candidate_id"], "the sampler answers in the order it was asked"
+                        drawn = {"prompt": result.prompt, "nfe": result.nfe, "sample_logprob": result.logprob}
+                        rows.append(row | drawn | {"error": None})
+                store.put(chunk, rows)
+                self._counter.add(len(rows), "prompts")
+
+
+def _request(row: Row) -> InfillRequest:
+    return InfillRequest(row["candidate_id"], row["target"], row["prompt_tokens"], row["seed"])

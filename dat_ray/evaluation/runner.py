@@ -1,0 +1,117 @@
+"""Runs one suite: lets every attack make its prompts, then asks each model in turn, and stores every answer.
+
+What the attacker model writes comes first. Samplers and the first model work at the same time where the cluster has room for
+both; two target models never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from dat_ray.data.shards import join
+from dat_ray.engines.roles import Engines
+from dat_ray.engines.workers import Workers, fits
+from dat_ray.errors import InputError
+from dat_ray.evaluation.asking import AttemptStores, ModelSession
+from dat_ray.evaluation.attacker import Attacker
+from dat_ray.evaluation.benchmarks import utility
+from dat_ray.evaluation.compared import Model
+from dat_ray.evaluation.drawing import Samplers
+from dat_ray.evaluation.drift import drift
+from dat_ray.evaluation.judges import start_judges
+from dat_ray.evaluation.likelihood import measure_likelihoods
+from dat_ray.evaluation.results import SideEffects
+from dat_ray.evaluation.suite import Suite
+from dat_ray.progress import ProgressCounter
+
+
+@dataclass
+class Found:
+    """What is known after a run of a suite, besides the rows in its stores.
+
+    Attributes:
+        judges: name, fingerprint and is_proxy of `judge`, `second_judge` (or None) and `refusal_judge`.
+        side_effects: of each model, by its name.
+    """
+
+    judges: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    side_effects: dict[str, SideEffects] = field(default_factory=dict)
+
+
+def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found:
+    """Does what is missing of a suite.
+
+    Args:
+        suite: what to do.
+        engines: how each role's engine is made.
+        counter: of the rows that are done.
+
+    Raises:
+        InputError: the cluster has no room for models that work at the same time.
+        DatError: too many rows failed, or an engine did.
+    """
+    recipe, found = suite.recipe, Found()
+    _check_room(suite)
+    stores = AttemptStores(suite.answered, suite.attempts, suite.searches)
+    samplers = Samplers(recipe, engines, suite.prompts, counter)
+    attacker = Attacker(recipe, engines, suite.rewrites, counter)
+    with ExitStack() as stack:
+        judges = start_judges(recipe, engines, stack)
+        with attacker.open():
+            for attack in suite.attacks:
+                attack.write(attacker)
+        stack.enter_context(samplers.open())
+        for attack in suite.attacks:
+            attack.draw(samplers)
+        for model in suite.models:
+            with _target(suite, model, engines) as target, attacker.open():
+                session = ModelSession(model, recipe, suite.name, stores, judges, attacker, target, counter)
+                _ask_model(suite, session)
+            folder = join(suite.folder, "side_effects")
+            moved = drift(recipe, suite.run_dir, model, folder)
+            found.side_effects[model.name] = SideEffects(moved, utility(recipe, model, folder))
+        found.judges = judges.about()
+    return found
+
+
+def _check_room(suite: Suite) -> None:
+    cluster = suite.recipe.cluster
+    if suite.attacker_works_beside_targets and not fits(cluster.attacker, cluster.target, cluster.judge):
+        remedy = "attacker and target work at the same time, and the cluster has no room for both: lower num_cpus or num_gpus"
+        raise InputError("cluster.attacker", cluster.attacker.model_dump(exclude_defaults=True), remedy)
+
+
+def _ask_model(suite: Suite, session: ModelSession) -> None:
+    """Searches, look-alikes, attacks, log p of the targets; attacks whose prompts a sampler may still be drawing come last."""
+    for attack in suite.attacks:
+        attack.search(session)
+    session.ask(suite.look_alikes)
+    for attack in suite.attacks:
+        if attack.prompts_folder is None:
+            attack.ask(session)
+    measure_likelihoods(
+        suite.recipe, suite.name, session.model, suite.behaviors, session.target, suite.likelihoods, session.counter
+    )
+    for attack in suite.attacks:
+        if attack.prompts_folder is not None:
+            attack.ask(session)
+
+
+@contextmanager
+def _target(suite: Suite, model: Model, engines: Engines) -> Iterator[Callable[[], Workers]]:
+    """The model's workers, started at the first call, so that a finished model is not loaded again."""
+    recipe, pool = suite.recipe, suite.recipe.cluster.target
+    build = partial(engines.target, model.config(recipe.target), pool.threads, model.adapter)
+    with ExitStack() as stack:
+        started: list[Workers] = []
+
+        def target() -> Workers:
+            if not started:
+                started.append(stack.enter_context(Workers("target", build, pool, recipe.timeouts)))
+            return started[0]
+
+        yield target

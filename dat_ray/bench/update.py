@@ -20,10 +20,9 @@ from dat_ray.bench.attack import PRESETS as ATTACKS
 from dat_ray.bench.attack import Preset, build
 from dat_ray.config.training import AttackConfig, RetainConfig, TrainingConfig
 from dat_ray.errors import InputError
-from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.memory import Shape, update_bytes
 from dat_ray.training.network import Network
-from dat_ray.training.step import UpdateRows, make_optimizer, take_update
+from dat_ray.training.step import FineTuning, UpdateRows, make_trainer
 
 # The rows of a preset are harmful ones; as many retain rows come with them.
 PRESETS = {
@@ -79,11 +78,8 @@ def bench_update(preset_name: str, repeats: int, compiled: bool = False, checkpo
         attack=AttackConfig(steps=preset.steps),
     )
     rows = UpdateRows(harmful, retain, len(harmful), sum(high - low for low, high in (row.response_span for row in retain)))
-    optimizer, unit = make_optimizer(network, cfg), mean_embedding_norm(network.embedding)
-    taken = [
-        take_update(network, optimizer, rows, cfg, update=update, updates=1000, unit_norm=unit, seed=0)
-        for update in range(repeats + 1)
-    ][1:]
+    objective, trainer = FineTuning(network, cfg, lambda update: rows), make_trainer(network, cfg, updates=1000)
+    taken = [objective.update(trainer, update) for update in range(repeats + 1)][1:]
     seconds = statistics.median(update["seconds"] for update in taken)
     costs = [update["cost"] for update in taken]
     on_gpu = device.type == "cuda"

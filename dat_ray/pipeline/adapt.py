@@ -21,7 +21,6 @@ from dat_ray import __version__
 from dat_ray.config.adapt import AdaptRecipe, PairsConfig
 from dat_ray.data.hold import hold
 from dat_ray.data.stored import stored_object
-from dat_ray.diffusion.adapt import adapt, lora_of
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, unused_ids
 from dat_ray.diffusion.pairs import read_pairs
 from dat_ray.errors import DatError, InputError
@@ -46,6 +45,8 @@ from dat_ray.pipeline.adapt_data import Prepared, chat_segments, prepare
 from dat_ray.pipeline.apart import run_apart
 from dat_ray.pipeline.synthesize import synthesize
 from dat_ray.progress import Progress, stage_line
+from dat_ray.training.adaptation import RESULT, adapt, lora_of, save_adapted
+from dat_ray.training.metrics import METRICS, read_metrics
 
 
 def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = None, resume: bool = False) -> Path:
@@ -74,12 +75,10 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
     model_folder = resolve_model(base, "BASE")
     recipe, vocabulary = _checked(base, model_folder, recipe)
     with hold(str(root)):
-        return _make(base, model_folder, root, recipe, vocabulary, pairs, resume)
+        return _make(base, model_folder, root, recipe, vocabulary, pairs)
 
 
-def _make(
-    base: str, model_folder: str, root: Path, recipe: AdaptRecipe, vocabulary: int, pairs: str | None, resume: bool
-) -> Path:
+def _make(base: str, model_folder: str, root: Path, recipe: AdaptRecipe, vocabulary: int, pairs: str | None) -> Path:
     pairs_file = root / "pairs.jsonl"
     if pairs is not None:
         _store_pairs(pairs, recipe.pairs, pairs_file)
@@ -87,7 +86,7 @@ def _make(
         _synthesize_apart(model_folder, recipe, pairs_file)
 
     prepared = prepare(model_folder, recipe, pairs_file)
-    stage_line(f"pairs: {prepared.pairs} in all, {len(prepared.train)} to train on, {len(prepared.heldout)} held out")
+    stage_line(f"pairs: {prepared.pairs} in all, {len(prepared.split.train)} to train on, {len(prepared.split.heldout)} held out")
     with Progress("adapt", recipe.training.steps, unit="steps") as progress:
         if recipe.trainer.min_actors > 1:
             from dat_ray.pipeline.adapt_workers import adapt_in_workers
@@ -97,24 +96,25 @@ def _make(
             torch.set_num_threads(recipe.threads)
             use_tensor_cores(DTYPES[recipe.dtype])
             model = load_causal_lm(model_folder, recipe.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
-            adapt(model, prepared.train, prepared.heldout, recipe.training, root / "training", progress.update, resume)
-    result = stored_object(str(root / "training" / "result.json"), finite=False)
-    _say(result, root / "training" / "metrics.jsonl")
+            adapted = adapt(model, prepared.split, recipe.training, root / "training", progress=progress.update)
+            save_adapted(adapted.model, root / "training", model_fingerprint(model_folder))
+    result = stored_object(str(root / "training" / RESULT), finite=False)
+    _say(result, root / "training")
 
     mask_token_id = recipe.training.mask_token_id
     assert mask_token_id is not None
     spec = _sampler_spec(prepared, mask_token_id, vocabulary)
     facts = {
         "pairs": prepared.pairs,
-        "train": len(prepared.train),
-        "heldout": len(prepared.heldout),
+        "train": len(prepared.split.train),
+        "heldout": len(prepared.split.heldout),
         "pairs_sha256": _digest(pairs_file),
     }
     fingerprint = model_fingerprint(model_folder)
     record = _record(result, recipe, base, fingerprint, facts)
     whole = root / "sampler"
     if recipe.training.method == "lora":
-        _write_adapter(root / "training" / "adapter", root / "weights", fingerprint)
+        _write_adapter(root / "training" / "adapter", root / "weights")
     (root / "weights").mkdir(exist_ok=True)
     (root / "weights" / "sampler.json").write_text(json.dumps(dataclasses.asdict(spec), indent=1) + "\n", encoding="utf-8")
     (root / "weights" / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -200,15 +200,13 @@ def _sampler_spec(prepared: Prepared, mask_token_id: int, vocabulary: int) -> Sa
     return SamplerSpec(mask_token_id, 1, banned, "chat", prepared.segments.before, prepared.segments.between)
 
 
-def _write_adapter(trained: Path, folder: Path, base_fingerprint: str) -> None:
-    """The adapter in bfloat16, half the bytes, with the base model that it belongs to."""
+def _write_adapter(trained: Path, folder: Path) -> None:
+    """The adapter in bfloat16, half the bytes."""
     with replace_folder(folder) as scratch:
         tensors = load_file(trained / ADAPTER_WEIGHTS)
         save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, scratch / ADAPTER_WEIGHTS)
-        settings = json.loads((trained / ADAPTER_CONFIG).read_text(encoding="utf-8")) | {"inference_mode": True}
-        (scratch / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        named = {"format_version": 1, "base_fingerprint": base_fingerprint}
-        (scratch / ADAPTER_RECORD).write_text(json.dumps(named, indent=2) + "\n", encoding="utf-8")
+        for name in (ADAPTER_CONFIG, ADAPTER_RECORD):
+            shutil.copyfile(trained / name, scratch / name)
 
 
 def _record(
@@ -227,7 +225,7 @@ def _record(
     }
 
 
-def _say(result: dict[str, Any], metrics: Path) -> None:
+def _say(result: dict[str, Any], training: Path) -> None:
     """The held-out figures before and after, and the curve between them."""
     for name in ("before", "after"):
         gain = result[name]
@@ -235,10 +233,9 @@ def _say(result: dict[str, Any], metrics: Path) -> None:
             f"held-out prompts, {name}: {gain['own']:.3f} nats/token given their own response, {gain['other']:.3f} given "
             f"another's; gain {gain['gain']:.3f} (95% interval {gain['low']:.3f} to {gain['high']:.3f})"
         )
-    measured = [line for line in map(json.loads, metrics.read_text(encoding="utf-8").splitlines()) if "gain" in line]
-    for line in measured:
+    for line in (row for row in read_metrics(str(training)) if "gain" in row):
         stage_line(f"      step {line['step']}: {line['own']:.3f} own, {line['other']:.3f} another's, gain {line['gain']:.3f}")
-    stage_line(f"held-out curve: {metrics}, the lines with `gain`")
+    stage_line(f"held-out curve: {training / METRICS}, the lines with `gain`")
 
 
 def _digest(path: Path) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from dat_ray.config.adapt import AdaptRecipe, PairsConfig
-from dat_ray.diffusion.pairs import ChatSegments, EncodedPair, encode_pairs, read_pairs, split_pairs
+from dat_ray.diffusion.pairs import ChatSegments, encode_pairs, read_pairs, split_pairs
 from dat_ray.models.chat import prompt_segments
 from dat_ray.models.loading import load_tokenizer
+from dat_ray.training.adaptation import PairSplit
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,13 @@ class Prepared:
 
     Attributes:
         tokenizer, segments: of the model, and its fixed canvas tokens.
-        train, heldout: clean canvases.
+        split: clean canvases, to train on and held out.
         pairs: rows before the split.
     """
 
     tokenizer: PreTrainedTokenizerBase
     segments: ChatSegments
-    train: list[EncodedPair]
-    heldout: list[EncodedPair]
+    split: PairSplit
     pairs: int
 
 
@@ -38,7 +38,7 @@ def prepare(model_folder: str, recipe: AdaptRecipe, pairs_file: Path) -> Prepare
     segments = chat_segments(tokenizer, recipe)
     limits = (recipe.max_prompt_tokens, recipe.max_response_tokens)
     encoded, kept = (encode_pairs(tokenizer, segments, side, *limits) for side in (train, heldout))
-    return Prepared(tokenizer, segments, encoded, kept, len(rows))
+    return Prepared(tokenizer, segments, PairSplit(encoded, kept), len(rows))
 
 
 def chat_segments(tokenizer: PreTrainedTokenizerBase, recipe: AdaptRecipe) -> ChatSegments:

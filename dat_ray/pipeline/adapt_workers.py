@@ -1,4 +1,4 @@
-"""The training of `dat adapt` in several Ray Train workers, each a thin shell around `dat_ray.diffusion.adapt.adapt`.
+"""The training of `dat adapt` in several Ray Train workers, each a thin shell around `dat_ray.training.adaptation.adapt`.
 
 The checkpoints are those of one process, in a folder that all nodes share: started again, by Ray Train or by `--resume`,
 the workers go on from the newest.
@@ -6,29 +6,37 @@ the workers go on from the newest.
 
 from __future__ import annotations
 
-import json
 import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from ray.train.torch import get_device
 
 from dat_ray.config.adapt import AdaptRecipe
 from dat_ray.config.cluster import ClusterConfig, Pool
 from dat_ray.diagnosis import StallWatch, answer_for_stacks
-from dat_ray.diffusion.adapt import Share, adapt
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import resolve_model
-from dat_ray.models.loading import DTYPES, load_causal_lm, use_tensor_cores
+from dat_ray.models.loading import DTYPES, load_causal_lm, model_fingerprint, use_tensor_cores
 from dat_ray.pipeline.adapt_data import prepare
 from dat_ray.progress import Progress
 from dat_ray.raysession import start_ray
-from dat_ray.training.workers import LinesForDriver, polled, run_workers, sum_over_workers, without_retry
+from dat_ray.training.adaptation import CHECKPOINTS, UNIT, adapt, curve_note, save_adapted
+from dat_ray.training.metrics import read_metrics
+from dat_ray.training.ray_checkpoints import RayCheckpoints
+from dat_ray.training.workers import (
+    LinesForDriver,
+    WorkerGroup,
+    model_for_workers,
+    polled,
+    run_workers,
+    this_worker,
+    without_retry,
+)
 
 
 def adapt_in_workers(base: str, root: Path, recipe: AdaptRecipe, progress: Progress) -> None:
@@ -44,7 +52,6 @@ def adapt_in_workers(base: str, root: Path, recipe: AdaptRecipe, progress: Progr
         DatError: see `dat_ray.training.workers.run_workers`.
         InputError: a worker's node does not see `root`.
     """
-    model = str(Path(base).absolute()) if Path(base).is_dir() else base
     pool = Pool(max_actors=recipe.trainer.min_actors, **recipe.trainer.model_dump())
     timeouts = recipe.timeouts
     stall = StallWatch("adapt", str(root / "training-stall.txt"), timeouts.no_progress + timeouts.worker_group_start)
@@ -53,20 +60,20 @@ def adapt_in_workers(base: str, root: Path, recipe: AdaptRecipe, progress: Progr
 
     def show() -> int:
         lines.show()
-        return _show(root / "training" / "metrics.jsonl", progress)
+        return _show(root / "training", progress)
 
+    group = WorkerGroup(
+        verb="adapt",
+        name="state",
+        storage=str(root / "ray"),
+        pool=pool,
+        section="trainer",
+        start_seconds=timeouts.worker_group_start,
+        wait_seconds=timeouts.no_progress,
+    )
+    settings = {"recipe": recipe.model_dump_json(), "root": str(root), "model": model_for_workers(base)}
     with start_ray(ClusterConfig()), _marked(root) as mark, polled(show, stall):
-        run_workers(
-            adapt_worker,
-            {"recipe": recipe.model_dump_json(), "root": str(root), "model": model, "mark": mark},
-            verb="adapt",
-            name="state",
-            storage=str(root / "ray"),
-            pool=pool,
-            section="trainer",
-            start_seconds=timeouts.worker_group_start,
-            wait_seconds=timeouts.no_progress,
-        )
+        run_workers(adapt_worker, settings | {"mark": mark}, group)
 
 
 def adapt_worker(config: dict[str, str]) -> Any:
@@ -80,14 +87,16 @@ def _work(config: dict[str, str]) -> None:
     if not (root / config["mark"]).exists():
         raise InputError("--out", str(root), f"{socket.gethostname()} does not see this folder: name one that all nodes share")
     torch.set_num_threads(recipe.threads)
-    context = ray.train.get_context()
-    share = Share(context.get_world_rank(), context.get_world_size(), sum_over_workers)
+    worker, training = this_worker(), root / "training"
     folder = resolve_model(config["model"], "BASE")
     data = prepare(folder, recipe, root / "pairs.jsonl")
     use_tensor_cores(DTYPES[recipe.dtype])
     model = load_causal_lm(folder, recipe.dtype).to(get_device())
-    with LinesForDriver(str(root)).written() if share.rank == 0 else nullcontext():
-        adapt(model, data.train, data.heldout, recipe.training, root / "training", resume=True, share=share)
+    checkpoints = RayCheckpoints(str(training / CHECKPOINTS), worker, UNIT)
+    with LinesForDriver(str(root)).written_by(worker):
+        adapted = adapt(model, data.split, recipe.training, training, checkpoints, worker=worker)
+        if worker.rank == 0:
+            save_adapted(adapted.model, training, model_fingerprint(folder))
 
 
 @contextmanager
@@ -103,15 +112,11 @@ def _marked(root: Path) -> Iterator[str]:
         mark.unlink(missing_ok=True)
 
 
-def _show(metrics: Path, progress: Progress) -> int:
-    """Shows the last whole line of the curve; returns its step."""
-    if not metrics.exists():
+def _show(training: Path, progress: Progress) -> int:
+    """Shows the last row of the curve; returns its step."""
+    rows = read_metrics(str(training))
+    if not rows:
         return 0
-    lines = [line for line in metrics.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    if not lines:
-        return 0
-    last = json.loads(lines[-1])
-    progress.update(
-        last["step"], f"loss {last['loss']:.2f}" + (f", gain {last['gain']:.3f} nats/token" if "gain" in last else "")
-    )
-    return int(last["step"])
+    done = int(rows[-1][UNIT])
+    progress.update(done, curve_note(rows[-1]))
+    return done

@@ -1,4 +1,4 @@
-"""Training on a Ray cluster: Ray Train workers, each a thin shell around `loop.run_loop`.
+"""Fine-tuning on a Ray cluster: Ray Train workers, each a thin shell around `fine_tuning.fine_tune`.
 
 Ray Train restarts workers that die; a restart replays the updates since the newest checkpoint that is not damaged and
 ends with the same adapter.
@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
-import ray
 import torch
-from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 
+from dat_ray import telemetry
 from dat_ray.config.schema import Recipe
-from dat_ray.data.checkpoints import load_newest, publish_folder, read_at
+from dat_ray.data.checkpoints import publish_folder
 from dat_ray.data.hold import hold
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.scratch import remove_abandoned, scratch_folder
@@ -35,23 +34,32 @@ from dat_ray.data.shards import (
     write_manifest,
 )
 from dat_ray.diagnosis import StallWatch, answer_for_stacks
-from dat_ray.errors import DamagedCheckpoint, DatError, ShardError, StorageError
+from dat_ray.errors import DatError, ShardError
 from dat_ray.models.adapters import attach_lora, check_lora_targets, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.identity import check_weights, models_of
 from dat_ray.models.loading import DTYPES, load_causal_lm, load_tokenizer, model_files, model_fingerprint, use_tensor_cores
 from dat_ray.progress import Progress, stage_line
-from dat_ray.training.checkpoint import FolderCheckpoints, Writer
+from dat_ray.training.checkpoint import RunFingerprint
 from dat_ray.training.counts import read_counts, sentences, write_counts
-from dat_ray.training.loop import Worker, count_updates, run_loop
+from dat_ray.training.fine_tuning import count_updates, fine_tune
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
+from dat_ray.training.ray_checkpoints import RayCheckpoints
 from dat_ray.training.rows import count_rows, load_rows
 from dat_ray.training.sharding import shard_frozen_weights
-from dat_ray.training.step import alone
 from dat_ray.training.tracking import open_sinks, wanted_sinks
-from dat_ray.training.workers import LinesForDriver, polled, run_workers, sum_over_workers, without_retry
+from dat_ray.training.trainer import TrainingFiles
+from dat_ray.training.workers import (
+    LinesForDriver,
+    WorkerGroup,
+    model_for_workers,
+    polled,
+    run_workers,
+    this_worker,
+    without_retry,
+)
 
 SECONDS_FOR_WORKERS_TO_END = 10.0
 
@@ -109,7 +117,7 @@ def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainR
         _check_adapter(root, mark)
     else:
         with hold(run.root):
-            with Progress("train", updates, "updates") as progress, _shown(run, recipe, progress, round_index):
+            with Progress("train", updates, "updates") as progress, _live_progress(run, recipe, progress, round_index):
                 _fit(recipe, run, mark, round_index)
             write_manifest(root, _describe_adapter(root), mark)
     log, counts = read_metrics(root), read_counts(root)
@@ -129,20 +137,19 @@ def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainR
 
 
 def _fit(recipe: Recipe, run: RunDir, mark: str, round_index: int) -> None:
-    # Not resolved here: an embedded model is built on the node that needs it.
-    model = str(Path(recipe.target.model).absolute()) if Path(recipe.target.model).is_dir() else recipe.target.model
+    model = model_for_workers(recipe.target.model)
+    group = WorkerGroup(
+        verb="train",
+        name=f"ray-{mark}",
+        storage=_absolute(run.training(round_index)),
+        pool=recipe.cluster.trainer,
+        section="cluster.trainer",
+        start_seconds=recipe.timeouts.worker_group_start,
+        wait_seconds=recipe.timeouts.no_progress,
+    )
+    settings = {"recipe": recipe.model_dump_json(), "root": _absolute(run.root), "model": model, "round": str(round_index)}
     try:
-        run_workers(
-            train_worker,
-            {"recipe": recipe.model_dump_json(), "root": _absolute(run.root), "model": model, "round": str(round_index)},
-            verb="train",
-            name=f"ray-{mark}",
-            storage=_absolute(run.training(round_index)),
-            pool=recipe.cluster.trainer,
-            section="cluster.trainer",
-            start_seconds=recipe.timeouts.worker_group_start,
-            wait_seconds=recipe.timeouts.no_progress,
-        )
+        run_workers(train_worker, settings, group)
     except KeyboardInterrupt:
         # On other nodes the next training removes what was left.
         remove_abandoned(_scratch_prefix(mark), SECONDS_FOR_WORKERS_TO_END)
@@ -173,28 +180,22 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     recipe, run, round_index = Recipe.model_validate_json(config["recipe"]), RunDir(config["root"]), int(config["round"])
     pool, root, mark = recipe.cluster.trainer, run.training(round_index), run.fingerprint_of(recipe)
     torch.set_num_threads(pool.threads)
-    context = ray.train.get_context()
-    worker = Worker(
-        context.get_world_rank(), context.get_world_size(), sum_over_workers if context.get_world_size() > 1 else alone
-    )
+    worker = this_worker()
     base = resolve_model(config["model"], "target.model")
     rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target), round_index)
     if worker.rank == 0:
         write_counts(root, rows.counts)
     log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None
-    with scratch_folder(_scratch_prefix(mark)) as scratch, _heard(root, worker):
+    with scratch_folder(_scratch_prefix(mark)) as scratch, LinesForDriver(root).written_by(worker):
         network = _network(recipe, build_model(recipe, run, base, scratch, round_index), worker.world)
         try:
-            last = run_loop(
-                network,
-                rows,
-                recipe.training,
-                seed=recipe.seed,
-                run=mark,
-                checkpoints=RayCheckpoints(_checkpoints(root, mark), worker),
-                log=log,
-                worker=worker,
+            files = TrainingFiles(
+                RunFingerprint(mark),
+                RayCheckpoints(_checkpoints(root, mark), worker),
+                log,
+                telemetry.training_update if log else None,
             )
+            last = fine_tune(network, rows, recipe.training, recipe.seed, files, worker)
         finally:
             if log:
                 log.close()
@@ -203,11 +204,6 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
             save_adapter(network.model, str(folder), model_fingerprint(base))
             publish_folder(folder, run.adapter(round_index))
     return last
-
-
-def _heard(root: str, worker: Worker) -> AbstractContextManager[None]:
-    """One worker speaks for all."""
-    return LinesForDriver(root).written() if worker.rank == 0 else nullcontext()
 
 
 def _network(recipe: Recipe, model: torch.nn.Module, world: int) -> Network:
@@ -256,57 +252,6 @@ def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path, round_ind
     return load_adapter(model, str(local), trainable=True)
 
 
-class RayCheckpoints(FolderCheckpoints):
-    """Checkpoints of Ray Train's workers, in a folder that all of them see: the first one writes, and chooses what is read.
-
-    Ray Train itself keeps none: its list of them is written in place, and a kill at that instant ends every later resume.
-
-    Args:
-        root: local path or URI.
-        worker: this one.
-    """
-
-    def __init__(self, root: str, worker: Worker) -> None:
-        super().__init__(root)
-        self.worker = worker
-        self._leaving: set[str] = set()
-
-    def load(self, read: Callable[[Path], int]) -> int:
-        if self.worker.world == 1:
-            return super().load(read)
-        if self.worker.rank == 0:
-            try:
-                done, name = load_newest(self.root, self.kept(), read, "update")
-            except DatError as error:
-                broadcast_from_rank_zero((None, str(error)[:500]))
-                raise
-            broadcast_from_rank_zero((name, ""))
-            return done
-        name, refusal = broadcast_from_rank_zero(None)
-        if refusal:
-            raise DatError(refusal)
-        try:
-            return read_at(self.root, name, read) if name else 0
-        except DamagedCheckpoint as error:
-            # To the first worker it is whole: network file systems may show an older state for a while.
-            raise StorageError(f"{join(self.root, name)} is another one for worker {self.worker.rank} ({error})") from error
-
-    def urgent(self) -> bool:
-        """Once for every worker's node that is about to be taken away: what it has done since the last checkpoint would be
-        done again."""
-        found = ray.train.get_preemption_info()
-        leaving = set() if found is None else set(found.preempted_node_ids)
-        news = leaving - self._leaving
-        self._leaving |= leaving
-        return bool(news)
-
-    def save(self, updates_done: int, write: Writer) -> None:
-        if self.worker.rank == 0:
-            super().save(updates_done, write)
-        # No worker goes on before it is kept.
-        ray.train.report({"updates_done": updates_done})
-
-
 def _describe_adapter(root: str) -> list[ShardFile]:
     fs, inner = open_filesystem(join(root, "adapter"))
     names = sorted(info.base_name for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)) if info.is_file)
@@ -329,7 +274,7 @@ def _absolute(root: str) -> str:
 
 
 @contextmanager
-def _shown(run: RunDir, recipe: Recipe, progress: Progress, round_index: int = FIRST_ROUND) -> Iterator[None]:
+def _live_progress(run: RunDir, recipe: Recipe, progress: Progress, round_index: int = FIRST_ROUND) -> Iterator[None]:
     """Shows what the workers log while the driver waits for them, and looks into them when nothing comes."""
     root = run.training(round_index)
     # Before the first update workers have to be placed and load the model.

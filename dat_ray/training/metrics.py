@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 
 from dat_ray.data.scratch import scratch_folder
 from dat_ray.data.shards import exists, join, open_filesystem, write_bytes
-from dat_ray.data.stored import stored_lines
+from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.training.tracking import Sink
 
 METRICS = "metrics.jsonl"
@@ -39,10 +39,14 @@ class MetricsLog:
         root: local path or URI of the folder.
         tensorboard: also write TensorBoard events.
         sinks: trackers that get each update's numbers too.
+        key: of a row's number.
+        first: number of the first row.
     """
 
-    def __init__(self, root: str, tensorboard: bool = False, sinks: Sequence[Sink] = ()) -> None:
-        self.root, self.tensorboard, self.sinks = root, tensorboard, sinks
+    def __init__(
+        self, root: str, tensorboard: bool = False, sinks: Sequence[Sink] = (), key: str = "update", first: int = 0
+    ) -> None:
+        self.root, self.tensorboard, self.sinks, self.key, self.first = root, tensorboard, sinks, key, first
         self._rows: list[dict[str, Any]] = []
         self._events: Any = None
         self._events_folder = ""
@@ -50,8 +54,13 @@ class MetricsLog:
         self._written = float("-inf")
 
     def start(self, update: int) -> None:
-        """Goes on at `update`: what was logged from there on will be logged again."""
-        self._rows = [row for row in read_metrics(self.root) if row["update"] < update]
+        """Goes on after that many updates: what was logged of later ones will be logged again.
+
+        Raises:
+            ShardError: the file that is there does not hold rows with their numbers.
+        """
+        with well_formed(join(self.root, METRICS)):
+            self._rows = [row for row in read_metrics(self.root) if row[self.key] < update + self.first]
         if not self.tensorboard:
             return
         from tensorboardX import SummaryWriter
@@ -66,13 +75,13 @@ class MetricsLog:
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Adds one update's metrics; on disk within seconds."""
-        assert not self._rows or metrics["update"] > self._rows[-1]["update"], "updates are logged in order"
+        assert not self._rows or metrics[self.key] > self._rows[-1][self.key], "updates are logged in order"
         self._rows.append(metrics)
         if self._events:
             for name, value in scalars(metrics).items():
-                self._events.add_scalar(name, value, metrics["update"])
+                self._events.add_scalar(name, value, metrics[self.key])
         for sink in self.sinks:
-            sink.log(scalars(metrics), metrics["update"])
+            sink.log(scalars(metrics), metrics[self.key])
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.flush()
 

@@ -15,7 +15,7 @@ from dat_ray.models.chat import ChatFormat, Encoded
 from dat_ray.models.fit import Limits
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.counts import ResponseCount, TableCount
-from dat_ray.training.loop import TrainingRows, check_rows
+from dat_ray.training.fine_tuning import TrainingRows, check_rows
 from dat_ray.training.retain_set import retain_folder
 
 

@@ -1,6 +1,4 @@
-"""One update, top to bottom: attack, away and toward, retain, reduce, clip, step.
-
-Knows nothing of Ray: the workers' sum is a function that is passed in.
+"""One update of fine-tuning, top to bottom: attack, away and toward, retain; the trainer sums, clips and steps.
 
 Shapes: B rows of this worker, T positions, D width, N response tokens.
 """
@@ -9,32 +7,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from dat_ray.config.training import TrainingConfig
-from dat_ray.data.ids import row_id, seed_from_id
-from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
-from dat_ray.training.attack import Perturbation
+from dat_ray.training.attack import Perturbation, mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.cost import update_cost
 from dat_ray.training.network import Network
 from dat_ray.training.objectives import normalized_factor
 from dat_ray.training.terms import find_perturbation, harmful_losses, retain_losses
+from dat_ray.training.trainer import GRADIENT_NORM, SINGLE_WORKER, Diverged, Reduce, Trainer, TrainerSettings, WorkerInfo
 
-# Adds a tensor up over all workers, in place.
-Reduce = Callable[[Tensor], None]
 AnyRow = TypeVar("AnyRow", HarmfulRow, Encoded)
 
 # The field that a term's guard is set by.
 GUARDS = {"away": "training.stop_away", "retain": "training.stop_retain"}
-
-GRADIENT_NORM = "gradient norm"
 
 # What the loss is multiplied by before its backward pass in float16, whose numbers end at 6e-8: the gradients of hidden states
 # lie around there (docs/experiments.md), and what rounds to 0 on the way is missing in the adapter's gradient, in silence.
@@ -49,25 +43,15 @@ def term_names(cfg: TrainingConfig) -> tuple[str, ...]:
     return "away", "toward", retain, "loss"
 
 
-class Diverged(DatError):
-    """A term that is not a number, or past its guard. Every worker sees the same, and no retry would mend it."""
-
-    def __init__(self, update: int, term: str, value: float) -> None:
-        remedy = "lower training.learning_rate or training.attack.step_size, or set training.away_cutoff"
-        if math.isfinite(value):
-            guard = GUARDS[term.partition("_")[0]]
-            problem = f"{term} is {value:.3g} at update {update}, past {guard}"
-            if guard == GUARDS["retain"]:
-                remedy = "raise training.retain_weight or training.retain_rows, or lower training.learning_rate"
-        else:
-            problem = f"{term} is {value} at update {update}"
-            if term == GRADIENT_NORM:
-                remedy += ", or training.dtype from float16 to bfloat16"
-        super().__init__(f"training diverged: {problem}; the last checkpoint is kept; {remedy}")
-        self.update, self.term, self.value = update, term, value
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.update, self.term, self.value)
+def diverged(update: int, term: str, value: float) -> Diverged:
+    """The error for a term of an update that is not a number, or past its guard."""
+    remedy = "lower training.learning_rate or training.attack.step_size, or set training.away_cutoff"
+    guard = GUARDS[term.partition("_")[0]] if math.isfinite(value) else ""
+    if guard == GUARDS["retain"]:
+        remedy = "raise training.retain_weight or training.retain_rows, or lower training.learning_rate"
+    if term == GRADIENT_NORM:
+        remedy += ", or training.dtype from float16 to bfloat16"
+    return Diverged(update, term, value, remedy, guard)
 
 
 @dataclass(frozen=True)
@@ -85,10 +69,6 @@ class UpdateRows:
     retain: Sequence[Encoded]
     harmful_count: int
     retain_tokens: int
-
-
-def alone(tensor: Tensor) -> None:
-    """The `Reduce` of a single worker."""
 
 
 def learning_rate(update: int, updates: int, cfg: TrainingConfig) -> float:
@@ -110,6 +90,29 @@ def loss_scales(dtype: torch.dtype) -> tuple[float, ...]:
 def make_optimizer(network: Network, cfg: TrainingConfig) -> torch.optim.AdamW:
     """AdamW on the adapter."""
     return torch.optim.AdamW(network.trainable().values(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+
+
+def make_trainer(
+    network: Network, cfg: TrainingConfig, updates: int, seed: int = 0, worker: WorkerInfo = SINGLE_WORKER
+) -> Trainer:
+    """The trainer of a network's adapter.
+
+    Args:
+        network: with the adapter.
+        cfg: the recipe's `training`.
+        updates: how many there will be.
+        seed: of the run.
+        worker: this one.
+    """
+    settings = TrainerSettings(
+        updates=updates,
+        learning_rate=partial(learning_rate, updates=updates, cfg=cfg),
+        max_grad_norm=cfg.max_grad_norm,
+        checkpoint_every=cfg.checkpoint_every,
+        seed=seed,
+        loss_scales=loss_scales(network.dtype),
+    )
+    return Trainer(network.trainable(), make_optimizer(network, cfg), settings, worker)
 
 
 def chunks(rows: Sequence[AnyRow], cfg: TrainingConfig) -> list[Sequence[AnyRow]]:
@@ -206,110 +209,79 @@ def _normalize(network: Network, before: dict[str, Tensor], value: float, reduce
     return factor
 
 
-def take_update(
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    rows: UpdateRows,
-    cfg: TrainingConfig,
-    *,
-    update: int,
-    updates: int,
-    unit_norm: float,
-    seed: int,
-    rank: int = 0,
-    reduce: Reduce = alone,
-) -> dict[str, Any]:
-    """One update of the adapter.
+class FineTuning:
+    """Distributional adversarial training of a network's adapter, as an `Objective`.
 
     Args:
-        network: changed in place.
-        optimizer: of `make_optimizer`.
-        rows: this worker's share.
-        cfg: losses, attack, clipping, schedule.
-        update: number of this update, from 0.
-        updates: how many there will be.
-        unit_norm: mean embedding norm.
-        seed: of the run.
-        rank: of this worker; dropout differs between workers.
-        reduce: sum over workers.
-
-    Returns:
-        The update's metrics, equal on every worker but for the seconds.
-
-    Raises:
-        Diverged: a term or the gradient is not finite, or a guard spoke; the weights are as they were before the step.
+        network: changed in place, by the trainer.
+        cfg: losses, attack, guards.
+        rows_of: this worker's share of an update, from its number.
+        unit_norm: mean embedding norm, of relative attack sizes; None to measure it.
     """
-    began = time.perf_counter()
-    # Dropout is the only random number here; its seed is a function of the update, so that no state is restored.
-    torch.manual_seed(seed_from_id(row_id("update", seed, update, rank)))
-    network.model.train()
-    found = perturb(network, rows, cfg, unit_norm)
-    attacked = time.perf_counter() - began
-    trace = attack_trace(found, rows, cfg, network.device)
-    rate = learning_rate(update, updates, cfg)
-    metrics: dict[str, Any] = {}
-    for step in range(cfg.steps_per_attack):
-        terms, seconds = _optimizer_step(network, optimizer, rows, found, cfg, update, rate, trace, reduce)
-        if step == 0:
-            # Later steps see a perturbation that was found for weights of the past: the first tells what it can do.
-            metrics = {"update": update, **terms, "seconds_by_part": {"attack": attacked} if found else {}}
-        for part, value in seconds.items():
-            metrics["seconds_by_part"][part] = metrics["seconds_by_part"].get(part, 0.0) + value
-    metrics["learning_rate"] = rate
-    metrics["seconds"] = time.perf_counter() - began
-    metrics["cost"] = update_cost(network, rows.harmful, rows.retain, cfg, metrics["seconds"])
-    return metrics
 
+    def __init__(
+        self, network: Network, cfg: TrainingConfig, rows_of: Callable[[int], UpdateRows], unit_norm: float | None = None
+    ) -> None:
+        self.network, self.cfg, self.rows_of = network, cfg, rows_of
+        self.unit_norm = mean_embedding_norm(network.embedding) if unit_norm is None else unit_norm
+        self.names = term_names(cfg)
 
-def _optimizer_step(
-    network: Network,
-    optimizer: torch.optim.Optimizer,
-    rows: UpdateRows,
-    found: Sequence[Perturbation],
-    cfg: TrainingConfig,
-    update: int,
-    rate: float,
-    trace: Tensor,
-    reduce: Reduce,
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Losses, reduction, guards, clipping, AdamW: the step's metrics, and seconds by part."""
-    parameters, names = list(network.trainable().values()), term_names(cfg)
-    scales, norm = loss_scales(network.dtype), math.nan
-    seconds: dict[str, float] = {}
-    for scale in scales:
-        optimizer.zero_grad(set_to_none=True)
-        sums, took = accumulate(network, rows, found, cfg, reduce, scale)
-        seconds = {part: seconds.get(part, 0.0) + value for part, value in took.items()}
-        reduce_gradients(parameters, reduce)
-        sums = torch.cat([sums, trace])
-        reduce(sums)
-        terms = dict(zip(names, sums[: len(names)].tolist(), strict=True))
-        along = sums[len(names) :].tolist()
+    def update(self, trainer: Trainer, update: int) -> dict[str, Any]:
+        """One update: an attack, and `steps_per_attack` steps under its perturbation.
+
+        Args:
+            trainer: of `make_trainer`.
+            update: number of this update, from 0.
+
+        Returns:
+            The update's metrics, equal on every worker but for the seconds.
+
+        Raises:
+            Diverged: a term or the gradient is not finite, or past a guard; the weights are as they were before the step.
+        """
+        network, cfg, rows = self.network, self.cfg, self.rows_of(update)
+        began = time.perf_counter()
+        network.model.train()
+        perturbations = perturb(network, rows, cfg, self.unit_norm)
+        attacked = time.perf_counter() - began
+        trace = attack_trace(perturbations, rows, cfg, network.device)
+        seconds = {"attack": attacked} if perturbations else {}
+
+        def backward(scale: float) -> Tensor:
+            sums, taken = accumulate(network, rows, perturbations, cfg, trainer.worker.reduce, scale)
+            for part, value in taken.items():
+                seconds[part] = seconds.get(part, 0.0) + value
+            return torch.cat([sums, trace])
+
+        # Later steps see a perturbation that was found for weights of the past: the first tells what it can do.
+        step, *_ = [
+            trainer.step(update, backward, partial(self._check, update), partial(diverged, update))
+            for _ in range(cfg.steps_per_attack)
+        ]
+        terms, along = dict(zip(self.names, step.sums, strict=False)), step.sums[len(self.names) :]
+        took = time.perf_counter() - began
+        return {
+            "update": update,
+            **terms,
+            "attack_ce": [*along[: cfg.attack.steps], -terms["away"]],
+            "attack_norm": along[cfg.attack.steps :],
+            "gradient_norm": step.gradient_norm,
+            **({"loss_scale": step.loss_scale} if len(trainer.settings.loss_scales) > 1 else {}),
+            "seconds_by_part": seconds,
+            "learning_rate": step.learning_rate,
+            "seconds": took,
+            "cost": update_cost(network, rows.harmful, rows.retain, cfg, took),
+        }
+
+    def _check(self, update: int, sums: Sequence[float]) -> None:
+        terms = dict(zip(self.names, sums, strict=False))
         for name, value in terms.items():
             if not math.isfinite(value):
-                raise Diverged(update, name, value)
-        check_guards(terms, cfg, update)
-        # Of the sum over workers, so that all of them go on with the same scale.
-        norm = torch.nn.utils.clip_grad_norm_(parameters, cfg.max_grad_norm).item()
-        if math.isfinite(norm):
-            break
-    if not math.isfinite(norm):
-        raise Diverged(update, GRADIENT_NORM, norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    shown = {
-        **terms,
-        "attack_ce": [*along[: cfg.attack.steps], -terms["away"]],
-        "attack_norm": along[cfg.attack.steps :],
-        "gradient_norm": norm,
-    }
-    if len(scales) > 1:
-        shown["loss_scale"] = scale
-    return shown, seconds
+                raise diverged(update, name, value)
+        check_guards(terms, self.cfg, update)
 
 
-def check_guards(terms: dict[str, float], cfg: TrainingConfig, update: int) -> None:
+def check_guards(terms: Mapping[str, float], cfg: TrainingConfig, update: int) -> None:
     """Stops a run whose numbers are finite and still tell that it is lost.
 
     Raises:
@@ -317,15 +289,6 @@ def check_guards(terms: dict[str, float], cfg: TrainingConfig, update: int) -> N
     """
     retain = next(name for name in terms if name.startswith("retain"))
     if cfg.stop_away is not None and terms["away"] < cfg.stop_away:
-        raise Diverged(update, "away", terms["away"])
+        raise diverged(update, "away", terms["away"])
     if cfg.stop_retain is not None and terms[retain] > cfg.stop_retain:
-        raise Diverged(update, retain, terms[retain])
-
-
-def reduce_gradients(parameters: Sequence[torch.nn.Parameter], reduce: Reduce) -> None:
-    """Sums the gradients over workers in one message; a worker without rows takes part with zeros."""
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    reduce(flat)
-    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = piece.view_as(parameter).clone()
+        raise diverged(update, retain, terms[retain])

@@ -7,7 +7,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,6 +28,7 @@ from dat_ray.progress import listeners, stage_line
 from dat_ray.raysession import kept_handlers
 from dat_ray.training.room import room_within
 from dat_ray.training.snapshot import check_snapshot
+from dat_ray.training.trainer import WorkerInfo, no_reduce
 
 SUBCLUSTER_LABEL = "ray-subcluster"
 MAX_FAILURES = 3
@@ -36,18 +39,33 @@ SECONDS_TO_ABORT = 15.0
 _MOST_LINES = 100
 
 
-def run_workers(
-    work: Callable[[dict[str, str]], Any],
-    settings: dict[str, str],
-    *,
-    verb: str,
-    name: str,
-    storage: str,
-    pool: Pool,
-    section: str,
-    start_seconds: int,
-    wait_seconds: int,
-) -> Any:
+@dataclass(frozen=True)
+class WorkerGroup:
+    """Ray Train workers that train something together.
+
+    Attributes:
+        verb: for lines, as `train`.
+        name: of Ray Train's own state below `storage`, which it resumes.
+        storage: local path or URI that all nodes share.
+        pool: how many workers, elastic where `max_actors` is above `min_actors`, and what each asks for.
+        section: of the recipe that holds the pool, for an error.
+        start_seconds, wait_seconds: deadlines for the workers to be placed, and for one that waits for the others.
+    """
+
+    verb: str
+    name: str
+    storage: str
+    pool: Pool
+    section: str
+    start_seconds: int
+    wait_seconds: int
+
+    @property
+    def elastic(self) -> bool:
+        return self.pool.min_actors < self.pool.max_actors
+
+
+def run_workers(work: Callable[[dict[str, str]], Any], settings: dict[str, str], group: WorkerGroup) -> Any:
     """Runs `work(settings)` in workers that can add up tensors; starts all again when one dies.
 
     Ray must be initialized.
@@ -55,12 +73,7 @@ def run_workers(
     Args:
         work: of each worker; see `without_retry` for its errors.
         settings: its argument.
-        verb: for lines, as `train`.
-        name: of Ray Train's own state below `storage`, which it resumes.
-        storage: local path or URI that all nodes share.
-        pool: how many workers, elastic where `max_actors` is above `min_actors`, and what each asks for.
-        section: of the recipe that holds the pool, for an error.
-        start_seconds, wait_seconds: deadlines for the workers to be placed, and for one that waits for the others.
+        group: the workers.
 
     Returns:
         What the first worker returned.
@@ -69,15 +82,15 @@ def run_workers(
         DatError: an altered list of checkpoints, the error that `work` returned, workers that keep dying, or resources that
             never came.
     """
-    check_snapshot(storage, name)
-    elastic = pool.min_actors < pool.max_actors
+    check_snapshot(group.storage, group.name)
+    start_seconds = group.start_seconds
     for died_at_start in range(MAX_FAILURES + 1):
         no_room: Callable[[], bool] = lambda: False  # noqa: E731
         try:
-            with _ray_train_timeouts(start_seconds, wait_seconds), ExitStack() as stack:
-                if elastic:
+            with _ray_train_timeouts(start_seconds, group.wait_seconds), ExitStack() as stack:
+                if group.elastic:
                     no_room = stack.enter_context(room_within(start_seconds))
-                outcome = _fit(_trainer(work, settings, name, storage, pool, wait_seconds))
+                outcome = _fit(_ray_trainer(work, settings, group))
             break
         except WorkerGroupError as error:
             cause = next(iter(error.worker_failures.values()), error)
@@ -87,16 +100,16 @@ def run_workers(
         except ControllerError as error:
             if isinstance(error.controller_failure, DIED_AT_START) and died_at_start < MAX_FAILURES:
                 # Ray Train retries a worker that dies at work, and not one that dies while it starts.
-                stage_line(f"{verb}: a worker died while it started; starting again from the last checkpoint")
+                stage_line(f"{group.verb}: a worker died while it started; starting again from the last checkpoint")
                 continue
             if not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
                 raise DatError(f"training failed: {_last_line(error.controller_failure)}; {RESUMES}") from error
             # An elastic group was tried again by Ray Train, each time with its own deadline.
-            tries = f", {MAX_FAILURES + 1} times" if elastic else ""
-            raise DatError(_not_placed(pool, section, f"{start_seconds} s{tries}")) from error
+            tries = f", {MAX_FAILURES + 1} times" if group.elastic else ""
+            raise DatError(_not_placed(group, f"{start_seconds} s{tries}")) from error
         except RayActorError as error:
             if no_room():
-                raise DatError(_not_placed(pool, section, f"{start_seconds} s")) from error
+                raise DatError(_not_placed(group, f"{start_seconds} s")) from error
             raise DatError(
                 f"training failed: its controller, a process on the driver's node, ended ({_last_line(error)}); {RESUMES}"
             ) from error
@@ -107,7 +120,7 @@ def run_workers(
     return outcome
 
 
-class _Trainer(TorchTrainer):
+class _RayTrainer(TorchTrainer):
     """Ray's own would put a handler of SIGINT in place for good, which ends a training with exit 1, and nothing after it."""
 
     controller: Any = None
@@ -116,7 +129,7 @@ class _Trainer(TorchTrainer):
         self.controller = controller
 
 
-def _fit(trainer: _Trainer) -> Any:
+def _fit(trainer: _RayTrainer) -> Any:
     """Trains, and returns what the first worker returned; Ctrl-C ends the workers and then unwinds as everywhere."""
     try:
         with kept_handlers():
@@ -129,36 +142,36 @@ def _fit(trainer: _Trainer) -> Any:
         raise
 
 
-def _not_placed(pool: Pool, section: str, deadline: str) -> str:
+def _not_placed(group: WorkerGroup, deadline: str) -> str:
+    pool = group.pool
     where = f" on nodes labeled {SUBCLUSTER_LABEL}={pool.subcluster}" if pool.subcluster else ""
     return (
         f"training workers did not start within timeouts.worker_group_start ({deadline}): {pool.min_actors} x "
-        f"({pool.num_cpus:g} CPU, {pool.num_gpus:g} GPU){where} wanted; {'; '.join(node_lines())}; free some, or lower {section}"
+        f"({pool.num_cpus:g} CPU, {pool.num_gpus:g} GPU){where} wanted; {'; '.join(node_lines())}; free some, or lower "
+        f"{group.section}"
     )
 
 
-def _trainer(
-    work: Callable[[dict[str, str]], Any], settings: dict[str, str], name: str, storage: str, pool: Pool, wait_seconds: int
-) -> _Trainer:
-    elastic = pool.min_actors < pool.max_actors
-    filesystem, path = open_filesystem(storage)
-    return _Trainer(
+def _ray_trainer(work: Callable[[dict[str, str]], Any], settings: dict[str, str], group: WorkerGroup) -> _RayTrainer:
+    pool = group.pool
+    filesystem, path = open_filesystem(group.storage)
+    return _RayTrainer(
         work,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if pool.num_gpus else "gloo", timeout_s=wait_seconds),
+        torch_config=TorchConfig(backend="nccl" if pool.num_gpus else "gloo", timeout_s=group.wait_seconds),
         scaling_config=ScalingConfig(
-            num_workers=(pool.min_actors, pool.max_actors) if elastic else pool.min_actors,
+            num_workers=(pool.min_actors, pool.max_actors) if group.elastic else pool.min_actors,
             use_gpu=pool.num_gpus > 0,
             resources_per_worker={"CPU": pool.num_cpus, **({"GPU": pool.num_gpus} if pool.num_gpus else {})},
             label_selector={SUBCLUSTER_LABEL: pool.subcluster} if pool.subcluster else None,
         ),
         run_config=RunConfig(
-            name=name,
+            name=group.name,
             # Given as an object, since Ray Train by itself would not ask at a store's own address.
             storage_filesystem=filesystem,
             storage_path=path,
             # An elastic group that does not come up, since a node that was counted has gone, is counted again.
-            failure_config=FailureConfig(max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES if elastic else 0),
+            failure_config=FailureConfig(MAX_FAILURES, controller_failure_limit=MAX_FAILURES if group.elastic else 0),
         ),
     )
 
@@ -193,6 +206,10 @@ class LinesForDriver:
         except (OSError, ValueError):
             return []
 
+    def written_by(self, worker: WorkerInfo) -> AbstractContextManager[None]:
+        """In a worker: `written` by the first one, which speaks for all."""
+        return self.written() if worker.rank == 0 else nullcontext()
+
     @contextmanager
     def written(self) -> Iterator[None]:
         """In a worker: keeps its lines inside a `with` block."""
@@ -217,6 +234,18 @@ class LinesForDriver:
             if line not in self._shown:
                 stage_line(f"      {line}")
         self._shown = lines
+
+
+def this_worker() -> WorkerInfo:
+    """The Ray Train worker that this process is."""
+    context = ray.train.get_context()
+    world = context.get_world_size()
+    return WorkerInfo(context.get_world_rank(), world, sum_over_workers if world > 1 else no_reduce)
+
+
+def model_for_workers(model: str) -> str:
+    """A model's name as every node understands it. An embedded model is not built here, but on the node that needs it."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def sum_over_workers(tensor: torch.Tensor) -> None:

@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dat_ray.config.adapt import AdaptConfig
 from dat_ray.config.training import AttackConfig, LoraConfig, RetainConfig, TrainingConfig
-from dat_ray.diffusion.adapt import adapt
 from dat_ray.diffusion.backbone import Packing, hidden_states, output_head, pack_attention, packed_states, pad_rows
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec
 from dat_ray.diffusion.law import Law
@@ -23,10 +22,10 @@ from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.errors import DatError
 from dat_ray.models.adapters import attach_lora
 from dat_ray.models.chat import Encoded
-from dat_ray.training.attack import mean_embedding_norm
+from dat_ray.training.adaptation import PairSplit, adapt, save_adapted
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.network import Network
-from dat_ray.training.step import UpdateRows, make_optimizer, take_update
+from dat_ray.training.step import FineTuning, UpdateRows, make_trainer
 from dat_ray.training.terms import find_perturbation
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA GPU here")]
@@ -151,8 +150,8 @@ def updates(device: str, dtype: torch.dtype = torch.float32, cfg: TrainingConfig
     network = Network(model, **options)  # type: ignore[arg-type]
     harmful, retain = training_rows()
     rows = UpdateRows(harmful, retain, len(harmful), sum(b - a for a, b in (row.response_span for row in retain)))
-    optimizer, unit = make_optimizer(network, CONFIG), mean_embedding_norm(network.embedding)
-    return [take_update(network, optimizer, rows, cfg, update=update, updates=10, unit_norm=unit, seed=0) for update in range(3)]
+    objective, trainer = FineTuning(network, cfg, lambda _: rows), make_trainer(network, cfg, 10)
+    return [objective.update(trainer, update) for update in range(3)]
 
 
 def assert_same(found: list[dict], wanted: list[dict]) -> None:
@@ -231,12 +230,13 @@ def test_an_adaptation_has_the_curve_of_a_cpu(tmp_path: Path) -> None:
     pairs = [EncodedPair((1, 4, a, a, a, 0, 2, a, a), (2, 5), (7, 9)) for a in letters]
     config = AdaptConfig(mask_token_id=MASK, steps=8, batch_size=4, rank=4, alpha=8, checkpoint_every=4)
     curves = []
+    split = PairSplit(pairs[:30], pairs[30:])
     for device in ("cpu", "cuda"):
-        adapt(model_of(device), pairs[:30], pairs[30:], config, tmp_path / device)
+        adapt(model_of(device), split, config, tmp_path / device)
         lines = (tmp_path / device / "metrics.jsonl").read_text().splitlines()
         curves.append([json.loads(line)["loss"] for line in lines])
     assert curves[1] == pytest.approx(curves[0], rel=5e-3)
     # Stopped in the middle and continued, it ends where it would have.
     (tmp_path / "cuda" / "result.json").unlink()
-    again = adapt(model_of("cuda"), pairs[:30], pairs[30:], config, tmp_path / "cuda", resume=True)
-    assert again.saved.is_dir()
+    again = adapt(model_of("cuda"), split, config, tmp_path / "cuda")
+    assert save_adapted(again.model, tmp_path / "cuda", "0").is_dir()

@@ -29,14 +29,15 @@ from dat_ray.models.chat import ChatFormat
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.fit import Limits
 from dat_ray.models.loading import load_tokenizer
-from dat_ray.training.checkpoint import FolderCheckpoints
+from dat_ray.training.checkpoint import FolderCheckpoints, RunFingerprint
 from dat_ray.training.driver import build_model
-from dat_ray.training.loop import TrainingRows, run_loop
+from dat_ray.training.fine_tuning import TrainingRows, fine_tune
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
 from dat_ray.training.rows import load_rows
 from dat_ray.training.terms import pair_batch, pair_logprobs, retain_losses
+from dat_ray.training.trainer import TrainingFiles
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +154,7 @@ def test_a_family_has_its_effect_on_a_real_model(name: str, tmp_path: Path, effe
     rows, network = load_rows(recipe, run, chat), Network(build_model(recipe, run, base, tmp_path))
     before = measure(network, rows, chat, cfg)
     log = MetricsLog(run.training(0))
-    run_loop(network, rows, cfg, seed=0, run="effects", checkpoints=FolderCheckpoints(tmp_path / "checkpoints"), log=log)
+    fine_tune(network, rows, cfg, 0, TrainingFiles(RunFingerprint("effects"), FolderCheckpoints(tmp_path / "checkpoints"), log))
     log.close()
     after, curve = measure(network, rows, chat, cfg), read_metrics(run.training(0))
     print("EFFECT", name, [round(x, 2) for x in before], [round(x, 2) for x in after])

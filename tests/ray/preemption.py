@@ -44,22 +44,23 @@ def patient_worker(notes: Path) -> Callable[[dict[str, str]], Any]:
     def work(config: dict[str, str]) -> Any:
         from ray.train.v2._internal.execution.context import get_train_context
 
-        from dat_ray.training import driver, loop
+        from dat_ray.training import driver
+        from dat_ray.training.step import FineTuning
 
-        take_update = loop.take_update
+        take_update = FineTuning.update
         with open(notes / "workers", "a") as stream:
             stream.write(f"{ray.train.get_context().get_world_size()}\n")
 
-        def held(*arguments: Any, **named: Any) -> Any:
-            if named["update"] == NOTICED_BEFORE:
+        def held(objective: Any, trainer: Any, update: int) -> Any:
+            if update == NOTICED_BEFORE:
                 (notes / "at work").touch()
                 while get_train_context().preemption_context.preemption_info is None:
                     time.sleep(0.02)
-            if named["update"] == LOST_BEFORE:
+            if update == LOST_BEFORE:
                 await_release(notes)
-            return take_update(*arguments, **named)
+            return take_update(objective, trainer, update)
 
-        loop.take_update = held
+        FineTuning.update = held
         return driver.train_worker(config)
 
     return work

@@ -43,17 +43,17 @@ def held_worker(notes: Path, step: int) -> Callable[[dict[str, str]], Any]:
     """`adapt_workers.adapt_worker`, except that it waits before this step until `tiny_generation.release(notes)`."""
 
     def work(config: dict[str, str]) -> Any:
-        from dat_ray.diffusion import adapt as adaptation
         from dat_ray.pipeline import adapt_workers
+        from dat_ray.training.adaptation import Adaptation
 
-        corrupt = adaptation.corrupt
+        take_update = Adaptation.update
 
-        def held(*arguments: Any) -> Any:
-            if arguments[2] == step:
+        def held(objective: Any, trainer: Any, update: int) -> Any:
+            if update == step:
                 await_release(notes)
-            return corrupt(*arguments)
+            return take_update(objective, trainer, update)
 
-        adaptation.corrupt = held
+        Adaptation.update = held
         return adapt_workers.adapt_worker(config)
 
     return work

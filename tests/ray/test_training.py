@@ -19,7 +19,7 @@ from dat_ray.errors import DatError, ShardError
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.training import driver, workers
 from dat_ray.training.metrics import read_metrics
-from dat_ray.training.step import Diverged
+from dat_ray.training.trainer import Diverged
 from tests.ray.tiny_generation import release
 from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import drill_moments, killed_once, training_workers, updates_kept

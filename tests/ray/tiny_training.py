@@ -19,13 +19,14 @@ from dat_ray.data.shards import write_manifest, write_shard
 from dat_ray.models.adapters import ADAPTER_WEIGHTS, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import load_tokenizer, model_fingerprint
-from dat_ray.training.checkpoint import FolderCheckpoints
+from dat_ray.training.checkpoint import FolderCheckpoints, RunFingerprint
 from dat_ray.training.driver import build_model
-from dat_ray.training.loop import run_loop
+from dat_ray.training.fine_tuning import fine_tune
 from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.network import Network
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
 from dat_ray.training.rows import load_rows
+from dat_ray.training.trainer import TrainingFiles
 from tests.ray.tiny_generation import await_release
 from tests.unit.training.byte_tokenizer import byte_tokenizer
 
@@ -85,16 +86,17 @@ def held_worker(notes: Path | str, update: int) -> Callable[[dict[str, str]], An
     """`driver.train_worker`, except that it waits before this update until `tiny_generation.release(notes)`."""
 
     def work(config: dict[str, str]) -> Any:
-        from dat_ray.training import driver, loop
+        from dat_ray.training import driver
+        from dat_ray.training.step import FineTuning
 
-        take_update = loop.take_update
+        take_update = FineTuning.update
 
-        def held(*arguments: Any, **named: Any) -> Any:
-            if named["update"] == update:
+        def held(objective: Any, trainer: Any, number: int) -> Any:
+            if number == update:
                 await_release(Path(notes))
-            return take_update(*arguments, **named)
+            return take_update(objective, trainer, number)
 
-        loop.take_update = held
+        FineTuning.update = held
         return driver.train_worker(config)
 
     return work
@@ -134,14 +136,7 @@ def in_process(recipe: Recipe, run: RunDir, scratch: Path, log: MetricsLog | Non
     base = recipe.target.model
     network = Network(build_model(recipe, run, base, scratch))
     rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base)))
-    run_loop(
-        network,
-        rows,
-        recipe.training,
-        seed=recipe.seed,
-        run=fingerprint(recipe),
-        checkpoints=FolderCheckpoints(scratch / "checkpoints"),
-        log=log,
-    )
+    files = TrainingFiles(RunFingerprint(fingerprint(recipe)), FolderCheckpoints(scratch / "checkpoints"), log)
+    fine_tune(network, rows, recipe.training, recipe.seed, files)
     save_adapter(network.model, str(scratch / "adapter"), model_fingerprint(base))
     return load_file(scratch / "adapter" / ADAPTER_WEIGHTS)

@@ -125,7 +125,10 @@ def test_its_training_set_can_be_trained_on_again(root: Path, monkeypatch: pytes
     recipe, started = Recipe.model_validate(recorded(root)["recipe"]), {}
     run = open_run(str(root), recipe, resume=True)
     (Path(run.training(0)) / "_manifest.json").unlink()
-    monkeypatch.setattr("dat_ray.training.driver.run_workers", lambda *_, **options: started.update(options))
+    monkeypatch.setattr(
+        "dat_ray.training.driver.run_workers",
+        lambda work, settings, group: started.update(name=group.name, storage=group.storage),
+    )
     assert train(recipe, run).rows == 16
     assert started["name"] == f"ray-{recorded(root)['fingerprint']}"
     left = Path(run.training(0)) / f"state-{recorded(root)['fingerprint']}" / "checkpoint_2026-11-20_10-00-00.000001"

@@ -34,7 +34,7 @@ from dat_ray.pipeline.stages import check_inputs
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.driver import _describe_adapter
-from dat_ray.training.step import UpdateRows, take_update
+from dat_ray.training.step import FineTuning, UpdateRows, make_trainer
 from dat_ray.training.terms import find_perturbation
 from tests.ray.tiny_training import ready_run, tiny_training_recipe
 from tests.unit.layouts.builders import LAYOUTS, SERVED, build, target_of
@@ -131,8 +131,9 @@ def test_an_update_is_the_plain_one(case: Case) -> None:
     unit = literal_unit(plain)
     before = {name: weight.detach().clone() for name, weight in network.trainable().items()}
     # A plain gradient step, because the first one of Adam is a sign, which rounding turns over where there is no slope.
-    optimizer = torch.optim.SGD(network.trainable().values())
-    metrics = take_update(network, optimizer, rows, CONFIG, update=0, updates=1, unit_norm=unit, seed=0)
+    trainer = make_trainer(network, CONFIG, 1)
+    trainer.optimizer = torch.optim.SGD(network.trainable().values())
+    metrics = FineTuning(network, CONFIG, lambda _: rows, unit).update(trainer, 0)
     losses = [literal_harmful(plain, row, literal_attack(plain, row, unit)[0], CONFIG) for row in harmful]
     kept = literal_retain(plain, retain, CONFIG)
     loss = torch.stack(losses).mean() + CONFIG.retain_weight * kept

@@ -226,7 +226,7 @@ def test_a_signal_at_a_step_is_resumed_to_an_equal_sampler(tmp_path, monkeypatch
     monkeypatch.setattr(cli, "_adapt", run)
     assert cli.main(["adapt", base, "--out", "x"]) == 130
     assert capsys.readouterr().err.endswith("dat adapt: stopped; what is finished is kept, --resume continues\n")
-    assert [path.name for path in (tmp_path / "cut" / "training" / "checkpoints").iterdir()] == ["step-0000002"]
+    assert [path.name for path in (tmp_path / "cut" / "training" / "checkpoints").iterdir()] == ["step-00000002"]
     assert cli.main(["adapt", base, "--out", "x", "--resume"]) == 0
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "cut" / "sampler", whole))
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -13,10 +13,10 @@ from dat_ray.data.checkpoints import STATE, read_sealed, save_at, seal
 from dat_ray.data.rundir import RunDir
 from dat_ray.errors import DatError, StorageError
 from dat_ray.progress import Progress, stage_line
-from dat_ray.training import driver
+from dat_ray.training import ray_checkpoints
 from dat_ray.training.counts import ResponseCount, TableCount, write_counts
-from dat_ray.training.driver import _shown
-from dat_ray.training.loop import Worker
+from dat_ray.training.driver import _live_progress
+from dat_ray.training.trainer import WorkerInfo
 from dat_ray.training.workers import LinesForDriver
 
 
@@ -34,10 +34,10 @@ def test_what_became_of_the_rows_is_said_once_and_sets_the_length(tmp_path: Path
     counts = {"harmful": TableCount(10, ("c1", "c7"), {"target": responses, "refusal": responses}, 128, 8)}
     # Ten rows would be five updates of two epochs; the eight that have room are four.
     with Progress("train", 5, "updates", stream=io.StringIO()) as progress:
-        with _shown(run, recipe, progress):
+        with _live_progress(run, recipe, progress):
             write_counts(run.training(0), counts)
         assert progress.total == 4
-        with _shown(run, recipe, progress):
+        with _live_progress(run, recipe, progress):
             pass
     said = capsys.readouterr().err
     assert (
@@ -73,7 +73,7 @@ class Broadcast:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: Any = None
-        monkeypatch.setattr(driver, "broadcast_from_rank_zero", self)
+        monkeypatch.setattr(ray_checkpoints, "broadcast_from_rank_zero", self)
 
     def __call__(self, value: Any) -> Any:
         self.said = self.said if value is None else value
@@ -92,7 +92,7 @@ def _updates(folder: Path) -> int:
 
 def test_all_workers_go_on_from_the_checkpoint_that_the_first_one_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _three_checkpoints(tmp_path)
-    first, second = (driver.RayCheckpoints(str(tmp_path), Worker(rank, 2)) for rank in (0, 1))
+    first, second = (ray_checkpoints.RayCheckpoints(str(tmp_path), WorkerInfo(rank, 2)) for rank in (0, 1))
     told = Broadcast(monkeypatch)
     assert first.load(_updates) == 8
     assert told.said == ("update-00000008", "")
@@ -105,7 +105,7 @@ def test_all_workers_go_on_from_the_checkpoint_that_the_first_one_chose(tmp_path
 
 
 def test_workers_hear_of_what_the_first_one_refuses_and_of_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = (driver.RayCheckpoints(str(tmp_path), Worker(rank, 2)) for rank in (0, 1))
+    first, second = (ray_checkpoints.RayCheckpoints(str(tmp_path), WorkerInfo(rank, 2)) for rank in (0, 1))
     Broadcast(monkeypatch)
     assert (first.load(_updates), second.load(_updates)) == (0, 0)
     _three_checkpoints(tmp_path)

@@ -11,10 +11,11 @@ from dat_ray.config.loading import load_recipe
 from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
-from dat_ray.training.checkpoint import FolderCheckpoints
-from dat_ray.training.loop import TrainingRows, run_loop
+from dat_ray.training.checkpoint import FolderCheckpoints, RunFingerprint
+from dat_ray.training.fine_tuning import TrainingRows, fine_tune
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
+from dat_ray.training.trainer import TrainingFiles
 
 RECIPES = (
     "dat-llama3-8b",
@@ -55,15 +56,8 @@ def test_a_recipe_has_its_effect(
     rewrites = harmful_rows[3:] * 2 if name.startswith("mixat") else ()
     rows = TrainingRows(harmful_rows, retain_rows if cfg.retain_rows else [], rewrites)
     log = MetricsLog(str(tmp_path))
-    run_loop(
-        make_network(adapted=False),
-        rows,
-        cfg,
-        seed=0,
-        run="0",
-        checkpoints=FolderCheckpoints(tmp_path / "checkpoints"),
-        log=log,
-    )
+    files = TrainingFiles(RunFingerprint("0"), FolderCheckpoints(tmp_path / "checkpoints"), log)
+    fine_tune(make_network(adapted=False), rows, cfg, 0, files)
     log.close()
     curve = read_metrics(str(tmp_path))
     first, last = curve[0], curve[-1]

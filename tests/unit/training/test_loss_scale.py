@@ -15,9 +15,10 @@ from dat_ray.config.training import LoraConfig, TrainingConfig
 from dat_ray.models.adapters import attach_lora
 from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
-from dat_ray.training.loop import TrainingRows
+from dat_ray.training.fine_tuning import TrainingRows
 from dat_ray.training.network import Network
-from dat_ray.training.step import LOSS_SCALES, Diverged, Reduce, UpdateRows, alone, make_optimizer, take_update
+from dat_ray.training.step import LOSS_SCALES, FineTuning, UpdateRows, make_trainer
+from dat_ray.training.trainer import Diverged, Reduce, WorkerInfo, no_reduce
 
 MakeConfig = Callable[..., TrainingConfig]
 
@@ -41,11 +42,10 @@ def network_in(dtype: torch.dtype) -> Network:
     return network
 
 
-def update(network: Network, rows: UpdateRows, cfg: TrainingConfig, reduce: Reduce = alone) -> tuple[dict, Tensor]:
+def update(network: Network, rows: UpdateRows, cfg: TrainingConfig, reduce: Reduce = no_reduce) -> tuple[dict, Tensor]:
     """An update's metrics, and the gradient that it was taken with."""
-    metrics = take_update(
-        network, make_optimizer(network, cfg), rows, cfg, update=0, updates=8, unit_norm=1.0, seed=0, reduce=reduce
-    )
+    trainer = make_trainer(network, cfg, 8, worker=WorkerInfo(reduce=reduce))
+    metrics = FineTuning(network, cfg, lambda _: rows, unit_norm=1.0).update(trainer, 0)
     return metrics, torch.cat([p.grad.reshape(-1) for p in network.trainable().values() if p.grad is not None])
 
 

@@ -57,18 +57,8 @@ def test_a_folder_elsewhere_is_refused(tmp_path: Path, field: str, folder: str) 
 
 def test_a_training_looks_at_it_before_ray_does(tmp_path: Path) -> None:
     from dat_ray.config.cluster import Pool
-    from dat_ray.training.workers import run_workers
+    from dat_ray.training.workers import WorkerGroup, run_workers
 
     store(tmp_path, json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "../../private"}]}))
     with pytest.raises(DatError, match="private"):
-        run_workers(
-            print,  # type: ignore[arg-type]
-            {},
-            verb="train",
-            name="state-1",
-            storage=str(tmp_path),
-            pool=Pool(),
-            section="cluster.trainer",
-            start_seconds=1,
-            wait_seconds=1,
-        )
+        run_workers(print, {}, WorkerGroup("train", "state-1", str(tmp_path), Pool(), "cluster.trainer", 1, 1))

@@ -14,19 +14,11 @@ from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow
-from dat_ray.training.loop import TrainingRows
+from dat_ray.training.fine_tuning import TrainingRows
 from dat_ray.training.network import Network
-from dat_ray.training.step import (
-    Diverged,
-    UpdateRows,
-    accumulate,
-    alone,
-    learning_rate,
-    make_optimizer,
-    perturb,
-    take_update,
-)
+from dat_ray.training.step import FineTuning, UpdateRows, accumulate, learning_rate, make_trainer, perturb
 from dat_ray.training.terms import find_perturbation, retain_losses
+from dat_ray.training.trainer import Diverged, no_reduce
 
 MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
 
@@ -39,7 +31,7 @@ def run(network: Network, rows: UpdateRows, cfg: TrainingConfig) -> tuple[list[f
     """TERMS and the flat gradient of one worker."""
     network.model.zero_grad(set_to_none=True)
     found = perturb(network, rows, cfg, mean_embedding_norm(network.embedding))
-    sums, _ = accumulate(network, rows, found, cfg, alone)
+    sums, _ = accumulate(network, rows, found, cfg, no_reduce)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.trainable().values()]
     return sums.tolist()[:4], torch.cat([g.reshape(-1) for g in grads]).clone()
 
@@ -159,9 +151,8 @@ def test_the_gradient_is_clipped_to_its_norm(
     make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
 ) -> None:
     network, cfg = make_network(), make_config(max_grad_norm=0.01, warmup=0.0)
-    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding)
-    optimizer = make_optimizer(network, cfg)
-    metrics = take_update(network, optimizer, rows, cfg, update=0, updates=8, unit_norm=unit, seed=0)
+    rows = whole(harmful_rows, retain_rows)
+    metrics = FineTuning(network, cfg, lambda _: rows).update(make_trainer(network, cfg, 8), 0)
     squares = sum(p.grad.square().sum().item() for p in network.trainable().values() if p.grad is not None)
     assert metrics["gradient_norm"] > 0.1
     assert squares**0.5 == pytest.approx(0.01, rel=1e-3)
@@ -175,9 +166,8 @@ def test_updates_lower_the_loss(
     make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
 ) -> None:
     network, cfg = make_network(adapted=False), make_config(warmup=0.0, away_cutoff=-8.0)
-    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding)
-    optimizer = make_optimizer(network, cfg)
-    log = [take_update(network, optimizer, rows, cfg, update=i, updates=30, unit_norm=unit, seed=0) for i in range(12)]
+    rows, trainer = whole(harmful_rows, retain_rows), make_trainer(network, cfg, 30)
+    log = [FineTuning(network, cfg, lambda _: rows).update(trainer, i) for i in range(12)]
     assert log[-1]["away"] < log[0]["away"] - 1
     assert log[-1]["toward"] < log[0]["toward"] - 1
     assert log[0]["retain_kl"] == pytest.approx(0, abs=1e-6)
@@ -197,18 +187,9 @@ def test_a_loss_that_is_not_a_number_names_update_and_term(
     first = next(iter(network.trainable().values()))
     first.data[0] = float("nan")
     before = {name: p.detach().clone() for name, p in network.trainable().items()}
-    optimizer = make_optimizer(network, cfg)
+    rows = whole(harmful_rows if harm else [], retain_rows)
     with pytest.raises(Diverged, match=rf"{term} is nan at update 5; the last checkpoint is kept") as caught:
-        take_update(
-            network,
-            optimizer,
-            whole(harmful_rows if harm else [], retain_rows),
-            cfg,
-            update=5,
-            updates=8,
-            unit_norm=1.0,
-            seed=0,
-        )
+        FineTuning(network, cfg, lambda _: rows, unit_norm=1.0).update(make_trainer(network, cfg, 8), 5)
     assert caught.value.exit_code == 1
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     for name, parameter in network.trainable().items():
@@ -220,6 +201,6 @@ def test_a_gradient_that_is_not_finite_is_named(
 ) -> None:
     network, cfg = make_network(), make_config()
     next(iter(network.trainable().values())).register_hook(lambda grad: grad * float("inf"))
-    optimizer = make_optimizer(network, cfg)
+    rows = whole(harmful_rows, retain_rows)
     with pytest.raises(Diverged, match=r"gradient norm is (inf|nan) at update 2"):
-        take_update(network, optimizer, whole(harmful_rows, retain_rows), cfg, update=2, updates=8, unit_norm=1.0, seed=0)
+        FineTuning(network, cfg, lambda _: rows, unit_norm=1.0).update(make_trainer(network, cfg, 8), 2)

@@ -14,11 +14,12 @@ from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow
-from dat_ray.training.loop import TrainingRows
+from dat_ray.training.fine_tuning import TrainingRows
 from dat_ray.training.network import Network
 from dat_ray.training.objectives import token_logprobs
-from dat_ray.training.step import UpdateRows, accumulate, alone, make_optimizer, perturb, take_update
+from dat_ray.training.step import FineTuning, UpdateRows, accumulate, make_trainer, perturb
 from dat_ray.training.terms import find_perturbation, pair_batch, retain_losses
+from dat_ray.training.trainer import no_reduce
 from tests.unit.training.literal_update import (
     literal_attack_objective,
     literal_harmful,
@@ -75,7 +76,7 @@ def run(network: Network, rows: UpdateRows, cfg: TrainingConfig) -> tuple[float,
     """Loss and flat gradient."""
     network.model.zero_grad(set_to_none=True)
     found = perturb(network, rows, cfg, mean_embedding_norm(network.embedding))
-    sums, _ = accumulate(network, rows, found, cfg, alone)
+    sums, _ = accumulate(network, rows, found, cfg, no_reduce)
     return sums[3].item(), flat_gradient(network)
 
 
@@ -137,7 +138,7 @@ def test_the_joint_attack_makes_the_refusal_unlikely_too(
     for objective in ("harmful_ce", "joint"):
         cfg = make_config(attack={**attack, "objective": objective}, retain_weight=0.0)
         rows = whole(harmful_rows, [])
-        sums, _ = accumulate(network, rows, perturb(network, rows, cfg, unit), cfg, alone)
+        sums, _ = accumulate(network, rows, perturb(network, rows, cfg, unit), cfg, no_reduce)
         refusals[objective] = sums[1].item()
     assert refusals["joint"] > refusals["harmful_ce"] + 0.2
 
@@ -202,7 +203,7 @@ def test_near_the_base_model_the_harmful_terms_keep_their_share(
     for rank in range(world):
         rows = data.share(cfg, 0, 0, rank, world)
         network.model.zero_grad(set_to_none=True)
-        accumulate(network, rows, perturb(network, rows, cfg, 1.0), without, alone)
+        accumulate(network, rows, perturb(network, rows, cfg, 1.0), without, no_reduce)
         harmful.append(flat_gradient(network))
         kls.append(retain_losses(network, rows.retain, cfg, 1)[1].sum().item() if rows.retain else 0.0)
     tokens = rows.retain_tokens
@@ -249,11 +250,10 @@ def test_several_steps_share_one_attack(
 ) -> None:
     network = make_network()
     cfg = make_config(steps_per_attack=3, warmup=0.0, schedule="constant", attack={"steps": 4})
-    rows, unit = whole(harmful_rows, retain_rows), mean_embedding_norm(network.embedding)
-    optimizer, forwards = make_optimizer(network, cfg), [0]
+    rows, trainer, forwards = whole(harmful_rows, retain_rows), make_trainer(network, cfg, 8), [0]
     network.decoder.register_forward_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
-    metrics = take_update(network, optimizer, rows, cfg, update=0, updates=8, unit_norm=unit, seed=0)
-    state = next(iter(optimizer.state.values()))
+    metrics = FineTuning(network, cfg, lambda _: rows).update(trainer, 0)
+    state = next(iter(trainer.optimizer.state.values()))
     assert int(state["step"]) == 3
     # A prefix and 4 attack passes once; then 3 times a pair, a teacher and a retain pass, each with its prefix.
     assert forwards[0] == 5 + 3 * 6

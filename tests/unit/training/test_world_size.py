@@ -14,12 +14,12 @@ import torch.distributed as dist
 
 from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
-from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow
-from dat_ray.training.loop import TrainingRows
+from dat_ray.training.fine_tuning import TrainingRows
 from dat_ray.training.network import Network
 from dat_ray.training.sharding import bytes_held, shard_frozen_weights
-from dat_ray.training.step import make_optimizer, take_update
+from dat_ray.training.step import FineTuning, make_trainer
+from dat_ray.training.trainer import WorkerInfo
 
 KEYS = ("away", "toward", "retain_reverse_kl", "loss", "attack_ce", "attack_norm", "gradient_norm")
 
@@ -30,12 +30,10 @@ def worker(rank: int, world: int, folder: Path, network: Network, rows: Training
         whole = bytes_held(network)
         shard_frozen_weights(network, torch.device("cpu"), world)
         (folder / f"bytes-{rank}.json").write_text(json.dumps([whole, bytes_held(network)]))
-    unit, optimizer, log = mean_embedding_norm(network.embedding), make_optimizer(network, cfg), []
+    trainer, log = make_trainer(network, cfg, 8, worker=WorkerInfo(rank, world, dist.all_reduce)), []
+    objective = FineTuning(network, cfg, lambda update: rows.share(cfg, 0, update, rank, world))
     for update in range(3):
-        share = rows.share(cfg, 0, update, rank, world)
-        metrics = take_update(
-            network, optimizer, share, cfg, update=update, updates=8, unit_norm=unit, seed=0, rank=rank, reduce=dist.all_reduce
-        )
+        metrics = objective.update(trainer, update)
         log.append({key: value for key, value in metrics.items() if key not in ("seconds", "seconds_by_part", "cost")})
     (folder / f"log-{world}-{rank}.json").write_text(json.dumps(log))
     dist.destroy_process_group()

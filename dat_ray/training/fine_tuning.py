@@ -1,27 +1,20 @@
-"""The training loop: restore, update, log, checkpoint. Runs in process or inside a Ray Train worker alike.
-
-Exactly resumable: stopped anywhere and started again, it ends with the same adapter, bit for bit on a CPU.
-"""
+"""Fine-tuning of a target: its rows, how many updates they make, and the training itself. Knows nothing of Ray."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from dat_ray import telemetry
 from dat_ray.config.training import TrainingConfig
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
-from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow, is_rewrite, rows_of_update, share_of_worker
-from dat_ray.training.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from dat_ray.training.counts import TableCount
-from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.network import Network
-from dat_ray.training.step import Reduce, UpdateRows, alone, make_optimizer, take_update
+from dat_ray.training.step import FineTuning, UpdateRows, make_trainer
+from dat_ray.training.trainer import SINGLE_WORKER, TrainingFiles, WorkerInfo
 
 
 @dataclass(frozen=True)
@@ -55,15 +48,6 @@ class TrainingRows:
         )
 
 
-@dataclass(frozen=True)
-class Worker:
-    """This process among its peers."""
-
-    rank: int = 0
-    world: int = 1
-    reduce: Reduce = alone
-
-
 def check_rows(cfg: TrainingConfig, harmful: int, retain: int, world: int) -> None:
     """Fails before a model is loaded where an update cannot be filled.
 
@@ -95,20 +79,17 @@ def check_rows(cfg: TrainingConfig, harmful: int, retain: int, world: int) -> No
 
 
 def count_updates(cfg: TrainingConfig, harmful: int) -> int:
-    """Updates of the whole training: as told, or `epochs` over the harmful rows."""
+    """Updates of the whole training: `updates` where the recipe gives them, else `epochs` over the harmful rows."""
     return cfg.updates or math.ceil(cfg.epochs * harmful / cfg.harmful_rows)
 
 
-def run_loop(
+def fine_tune(
     network: Network,
     rows: TrainingRows,
     cfg: TrainingConfig,
-    *,
     seed: int,
-    run: str,
-    checkpoints: Checkpoints,
-    log: MetricsLog | None,
-    worker: Worker = Worker(),
+    files: TrainingFiles,
+    worker: WorkerInfo = SINGLE_WORKER,
 ) -> dict[str, Any]:
     """Trains the network's adapter in place, from the newest checkpoint that is not damaged, where there is one.
 
@@ -117,9 +98,7 @@ def run_loop(
         rows: all rows, the same on every worker.
         cfg: the recipe's `training`.
         seed: the recipe's.
-        run: fingerprint of the run, kept in each checkpoint.
-        checkpoints: where they are kept.
-        log: where metrics go; None on all workers but the first.
+        files: checkpoints and log.
         worker: rank, count and sum over workers.
 
     Returns:
@@ -130,37 +109,7 @@ def run_loop(
         DatError: not enough rows, or a checkpoint of another run.
     """
     check_rows(cfg, len(rows.harmful), len(rows.retain), worker.world)
-    updates = count_updates(cfg, len(rows.harmful))
-    optimizer = make_optimizer(network, cfg)
-    start = checkpoints.load(lambda folder: load_checkpoint(folder, network, optimizer, run))
-    unit_norm = mean_embedding_norm(network.embedding)
-    if log:
-        log.start(start)
-    metrics: dict[str, Any] = {}
-
-    def write(folder: Path) -> None:
-        save_checkpoint(folder, network, optimizer, update + 1, run)
-
-    for update in range(start, updates):
-        metrics = take_update(
-            network,
-            optimizer,
-            rows.share(cfg, seed, update, worker.rank, worker.world),
-            cfg,
-            update=update,
-            updates=updates,
-            unit_norm=unit_norm,
-            seed=seed,
-            rank=worker.rank,
-            reduce=worker.reduce,
-        )
-        if log:
-            log.append(metrics)
-            telemetry.training_update(metrics)
-        due = (update + 1) % cfg.checkpoint_every == 0 or update + 1 == updates
-        # Asked after every update: the answer is an agreement of all workers.
-        if checkpoints.urgent() or due:
-            if log:
-                log.flush()
-            checkpoints.save(update + 1, write)
-    return metrics
+    trainer = make_trainer(network, cfg, count_updates(cfg, len(rows.harmful)), seed, worker)
+    start = trainer.restore(files)
+    objective = FineTuning(network, cfg, lambda update: rows.share(cfg, seed, update, worker.rank, worker.world))
+    return trainer.run(objective, files, start)

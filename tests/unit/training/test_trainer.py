@@ -1,4 +1,4 @@
-"""The loop: exact resume, replay, guards."""
+"""The trainer on a fine-tuning: exact resume, replay, guards."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from dat_ray.data.checkpoints import STATE
 from dat_ray.errors import DamagedCheckpoint, DatError
 from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
-from dat_ray.training.checkpoint import ADAPTER, OPTIMIZER, FolderCheckpoints, load_checkpoint
-from dat_ray.training.loop import TrainingRows, Worker, check_rows, count_updates, run_loop
+from dat_ray.training.checkpoint import ADAPTER, OPTIMIZER, FolderCheckpoints, RunFingerprint, load_checkpoint
+from dat_ray.training.fine_tuning import TrainingRows, check_rows, count_updates, fine_tune
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
-from dat_ray.training.step import Diverged, make_optimizer
+from dat_ray.training.step import make_optimizer
+from dat_ray.training.trainer import SINGLE_WORKER, Diverged, TrainingFiles, WorkerInfo
 
 MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
 RUN = "0123456789abcdef"
@@ -45,20 +46,12 @@ def killer(calls: int) -> Callable[[Tensor], None]:
 
 
 def train(
-    network: Network, rows: TrainingRows, cfg: TrainingConfig, root: Path, *, worker: Worker | None = None, run: str = RUN
+    network: Network, rows: TrainingRows, cfg: TrainingConfig, root: Path, *, worker: WorkerInfo = SINGLE_WORKER, run: str = RUN
 ) -> dict[str, Tensor]:
     log = MetricsLog(str(root))
+    files = TrainingFiles(RunFingerprint(run), FolderCheckpoints(root / "checkpoints"), log)
     try:
-        run_loop(
-            network,
-            rows,
-            cfg,
-            seed=3,
-            run=run,
-            checkpoints=FolderCheckpoints(root / "checkpoints"),
-            log=log,
-            worker=worker or Worker(),
-        )
+        fine_tune(network, rows, cfg, 3, files, worker)
     finally:
         log.close()
     return {name: parameter.detach().clone() for name, parameter in network.trainable().items()}
@@ -83,7 +76,7 @@ def test_killed_twice_and_resumed_ends_with_the_same_adapter(
     # Two reductions an update: killed within one of updates 1 to 3, and again within 1 to 3 of what was left.
     for calls in random.Random(0).sample(range(2, 8), 2):
         with pytest.raises(Killed):
-            train(fresh(), rows, cfg, tmp_path / "torn", worker=Worker(reduce=killer(calls)))
+            train(fresh(), rows, cfg, tmp_path / "torn", worker=WorkerInfo(reduce=killer(calls)))
     resumed = train(fresh(), rows, cfg, tmp_path / "torn")
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -168,7 +161,7 @@ def test_the_last_checkpoint_stays_when_a_loss_is_not_a_number(
             next(iter(network.trainable().values())).data.fill_(float("nan"))
 
     with pytest.raises(Diverged, match="away is nan at update 5"):
-        train(network, rows, make_config(), tmp_path, worker=Worker(reduce=poison))
+        train(network, rows, make_config(), tmp_path, worker=WorkerInfo(reduce=poison))
     assert FolderCheckpoints(tmp_path / "checkpoints").kept()[-1] == "update-00000003"
     resumed = train(make_network(adapted=False), rows, make_config(), tmp_path)
     whole = train(make_network(adapted=False), rows, make_config(), tmp_path / "whole")
@@ -188,7 +181,7 @@ def test_a_checkpoint_of_another_run_is_refused(
     make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
 ) -> None:
     train(make_network(), rows, make_config(updates=3), tmp_path)
-    with pytest.raises(DatError, match=f"is a checkpoint of run {RUN}, format 1; this is run ffff"):
+    with pytest.raises(DatError, match=f"is a checkpoint of run {RUN}; this is run ffff"):
         train(make_network(), rows, make_config(updates=3), tmp_path, run="ffff")
 
 
@@ -227,7 +220,7 @@ def test_a_damaged_checkpoint_of_version_0_1_changes_nothing(
     (folder / STATE).write_text(json.dumps({"format": 1, "updates_done": 3, "run": RUN}))
     network = make_network()
     optimizer = make_optimizer(network, make_config())
-    assert load_checkpoint(folder, network, optimizer, RUN) == 3
+    assert load_checkpoint(folder, network.trainable(), optimizer, RunFingerprint(RUN)) == 3
     before = {name: parameter.detach().clone() for name, parameter in network.trainable().items()}
     moments = load_file(folder / OPTIMIZER)
     for damage in ("cut", "renamed", "deleted"):
@@ -238,7 +231,7 @@ def test_a_damaged_checkpoint_of_version_0_1_changes_nothing(
         else:
             (folder / OPTIMIZER).unlink()
         with pytest.raises(DamagedCheckpoint):
-            load_checkpoint(folder, network, optimizer, RUN)
+            load_checkpoint(folder, network.trainable(), optimizer, RunFingerprint(RUN))
         assert all(torch.equal(before[name], parameter) for name, parameter in network.trainable().items())
 
 
@@ -293,7 +286,7 @@ def test_a_notice_is_answered_with_a_checkpoint(
     make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
 ) -> None:
     checkpoints, cfg = Noticed(tmp_path), make_config(updates=5, checkpoint_every=5)
-    run_loop(make_network(), rows, cfg, seed=0, run="0", checkpoints=checkpoints, log=None)
+    fine_tune(make_network(), rows, cfg, 0, TrainingFiles(RunFingerprint("0"), checkpoints))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["update-00000002", "update-00000005"]
     assert checkpoints.asked == 5, "all workers ask after every update: the answer is an agreement"
 

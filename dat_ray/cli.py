@@ -9,14 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dat_ray import __version__
 from dat_ray.bench.verb import BENCHES
@@ -25,6 +21,7 @@ from dat_ray.ops.verbs import add_verbs
 from dat_ray.preflight import check_places
 from dat_ray.printable import printable
 from dat_ray.secrets import redact
+from dat_ray.signals import unwinding_signals
 
 if TYPE_CHECKING:
     from dat_ray.config.schema import Recipe
@@ -314,35 +311,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextmanager
-def _unwinding() -> Iterator[list[str]]:
-    """Inside a `with` block Ctrl-C, SIGTERM and a closed terminal unwind alike, so that actors and engines are shut down.
-
-    A signal that the caller has this process ignore, as nohup does, stays ignored. The caller's handlers are put back.
-
-    Yields:
-        Names of the signals that came.
-    """
-    came: list[str] = []
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        came.append(signal.Signals(number).name)
-        raise KeyboardInterrupt(came[-1])
-
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            # None is a handler that was not set from Python, and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
 def _stopped(arguments: argparse.Namespace, stop: BaseException) -> int:
     """Says what is left of a work that was stopped."""
     left = "stopped"
@@ -382,7 +350,7 @@ def _expand_homes(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit status: 0, 1 (failed), 2 (bad input), 130 (stopped)."""
     arguments = _parser().parse_args(argv)
-    with _unwinding() as signals:
+    with unwinding_signals() as signals:
         try:
             _expand_homes(arguments)
             return int(arguments.run(arguments))

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from dat_ray.bench.literal_sampler import literal_infill
 from dat_ray.bench.memory import PeakMemory
 from dat_ray.bench.random_models import random_llama
 from dat_ray.diffusion.backbone import Packing, base_model, compile_layers
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec
 from dat_ray.diffusion.law import Law
+from dat_ray.diffusion.published_law import published_infill
 from dat_ray.diffusion.rows import Row
 from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.errors import InputError
@@ -174,11 +174,11 @@ def bench_sampler(
     law = Law(shape.steps, temperature)
 
     def sampler(law: Law) -> Counting:
-        return Counting(model, None, spec, law, shape.rows)
+        return Counting(model, spec, law, shape.rows)
 
     def literal() -> list[tuple[int, ...]]:
         with torch.compiler.set_stance("force_eager"):
-            return literal_infill(model, rows, seeds, spec, law, shape.literal_batch)
+            return published_infill(model, rows, seeds, spec, law, shape.literal_batch)
 
     if compiled:
         compile_layers(model)

@@ -1,5 +1,8 @@
 """The denoising law: which tokens a masked prompt turns into, given the model's logits.
 
+A reader's way in is `published_law`: the whole law on one screen, as it is published, which the tests and `dat bench sampler`
+compare this one with.
+
 One implementation for every backend. Inputs are plain tensors; each row carries its own seed and step, so rows of one
 call may be at different steps, and a result depends neither on the batch nor on its order. `dat_ray.diffusion.rows`
 keeps the rows and takes the steps.
@@ -85,6 +88,22 @@ class Law:
 
 
 @dataclass(frozen=True)
+class StepKeys:
+    """What the random numbers of a step are derived from, besides a position.
+
+    Attributes:
+        seeds, steps: (B,) int64, of each row, or of each of N tokens.
+    """
+
+    seeds: Tensor
+    steps: Tensor
+
+    def at(self, index: Tensor) -> StepKeys:
+        """Those of the rows that are named."""
+        return StepKeys(self.seeds[index], self.steps[index])
+
+
+@dataclass(frozen=True)
 class Proposal:
     """What the model would put at masked positions.
 
@@ -115,7 +134,7 @@ def ranks(keys: Tensor, rows: Tensor) -> Tensor:
 
 
 def hide_condition(
-    ids: Tensor, condition: Tensor, rows: Tensor, positions: Tensor, lengths: Tensor, seeds: Tensor, steps: Tensor, mask: int
+    ids: Tensor, condition: Tensor, rows: Tensor, positions: Tensor, lengths: Tensor, keys: StepKeys, mask: int
 ) -> Tensor:
     """Step a: a copy of the canvases in which a random part of the condition is MASK.
 
@@ -125,42 +144,44 @@ def hide_condition(
         ids: (N,) int64.
         condition: (N,) bool, True where a token may be hidden.
         rows, positions: (N,) int64, of each token; rows ascend.
-        lengths, seeds, steps: (B,) int64; a length is L, the row's tokens.
+        lengths: (B,) int64, L of each row.
+        keys: of each row.
         mask: id of MASK.
 
     Returns:
         (N,) int64.
     """
-    r = 1 + integer_below(lengths, seeds, steps, _HIDDEN_COUNT)
-    draws = uniform(seeds[rows], steps[rows], _HIDDEN_RANK, positions)
+    r = 1 + integer_below(lengths, keys.seeds, keys.steps, _HIDDEN_COUNT)
+    draws = uniform(keys.seeds[rows], keys.steps[rows], _HIDDEN_RANK, positions)
     return ids.masked_fill(condition & (ranks(draws, rows) < r[rows]), mask)
 
 
-def to_refine(
-    logprobs: Tensor, rows: Tensor, positions: Tensor, counts: Tensor, seeds: Tensor, steps: Tensor, law: Law
-) -> Tensor:
+def to_refine(logprobs: Tensor, rows: Tensor, positions: Tensor, counts: Tensor, keys: StepKeys, law: Law) -> Tensor:
     """Which tokens of full rows are masked again.
 
     Args:
         logprobs: (N,) float32, at which each prompt token was committed.
         rows, positions: (N,) int64, of the prompt tokens; rows ascend, and positions in them.
-        counts, seeds, steps: (B,) int64; a count is how many of a row's tokens to take.
+        counts: (B,) int64, how many of each row's tokens to take.
+        keys: of each row.
         law: its `refine` says which.
 
     Returns:
         (N,) bool.
     """
-    keys = uniform(seeds[rows], steps[rows], _REFINED, positions) if law.refine == "random" else (logprobs / TIE).round()
-    return ranks(keys, rows) < counts[rows]
+    random = law.refine == "random"
+    order = uniform(keys.seeds[rows], keys.steps[rows], _REFINED, positions) if random else (logprobs / TIE).round()
+    return ranks(order, rows) < counts[rows]
 
 
-def propose(logits: Tensor, law: Law, seeds: Tensor, steps: Tensor, positions: Tensor, banned: Tensor) -> Proposal:
+def propose(logits: Tensor, law: Law, keys: StepKeys, positions: Tensor, banned: Tensor) -> Proposal:
     """Steps c and d: a token for every masked position, and how sure the model is of it.
 
     Args:
         logits: (M, V) float32; overwritten, to spare copies of the vocabulary's width.
         law: temperature and whether it tempers.
-        seeds, steps, positions: (M,) int64, of each masked position; with token ids they key the noise.
+        keys: of the row of each masked position.
+        positions: (M,) int64; with `keys` and token ids they key the noise.
         banned: (N,) int64 ids that are never taken.
     """
     banned_logits = logits.index_select(1, banned)
@@ -168,7 +189,7 @@ def propose(logits: Tensor, law: Law, seeds: Tensor, steps: Tensor, positions: T
     logits.index_fill_(1, banned, -torch.inf)
     if law.temperature > 0:
         tau = law.temperature if law.tempered else 1.0
-        tokens = _draw(logits / tau if tau != 1.0 else logits, seeds, steps, positions)
+        tokens = _draw(logits / tau if tau != 1.0 else logits, keys, positions)
     else:
         tokens = logits.argmax(1)
     picked = logits.gather(1, tokens[:, None])[:, 0]
@@ -178,20 +199,21 @@ def propose(logits: Tensor, law: Law, seeds: Tensor, steps: Tensor, positions: T
     return Proposal(tokens, picked - normalizer, entropies)
 
 
-def _draw(scores: Tensor, seeds: Tensor, steps: Tensor, positions: Tensor) -> Tensor:
+def _draw(scores: Tensor, keys: StepKeys, positions: Tensor) -> Tensor:
     """One token of softmax(scores) for each row of (M, V): a group of ids by its mass, then an id of the group.
 
     Both moves are Gumbel-max draws. The result is exactly distributed, since P(token) = P(group) P(token | group), and
     as indifferent to rounding as one draw over the vocabulary: only scores that all but agree can change places.
     """
     M, V = scores.shape
+    seeds, steps = keys.seeds[:, None], keys.steps[:, None]
     grouped = F.pad(scores, (0, -V % GROUP), value=-torch.inf).view(M, -1, GROUP)
     mass = grouped.logsumexp(2)
     groups = torch.arange(mass.shape[1], device=scores.device)
-    group = (mass + gumbel(seeds[:, None], steps[:, None], _GROUP_OF_TOKENS, positions[:, None], groups[None])).argmax(1)
+    group = (mass + gumbel(seeds, steps, _GROUP_OF_TOKENS, positions[:, None], groups[None])).argmax(1)
     ids = group[:, None] * GROUP + torch.arange(GROUP, device=scores.device)
     inside = grouped[torch.arange(M, device=scores.device), group]
-    best = (inside + gumbel(seeds[:, None], steps[:, None], _TOKEN, positions[:, None], ids)).argmax(1)
+    best = (inside + gumbel(seeds, steps, _TOKEN, positions[:, None], ids)).argmax(1)
     return ids.gather(1, best[:, None])[:, 0]
 
 
@@ -207,21 +229,21 @@ def _entropies(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(1)
 
 
-def choose(rows: Tensor, positions: Tensor, proposal: Proposal, least: Tensor, seeds: Tensor, steps: Tensor, law: Law) -> Tensor:
+def choose(rows: Tensor, positions: Tensor, proposal: Proposal, least: Tensor, keys: StepKeys, law: Law) -> Tensor:
     """Step e: which masked positions commit, the left one of equals.
 
     Args:
         rows, positions: (M,) int64, which mask this is; rows ascend, and positions in them.
         proposal: of the masks.
         least: (B,) int64, how many each row commits at the least.
-        seeds, steps: (B,) int64.
+        keys: of each row.
         law: the rule.
 
     Returns:
         (M,) bool.
     """
     if law.order == "random":
-        return ranks(-uniform(seeds[rows], steps[rows], _ORDER, positions), rows) < least[rows]
+        return ranks(-uniform(keys.seeds[rows], keys.steps[rows], _ORDER, positions), rows) < least[rows]
     rank = ranks(-(proposal.logprobs / TIE).round(), rows)
     count = least
     if law.threshold is not None:

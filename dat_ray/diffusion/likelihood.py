@@ -63,29 +63,35 @@ def masked_positions(seed: int, sample: int, samples: int, span: tuple[int, int]
     return sorted((lo + draws.argsort()[:size]).tolist())
 
 
-@torch.no_grad()
-def log_likelihood(
-    canvases: Sequence[Canvas],
-    seeds: Sequence[int],
-    samples: int,
-    mask_token_id: int,
-    shift: int,
-    states: States,
-    head: Callable[[Tensor], Tensor],
-    batch_size: int,
-    chunk: int,
-) -> list[Likelihood]:
-    """The bound for each written prompt; a row's estimate depends on nothing but the row.
+@dataclass(frozen=True)
+class MaskedModel:
+    """A masked diffusion model, in the pieces in which likelihoods use it.
 
-    Args:
-        canvases: with the prompt's tokens in place (see `written`).
-        seeds: one a row.
-        samples: S >= 2 forward passes a row, one for a prompt of one token.
+    Attributes:
         mask_token_id, shift: of the sampler.
         states: the model's forward pass.
         head: maps (m, D) states to (m, V) logits; sees masked positions only, `chunk` at a time.
         batch_size: rows of a forward pass.
         chunk: states of one call of `head`.
+    """
+
+    mask_token_id: int
+    shift: int
+    states: States
+    head: Callable[[Tensor], Tensor]
+    batch_size: int
+    chunk: int
+
+
+@torch.no_grad()
+def log_likelihood(model: MaskedModel, canvases: Sequence[Canvas], seeds: Sequence[int], samples: int) -> list[Likelihood]:
+    """The bound for each written prompt; a row's estimate depends on nothing but the row.
+
+    Args:
+        model: the sampler's.
+        canvases: with the prompt's tokens in place (see `written`).
+        seeds: one a row.
+        samples: S >= 2 forward passes a row, one for a prompt of one token.
     """
     assert samples >= 2, samples
     jobs = []  # (row, masked positions)
@@ -96,9 +102,9 @@ def log_likelihood(
     terms: list[list[float]] = [[] for _ in canvases]
     # Longest first, so that rows of a pass are of nearly equal length; a row's samples stay in their order.
     jobs.sort(key=lambda job: -len(canvases[job[0]].ids))
-    for start in range(0, len(jobs), batch_size):
-        part = jobs[start : start + batch_size]
-        sums = _cross_entropies([(canvases[i], places) for i, places in part], mask_token_id, shift, states, head, chunk)
+    for start in range(0, len(jobs), model.batch_size):
+        part = jobs[start : start + model.batch_size]
+        sums = _cross_entropies(model, [(canvases[i], places) for i, places in part])
         for (i, places), total in zip(part, sums, strict=True):
             lo, hi = canvases[i].prompt_span
             terms[i].append(-(hi - lo) / len(places) * total)
@@ -112,32 +118,26 @@ def written(canvas: Canvas, token_ids: Sequence[int]) -> Canvas:
     return Canvas((*canvas.ids[:lo], *token_ids, *canvas.ids[hi:]), canvas.prompt_span, canvas.condition_span)
 
 
-def _cross_entropies(
-    rows: Sequence[tuple[Canvas, list[int]]],
-    mask_token_id: int,
-    shift: int,
-    states: States,
-    head: Callable[[Tensor], Tensor],
-    chunk: int,
-) -> list[float]:
+def _cross_entropies(model: MaskedModel, rows: Sequence[tuple[Canvas, list[int]]]) -> list[float]:
     """Summed cross-entropy of the masked tokens of each row, nats."""
     seen, labels, picked, owner, offset = [], [], [], [], 0
     for row, (canvas, places) in enumerate(rows):
         ids = list(canvas.ids)
         for place in places:
             labels.append(ids[place])
-            ids[place] = mask_token_id
-            picked.append(offset + place - shift)
+            ids[place] = model.mask_token_id
+            picked.append(offset + place - model.shift)
             owner.append(row)
         seen.append(ids)
         offset += len(ids)
-    hidden = states(seen)
+    hidden = model.states(seen)
     hidden = hidden[torch.tensor(picked, device=hidden.device)]
     wanted = torch.tensor(labels, device=hidden.device)
     losses = []
-    for lo in range(0, len(hidden), chunk):
-        logits = head(hidden[lo : lo + chunk]).float()
-        losses.append(logits.logsumexp(1) - logits.gather(1, wanted[lo : lo + chunk, None])[:, 0])
+    for lo in range(0, len(hidden), model.chunk):
+        part = slice(lo, lo + model.chunk)
+        logits = model.head(hidden[part]).float()
+        losses.append(logits.logsumexp(1) - logits.gather(1, wanted[part, None])[:, 0])
     total = torch.zeros(len(rows), dtype=torch.float64)
     total.index_add_(0, torch.tensor(owner), torch.cat(losses).double().cpu())
     return total.tolist()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec
-from dat_ray.diffusion.law import Law, Proposal, choose, hide_condition, propose, to_refine
+from dat_ray.diffusion.law import Law, Proposal, StepKeys, choose, hide_condition, propose, to_refine
 
 # Bytes of one chunk of logits. Each chunk reads the head's weights once; past this a CPU loses more to its caches than it
 # gains by fewer readings (measured between 16 and 128 MiB). A GPU wants large products.
@@ -143,6 +143,11 @@ class Pack:
             row.ids[lo:hi], row.logprobs = ids[start:stop], logprobs[start:stop]
             start = stop
 
+    @property
+    def keys(self) -> StepKeys:
+        """Of this step's random numbers, for each row."""
+        return StepKeys(self.seeds, self.steps)
+
     def count(self, where: Tensor) -> Tensor:
         """How many tokens of each row are marked: (B,) int64."""
         return torch.zeros_like(self.lengths).index_add_(0, self.rows, where.long())
@@ -160,13 +165,13 @@ def begin_step(pack: Pack, law: Law, mask: int) -> Tensor:
         counts = torch.minimum(left, pack.count(pack.prompt)) * full
         at = pack.prompt.nonzero()[:, 0]
         rows, positions = pack.rows[at], pack.positions[at]
-        again = to_refine(pack.logprobs[at], rows, positions, counts, pack.seeds, pack.steps, law)
+        again = to_refine(pack.logprobs[at], rows, positions, counts, pack.keys, law)
         pack.ids.index_put_((at,), pack.ids[at].masked_fill(again, mask))
         pack.logprobs.index_put_((at,), pack.logprobs[at].masked_fill(again, 0.0))
         pack.deadlines = torch.where(counts > 0, pack.steps + counts, pack.deadlines)
     if not law.remask_condition:
         return pack.ids.clone()
-    return hide_condition(pack.ids, pack.condition, pack.rows, pack.positions, pack.lengths, pack.seeds, pack.steps, mask)
+    return hide_condition(pack.ids, pack.condition, pack.rows, pack.positions, pack.lengths, pack.keys, mask)
 
 
 @torch.no_grad()
@@ -196,7 +201,7 @@ def denoise(pack: Pack, law: Law, spec: SamplerSpec, forward: Forward, head: Hea
         masks = pack.count(masked)
         # The even share of what is left: the published schedule, remainder first.
         least = -(-masks // (pack.deadlines - pack.steps).clamp(min=1))
-        chosen = choose(pack.rows[at], pack.positions[at], proposal, least, pack.seeds, pack.steps, law)
+        chosen = choose(pack.rows[at], pack.positions[at], proposal, least, pack.keys, law)
         pack.ids[at] = torch.where(chosen, proposal.tokens, spec.mask_token_id)
         pack.logprobs[at] = torch.where(chosen, proposal.logprobs, 0.0)
         pack.steps += masks > 0
@@ -217,8 +222,7 @@ def _propose(pack: Pack, at: Tensor, states: Sequence[Tensor], head: Head, chunk
         if law.guidance > 0:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional.lerp_(conditional, law.guidance + 1)
-        row = pack.rows[at[part]]
-        parts.append(propose(logits, law, pack.seeds[row], pack.steps[row], pack.positions[at[part]], banned))
+        parts.append(propose(logits, law, pack.keys.at(pack.rows[at[part]]), pack.positions[at[part]], banned))
     tokens, logprobs = torch.cat([p.tokens for p in parts]), torch.cat([p.logprobs for p in parts])
     if law.entropy_bound is None:
         return Proposal(tokens, logprobs)

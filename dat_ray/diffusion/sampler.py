@@ -7,49 +7,15 @@ backend is the reference that others are compared with.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from dat_ray.diffusion.backbone import Packing, base_model, compile_layers, output_head, pack_attention, packed_states
-from dat_ray.diffusion.canvas import Canvas, SamplerSpec, build_canvas, decode_prompt
+from dat_ray.diffusion.canvas import Canvas, SamplerSpec
 from dat_ray.diffusion.law import Law
 from dat_ray.diffusion.rows import Head, Pack, Row, chunk_rows, denoise
-
-
-@dataclass(frozen=True)
-class InfillRow:
-    """What is asked for: a prompt of `prompt_tokens` tokens for a target response.
-
-    Attributes:
-        target: the response.
-        prompt_tokens: masks, K.
-        seed: in [0, 2**63); every random number of the row comes from it.
-    """
-
-    target: str
-    prompt_tokens: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Infilled:
-    """A written prompt.
-
-    Attributes:
-        prompt: its text, without special tokens or outer space.
-        token_ids: the K tokens.
-        logprob: sum of the log-confidences at which they were committed, nats.
-        nfe: forward passes that this row took part in.
-    """
-
-    prompt: str
-    token_ids: tuple[int, ...]
-    logprob: float
-    nfe: int
-
 
 Advance = Callable[[Sequence[Row], int], None]
 """Takes that many steps with every row, fewer with one that finishes, and leaves the outcome in the rows."""
@@ -125,11 +91,9 @@ class TorchDenoiser:
 
     Args:
         model: a masked diffusion model in a `*ForCausalLM` of transformers.
-        tokenizer: of the model.
         spec: mask, layout and bans, from the model's folder.
         law: of the sampler.
         batch_size: rows of a forward pass.
-        max_target_tokens: responses are cut to this many tokens.
         steps_per_call: see `infill_canvases`.
         chunk: masked positions that go through the output head at once; None for what suits the device.
         compiled: compile the decoder's layers.
@@ -138,17 +102,15 @@ class TorchDenoiser:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
         spec: SamplerSpec,
         law: Law,
         batch_size: int = 32,
-        max_target_tokens: int = 128,
         steps_per_call: int = 4,
         chunk: int | None = None,
         compiled: bool = False,
     ) -> None:
-        self.model, self.tokenizer, self.spec, self.law = model.eval(), tokenizer, spec, law
-        self.batch_size, self.max_target_tokens, self.steps_per_call = batch_size, max_target_tokens, steps_per_call
+        self.model, self.spec, self.law = model.eval(), spec, law
+        self.batch_size, self.steps_per_call = batch_size, steps_per_call
         self.device = next(model.parameters()).device
         head = output_head(model)
         plain = type(head) is nn.Linear and head.bias is None and self.device.type == "cpu"
@@ -157,18 +119,6 @@ class TorchDenoiser:
         pack_attention(model)
         if compiled:
             compile_layers(model)
-
-    def infill(self, rows: Sequence[InfillRow]) -> list[Infilled]:
-        """Writes a prompt for each row; a row's result depends on nothing but the row.
-
-        Raises:
-            InputError: a row without text in its target, or without masks.
-        """
-        canvases = [
-            build_canvas(self.tokenizer, self.spec, row.target, row.prompt_tokens, self.max_target_tokens) for row in rows
-        ]
-        done = self.fill(canvases, [row.seed for row in rows])
-        return [Infilled(decode_prompt(self.tokenizer, ids), ids, logprob, nfe) for ids, logprob, nfe in done]
 
     def fill(self, canvases: Sequence[Canvas], seeds: Sequence[int]) -> list[tuple[tuple[int, ...], float, int]]:
         """`infill_canvases` with this backend."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dat_ray.config.models import SamplerConfig
 from dat_ray.diffusion.backbone import hidden_states, output_head, pad_rows
 from dat_ray.diffusion.canvas import build_canvas
-from dat_ray.diffusion.likelihood import log_likelihood, written
+from dat_ray.diffusion.likelihood import MaskedModel, log_likelihood, written
 from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.engines.base import InfillRequest, InfillResult, PromptLikelihood
 from dat_ray.engines.sampler_setup import SamplerSetup
@@ -40,11 +40,9 @@ class TorchSampler:
         model: nn.Module = load_causal_lm(folder, config.dtype, "sampler.model")
         self._denoiser = TorchDenoiser(
             model.to(device),
-            self._setup.tokenizer,
             self._setup.spec,
             self._setup.law,
             config.batch_size,
-            config.max_target_tokens,
             config.steps_per_call,
             compiled=config.compile,
         )
@@ -63,18 +61,10 @@ class TorchSampler:
             written(build_canvas(setup.tokenizer, setup.spec, target, len(ids), setup.max_target_tokens), ids)
             for target, ids in zip(targets, prompts, strict=True)
         ]
-        found = log_likelihood(
-            canvases,
-            seeds,
-            samples,
-            setup.spec.mask_token_id,
-            setup.spec.shift,
-            self._states,
-            output_head(denoiser.model),
-            denoiser.batch_size,
-            denoiser.chunk,
-        )
-        return [PromptLikelihood(one.value, one.error) for one in found]
+        spec, head = setup.spec, output_head(denoiser.model)
+        model = MaskedModel(spec.mask_token_id, spec.shift, self._states, head, denoiser.batch_size, denoiser.chunk)
+        estimates = log_likelihood(model, canvases, seeds, samples)
+        return [PromptLikelihood(estimate.value, estimate.error) for estimate in estimates]
 
     def _states(self, rows: Sequence[Sequence[int]]) -> Tensor:
         denoiser = self._denoiser

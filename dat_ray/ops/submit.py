@@ -74,27 +74,32 @@ class Submission:
         return shlex.join(words)
 
 
+@dataclass(frozen=True)
+class WorkingDir:
+    """The folder that becomes a job's.
+
+    Attributes:
+        path: of it, here.
+        include, exclude: what goes along; see `list_files`.
+    """
+
+    path: str
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+
+
 def prepare(
-    stage: str,
-    recipe_name: str,
-    *,
-    run_dir: str | None,
-    settings: Sequence[str],
-    resume: bool,
-    working_dir: str,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
+    stage: str, recipe_name: str, *, run_dir: str | None, settings: Sequence[str], resume: bool, working_dir: WorkingDir
 ) -> Submission:
     """Checks everything that can be checked here, before anything is sent.
 
     Args:
         stage: a key of `SCRIPTS`.
-        recipe_name: a shipped recipe, or a YAML file in `working_dir`.
+        recipe_name: a shipped recipe, or a YAML file in the working directory.
         run_dir: where the run lies, as the cluster's nodes see it.
         settings: `--set` overrides.
         resume: whether the job may continue what is there.
-        working_dir: folder that becomes the job's.
-        include, exclude: see `list_files`.
+        working_dir: what goes along.
 
     Raises:
         InputError: a secret on the command line or in the recipe, a bad recipe, one outside the folder, a file of it that
@@ -108,18 +113,20 @@ def prepare(
         )
     _refuse_secrets(recipe_name, settings, run_dir)
     recipe = load_recipe(recipe_name, settings)
-    root = Path(working_dir).resolve()
+    root = Path(working_dir.path).resolve()
     if recipe_name in list_recipes():
         named, own = recipe_name, []
     else:
         path = Path(recipe_name).resolve()
         if not path.is_relative_to(root):
-            raise InputError("RECIPE", recipe_name, f"lies outside the folder that goes along ({working_dir}): see --working-dir")
+            raise InputError(
+                "RECIPE", recipe_name, f"lies outside the folder that goes along ({working_dir.path}): see --working-dir"
+            )
         named = path.relative_to(root).as_posix()
         own = [named]
-    listing = list_files(working_dir, own, include, exclude)
+    listing = list_files(working_dir.path, own, working_dir.include, working_dir.exclude)
     if not listing.files.keys() >= {*own}:
-        raise InputError("--exclude", list(exclude), "leaves out the recipe itself: name less")
+        raise InputError("--exclude", list(working_dir.exclude), "leaves out the recipe itself: name less")
     _check_paths(recipe, listing)
     run_dir = run_dir.rstrip("/")
     # The package is part of the image; its checkout, where the working directory is one, takes precedence.
@@ -321,15 +328,14 @@ def show_package(listing: Listing, package: Package, *, whole: bool) -> None:
 
 def run_submission(arguments: Any) -> int:
     """The verb: prepares, sends and follows."""
-    options = {
-        "run_dir": arguments.run_dir,
-        "settings": arguments.set,
-        "resume": arguments.resume,
-        "working_dir": arguments.working_dir,
-        "include": arguments.include,
-        "exclude": arguments.exclude,
-    }
-    submission = prepare(arguments.stage, arguments.recipe, **options)
+    submission = prepare(
+        arguments.stage,
+        arguments.recipe,
+        run_dir=arguments.run_dir,
+        settings=arguments.set,
+        resume=arguments.resume,
+        working_dir=WorkingDir(arguments.working_dir, arguments.include, arguments.exclude),
+    )
     package = pack(submission.listing)
     show_package(submission.listing, package, whole=arguments.verbose or arguments.dry_run)
     if arguments.print:

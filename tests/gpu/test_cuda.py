@@ -16,7 +16,7 @@ from dat_ray.config.training import AttackConfig, LoraConfig, RetainConfig, Trai
 from dat_ray.diffusion.backbone import Packing, hidden_states, output_head, pack_attention, packed_states, pad_rows
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec
 from dat_ray.diffusion.law import Law
-from dat_ray.diffusion.likelihood import log_likelihood
+from dat_ray.diffusion.likelihood import MaskedModel, log_likelihood
 from dat_ray.diffusion.pairs import EncodedPair
 from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.errors import DatError
@@ -92,8 +92,8 @@ def canvases() -> list[Canvas]:
 def test_a_gpu_writes_the_rows_of_a_cpu(law: Law) -> None:
     rows = canvases()
     seeds = list(range(100, 100 + len(rows)))
-    on_cpu = TorchDenoiser(model_of("cpu"), None, SPEC, law, 4).fill(rows, seeds)
-    on_gpu = TorchDenoiser(model_of("cuda"), None, SPEC, law, 3, steps_per_call=3).fill(rows[::-1], seeds[::-1])[::-1]
+    on_cpu = TorchDenoiser(model_of("cpu"), SPEC, law, 4).fill(rows, seeds)
+    on_gpu = TorchDenoiser(model_of("cuda"), SPEC, law, 3, steps_per_call=3).fill(rows[::-1], seeds[::-1])[::-1]
     assert [(tokens, nfe) for tokens, _, nfe in on_gpu] == [(tokens, nfe) for tokens, _, nfe in on_cpu]
     assert [logprob for _, logprob, _ in on_gpu] == pytest.approx([logprob for _, logprob, _ in on_cpu], abs=1e-3)
 
@@ -102,8 +102,8 @@ def test_a_gpu_writes_the_rows_of_a_cpu(law: Law) -> None:
 def test_compiled_layers_write_the_rows_of_plain_ones() -> None:
     """In 16 bits, where packed rows are compiled with varlen attention; ragged lengths and changing batches."""
     rows, seeds, law = canvases(), list(range(6)), Law(6, 0.7)
-    plain = TorchDenoiser(model_of("cuda", torch.bfloat16), None, SPEC, law, 3).fill(rows, seeds)
-    compiled = TorchDenoiser(model_of("cuda", torch.bfloat16), None, SPEC, law, 3, compiled=True).fill(rows, seeds)
+    plain = TorchDenoiser(model_of("cuda", torch.bfloat16), SPEC, law, 3).fill(rows, seeds)
+    compiled = TorchDenoiser(model_of("cuda", torch.bfloat16), SPEC, law, 3, compiled=True).fill(rows, seeds)
     # Fused operations round less often: a token on the edge may turn, and its row with it.
     assert sum(a[0] == b[0] for a, b in zip(plain, compiled, strict=True)) >= 4
 
@@ -119,7 +119,7 @@ def test_likelihood_is_that_of_a_cpu() -> None:
             ids, valid = pad_rows([list(row) for row in batch], MASK, device)
             return hidden_states(model, ids, valid)[valid]
 
-        return [one.value for one in log_likelihood(written, [1, 2], 4, MASK, 1, states, output_head(model), 4, 64)]
+        return [one.value for one in log_likelihood(MaskedModel(MASK, 1, states, output_head(model), 4, 64), written, [1, 2], 4)]
 
     assert bound("cuda") == pytest.approx(bound("cpu"), abs=1e-3)
 

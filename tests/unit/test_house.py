@@ -31,6 +31,12 @@ BORROWED = {("evaluation", "training"): 11}
 LONGEST_CHAIN = {"evaluation": 6}
 
 
+# The most that a module, and a function's list of parameters, may have: what is longer has more than one job.
+MOST_LINES, MOST_PARAMETERS = 400, 7
+# Functions past it, which only get fewer.
+LONG_LISTS = {"evaluation/answers.py complete", "evaluation/summary.py suite_metrics", "reporting/figures.py line_plot"}
+
+
 def imports(path: Path) -> Iterator[str]:
     """Names of the modules that a file imports, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -97,3 +103,19 @@ def test_evaluation_imports_torch_in_workers_alone() -> None:
     for path in sorted(room.rglob("*.py")):
         if path.parent.name != "search" and path.name != "lm_eval_runner.py":
             assert "torch" not in {name.split(".")[0] for name in imports(path)}, path.relative_to(PACKAGE)
+
+
+def test_modules_have_one_job() -> None:
+    long = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if len(path.read_text().splitlines()) > MOST_LINES}
+    assert not long
+
+
+def test_functions_take_few_parameters() -> None:
+    found = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [a.arg for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
+                if len([name for name in names if name not in ("self", "cls")]) > MOST_PARAMETERS:
+                    found.add(f"{path.relative_to(PACKAGE)} {node.name}")
+    assert found <= LONG_LISTS

@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dat_ray.bench import sampler as bench
-from dat_ray.bench.literal_sampler import literal_infill, transfer_schedule
 from dat_ray.bench.verb import KEYS
 from dat_ray.cli import main
 from dat_ray.diffusion.law import Law
+from dat_ray.diffusion.published_law import published_infill, transfer_schedule
 from dat_ray.diffusion.sampler import TorchDenoiser
 
 TINY = bench.Shape(1, 32, 2, 48, 3000, True, 0.3, (4, 9), (3, 30), 3, 6, 4, torch.float32)
@@ -81,11 +81,11 @@ def test_memory_grows_with_the_masks_of_a_chunk_not_with_canvas_times_vocabulary
         rows, seeds, spec = bench.canvases_of(dataclasses.replace(TINY, response=(response, response)))
         masks = sum(hi - lo for lo, hi in (row.prompt_span for row in rows))
         with Largest(TINY.vocabulary) as ours:
-            TorchDenoiser(model, None, spec, law, len(rows), chunk=1000).fill(rows, seeds)
+            TorchDenoiser(model, spec, law, len(rows), chunk=1000).fill(rows, seeds)
         with Largest(TINY.vocabulary) as chunked:
-            TorchDenoiser(model, None, spec, law, len(rows), chunk=4).fill(rows, seeds)
+            TorchDenoiser(model, spec, law, len(rows), chunk=4).fill(rows, seeds)
         with Largest(TINY.vocabulary) as literal:
-            literal_infill(model, rows, seeds, spec, law, len(rows))
+            published_infill(model, rows, seeds, spec, law, len(rows))
         assert ours.elements == masks * TINY.vocabulary
         assert chunked.elements == 4 * TINY.vocabulary
         assert literal.elements == len(rows) * max(len(row.ids) for row in rows) * TINY.vocabulary

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dat_ray.diffusion.law import Law, Proposal, choose, hide_condition, propose, ranks, to_refine
+from dat_ray.diffusion.law import Law, Proposal, StepKeys, choose, hide_condition, propose, ranks, to_refine
 
 NO_BAN = torch.tensor([], dtype=torch.int64)
 
@@ -30,7 +30,7 @@ def hide(lengths: list[int], spans: list[tuple[int, int]], rows_of_each: int, st
     condition = (positions >= bounds[:, 0]) & (positions < bounds[:, 1])
     ids = positions % 50
     seeds = torch.arange(n).repeat(len(lengths))
-    hidden = hide_condition(ids, condition, rows, positions, sizes, seeds, torch.full_like(seeds, step), 99)
+    hidden = hide_condition(ids, condition, rows, positions, sizes, StepKeys(seeds, torch.full_like(seeds, step)), 99)
     changed = hidden == 99
     assert torch.equal(hidden[~changed], ids[~changed])
     assert not (changed & ~condition).any()
@@ -62,7 +62,7 @@ def test_hiding_ignores_batch_mates() -> None:
 def tokens_of(logits: torch.Tensor, law: Law, n: int, banned: torch.Tensor = NO_BAN) -> torch.Tensor:
     """Draws for n seeds from one row of logits (V,)."""
     seeds = torch.arange(n)
-    return propose(logits.repeat(n, 1), law, seeds, seeds * 0, seeds * 0 + 3, banned).tokens
+    return propose(logits.repeat(n, 1), law, StepKeys(seeds, seeds * 0), seeds * 0 + 3, banned).tokens
 
 
 def chi_square(tokens: torch.Tensor, probabilities: torch.Tensor) -> float:
@@ -93,7 +93,7 @@ def test_confidence_is_untempered_and_its_normalizer_includes_banned_tokens() ->
     logits = torch.tensor([[2.0, 1.0, 4.0]])
     one = torch.tensor([1])
     for tau in (0.0, 1.0, 5.0):
-        got = propose(logits.clone(), Law(8, tau), one, one, one, torch.tensor([2]))
+        got = propose(logits.clone(), Law(8, tau), StepKeys(one, one), one, torch.tensor([2]))
         assert got.tokens.item() in (0, 1)
         assert got.logprobs.item() == pytest.approx(logits.log_softmax(1)[0, got.tokens].item(), abs=1e-6)
         assert got.entropies is None
@@ -102,14 +102,14 @@ def test_confidence_is_untempered_and_its_normalizer_includes_banned_tokens() ->
 def test_a_banned_token_of_any_size_overflows_nothing() -> None:
     logits, one = torch.tensor([[2.0, 1.0, 400.0]]), torch.tensor([1])
     for tau in (0.0, 1.0):
-        got = propose(logits.clone(), Law(8, tau), one, one, one, torch.tensor([2]))
+        got = propose(logits.clone(), Law(8, tau), StepKeys(one, one), one, torch.tensor([2]))
         assert got.logprobs.item() == pytest.approx(logits[0, got.tokens].item() - 400.0, abs=1e-3)
 
 
 def test_entropy_is_that_of_the_whole_softmax() -> None:
     logits, one = torch.tensor([[2.0, 1.0, 4.0]]), torch.tensor([1])
     p = logits.softmax(1)
-    got = propose(logits.clone(), Law(8, entropy_bound=0.1), one, one, one, torch.tensor([2]))
+    got = propose(logits.clone(), Law(8, entropy_bound=0.1), StepKeys(one, one), one, torch.tensor([2]))
     assert got.entropies.item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-6)
 
 
@@ -127,7 +127,7 @@ def choice(law: Law, logprobs: list[float], least: list[int], rows: list[int], e
     positions = torch.arange(len(rows))
     proposal = Proposal(positions, torch.tensor(logprobs), None if entropies is None else torch.tensor(entropies))
     seeds = torch.arange(len(least))
-    return choose(owners, positions, proposal, torch.tensor(least), seeds, seeds * 0, law).nonzero()[:, 0].tolist()
+    return choose(owners, positions, proposal, torch.tensor(least), StepKeys(seeds, seeds * 0), law).nonzero()[:, 0].tolist()
 
 
 def test_choose_takes_the_best_of_each_row_and_the_left_one_of_equals() -> None:
@@ -156,7 +156,7 @@ def test_random_order_is_random() -> None:
     logprobs = torch.zeros(n * P).index_fill(0, (positions == 2).nonzero()[:, 0], -9.0)
     seeds = torch.arange(n)
     proposal = Proposal(positions, logprobs)
-    chosen = choose(rows, positions, proposal, seeds * 0 + 1, seeds, seeds * 0, Law(4, order="random"))
+    chosen = choose(rows, positions, proposal, seeds * 0 + 1, StepKeys(seeds, seeds * 0), Law(4, order="random"))
     assert chi_square(positions[chosen], torch.full((P,), 1 / P)) < 16.3  # 3 degrees of freedom, 0.1 %
 
 
@@ -168,7 +168,7 @@ def test_refinement_takes_the_least_confident_or_any() -> None:
 
     def taken(rule, count: int) -> torch.Tensor:
         law = Law(9, refine=rule)
-        return positions[to_refine(logprobs, rows, positions, seeds * 0 + count, seeds, seeds * 0, law)]
+        return positions[to_refine(logprobs, rows, positions, seeds * 0 + count, StepKeys(seeds, seeds * 0), law)]
 
     assert taken("low_confidence", 1).unique().tolist() == [1]  # of equals the left one
     assert taken("low_confidence", 3).unique().tolist() == [1, 2, 3]

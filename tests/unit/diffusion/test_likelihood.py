@@ -9,7 +9,7 @@ import torch
 
 from dat_ray.diffusion.backbone import hidden_states, output_head, pad_rows
 from dat_ray.diffusion.canvas import Canvas
-from dat_ray.diffusion.likelihood import log_likelihood, masked_positions, written
+from dat_ray.diffusion.likelihood import MaskedModel, log_likelihood, masked_positions, written
 
 MASK = 3
 
@@ -28,7 +28,8 @@ def canvas(prompt, shift_token=(1,), response=(0, 2, 9, 11, 7)) -> Canvas:
 
 
 def bound(model, rows, seeds, samples, shift=1, batch_size=4, chunk=3):
-    return log_likelihood(rows, seeds, samples, MASK, shift, states_of(model), output_head(model), batch_size, chunk)
+    masked = MaskedModel(MASK, shift, states_of(model), output_head(model), batch_size, chunk)
+    return log_likelihood(masked, rows, seeds, samples)
 
 
 def plain_term(model, row: Canvas, places, shift: int) -> float:
@@ -109,7 +110,7 @@ def test_the_response_matters_and_the_head_sees_masked_positions_only(model) -> 
         seen.append(len(states))
         return output_head(model)(states)
 
-    log_likelihood(rows[:1], [1], 4, MASK, 1, states_of(model), head, 4, 2)
+    log_likelihood(MaskedModel(MASK, 1, states_of(model), head, 4, 2), rows[:1], [1], 4)
     assert sum(seen) == sum(len(masked_positions(1, s, 4, (1, 4))) for s in range(4))
     assert max(seen) <= 2
 

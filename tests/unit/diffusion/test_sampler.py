@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
 from dat_ray.diffusion.law import Law
 from dat_ray.diffusion.rows import Pack
-from dat_ray.diffusion.sampler import InfillRow, ReusingHead, TorchDenoiser
+from dat_ray.diffusion.sampler import ReusingHead
 from tests.unit.diffusion.literal_law import literal_infill
+from tests.unit.diffusion.text_sampler import InfillRow, TextSampler
 
 MASK = 3
 BANNED = (0, 1, 2, 3, *range(36, 48))
@@ -49,7 +50,7 @@ OPTIONS = {
 def check_against_literal(model, tokenizer, rows, law: Law, spec, batch_size: int, steps_per_call: int) -> tuple[int, int]:
     """Compares rows with the law written out; returns their forward passes, and for how many rows rounding may decide."""
     undecided = 0
-    got = TorchDenoiser(model, tokenizer, spec, law, batch_size, steps_per_call=steps_per_call, chunk=5).infill(rows)
+    got = TextSampler(model, tokenizer, spec, law, batch_size, steps_per_call=steps_per_call, chunk=5).infill(rows)
     for row, result in zip(rows, got, strict=True):
         canvas = build_canvas(tokenizer, spec, row.target, row.prompt_tokens)
         expected = literal_infill(
@@ -100,9 +101,9 @@ def test_a_wholly_hidden_condition_leaves_ties_to_the_left_position(model, token
     """There every mask sees the same canvas of nothing but masks: only the order of positions can decide."""
     # A short canvas is hidden whole in about one step of ten.
     rows = [InfillRow("a" * (1 + seed % 5), 3 + seed % 7, seed) for seed in range(120)]
-    alone = [TorchDenoiser(model, tokenizer, ANSWER, Law(2), 1).infill([row])[0].token_ids for row in rows]
+    alone = [TextSampler(model, tokenizer, ANSWER, Law(2), 1).infill([row])[0].token_ids for row in rows]
     for batch_size in (4, 60):
-        together = TorchDenoiser(model, tokenizer, ANSWER, Law(2), batch_size).infill(rows)
+        together = TextSampler(model, tokenizer, ANSWER, Law(2), batch_size).infill(rows)
         assert [result.token_ids for result in together] == alone
 
 
@@ -114,7 +115,7 @@ def test_a_wholly_hidden_condition_leaves_ties_to_the_left_position(model, token
     order=st.randoms(use_true_random=False),
 )
 def test_a_row_alone_equals_the_row_in_any_batch(model, tokenizer, rows, law: Law, spec, order) -> None:
-    sampler = TorchDenoiser(model, tokenizer, spec, law, batch_size=3)
+    sampler = TextSampler(model, tokenizer, spec, law, batch_size=3)
     shuffled = list(range(len(rows)))
     order.shuffle(shuffled)
     together = dict(zip(shuffled, sampler.infill([rows[i] for i in shuffled]), strict=True))
@@ -124,7 +125,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(model, tokenizer, rows, law: La
         assert alone.logprob == pytest.approx(together[i].logprob, abs=1e-4)
 
 
-class Recorder(TorchDenoiser):
+class Recorder(TextSampler):
     """Keeps what the model saw, and the rows as they lay on the device before and after each call."""
 
     def advance(self, rows, steps):
@@ -167,7 +168,7 @@ def test_known_tokens_stay_bans_hold_and_every_mask_is_filled_in_its_budget(mode
 
 def test_a_fixed_schedule_takes_as_many_steps_as_planned(model, tokenizer) -> None:
     ask = [InfillRow("sure here", masks, masks) for masks in (3, 5, 9)]
-    results = TorchDenoiser(model, tokenizer, CHAT, Law(5)).infill(ask)
+    results = TextSampler(model, tokenizer, CHAT, Law(5)).infill(ask)
     assert [result.nfe for result in results] == [3, 5, 5]
 
 
@@ -176,7 +177,7 @@ def test_parallel_rules_meet_their_ends(model, tokenizer) -> None:
     ask = [InfillRow("sure here", masks, masks) for masks in (3, 5, 9)]
 
     def run(**options):
-        return TorchDenoiser(model, tokenizer, CHAT, Law(9, **options)).infill(ask)
+        return TextSampler(model, tokenizer, CHAT, Law(9, **options)).infill(ask)
 
     assert [result.nfe for result in run(threshold=1e-9)] == [1, 1, 1]
     assert run(threshold=1.0) == run() == run(entropy_bound=0.0)
@@ -186,7 +187,7 @@ def test_parallel_rules_meet_their_ends(model, tokenizer) -> None:
 def test_the_head_sees_masked_positions_only(model, tokenizer) -> None:
     """So that memory grows with the masks under way, or stays at one chunk, and never with canvas times vocabulary."""
     law, seen = Law(4), []
-    sampler = TorchDenoiser(model, tokenizer, CHAT, law, batch_size=4, chunk=7)
+    sampler = TextSampler(model, tokenizer, CHAT, law, batch_size=4, chunk=7)
     sampler.head = lambda states: seen.append(len(states)) or model.get_output_embeddings()(states)
     sampler.infill([InfillRow("sure here is a plan", masks, masks) for masks in (8, 8, 4, 6)])
     # Of 26 masks, an even share of each row goes at every step.
@@ -196,7 +197,7 @@ def test_the_head_sees_masked_positions_only(model, tokenizer) -> None:
 
 
 def distinct(model, tokenizer, law: Law, n: int = 12) -> int:
-    sampler = TorchDenoiser(model, tokenizer, CHAT, law)
+    sampler = TextSampler(model, tokenizer, CHAT, law)
     return len({r.token_ids for r in sampler.infill([InfillRow("sure here is a plan", 8, seed) for seed in range(n)])})
 
 
@@ -208,7 +209,7 @@ def test_where_diversity_comes_from(model, tokenizer) -> None:
 
 def test_seeds_reproduce(model, tokenizer) -> None:
     ask = [InfillRow("sure", 6, seed) for seed in (1, 2**63 - 1)]
-    sampler = TorchDenoiser(model, tokenizer, CHAT, Law(6, 1.0))
+    sampler = TextSampler(model, tokenizer, CHAT, Law(6, 1.0))
     first = sampler.infill(ask)
     torch.manual_seed(99)
     assert sampler.infill(ask) == first
@@ -232,7 +233,7 @@ def test_no_row_is_read_between_the_steps_of_a_call(model, tokenizer, monkeypatc
             return plain(tensor)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    sampler = TorchDenoiser(model, tokenizer, CHAT, Law(6, temperature=0.7))
+    sampler = TextSampler(model, tokenizer, CHAT, Law(6, temperature=0.7))
     states = sampler.states
 
     def once(ids, packing):
@@ -253,13 +254,13 @@ def test_no_row_is_read_between_the_steps_of_a_call(model, tokenizer, monkeypatc
 
 
 def test_the_prompt_is_decoded(model, tokenizer) -> None:
-    (result,) = TorchDenoiser(model, tokenizer, CHAT, Law(4)).infill([InfillRow("sure", 4, 0)])
+    (result,) = TextSampler(model, tokenizer, CHAT, Law(4)).infill([InfillRow("sure", 4, 0)])
     assert result.prompt == tokenizer.decode(list(result.token_ids), skip_special_tokens=True).strip()
     assert result.prompt
 
 
 def test_no_rows_no_work(model, tokenizer) -> None:
-    assert TorchDenoiser(model, tokenizer, CHAT, Law(4)).infill([]) == []
+    assert TextSampler(model, tokenizer, CHAT, Law(4)).infill([]) == []
 
 
 def test_the_head_keeps_one_piece_of_memory(model) -> None:

@@ -13,7 +13,7 @@ from dat_ray.config.loading import fingerprint, load_recipe, recipe_text
 from dat_ray.errors import DatError, InputError
 from dat_ray.ops import submit
 from dat_ray.ops.package import Package, pack
-from dat_ray.ops.submit import Submission, follow, job_id, prepare, running_job
+from dat_ray.ops.submit import Submission, WorkingDir, follow, job_id, prepare, running_job
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +32,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ready(folder: Path, **options: Any) -> Submission:
-    given: dict[str, Any] = {"run_dir": "/shared/runs/a", "settings": [], "resume": True, "working_dir": str(folder)}
-    given |= {"include": ["."]} | options
+    given: dict[str, Any] = {"run_dir": "/shared/runs/a", "settings": [], "resume": True} | options
+    along = WorkingDir(str(given.pop("working_dir", folder)), given.pop("include", ["."]), given.pop("exclude", ()))
+    given["working_dir"] = along
     return prepare(given.pop("stage", "generate"), given.pop("recipe", str(folder / "recipe.yaml")), **given)
 
 

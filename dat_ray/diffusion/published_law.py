@@ -1,7 +1,8 @@
-"""The reference law as it is published: one padded batch in lock-step, the head on every position, float64 noise.
+"""The whole denoising law on one screen, as it is published: the reader's way into `law`, and what that is compared with.
 
-What the benchmark measures against. It shares nothing with the sampler but the model and, so that both write the same
-prompts at temperature 0, the random numbers of step a and the rule for ties.
+One padded batch in lock-step, the head on every position, noise in float64; no options. It shares nothing with the sampler
+but the model and, so that both write the same prompts at temperature 0, the random numbers of step a and the rule for ties.
+The letters are those of `law`.
 
 Shapes: B rows, T canvas positions of the longest row, V vocabulary.
 """
@@ -20,14 +21,14 @@ from dat_ray.diffusion.law import TIE, Law
 
 
 def transfer_schedule(masks: int, steps: int) -> list[int]:
-    """Tokens to commit at each of min(steps, masks) steps: as equal as possible, the remainder first."""
+    """n_s, tokens to commit at each of min(steps, masks) steps: as equal as possible, the remainder first."""
     steps = min(steps, masks)
     quotient, remainder = divmod(masks, steps)
     return [quotient + (step < remainder) for step in range(steps)]
 
 
 @torch.no_grad()
-def literal_infill(
+def published_infill(
     model: nn.Module, canvases: Sequence[Canvas], seeds: Sequence[int], spec: SamplerSpec, law: Law, batch_size: int
 ) -> list[tuple[int, ...]]:
     """Prompts for canvases, batch after batch in the order given.
@@ -50,15 +51,20 @@ def literal_infill(
         seed = torch.tensor(seeds[lo : lo + batch_size], device=device)
         generator = torch.Generator(device).manual_seed(0)
         for step in range(max(map(len, schedules))):
+            # a. A random part of the condition is MASK, for this step only.
             seen = _hide(ids, valid, condition, seed, step, spec.mask_token_id) if law.remask_condition else ids
+            # b. Logits of the canvas, with bidirectional attention.
             logits = model(input_ids=seen, attention_mask=bidirectional_mask(valid), use_cache=False).logits
+            # c. x ~ softmax(logits / tau) over what is not banned, by the Gumbel-max draw; the most probable at tau = 0.
             noisy = logits.clone()
             if law.temperature > 0:
                 u = torch.rand(logits.shape, dtype=torch.float64, device=device, generator=generator)
                 noisy = logits.double() / law.temperature - (-u.log()).log()
             noisy[..., list(spec.banned_token_ids)] = -torch.inf
             chosen = noisy.argmax(-1)
+            # d. Confidence of x without temperature, banned tokens included in the normalizer.
             confidence = logits.float().softmax(-1).gather(-1, chosen[..., None])[..., 0]
+            # e. The n_s masked positions of highest confidence are committed for good.
             masked = prompt & (ids == spec.mask_token_id)
             priority = (confidence.log() / TIE).round().masked_fill(~masked, -torch.inf)
             for row, schedule in enumerate(schedules):

@@ -40,6 +40,7 @@ from dat_ray.training.metrics import METRICS, MetricsLog
 from dat_ray.training.trainer import (
     SINGLE_WORKER,
     Diverged,
+    Schedule,
     Trainer,
     TrainerSettings,
     TrainingFiles,
@@ -83,15 +84,6 @@ class AdaptResult:
     before: ConditionalGain | None
     after: ConditionalGain | None
     seconds: float
-
-
-def learning_rate(step: int, config: AdaptConfig) -> float:
-    """Rate of a step (from 0): linear rise over the warm-up, then a cosine that reaches 0 just after the last step."""
-    warmup = round(config.warmup * config.steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / (config.steps - warmup)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def trainable(model: nn.Module, config: AdaptConfig) -> nn.Module:
@@ -196,8 +188,7 @@ class Adaptation:
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, weight_decay=config.weight_decay)
         settings = TrainerSettings(
-            updates=config.steps,
-            learning_rate=partial(learning_rate, config=config),
+            schedule=Schedule(config.steps, config.learning_rate, config.warmup),
             max_grad_norm=config.max_grad_norm,
             checkpoint_every=config.checkpoint_every,
             seed=config.seed,
@@ -274,9 +265,8 @@ class AdaptationIdentity:
 def _refuse_earlier_version(root: Path) -> None:
     names = list_checkpoints(str(root / CHECKPOINTS), _EARLIER_CHECKPOINTS)
     if names:
-        raise InputError(
-            "resume", str(root / CHECKPOINTS / names[-1]), "version 0.1 wrote this checkpoint, in another form: name a new folder"
-        )
+        remedy = "version 0.1 wrote this checkpoint, under another warm-up and in another form: name a new folder"
+        raise InputError("resume", str(root / CHECKPOINTS / names[-1]), remedy)
 
 
 def curve_note(metrics: Mapping[str, Any]) -> str:

@@ -23,7 +23,16 @@ from dat_ray.training.cost import update_cost
 from dat_ray.training.network import Network
 from dat_ray.training.objectives import normalized_factor
 from dat_ray.training.terms import find_perturbation, harmful_losses, retain_losses
-from dat_ray.training.trainer import GRADIENT_NORM, SINGLE_WORKER, Diverged, Reduce, Trainer, TrainerSettings, WorkerInfo
+from dat_ray.training.trainer import (
+    GRADIENT_NORM,
+    SINGLE_WORKER,
+    Diverged,
+    Reduce,
+    Schedule,
+    Trainer,
+    TrainerSettings,
+    WorkerInfo,
+)
 
 AnyRow = TypeVar("AnyRow", HarmfulRow, Encoded)
 
@@ -71,17 +80,6 @@ class UpdateRows:
     retain_tokens: int
 
 
-def learning_rate(update: int, updates: int, cfg: TrainingConfig) -> float:
-    """Linear warm-up, then constant or half a cosine towards 0; a function of the update: nothing has to be restored."""
-    warmup = math.ceil(cfg.warmup * updates)
-    if update < warmup:
-        return cfg.learning_rate * (update + 1) / warmup
-    if cfg.schedule == "constant":
-        return cfg.learning_rate
-    progress = (update - warmup) / max(updates - warmup, 1)
-    return cfg.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def loss_scales(dtype: torch.dtype) -> tuple[float, ...]:
     """By what the loss is multiplied before a backward pass through a model of this dtype, in the order of trying."""
     return LOSS_SCALES if dtype == torch.float16 else (1.0,)
@@ -105,8 +103,7 @@ def make_trainer(
         worker: this one.
     """
     settings = TrainerSettings(
-        updates=updates,
-        learning_rate=partial(learning_rate, updates=updates, cfg=cfg),
+        schedule=Schedule(updates, cfg.learning_rate, cfg.warmup, cfg.schedule),
         max_grad_norm=cfg.max_grad_norm,
         checkpoint_every=cfg.checkpoint_every,
         seed=seed,

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,20 +49,48 @@ SINGLE_WORKER = WorkerInfo()
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """Learning rates of a training.
+
+    Attributes:
+        updates: how many there will be.
+        learning_rate: the highest.
+        warmup: share of the updates on which it rises linearly, rounded up.
+        shape: after it.
+    """
+
+    updates: int
+    learning_rate: float
+    warmup: float
+    shape: Literal["cosine", "constant"] = "cosine"
+
+    def rate(self, update: int) -> float:
+        """Of an update from 0: the warm-up ends at the highest rate; a cosine would reach 0 one update past the last.
+
+        A function of the update, so that nothing has to be restored.
+        """
+        warmup = math.ceil(self.warmup * self.updates)
+        if update < warmup:
+            return self.learning_rate * (update + 1) / warmup
+        if self.shape == "constant":
+            return self.learning_rate
+        progress = (update - warmup) / max(self.updates - warmup, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
 class TrainerSettings:
     """How the trainer goes through its updates.
 
     Attributes:
-        updates: how many there will be.
-        learning_rate: of an update, from its number.
+        schedule: how many, and their learning rates.
         max_grad_norm: gradients are clipped to it.
         checkpoint_every: updates between checkpoints; there is one after the last, too.
         seed: of the random numbers that modules draw, as dropout does.
         loss_scales: by what the loss is multiplied before a backward pass, in the order of trying.
     """
 
-    updates: int
-    learning_rate: Callable[[int], float]
+    schedule: Schedule
     max_grad_norm: float
     checkpoint_every: int
     seed: int
@@ -193,13 +221,13 @@ class Trainer:
         def write(folder: Path) -> None:
             save_checkpoint(folder, self.parameters, self.optimizer, update + 1, files.identity)
 
-        for update in range(start, settings.updates):
+        for update in range(start, settings.schedule.updates):
             # A function of the update and the worker, so that no random state is restored.
             torch.manual_seed(seed_from_id(row_id("update", settings.seed, update, self.worker.rank)))
             metrics = objective.update(self, update)
             if log:
                 log.append(metrics)
-            due = (update + 1) % settings.checkpoint_every == 0 or update + 1 == settings.updates
+            due = (update + 1) % settings.checkpoint_every == 0 or update + 1 == settings.schedule.updates
             # Asked after every update: the answer is an agreement of all workers.
             if files.checkpoints.urgent() or due:
                 if log:
@@ -231,7 +259,7 @@ class Trainer:
             Diverged: of `check`, or the gradient is not finite; the weights are as they were.
         """
         parameters, reduce = list(self.parameters.values()), self.worker.reduce
-        rate = self.settings.learning_rate(update)
+        rate = self.settings.schedule.rate(update)
         for scale in self.settings.loss_scales:
             self.optimizer.zero_grad(set_to_none=True)
             sums = backward(scale)

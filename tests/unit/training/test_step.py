@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 from collections.abc import Callable
 
@@ -16,7 +15,7 @@ from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.fine_tuning import TrainingRows
 from dat_ray.training.network import Network
-from dat_ray.training.step import FineTuning, UpdateRows, accumulate, learning_rate, make_trainer, perturb
+from dat_ray.training.step import FineTuning, UpdateRows, accumulate, make_trainer, perturb
 from dat_ray.training.terms import find_perturbation, retain_losses
 from dat_ray.training.trainer import Diverged, no_reduce
 
@@ -135,16 +134,6 @@ def test_rows_past_their_cutoffs_leave_only_the_retain_gradient(
     _, retain_only = run(network, whole([], retain_rows), make_config())
     assert retain_only.norm() > 1e-3
     assert torch.allclose(held, retain_only, atol=1e-7)
-
-
-def test_learning_rate_warms_up_then_falls_along_a_cosine(make_config: MakeConfig) -> None:
-    cfg = make_config(learning_rate=0.1, warmup=0.2)
-    rates = [learning_rate(update, 10, cfg) for update in range(10)]
-    assert rates[:3] == pytest.approx([0.05, 0.1, 0.1])
-    assert rates[6] == pytest.approx(0.05)
-    assert all(after < before for before, after in itertools.pairwise(rates[2:]))
-    assert rates[9] == pytest.approx(0.1 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 7 / 8)).item()))
-    assert learning_rate(0, 1, make_config(warmup=0.0)) == 0.01
 
 
 def test_the_gradient_is_clipped_to_its_norm(

@@ -23,7 +23,7 @@ from dat_ray.training.fine_tuning import TrainingRows, check_rows, count_updates
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.step import make_optimizer
-from dat_ray.training.trainer import SINGLE_WORKER, Diverged, TrainingFiles, WorkerInfo
+from dat_ray.training.trainer import SINGLE_WORKER, Diverged, Schedule, TrainingFiles, WorkerInfo
 
 MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
 RUN = "0123456789abcdef"
@@ -295,3 +295,28 @@ def test_updates_follow_from_epochs(make_config: MakeConfig) -> None:
     assert count_updates(make_config(updates=7), 100) == 7
     assert count_updates(make_config(updates=None, epochs=6), 1600) == 2400
     assert count_updates(make_config(updates=None, epochs=1.5), 5) == 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "update", "rate"),
+    [
+        # 400 steps and a share of 0.05: 20 of them rise. The adaptation of version 0.1 rose by 21sts: 1/21 and 20/21 here.
+        (Schedule(400, 1.0, 0.05), 0, 1 / 20),
+        (Schedule(400, 1.0, 0.05), 18, 19 / 20),
+        (Schedule(400, 1.0, 0.05), 19, 1.0),
+        (Schedule(400, 1.0, 0.05), 20, 1.0),
+        (Schedule(400, 1.0, 0.05), 210, 0.5),
+        (Schedule(400, 1.0, 0.05), 305, 0.5 - 0.25 * 2**0.5),
+        # A third of 10 is rounded up to 4; that version took 3.
+        (Schedule(10, 0.1, 0.33), 2, 0.075),
+        (Schedule(10, 0.1, 0.33), 3, 0.1),
+        (Schedule(10, 0.1, 0.33), 6, 0.075),
+        (Schedule(10, 0.1, 0.33), 7, 0.05),
+        (Schedule(10, 0.1, 0.2, "constant"), 0, 0.05),
+        (Schedule(10, 0.1, 0.2, "constant"), 9, 0.1),
+        (Schedule(1, 0.1, 0.0), 0, 0.1),
+        (Schedule(1, 0.1, 1.0), 0, 0.1),
+    ],
+)
+def test_learning_rates_computed_by_hand(schedule: Schedule, update: int, rate: float) -> None:
+    assert schedule.rate(update) == pytest.approx(rate, rel=1e-12)

@@ -12,7 +12,7 @@ from dat_ray.data.stored import well_formed
 from dat_ray.engines.workers import Workers, slice_seconds
 from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import Model
-from dat_ray.evaluation.results import Benchmark
+from dat_ray.evaluation.estimates import Benchmark
 from dat_ray.evaluation.store import measure_once
 
 

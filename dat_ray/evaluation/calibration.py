@@ -14,7 +14,8 @@ from dat_ray.engines.base import Judge
 from dat_ray.engines.calls import Completed, Failure, JudgeCall, judge
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
-from dat_ray.evaluation.results import Agreement, Calibration, CalibrationFigures, Confusion, JudgeFacts, VerdictCounts
+from dat_ray.evaluation.estimates import JudgeFacts
+from dat_ray.evaluation.judge_results import Agreement, Calibration, CalibrationFigures, Confusion, VerdictCounts
 from dat_ray.measures.intervals import wilson_mean
 
 OPTION = "--calibrate"

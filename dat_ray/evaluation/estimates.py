@@ -69,3 +69,13 @@ class Rate(Estimate):
     @classmethod
     def of(cls, found: Interval) -> Rate:
         return cls(rate=found.value, low=found.low, high=found.high)
+
+
+class Benchmark(Estimate):
+    """One figure of lm-eval."""
+
+    VALUE: ClassVar[str] = "value"
+    UNITS: ClassVar[str | None] = "n"
+    value: Number
+    stderr: Number | None = None
+    n: Count | None = Field(None, description="questions behind it")

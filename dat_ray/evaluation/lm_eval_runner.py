@@ -11,7 +11,7 @@ from dat_ray.config.evaluation import UtilityConfig
 from dat_ray.config.models import TargetConfig
 from dat_ray.engines.workers import Unfinished
 from dat_ray.errors import DatError, EngineLost, ends_engine
-from dat_ray.evaluation.results import Benchmark
+from dat_ray.evaluation.estimates import Benchmark
 from dat_ray.measures.intervals import SHARES, wilson, z_score
 from dat_ray.models.adapters import load_adapter
 from dat_ray.models.embedded import resolve_model

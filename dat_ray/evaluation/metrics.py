@@ -16,20 +16,18 @@ from typing import Any
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.evaluation.agreement import cohen_kappa
+from dat_ray.evaluation.judge_results import BehaviorDisagreement, BehaviorDispute, Disagreement
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.registry import chosen_attacks
 from dat_ray.evaluation.results import (
     AnswerKinds,
     AttackMetrics,
     AttackRate,
-    BehaviorDisagreement,
-    BehaviorDispute,
     BrokenRate,
     Budget,
     BudgetPoint,
     CurvePoint,
     Difference,
-    Disagreement,
     Likelihood,
     ModelMetrics,
     OverRefusal,

@@ -8,8 +8,10 @@ from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.calibration import shipped_calibration
+from dat_ray.evaluation.estimates import JudgeFacts
+from dat_ray.evaluation.judge_results import Calibration
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
-from dat_ray.evaluation.results import Calibration, JudgeFacts, Metrics, ModelMetrics, Sampling, SideEffects
+from dat_ray.evaluation.results import Metrics, ModelMetrics, Sampling, SideEffects
 from dat_ray.measures.prompts import diagnose
 
 # Whose prompts' diversity `sampler` shows, as before there were several samplers.

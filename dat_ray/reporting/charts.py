@@ -9,8 +9,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from dat_ray.evaluation.estimates import JudgeFacts
+from dat_ray.evaluation.judge_results import Calibration, CalibrationFigures
 from dat_ray.evaluation.questions import OVER_REFUSAL
-from dat_ray.evaluation.results import Calibration, CalibrationFigures, JudgeFacts, Metrics, ModelMetrics
+from dat_ray.evaluation.results import Metrics, ModelMetrics
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.categories import Attempts, Categories, broken_by_category, refused_by_category
 from dat_ray.reporting.figures import Dot, Line, Row, Spot, dot_plot, line_plot, running_mean, scatter

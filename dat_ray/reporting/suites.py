@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dat_ray.evaluation.judge_results import BehaviorDisagreement
 from dat_ray.evaluation.questions import OVER_REFUSAL
-from dat_ray.evaluation.results import BehaviorDisagreement, Metrics, PairedDifference, WorstCase, WorstDifference
+from dat_ray.evaluation.results import Metrics, PairedDifference, WorstCase, WorstDifference
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import (
     asr_figure,

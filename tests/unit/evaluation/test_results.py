@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 import dat_ray
 from dat_ray.errors import ShardError
-from dat_ray.evaluation.results import METRICS, Benchmark, Metrics, load_metrics, part_json, store_metrics
+from dat_ray.evaluation.estimates import Benchmark
+from dat_ray.evaluation.results import METRICS, Metrics, load_metrics, part_json, store_metrics
 from tests.unit.evaluation import metrics_page
 
 OLD = Path(__file__).parents[2] / "fixtures" / "run_0_1" / "evaluation" / "default"

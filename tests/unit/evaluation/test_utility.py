@@ -18,8 +18,8 @@ from dat_ray.config.models import TargetConfig
 from dat_ray.engines.workers import Unfinished
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.benchmarks import require_lm_eval
+from dat_ray.evaluation.estimates import Benchmark
 from dat_ray.evaluation.lm_eval_runner import Benchmarked, run_task, task_figures
-from dat_ray.evaluation.results import Benchmark
 from dat_ray.measures.intervals import wilson
 from tests.unit.models.tiny import make_model, make_tokenizer
 

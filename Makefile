@@ -3,9 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN_DIR ?= runs/demo
 PYTEST_ARGS ?=
+RUNS ?= 5
+FAULTS_ARGS ?=
 PYTEST = $(BIN)/python -m pytest --durations=20 --durations-min=1
 
-.PHONY: help setup demo quick test drills lint format docs audit clean
+.PHONY: help setup demo quick test drills faults lint format docs audit clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +38,10 @@ test: setup ## Every test but the drills: real models, real Ray, one short form 
 
 drills: setup ## The long forms: kills by enumeration, large matrices, repeats for statistics.
 	$(PYTEST) -m drill --timeout=3600 $(PYTEST_ARGS)
+
+# Not beside other tests: its record says how long each drill took.
+faults: setup ## The fault drills RUNS times in a row beside two busy processes; the record lies in runs/faults.
+	$(BIN)/python -m tests.ray.repeat_faults --runs $(RUNS) $(FAULTS_ARGS)
 
 lint: .venv/.lint-ready ## Style and types.
 	$(BIN)/ruff check dat_ray tests jobs docs

@@ -6,11 +6,11 @@ finds another key, a missing file or a shorter one treats the folder as absent.
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +18,15 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dat_ray.cache import check_cache
+from dat_ray.data.scratch import is_abandoned, scratch_folder
 from dat_ray.errors import DatError
 from dat_ray.json_text import parse_object
 
 MARKER = "complete.json"
 FORMAT_VERSION = 1
 LOCK_WAIT_S = 600.0
+# Where the content that is replaced waits until the new one has its name.
+_OLD = "old"
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +76,8 @@ def build_once(folder: Path, key: Mapping[str, str], build: Callable[[Path], Non
     try:
         if is_complete(folder, key):
             return False
-        # Whoever held the lock before and was killed left its unfinished folder behind.
-        for leftover in folder.parent.glob(f".{folder.name}.building-*"):
+        # Whoever held the lock before and was killed, on whatever machine, left its unfinished folder behind.
+        for leftover in _unfinished(folder):
             shutil.rmtree(leftover, ignore_errors=True)
         log.info("building %s", folder)
         with replace_folder(folder) as scratch:
@@ -91,31 +94,45 @@ def build_once(folder: Path, key: Mapping[str, str], build: Callable[[Path], Non
 def replace_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty folder beside `folder`; on success it is flushed to disk and takes that name.
 
-    A reader sees the old content or the new, never a mixture. An error leaves the old content as it was.
+    A reader sees the old content or the new, never a mixture. An error or a signal leaves the old content as it was. What a
+    killed process of this machine left beside it is removed by the next call, which first puts back an old content that
+    the kill found between the two renames.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.building-", dir=folder.parent))
-    try:
+    for left in filter(is_abandoned, _unfinished(folder)):
+        _put_back(left / _OLD, folder)
+    with scratch_folder(_prefix(folder), folder.parent) as scratch:
         yield scratch
-        # mkdtemp makes a private folder, but a cache is read by every user whom the umask lets in.
+        # Some writers make private files, but a cache is read by every user whom the umask lets in.
         umask = os.umask(0)
         os.umask(umask)
-        scratch.chmod(0o777 & ~umask)
         for path in scratch.rglob("*"):
             if path.is_file():
                 path.chmod(0o666 & ~umask)
             _fsync(path)
         _fsync(scratch)
-        if folder.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old-", dir=folder.parent))
-            os.rename(folder, aside / folder.name)
+        old = scratch.with_name(_OLD)
+        try:
+            if folder.exists():
+                os.rename(folder, old)
             os.rename(scratch, folder)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            os.rename(scratch, folder)
+        except BaseException:
+            _put_back(old, folder)
+            raise
         _fsync(folder.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _prefix(folder: Path) -> str:
+    return f".{folder.name}.building-"
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    return list(folder.parent.glob(f"{glob.escape(_prefix(folder))}*"))
+
+
+def _put_back(old: Path, folder: Path) -> None:
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
 
 
 def _fsync(path: Path) -> None:

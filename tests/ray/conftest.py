@@ -76,6 +76,9 @@ def ray_cluster(object_store: str) -> Iterator[str]:
 def _polled_often(monkeypatch: pytest.MonkeyPatch) -> None:
     # Ray Train looks at its workers every two seconds, which is longer than these trainings take.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # A process more for each group of workers, which takes longer to start than these trainings last: the drills of lost nodes
+    # and of preemption have it.
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""Loses a node under a stage, on a cluster of its own: python node_loss.py KIND FOLDER
+"""Loses a node under a stage, on a cluster of its own: each line of its input, as `sampling FOLDER`, is a drill.
 
-Two nodes carry the stage's label. The one at work is taken away; the other one has to finish.
+Two nodes carry the stage's label. The one at work is taken away; the other one has to finish. Answers "passed" to a drill that
+passed and ends at one that did not. The driver's node stays from drill to drill; the others are new ones each time.
 
 For `sampling` and `training` both are there from the start. For the others the driver's node has no CPU free and the node
 that will go is the only other one, so that Ray puts on it every task, and every actor that asks for something, unless it is bound
@@ -18,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 import torch
 from ray import cloudpickle
@@ -42,7 +44,7 @@ from dat_ray.training import driver
 from tests.ray import tiny_evaluation
 from tests.ray.tiny_generation import ROWS, Faults, engines, release, tiny_recipe, tiny_run
 from tests.ray.tiny_training import held_worker, in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
-from tests.ray.worker_processes import updates_kept
+from tests.ray.worker_processes import PASSED, updates_kept
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -53,20 +55,31 @@ LEDGERS = 12
 
 
 class Nodes:
-    """The cluster, and what was lost of it.
+    """The driver's node and those of one drill, and what was lost of them.
 
-    Args:
+    Attributes:
         label: of the nodes that may hold the stage's engines.
-        count: such nodes at the start.
+        lost: id of the node that was taken away.
+        patch: undone after the drill.
     """
 
-    def __init__(self, label: str, count: int) -> None:
-        self.label, self.lost = label, ""
+    def __init__(self) -> None:
+        self.label, self.lost, self.patch = "", "", pytest.MonkeyPatch()
         self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "include_dashboard": False})
-        for _ in range(count):
-            self.add()
         ray.init(address=self._cluster.address, log_to_driver=False)
         self.driver = ray.get_runtime_context().get_node_id()
+
+    def begin(self, label: str, count: int) -> None:
+        """Starts so many nodes of a label."""
+        self.label, self.lost = label, ""
+        for _ in range(count):
+            self.add()
+
+    def end(self) -> None:
+        """Takes away what the drill left."""
+        self.patch.undo()
+        for node in live_nodes() - {self.driver}:
+            self.lose(node)
 
     def add(self) -> None:
         self._cluster.add_node(num_cpus=NODE_CPUS, labels={"ray-subcluster": self.label})
@@ -172,22 +185,21 @@ def swap_nodes(nodes: Nodes) -> None:
     nodes.lose(other)
 
 
-def sampling(folder: Path) -> Nodes:
-    nodes = Nodes("sampling", 2)
+def sampling(nodes: Nodes, folder: Path) -> None:
+    nodes.begin("sampling", 2)
     recipe = pinned(tiny_recipe(), nodes.label)
     run = tiny_run(folder / "run", recipe)
     counter = RowCounter(run.candidates(0))
     work = partial(generate, recipe, run, engines(Faults(str(folder), hold_after=DRAWN)))
     report = during(work, lambda: counter.count() >= STORED, lambda: nodes.lose(home_of("SamplerActor")), folder)
     assert (report.rows, report.errors) == (ROWS, 0), report
-    return nodes
 
 
-def ledger(folder: Path) -> Nodes:
+def ledger(nodes: Nodes, folder: Path) -> None:
     """Everything that is not bound to the driver's node stands on the one that goes."""
-    nodes = Nodes("ledger", 1)
+    nodes.begin("ledger", 1)
     holder = fill_the_drivers_node(nodes)
-    stage.start_ledger = unlucky(stage.start_ledger, nodes)
+    nodes.patch.setattr(stage, "start_ledger", unlucky(stage.start_ledger, nodes))
     recipe = pinned(tiny_recipe(), nodes.label)
     run = tiny_run(folder / "run", recipe)
     counter = RowCounter(run.candidates(0))
@@ -195,12 +207,11 @@ def ledger(folder: Path) -> Nodes:
     report = during(work, lambda: counter.count() >= STORED, partial(swap_nodes, nodes), folder)
     assert (report.rows, report.errors) == (ROWS, 0), report
     ray.kill(holder)
-    return nodes
 
 
-def evaluation(folder: Path) -> Nodes:
+def evaluation(nodes: Nodes, folder: Path) -> None:
     """The node of every host of an evaluation goes while the target answers."""
-    nodes = Nodes("evaluation", 1)
+    nodes.begin("evaluation", 1)
     holder = fill_the_drivers_node(nodes)
     recipe = pinned(tiny_evaluation.tiny_recipe(), nodes.label)
     run = tiny_evaluation.tiny_run(folder / "run", recipe)
@@ -212,7 +223,6 @@ def evaluation(folder: Path) -> Nodes:
     evaluate(recipe, undisturbed, engines=tiny_evaluation.engines(faults))
     assert attempts(run) == attempts(undisturbed)
     ray.kill(holder)
-    return nodes
 
 
 def attempts(run: RunDir) -> list[dict[str, Any]]:
@@ -232,47 +242,50 @@ def share_nothing(job: Job) -> None:
     """Stands for what points share."""
 
 
-def sweep(folder: Path) -> Nodes:
+def sweep(nodes: Nodes, folder: Path) -> None:
     """The driver of a point stands beside the sweep's own, and its engines on the node that goes."""
-    nodes = Nodes("sweep", 1)
+    nodes.begin("sweep", 1)
     holder = fill_the_drivers_node(nodes)
     recipe = pinned(tiny_recipe(), nodes.label)
     plan = Plan(recipe, {"seed": [recipe.seed]}, [Point("point", "the point", recipe)], SweepConfig())
     root = str(folder / "sweep")
     counter = RowCounter(RunDir(f"{root}/points/point").candidates(0))
     # The models of these runs are defined beside the tests: there is nothing to look up.
-    sweeping.check_inputs = lambda recipe: None
+    nodes.patch.setattr(sweeping, "check_inputs", lambda recipe: None)
     point = partial(drive_point, str(folder))
     work = partial(sweeping.sweep, plan, root, resume=False, share=share_nothing, work=point)
     during(work, lambda: counter.count() >= STORED, partial(swap_nodes, nodes), folder)
     assert (folder / "drives").read_text().split() == [nodes.driver]
     ray.kill(holder)
-    return nodes
 
 
-def training(folder: Path) -> Nodes:
-    nodes = Nodes("training", 2)
+def training(nodes: Nodes, folder: Path) -> None:
+    nodes.begin("training", 2)
     save_tiny_chat_model(folder / "model")
     recipe = pinned(tiny_training_recipe(folder / "model"), nodes.label)
     run = ready_run(folder / "run", recipe)
-    driver.train_worker = held_worker(folder, 12)
+    nodes.patch.setattr(driver, "train_worker", held_worker(folder, 12))
     work = partial(driver.train, recipe, run)
     report = during(work, lambda: updates_kept(recipe, run) >= 4, lambda: nodes.lose(home_of("RayTrainWorker")), folder)
     found = load_file(Path(report.adapter) / ADAPTER_WEIGHTS)
     expected = in_process(recipe, run, folder / "alone")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    return nodes
 
 
 DRILLS = {drill.__name__: drill for drill in (sampling, ledger, evaluation, sweep, training)}
 
 
-def main(kind: str, folder: Path) -> None:
-    nodes = DRILLS[kind](folder)
-    assert nodes.lost, "the node was never lost"
-    assert len(live_nodes()) == 2
+def main() -> None:
+    nodes = Nodes()
+    for line in sys.stdin:
+        kind, folder = line.rstrip("\n").split(" ", 1)
+        DRILLS[kind](nodes, Path(folder))
+        assert nodes.lost, "the node was never lost"
+        assert len(live_nodes()) == 2
+        nodes.end()
+        print(PASSED, flush=True)
     nodes.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main()

@@ -75,6 +75,7 @@ def killed_after(steps: int, out: Path, notes: Path) -> Iterator[list[int]]:
             yield killed
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_two_workers_make_the_sampler_that_one_makes_whatever_happens_to_them(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -61,6 +61,7 @@ def wrong_sha256(shard: Path) -> None:
     manifest.write_text(json.dumps(tree))
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("damage", [cut_short, flip_one_byte, wrong_sha256])
 def test_a_stage_refuses_a_shard_that_is_not_what_its_manifest_says(
     generated: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
@@ -121,6 +122,7 @@ def small_quota(
     assert limited, "the drill was over before it began"
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_sampling(generated: RunDir, tmp_path: Path) -> None:
     recipe = tiny_recipe()
@@ -145,6 +147,7 @@ def test_a_disk_that_fills_up_while_sampling(generated: RunDir, tmp_path: Path) 
     assert read_table(str(folder)).sort_by(key).equals(read_table(generated.candidates(0)).sort_by(key))
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_training(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_training_recipe(model)

@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from dat_ray.generation.watch import RowCounter
 from tests.ray.drivers import PATIENCE, assert_as_undisturbed, committed, said, start_driver, wait_until
 from tests.ray.test_broken_input import cut_short, flip_one_byte
 from tests.ray.tiny_generation import ROWS_PER_BLOCK, Faults, drawn, engines, release, tiny_recipe, tiny_run
-from tests.ray.worker_processes import actors, drill_moments, killed_once
+from tests.ray.worker_processes import PASSED, actors, drill_moments, killed_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -38,7 +39,7 @@ def has_more_than(counter: RowCounter, rows: int) -> bool:
     return counter.count() > rows
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.drill)])
+@pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.fault), pytest.param(20, marks=pytest.mark.drill)])
 def test_a_driver_killed_again_and_again(kills: int, ray_cluster: str, generated: RunDir, tmp_path: Path) -> None:
     moments = drill_moments()
     run = new_run(tmp_path / "run")
@@ -69,6 +70,7 @@ def test_a_driver_killed_again_and_again(kills: int, ray_cluster: str, generated
     assert_as_undisturbed(run, generated)
 
 
+@pytest.mark.fault
 def test_actors_of_every_role_killed_while_sampling(generated: RunDir, tmp_path: Path) -> None:
     moments = drill_moments()
     run, notes = new_run(tmp_path / "run"), tmp_path / "notes"
@@ -93,6 +95,7 @@ def test_actors_of_every_role_killed_while_sampling(generated: RunDir, tmp_path:
     assert_as_undisturbed(run, generated)
 
 
+@pytest.mark.fault
 def test_shards_damaged_between_two_runs_are_made_again_and_nothing_else(
     ray_cluster: str, generated: RunDir, tmp_path: Path
 ) -> None:
@@ -115,6 +118,7 @@ def test_shards_damaged_between_two_runs_are_made_again_and_nothing_else(
     assert_as_undisturbed(run, generated)
 
 
+@pytest.mark.fault
 def test_a_polite_kill_and_a_second_driver(ray_cluster: str, generated: RunDir, tmp_path: Path) -> None:
     """A run submitted twice: the second driver is turned away by name, and the first is not disturbed by it."""
     run = new_run(tmp_path / "run")
@@ -142,6 +146,7 @@ def test_a_polite_kill_and_a_second_driver(ray_cluster: str, generated: RunDir, 
     assert_as_undisturbed(run, generated)
 
 
+@pytest.mark.fault
 def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     # A file where the folder should be refuses even the superuser.
@@ -152,31 +157,67 @@ def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
     assert drawn(tmp_path) == []
 
 
-def on_its_own_cluster(script: str, *arguments: str) -> None:
-    """Runs a drill in a process of its own: this one is connected to another cluster."""
+def own_cluster_environment() -> dict[str, str]:
+    """Of a process that makes a cluster of its own: this one is connected to another."""
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment |= {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
+    environment |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
     environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script)), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    print(done.stdout[-2000:])
-    assert done.returncode == 0, done.stderr[-4000:]
+    return environment
 
 
-@pytest.mark.parametrize("kind", ["sampling", "ledger", "evaluation", "training", pytest.param("sweep", marks=pytest.mark.drill)])
-def test_a_node_that_is_lost(kind: str, generated: RunDir, tmp_path: Path) -> None:
-    on_its_own_cluster("node_loss.py", kind, str(tmp_path))
+class NodeDrills:
+    """`node_loss.py`, which makes its cluster for the first drill and uses it for the next ones; a failure ends it."""
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, kind: str, folder: Path) -> None:
+        log = self._notes / f"{kind}.log"
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, str(Path(__file__).with_name("node_loss.py"))]
+            self._process = subprocess.Popen(
+                command,
+                env=own_cluster_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log.open("w"),
+                text=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{kind} {folder}\n")
+        self._process.stdin.flush()
+        lines = []
+        for line in self._process.stdout:
+            lines.append(line)
+            if line == f"{PASSED}\n":
+                return
+        logs = sorted(self._notes.glob("*.log"), key=lambda path: path.stat().st_mtime)
+        pytest.fail("".join(lines[-50:]) + logs[-1].read_text()[-4000:])
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def node_drills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeDrills]:
+    drills = NodeDrills(tmp_path_factory.mktemp("node-drills"))
+    yield drills
+    drills.close()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("kind", ["sampling", "ledger", "evaluation", "training", "sweep"])
+def test_a_node_that_is_lost(kind: str, node_drills: NodeDrills, generated: RunDir, tmp_path: Path) -> None:
+    node_drills.run(kind, tmp_path)
     candidates = {"sampling": "run", "ledger": "run", "sweep": "sweep/points/point"}
     if kind in candidates:
         assert_as_undisturbed(RunDir(str(tmp_path / candidates[kind])), generated)
 
 
+@pytest.mark.fault
 def test_a_ledger_that_is_killed_is_one_line_and_costs_nothing(generated: RunDir, tmp_path: Path) -> None:
     run, notes = new_run(tmp_path / "run"), tmp_path / "notes"
     notes.mkdir()
@@ -194,6 +235,17 @@ def test_a_ledger_that_is_killed_is_one_line_and_costs_nothing(generated: RunDir
     assert_as_undisturbed(run, generated)
 
 
-@pytest.mark.drill
+@pytest.mark.fault
+@pytest.mark.fault
 def test_training_keeps_what_it_did_on_a_node_that_is_about_to_go_and_goes_on_with_what_is_left(tmp_path: Path) -> None:
-    on_its_own_cluster("preemption.py", str(tmp_path))
+    """On a cluster of its own, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("preemption.py")), str(tmp_path)],
+        env=own_cluster_environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    print(done.stdout[-2000:])
+    assert done.returncode == 0, done.stderr[-4000:]

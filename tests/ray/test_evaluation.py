@@ -81,6 +81,7 @@ def test_a_whole_evaluation_and_its_numbers(tmp_path: Path, notes: Path) -> None
         evaluate(recipe, run, engines=engines(faults))
 
 
+@pytest.mark.fault
 def test_a_process_that_dies_loses_nothing_that_was_stored(tmp_path: Path, notes: Path) -> None:
     recipe = tiny_recipe()
     run = tiny_run(tmp_path / "run", recipe)

@@ -126,6 +126,7 @@ def test_every_attempt_is_stored_and_counted(tmp_path: Path, notes: Path, server
     assert not (Path(root) / "answered").exists() or not list((Path(root) / "answered").glob("*.parquet"))
 
 
+@pytest.mark.fault
 def test_a_run_that_dies_asks_neither_model_twice(tmp_path: Path, notes: Path, server: Served) -> None:
     recipe = attacking(server, tmp_path)
     run = tiny_run(tmp_path / "run", recipe)
@@ -150,6 +151,7 @@ def test_a_run_that_dies_asks_neither_model_twice(tmp_path: Path, notes: Path, s
         assert getattr(again.metrics, key) == getattr(report.metrics, key)
 
 
+@pytest.mark.fault
 def test_answers_survive_a_judge_that_dies(tmp_path: Path, notes: Path, server: Served) -> None:
     recipe = attacking(server, tmp_path, attacks=["direct", "best_of_n"])
     run = tiny_run(tmp_path / "run", recipe)

@@ -78,6 +78,7 @@ def test_another_recipe_is_refused(undisturbed):
         generate(other, undisturbed[0], engines(Faults("")))
 
 
+@pytest.mark.fault
 def test_a_shard_cut_short_is_made_again_and_nothing_else(undisturbed, tmp_path, capsys):
     shutil.copytree(undisturbed[0].root, tmp_path / "run")
     run = RunDir(str(tmp_path / "run"))
@@ -97,6 +98,7 @@ def test_a_shard_cut_short_is_made_again_and_nothing_else(undisturbed, tmp_path,
     assert f"{cut.name} is cut short" in capsys.readouterr().err
 
 
+@pytest.mark.fault
 def test_rows_and_processes_that_fail_cost_themselves_only(undisturbed, tmp_path):
     run = tiny_run(tmp_path / "run", tiny_recipe())
     bad, deadly = requested(run)[10], requested(run)[50]

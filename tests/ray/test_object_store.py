@@ -30,6 +30,7 @@ from tests.ray.worker_processes import killed_once, training_workers, updates_ke
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
+@pytest.mark.fault
 def test_generate_kill_resume_select_report(ray_cluster: str, object_store: str, generated: RunDir, tmp_path: Path) -> None:
     recipe = tiny_recipe()
     run = tiny_run(join(object_store, "drill"), recipe)
@@ -55,6 +56,7 @@ def test_generate_kill_resume_select_report(ray_cluster: str, object_store: str,
     assert b"96 candidates for 6 training behaviors" in re.sub(rb"<[^>]+>", b"", read_bytes(report(recipe, run)))
 
 
+@pytest.mark.fault
 def test_train_kill_resume_and_serve_the_adapter(
     object_store: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +84,7 @@ def test_train_kill_resume_and_serve_the_adapter(
         local_adapter(join(object_store, "nothing"))
 
 
+@pytest.mark.fault
 def test_a_bucket_that_is_not_there_is_one_line(object_store: str) -> None:
     with pytest.raises(StorageError, match=r"^cannot write s3://nowhere/run/_owner.json: .*'nowhere'") as caught:
         tiny_run("s3://nowhere/run", tiny_recipe())

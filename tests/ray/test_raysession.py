@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import sys, time
 import ray
@@ -26,6 +28,7 @@ sys.exit(cli.main(["recipes"]))
 """
 
 
+@pytest.mark.fault
 def test_sigterm_unwinds_and_takes_the_private_ray_down() -> None:
     process = subprocess.Popen([sys.executable, "-c", CODE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -27,7 +27,7 @@ from tests.ray.tiny_generation import Faults, drawn, engines, tiny_recipe, tiny_
 from tests.ray.tiny_training import in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import updates_kept
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 REPOSITORY = Path(__file__).parents[2]
 MARK = "DAT_TEST_STOPPED"
@@ -51,6 +51,8 @@ def _run(temporary: Path, **plan: Any) -> None:
         "TMPDIR": str(temporary),
         "PYTHONPATH": str(REPOSITORY),
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_worker_niceness": "0",
     }
     done = subprocess.run(
         [sys.executable, "-m", "tests.ray.stopped_driver", str(temporary / "plan.json")],

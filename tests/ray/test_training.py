@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ def killed_after(updates: int, recipe: Recipe, run: RunDir, delay: float = 0.0) 
             yield killed
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_killed_workers_and_a_resumed_job_end_with_the_same_adapter(
     ray_cluster: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -91,34 +93,45 @@ def test_two_workers_train_the_adapter_that_one_trains(split: bool, ray_cluster:
     assert different <= 0.001 * sum(tensor.numel() for tensor in expected.values())
 
 
+@pytest.fixture(scope="module")
+def undisturbed(ray_cluster: str, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, RunDir]:
+    """Two workers that nobody disturbed."""
+    recipe = tiny_training_recipe(model, workers=2, updates=8)
+    run = ready_run(tmp_path_factory.mktemp("undisturbed") / "run", recipe)
+    driver.train(recipe, run)
+    return recipe, run
+
+
+@pytest.mark.fault
 @pytest.mark.slow
 def test_two_workers_of_which_one_is_killed_end_as_two_that_nobody_disturbed(
-    ray_cluster: str, model: Path, tmp_path: Path
+    undisturbed: tuple[Recipe, RunDir], tmp_path: Path
 ) -> None:
-    recipe = tiny_training_recipe(model, workers=2, updates=12)
-    torn, whole = (ready_run(tmp_path / name, recipe) for name in ("torn", "whole"))
+    recipe, whole = undisturbed
+    torn = ready_run(tmp_path / "torn", recipe)
     with killed_after(4, recipe, torn, drill_moments().uniform(0, 0.2)) as killed:
         found = load_file(Path(driver.train(recipe, torn).adapter) / ADAPTER_WEIGHTS)
     assert len(killed) == 1
-    expected = load_file(Path(driver.train(recipe, whole).adapter) / ADAPTER_WEIGHTS)
+    expected = load_file(Path(whole.adapter(0)) / ADAPTER_WEIGHTS)
 
     def curve(run: RunDir) -> list[dict]:
         timed = ("seconds", "seconds_by_part", "cost")
         return [{k: v for k, v in row.items() if k not in timed} for row in read_metrics(run.training(0))]
 
-    assert [row["update"] for row in curve(torn)] == list(range(12))
+    assert [row["update"] for row in curve(torn)] == list(range(8))
     assert curve(torn) == curve(whole), "a sum of two terms does not depend on their order"
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(
-    ray_cluster: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undisturbed: tuple[Recipe, RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two workers, of which the first chooses for both; what it says comes from the driver."""
-    recipe = tiny_training_recipe(model, workers=2, updates=8)
-    run = ready_run(tmp_path / "run", recipe)
-    whole = load_file(Path(driver.train(recipe, run).adapter) / ADAPTER_WEIGHTS)
+    recipe, before = undisturbed
+    whole = load_file(Path(before.adapter(0)) / ADAPTER_WEIGHTS)
+    run = RunDir(str(shutil.copytree(before.root, tmp_path / "run")))
     (Path(run.training(0)) / "_manifest.json").unlink()
     first, newest = sorted(Path(run.training(0)).glob("state-*/update-*"))
     adapter = newest / "adapter.safetensors"

@@ -19,7 +19,7 @@ from tests.ray.tiny_generation import await_release, first_time
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.usefixtures("ray_cluster")]
 
 DEADLY = 3
 

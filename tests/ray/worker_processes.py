@@ -16,6 +16,8 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.training.checkpoint import FolderCheckpoints
 
 SEED_VARIABLE = "DAT_DRILL_SEED"
+# What a process that makes drills says after one that passed.
+PASSED = "passed"
 
 
 def drill_moments() -> random.Random:

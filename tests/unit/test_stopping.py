@@ -25,6 +25,8 @@ from dat_ray.ops import submit
 from dat_ray.raysession import kept_handlers
 from dat_ray.training import workers
 
+pytestmark = pytest.mark.fault
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

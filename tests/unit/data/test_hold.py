@@ -22,6 +22,8 @@ from dat_ray.data.hold import OWNER, Lease, Owner, _leased, _read_owner, _write_
 from dat_ray.data.shards import write_bytes
 from dat_ray.errors import DatError, LeaseLost, StorageError
 
+pytestmark = pytest.mark.fault
+
 HOLDER = """
 import sys, time
 from dat_ray.data.hold import hold

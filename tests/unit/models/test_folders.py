@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from dat_ray.data.scratch import OWNER
 from dat_ray.errors import DatError
 from dat_ray.models.folders import MARKER, build_once, is_complete, replace_folder
 
@@ -91,6 +95,81 @@ def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
     assert not leftover.exists()
 
 
+@pytest.fixture
+def replaced(tmp_path: Path) -> Path:
+    """A folder with brackets in its name and something in it, which is to be replaced."""
+    folder = tmp_path / "result [1]"
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    return folder
+
+
+def replace_it(folder: Path) -> None:
+    with replace_folder(folder) as scratch:
+        (scratch / "new").write_text("new")
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_signal_between_the_renames_leaves_the_old_content_and_nothing_else(
+    replaced: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    rename, done = os.rename, []
+
+    def interrupted(*paths: Path) -> None:
+        if len(done) == count:
+            done.append("signal")
+            raise KeyboardInterrupt
+        done.append("rename")
+        rename(*paths)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    if count == 2:  # past the last one there is nothing to interrupt
+        replace_it(replaced)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            replace_it(replaced)
+    assert [path.name for path in replaced.iterdir()] == ["new" if count == 2 else "old"]
+    assert list(replaced.parent.iterdir()) == [replaced]
+
+
+def _killed_at(count: int, folder: Path) -> None:
+    """Replaces the folder in a process that ends before the rename of this number, like one that is killed."""
+    rename, done = os.rename, []
+
+    def killed(*paths: Path) -> None:
+        if len(done) == count:
+            os._exit(9)
+        done.append("rename")
+        rename(*paths)
+
+    os.rename = killed
+    replace_it(folder)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_what_a_kill_between_the_renames_leaves_is_put_back_and_removed(replaced: Path, count: int) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=_killed_at, args=(count, replaced))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 9
+    assert replaced.exists() == (count == 0)
+    other = replaced.parent / ".result [1].building-elsewhere"  # of another machine, which may be at work
+    other.mkdir()
+    (other / OWNER).write_text(json.dumps({"pid": worker.pid, "process": "another-boot pid:[1] 5"}))
+
+    def fail() -> None:
+        with replace_folder(replaced):
+            raise RuntimeError("disk is on fire")
+
+    with pytest.raises(RuntimeError, match="on fire"):
+        fail()
+    assert (replaced / "old").read_text() == "old"
+    assert sorted(replaced.parent.iterdir()) == [other, replaced]
+    replace_it(replaced)
+    assert [path.name for path in replaced.iterdir()] == ["new"]
+    assert sorted(replaced.parent.iterdir()) == [other, replaced]
+
+
 def test_waiting_ends_with_the_name_of_the_lock(tmp_path: Path) -> None:
     with (
         FileLock(tmp_path / ".result.lock"),
@@ -99,8 +178,8 @@ def test_waiting_ends_with_the_name_of_the_lock(tmp_path: Path) -> None:
         build_once(tmp_path / "result", KEY, never, lock_wait_s=0.05)
 
 
-def _build_slowly(folder: Path) -> None:
-    with (folder.parent / "builds").open("a") as log:
+def _build_slowly(builds: Path, folder: Path) -> None:
+    with builds.open("a") as log:
         log.write("x")
     time.sleep(0.3)
     write_hello(folder)
@@ -109,7 +188,10 @@ def _build_slowly(folder: Path) -> None:
 def test_two_processes_build_once(tmp_path: Path) -> None:
     # Forked children start together within the 0.3 s that a build takes.
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=build_once, args=(tmp_path / "result", KEY, _build_slowly)) for _ in range(2)]
+    workers = [
+        context.Process(target=build_once, args=(tmp_path / "result", KEY, partial(_build_slowly, tmp_path / "builds")))
+        for _ in range(2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:

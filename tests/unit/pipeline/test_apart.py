@@ -13,6 +13,8 @@ import pytest
 from dat_ray.data.processes import start_of
 from dat_ray.pipeline.apart import run_apart
 
+pytestmark = pytest.mark.fault
+
 
 def _ends_with(code: int) -> None:
     sys.exit(code)

@@ -76,6 +76,12 @@ def streak(runs: Sequence[Run], commit: str) -> list[Run]:
     return found
 
 
+def marked_files() -> list[str]:
+    """Files in which the marker stands: to collect all others takes as long as a drill."""
+    files = sorted((REPOSITORY / "tests").rglob("test_*.py"))
+    return [str(path) for path in files if f"pytest.mark.{MARKER}" in path.read_text(encoding="utf-8")]
+
+
 def read_record(path: Path) -> list[Run]:
     runs = []
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -179,7 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "faults", help="folder of the record")
     parser.add_argument("--busy", type=int, default=2, help="busy processes beside each run")
     parser.add_argument("--resume", action="store_true", help="go on counting after the runs of the record")
+    parser.add_argument("--file", action="append", help="of tests; by default every one that has the marker")
     given, arguments = parser.parse_known_args(argv)
+    arguments += given.file or marked_files()
     record = given.out / "record.jsonl"
     if record.exists() and not given.resume:
         parser.error(f"{record} is there already: --resume goes on with it, another --out begins a new one")

@@ -81,21 +81,22 @@ def test_runs_are_counted_until_one_fails_and_go_on_from_the_record(
     suite, out = tmp_path / "test_suite.py", tmp_path / "out"
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    fault: x\n")
     monkeypatch.setattr(repeat_faults, "commit_here", lambda: "abc")
-    arguments = ["--runs", "2", "--busy", "0", "--out", str(out), "--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini")]
+    arguments = ["--runs", "2", "--busy", "0", "--out", str(out), "--file", str(suite)]
+    arguments += ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini")]
     suite.write_text(SUITE.replace("FAILS", "False"))
-    assert main([*arguments, str(suite)]) == 1
+    assert main(arguments) == 1
     assert "run 1 failed: test_suite::test_breaks; see" in capsys.readouterr().out
     assert "raise ValueError" in (out / "run-1.log").read_text()
     suite.write_text(SUITE.replace("FAILS", "True"))
     with pytest.raises(SystemExit):
-        main([*arguments, str(suite)])
+        main(arguments)
     assert "--resume goes on with it" in capsys.readouterr().err
-    assert main([*arguments, "--resume", str(suite)]) == 0
+    assert main([*arguments, "--resume"]) == 0
     runs = read_record(out / "record.jsonl")
     assert [run.failed for run in runs] == [("test_suite::test_breaks",), (), ()]
     assert set(runs[0].tests) == {"test_suite::test_passes", "test_suite::test_skipped", "test_suite::test_breaks"}
     assert runs[1].skipped == ("test_suite::test_skipped", "test_suite::test_breaks")
-    assert main([*arguments, "--resume", str(suite)]) == 0
+    assert main([*arguments, "--resume"]) == 0
     assert len(read_record(out / "record.jsonl")) == 3, "what has passed often enough is not run again"
 
 

@@ -132,7 +132,7 @@ def run_once(number: int, out: Path, busy: int, arguments: Sequence[str]) -> Run
     report, log = out / f"run-{number}.xml", out / f"run-{number}.log"
     report.unlink(missing_ok=True)
     began, clock, load = datetime.datetime.now(datetime.UTC), time.monotonic(), os.getloadavg()[0]
-    command = [sys.executable, "-m", "pytest", "-m", MARKER, "-x", "-v", f"--junitxml={report}", *arguments]
+    command = [sys.executable, "-m", "pytest", "-m", MARKER, "-x", "-v", "--timeout=3600", f"--junitxml={report}", *arguments]
     # The drills start hundreds of processes: none of them should compile the sources anew.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with busy_processes(busy) as spent, log.open("w") as stream:

@@ -244,7 +244,7 @@ def test_training_keeps_what_it_did_on_a_node_that_is_about_to_go_and_goes_on_wi
         env=own_cluster_environment(),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=PATIENCE,
         check=False,
     )
     print(done.stdout[-2000:])

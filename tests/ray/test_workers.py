@@ -71,7 +71,7 @@ def hold(engine: Engine, value: int) -> int:
 
 def pool(notes: Path, *, actors: int = 1, loads: bool = True) -> Workers:
     size = Pool(min_actors=1, max_actors=actors, num_cpus=0.5)
-    return Workers("target", partial(Engine, notes, loads=loads), size, TimeoutsConfig(no_progress=120, engine_start=120))
+    return Workers("target", partial(Engine, notes, loads=loads), size, TimeoutsConfig(no_progress=600, engine_start=600))
 
 
 @pytest.mark.parametrize("actors", [1, 2])

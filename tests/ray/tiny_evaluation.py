@@ -177,7 +177,7 @@ def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
         "evaluation": {"inpainting_samples": SAMPLES, "bootstrap": 200},
         "training": {"retain": {"path": "none"}},
         "cluster": {role: {"num_cpus": 0.5} for role in ("sampler", "target", "judge")},
-        "timeouts": {"no_progress": 300, "engine_start": 300},
+        "timeouts": {"no_progress": 600, "engine_start": 600},
     }
     for name, section in sections.items():
         tree[name] = {**tree[name], **section}

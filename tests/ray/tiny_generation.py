@@ -173,7 +173,7 @@ def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
         "generation": {"samples_per_target": SAMPLES, "rows_per_block": ROWS_PER_BLOCK, "max_error_rate": 0.2},
         "training": {"retain": {"path": "none"}},
         "cluster": {role: {"num_cpus": 0.5} for role in ("sampler", "target", "judge")},
-        "timeouts": {"no_progress": 60, "engine_start": 60},
+        "timeouts": {"no_progress": 600, "engine_start": 600},
     }
     for name, section in sections.items():
         tree[name] = {**tree[name], **section}

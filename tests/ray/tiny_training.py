@@ -54,7 +54,7 @@ def tiny_training_recipe(model: Path, **training: Any) -> Recipe:
     """Twenty-four updates of four harmful and two retain rows, a checkpoint after every fourth."""
     workers = training.pop("workers", 1)
     low, high = workers if isinstance(workers, tuple) else (workers, workers)
-    start = training.pop("worker_group_start", 60)
+    start = training.pop("worker_group_start", 600)
     num_cpus = training.pop("num_cpus", 1)
     return Recipe.model_validate(
         {
@@ -77,7 +77,7 @@ def tiny_training_recipe(model: Path, **training: Any) -> Recipe:
                 **training,
             },
             "cluster": {"trainer": {"min_actors": low, "max_actors": high, "num_cpus": num_cpus}},
-            "timeouts": {"worker_group_start": start, "no_progress": 120},
+            "timeouts": {"worker_group_start": start, "no_progress": 600},
         }
     )
 

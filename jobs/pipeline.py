@@ -1,6 +1,8 @@
 """Entry point of a Ray job: the verb `dat run`, all stages in order.
 
-ray job submit --working-dir . -- python jobs/pipeline.py RECIPE --run-dir /shared/runs/NAME --resume
+dat submit run RECIPE --run-dir /shared/runs/NAME
+
+It packs what may go along, and refuses secrets; `--print` shows the plain `ray job submit` line.
 """
 
 from __future__ import annotations

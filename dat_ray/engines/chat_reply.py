@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dat_ray.engines.base import Completion
-from dat_ray.secrets import redact
+from dat_ray.errors import one_line
 from dat_ray.utf8 import clean_text
 
 # Statuses that another try may mend.
@@ -128,8 +128,7 @@ def wanted_wait(headers: Mapping[str, str], now: float) -> float | None:
 
 def excerpt(text: str, length: int = 200) -> str:
     """The beginning of foreign text on one line, without control characters."""
-    printable = "".join(char if char.isprintable() else " " for char in redact(clean_text(text)))
-    return " ".join(printable.split())[:length]
+    return one_line(clean_text(text))[:length]
 
 
 def _message(error: Any) -> str:

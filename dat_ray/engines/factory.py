@@ -40,15 +40,14 @@ def build_sampler(config: SamplerConfig, threads: int) -> DiffusionSampler:
     return VllmSampler(config, folder, threads)
 
 
-def build_target(config: TargetConfig, threads: int, adapter: str | None = None, merged_dir: str | None = None) -> TargetModel:
+def build_target(config: TargetConfig, threads: int, adapter: str | None = None) -> TargetModel:
     """The target of a recipe, with a LoRA adapter if one is given.
 
     Args:
         config: of the target.
         threads: of the engine on a CPU.
         adapter: folder of a PEFT adapter of this model. The torch backend attaches it; for vLLM it is merged into a
-            copy of the model, which serves several times faster than an attached one.
-        merged_dir: where that copy goes; made once, used again by later calls with the same adapter.
+            copy of the model in the cache, which serves several times faster than an attached one.
 
     Raises:
         InputError: the model cannot be found, or the adapter belongs to another.
@@ -73,11 +72,9 @@ def build_target(config: TargetConfig, threads: int, adapter: str | None = None,
     if Path(folder).is_dir():
         weight_files(folder, "target.model")
     if adapter is not None:
-        if merged_dir is None:
-            raise InputError("adapter", adapter, "vLLM serves it merged: name a folder for the merged model")
-        from dat_ray.models.merging import merge_adapter
+        from dat_ray.models.merging import cached_merge
 
-        folder = merge_adapter(folder, adapter, merged_dir, config.dtype)
+        folder = cached_merge(folder, adapter, config.dtype)
     return VllmTarget(config, folder, threads)
 
 

@@ -19,11 +19,7 @@ def _build_target(config: TargetConfig, threads: int, adapter: str | None) -> Ta
     from dat_ray.engines.factory import build_target
     from dat_ray.models.remote import local_adapter
 
-    if adapter is None:
-        return build_target(config, threads)
-    # vLLM serves an adapter merged into a copy of the model, which lies beside it.
-    local = local_adapter(adapter).rstrip("/")
-    return build_target(config, threads, local, merged_dir=f"{local}-merged")
+    return build_target(config, threads, None if adapter is None else local_adapter(adapter))
 
 
 def _build_judge(config: JudgeConfig) -> Judge:

@@ -18,6 +18,7 @@ from dat_ray.data.shards import exists, join, read_bytes, write_bytes
 from dat_ray.errors import InputError
 from dat_ray.json_text import parse_object
 from dat_ray.models.embedded import EMBEDDED, PREFIX, on_hub
+from dat_ray.models.hub import hub_errors
 from dat_ray.progress import stage_line
 
 RECORD = "weights.json"
@@ -57,12 +58,11 @@ def weights_of(model: str, field: str = "model", revision: str = "main") -> str 
 
 def _commit(hub_id: str, revision: str) -> str | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         # As loaders do it: the hub is asked first, and the cache where the hub does not answer.
         snapshot = snapshot_download(hub_id, revision=revision, allow_patterns=["config.json"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+    except (*hub_errors(), ValueError):
         return None
     return Path(snapshot).name
 

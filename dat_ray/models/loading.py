@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from dat_ray.data.stored import model_settings
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.architectures import attention_cap
+from dat_ray.models.hub import hub_errors
 from dat_ray.models.weight_files import check_layers, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -125,7 +125,7 @@ def model_files(model: str, field: str = "model", *, download: bool = True) -> P
     wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
     try:
         return Path(snapshot_download(model, allow_patterns=wanted, local_files_only=not download))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except hub_errors() as error:
         raise InputError(
             field, model, f"cannot be downloaded ({first_line(error)}): give its folder, or a working hub"
         ) from error

@@ -12,6 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dat_ray.cache import cache_root
+from dat_ray.data.ids import row_id
 from dat_ray.data.stored import model_settings
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
 from dat_ray.models.adapters import ADAPTER_WEIGHTS, check_adapter, refuse_unstored, tensor_names, write_json
@@ -23,13 +25,35 @@ from dat_ray.models.weight_files import refuse_quantized, weight_files
 MERGE_VERSION = "1"
 
 
+def cached_merge(base: str, adapter_folder: str, dtype: str | None = None) -> str:
+    """The base model with the adapter added to its weights, made in this machine's cache on first use.
+
+    It lies there and not beside the adapter, since whoever can write into a run directory could put a model of another's
+    weights there and mark it as complete.
+
+    Args:
+        base, adapter_folder, dtype: as for `merge_adapter`.
+
+    Returns:
+        Its absolute path, whose name holds what it was made from.
+
+    Raises:
+        InputError: as `merge_adapter`, or the cache cannot be written.
+    """
+    check_adapter(adapter_folder, base)
+    key = _merge_key(base, adapter_folder, dtype)
+    out = cache_root().absolute() / "merged" / row_id(*sorted(key.items()))
+    return merge_adapter(base, adapter_folder, str(out), dtype)
+
+
 def merge_adapter(base: str, adapter_folder: str, out_folder: str, dtype: str | None = None) -> str:
     """Writes the base model with the adapter added to its weights; a complete result is left alone.
 
     Args:
         base: folder or hub id.
         adapter_folder: written by `save_adapter`.
-        out_folder: replaced as a whole if it holds a merge of something else.
+        out_folder: replaced as a whole if it holds a merge of something else. What is complete there is trusted: nobody but
+            this user may be able to write there.
         dtype: of the merged weights; None keeps that of each base tensor.
 
     Returns:
@@ -39,16 +63,21 @@ def merge_adapter(base: str, adapter_folder: str, out_folder: str, dtype: str | 
         InputError: the adapter belongs to another model or is no plain LoRA, or the model is quantized.
     """
     check_adapter(adapter_folder, base)
-    key = {
+    out = Path(out_folder).absolute()
+    key = _merge_key(base, adapter_folder, dtype)
+    build_once(out, key, lambda scratch: write_merged(base, adapter_folder, scratch, dtype=dtype))
+    return str(out)
+
+
+def _merge_key(base: str, adapter_folder: str, dtype: str | None) -> dict[str, str]:
+    """What determines the merged weights."""
+    return {
         "merge": MERGE_VERSION,
         "base": model_fingerprint(base),
         "adapter": hashlib.sha256((Path(adapter_folder) / ADAPTER_WEIGHTS).read_bytes()).hexdigest(),
         "adapter_config": hashlib.sha256((Path(adapter_folder) / ADAPTER_CONFIG).read_bytes()).hexdigest(),
         "dtype": str(dtype),
     }
-    out = Path(out_folder).absolute()
-    build_once(out, key, lambda scratch: write_merged(base, adapter_folder, scratch, dtype=dtype))
-    return str(out)
 
 
 def write_merged(

@@ -13,6 +13,7 @@ from dat_ray.data.stored import model_settings, sound_settings
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.families import recognize
+from dat_ray.models.hub import hub_errors
 
 
 def resolve_sampler(spec: str, field: str = "sampler.model") -> str:
@@ -54,7 +55,6 @@ def _config(folder: str, field: str) -> dict[str, Any] | None:
 def _download(hub_id: str, field: str) -> str:
     """A local copy of a hub model. Its configuration comes first, so that what cannot be used is not downloaded."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(hub_id, allow_patterns=["config.json"])
@@ -63,6 +63,6 @@ def _download(hub_id: str, field: str) -> str:
             with sound_settings(field, hub_id):
                 recognize(config, hub_id, field)
         return snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except hub_errors() as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(field, hub_id, f"cannot be downloaded ({reason}): give its local folder, or a working hub") from error

@@ -26,7 +26,7 @@ from dat_ray.preflight import check_places, check_ray_folder
 # Beside the models: the filter of a resumed run (engineering: about 1 GiB), the driver and Ray's own processes.
 RESUME_GIB = 1.0
 OVERHEAD_GIB = 1.5
-# Shards, checkpoints and a merged copy of the adapted model, beside the models themselves.
+# Shards and checkpoints, beside the models themselves.
 FREE_DISK_GIB = 2.0
 # Of an engine beside its weights: activations, tokenizer, Python.
 ENGINE_GIB = 1.0

@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 from dat_ray.config.models import TargetConfig
-from dat_ray.errors import DatError, InputError
+from dat_ray.errors import DatError, InputError, error_line
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.embedded import resolve_model
+from dat_ray.models.hub import hub_errors
 from dat_ray.models.weight_files import weight_files
 from dat_ray.ops.needs import Finding
 
@@ -75,7 +76,7 @@ def weight_bytes(model: str) -> int | None:
 
 def _hub(name: str, model: str) -> Finding:
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
         return Finding(name, True, f"{model} is in the hub's cache of this machine; other nodes have caches of their own")
@@ -92,8 +93,8 @@ def _hub(name: str, model: str) -> Finding:
     except OfflineModeIsEnabled:
         remedy = "unset HF_HUB_OFFLINE, or download it and give its folder"
         return Finding(name, False, f"{model} is not in the cache, and HF_HUB_OFFLINE is set", remedy)
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    except hub_errors() as error:
+        reason = error_line(error, 160)
         return Finding(name, False, f"{model}: {where} cannot be reached ({reason})", "check the network, or give a folder")
     license_name = (info.card_data.to_dict() if info.card_data else {}).get("license") or "not stated"
     return Finding(name, True, f"{model}: reachable, license {license_name}{', gated and granted' if info.gated else ''}")

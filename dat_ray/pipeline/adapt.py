@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from dat_ray import __version__
 from dat_ray.config.adapt import AdaptRecipe, PairsConfig
 from dat_ray.data.hold import hold
+from dat_ray.data.links import refuse_links
 from dat_ray.data.stored import stored_object
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, unused_ids
 from dat_ray.diffusion.pairs import read_pairs
@@ -66,12 +67,14 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
 
     Raises:
         DatError: another process makes a sampler there.
-        InputError: `out` holds something and `resume` is off; unreadable pairs; no token is free to be the mask; a base of
-            another layout, of which no sampler is known, or one that cannot be trained by the recipe's method.
+        InputError: `out` holds something and `resume` is off, or a link that leads out of it; unreadable pairs; no token is
+            free to be the mask; a base of another layout, of which no sampler is known, or one that cannot be trained by the
+            recipe's method.
     """
     root = Path(out).absolute()
     if root.exists() and any(root.iterdir()) and not resume:
         raise InputError("--out", out, "is not empty: choose another folder, or add --resume to continue there")
+    refuse_links(str(root), "--out")
     model_folder = resolve_model(base, "BASE")
     recipe, vocabulary = _checked(base, model_folder, recipe)
     with hold(str(root)):

@@ -142,12 +142,11 @@ def test_what_does_not_fit_is_named(reference, served):
             target.complete(["a", "b"], 4, temperature=1.0, seeds=[1])
 
 
-def test_torch_attaches_an_adapter_and_vllm_serves_it_merged(config, reference, adapter, tmp_path, vllm_process):
+def test_torch_attaches_an_adapter_and_vllm_serves_it_merged(config, reference, adapter, tmp_path, monkeypatch, vllm_process):
+    monkeypatch.setenv("DAT_CACHE", str(tmp_path / "cache"))
     attached = build_target(config.model_copy(update={"backend": "torch"}), threads=1, adapter=adapter)
     assert attached.complete(PROMPTS, 8) != reference.complete(PROMPTS, 8)
-    with pytest.raises(InputError, match="name a folder for the merged model"):
-        build_target(config, threads=1, adapter=adapter)
-    merged = build_target(config, threads=1, adapter=adapter, merged_dir=str(tmp_path / "merged"))
+    merged = build_target(config, threads=1, adapter=adapter)
     assert merged.complete(PROMPTS, 8) == attached.complete(PROMPTS, 8)
     assert merged.logprob(PROMPTS, RESPONSES) == pytest.approx(attached.logprob(PROMPTS, RESPONSES), abs=1e-3)
 

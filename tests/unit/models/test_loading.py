@@ -14,7 +14,7 @@ from dat_ray.config.training import LoraConfig
 from dat_ray.errors import InputError
 from dat_ray.models.adapters import attach_lora, load_adapter, save_adapter
 from dat_ray.models.loading import load_causal_lm, load_tokenizer, model_fingerprint
-from dat_ray.models.merging import merge_adapter, write_merged
+from dat_ray.models.merging import cached_merge, merge_adapter, write_merged
 from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
 
 LORA = LoraConfig(rank=4, alpha=8)
@@ -199,6 +199,23 @@ def test_merge_dtype(base_folder: str, adapter: str, tmp_path: Path, dtype: str)
     weights = load_file(Path(folder) / "model.safetensors")
     assert {w.dtype for w in weights.values()} == {getattr(torch, dtype)}
     assert json.loads((Path(folder) / "config.json").read_text())["dtype"] == dtype
+
+
+def test_a_model_that_lies_beside_an_adapter_is_not_taken_for_its_merge(
+    base_folder: str, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAT_CACHE", str(tmp_path / "cache"))
+    planted = Path(merge_adapter(base_folder, adapter, f"{adapter}-merged"))
+    weights = load_file(planted / "model.safetensors")
+    save_file({name: tensor * 0 for name, tensor in weights.items()}, planted / "model.safetensors", {"format": "pt"})
+    folder = cached_merge(base_folder, adapter)
+    found = load_file(Path(folder) / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    assert Path(folder).is_relative_to(tmp_path / "cache" / "merged")
+    inode = Path(folder).stat().st_ino
+    assert cached_merge(base_folder, adapter) == folder
+    assert Path(folder).stat().st_ino == inode
+    assert cached_merge(base_folder, adapter, "bfloat16") != folder
 
 
 def test_merge_does_nothing_when_complete_and_starts_again_for_another_adapter(

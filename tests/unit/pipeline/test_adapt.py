@@ -59,6 +59,17 @@ def test_a_chat_model_becomes_a_sampler(layout, method, tmp_path, capsys):
     assert f"sampler: {folder}" in said
 
 
+def test_a_link_that_leads_out_of_a_resumed_folder_is_refused(tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out.mkdir()
+    (out / "training").symlink_to(elsewhere)
+    with pytest.raises(InputError, match=r"--out .*symbolic link that leads out of it, 'training'"):
+        adapt_model(str(tmp_path / "no model"), str(out), adapt_recipe(), resume=True)
+    assert list(elsewhere.iterdir()) == []
+    assert [path.name for path in out.iterdir()] == ["training"]
+
+
 def test_a_used_folder_is_refused_without_resume(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").touch()

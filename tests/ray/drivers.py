@@ -21,10 +21,7 @@ from dat_ray.errors import DatError
 from dat_ray.generation.finish import CHECKPOINT, committed_checkpoints
 from dat_ray.generation.stage import generate
 from tests.ray.tiny_generation import Faults, engines, request_ids, tiny_recipe, tiny_run
-
-# How long a drill waits for anything: past pytest's own limit, which tells a hang. A driver that got no core for four minutes
-# was taken for one.
-PATIENCE = 3600.0
+from tests.ray.worker_processes import PATIENCE
 
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(["dat_ray.generation.stage", "ray.data", "tests.ray.drivers"])

@@ -44,7 +44,7 @@ from dat_ray.training import driver
 from tests.ray import tiny_evaluation
 from tests.ray.tiny_generation import ROWS, Faults, engines, release, tiny_recipe, tiny_run
 from tests.ray.tiny_training import held_worker, in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
-from tests.ray.worker_processes import PASSED, updates_kept
+from tests.ray.worker_processes import PASSED, updates_kept, wait_for_slow_nodes
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -276,6 +276,7 @@ DRILLS = {drill.__name__: drill for drill in (sampling, ledger, evaluation, swee
 
 
 def main() -> None:
+    wait_for_slow_nodes()
     nodes = Nodes()
     for line in sys.stdin:
         kind, folder = line.rstrip("\n").split(" ", 1)

@@ -28,7 +28,7 @@ from dat_ray.training import driver
 from dat_ray.training.metrics import MetricsLog, read_metrics
 from tests.ray.tiny_generation import await_release, release
 from tests.ray.tiny_training import in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
-from tests.ray.worker_processes import updates_kept
+from tests.ray.worker_processes import updates_kept, wait_for_slow_nodes
 
 SECONDS_OF_NOTICE = 10
 UPDATES = 60
@@ -84,6 +84,7 @@ def take_node_away(cluster: Cluster, recipe: Recipe, run: RunDir, notes: Path, n
 
 
 def main(folder: Path) -> None:
+    wait_for_slow_nodes()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)

@@ -19,10 +19,10 @@ from dat_ray.data.shards import has_manifest, read_file
 from dat_ray.errors import DatError
 from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
-from tests.ray.drivers import PATIENCE, assert_as_undisturbed, committed, said, start_driver, wait_until
+from tests.ray.drivers import assert_as_undisturbed, committed, said, start_driver, wait_until
 from tests.ray.test_broken_input import cut_short, flip_one_byte
 from tests.ray.tiny_generation import ROWS_PER_BLOCK, Faults, drawn, engines, release, tiny_recipe, tiny_run
-from tests.ray.worker_processes import PASSED, actors, drill_moments, killed_once
+from tests.ray.worker_processes import PASSED, PATIENCE, actors, drill_moments, killed_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 

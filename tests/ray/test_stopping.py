@@ -22,10 +22,10 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.generation.stage import generate
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.training import driver
-from tests.ray.drivers import PATIENCE, assert_as_undisturbed
+from tests.ray.drivers import assert_as_undisturbed
 from tests.ray.tiny_generation import Faults, drawn, engines, tiny_recipe, tiny_run
 from tests.ray.tiny_training import in_process, ready_run, tiny_training_recipe
-from tests.ray.worker_processes import updates_kept
+from tests.ray.worker_processes import PATIENCE, updates_kept
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psutil
+import ray
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
@@ -16,6 +19,9 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.training.checkpoint import FolderCheckpoints
 
 SEED_VARIABLE = "DAT_DRILL_SEED"
+# How long a drill waits for anything: past pytest's own limit, which tells a hang. A driver that got no core for four minutes
+# was taken for one.
+PATIENCE = 3600.0
 # What a process that makes drills says after one that passed.
 PASSED = "passed"
 
@@ -102,3 +108,22 @@ def killed_once(
         stop.set()
         thread.join()
     assert not failures, failures
+
+
+def wait_for_slow_nodes() -> None:
+    """Lets `ray.cluster_utils` wait for a node for as long as it takes: Ray's 30 s are too few where no core is free."""
+    services = ray._private.services
+    get_node, wait_for_node = services.get_node, services.wait_for_node
+
+    def get_patiently(*arguments: Any, **named: Any) -> Any:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return get_node(*arguments, **named)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.2)
+
+    services.get_node = get_patiently
+    services.wait_for_node = lambda address, socket, _: wait_for_node(address, socket, PATIENCE)

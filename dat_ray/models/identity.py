@@ -62,7 +62,9 @@ def _commit(hub_id: str, revision: str) -> str | None:
     try:
         # As loaders do it: the hub is asked first, and the cache where the hub does not answer.
         snapshot = snapshot_download(hub_id, revision=revision, allow_patterns=["config.json"])
-    except (*hub_errors(), ValueError):
+    except hub_errors():
+        return None
+    except ValueError:  # no id of a hub
         return None
     return Path(snapshot).name
 

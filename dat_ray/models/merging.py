@@ -42,7 +42,7 @@ def cached_merge(base: str, adapter_folder: str, dtype: str | None = None) -> st
     """
     check_adapter(adapter_folder, base)
     key = _merge_key(base, adapter_folder, dtype)
-    out = cache_root().absolute() / "merged" / row_id(*sorted(key.items()))
+    out = cache_root().absolute() / "merged" / row_id(*key, *key.values())
     return merge_adapter(base, adapter_folder, str(out), dtype)
 
 

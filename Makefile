@@ -5,7 +5,10 @@ RUN_DIR ?= runs/demo
 PYTEST_ARGS ?=
 RUNS ?= 5
 FAULTS_ARGS ?=
+# Processes that share the tests; those with clusters and engines run on one of them (tests/conftest.py).
+WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --durations=20 --durations-min=1
+SHARED = -n $(WORKERS) --dist loadgroup
 
 .PHONY: help setup demo quick test drills faults lint format docs audit clean
 
@@ -31,10 +34,10 @@ demo: setup ## The whole pipeline on real models; the report lies in runs/demo.
 
 # Three tiers. What a tier leaves out is counted in pytest's last line ("deselected"), and runs in the next one.
 quick: lint ## Style, types, and the unit tests that take no time: minutes.
-	$(PYTEST) tests/unit -m "not slow and not drill" $(PYTEST_ARGS)
+	$(PYTEST) $(SHARED) tests/unit -m "not slow and not drill" $(PYTEST_ARGS)
 
 test: setup ## Every test but the drills: real models, real Ray, one short form of each fault.
-	$(PYTEST) -m "not drill" $(PYTEST_ARGS)
+	$(PYTEST) $(SHARED) -m "not drill" $(PYTEST_ARGS)
 
 drills: setup ## The long forms: kills by enumeration, large matrices, repeats for statistics.
 	$(PYTEST) -m drill --timeout=3600 $(PYTEST_ARGS)

@@ -15,6 +15,19 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests run on two workers: those with clusters and engines one after another on the first, the others by file.
+
+    A file stays in one piece, so that what its tests share is made once.
+    """
+    here = Path(__file__).parent
+    for item in items:
+        room = item.path.relative_to(here)
+        alone = room.parts[0] in {"gpu", "models", "ray"}
+        item.add_marker(pytest.mark.xdist_group("clusters and engines" if alone else str(room)))
+
+
 @pytest.fixture(scope="session")
 def public_data() -> Path:
     """Folder of the public data sets; tests that need them skip where it is absent."""

@@ -137,7 +137,7 @@ def test_ray_train_sets_no_handler_and_its_controller_ends_the_workers(monkeypat
         "the hook that is taken over is the right one"
     )
     calls: list[object] = []
-    trainer = workers._Trainer.__new__(workers._Trainer)
+    trainer = workers._RayTrainer.__new__(workers._RayTrainer)
     controller = SimpleNamespace(abort=SimpleNamespace(remote=lambda: "ended"))
 
     def fit() -> None:

@@ -301,7 +301,7 @@ def test_a_stored_recipe_opens_no_template(root: Path, tmp_path: Path, capsys: p
     for command in (["status", str(root)], ["evaluate", "--replay", str(root), "--judge", "refusal-anywhere"]):
         assert main(command) == 2
         message = capsys.readouterr().err
-        assert "names a file, and a stored recipe holds the template itself" in message
+        assert "names a file, and a stored recipe" in message
         assert "hunter-two" not in message
     # A recipe of one's own may name it.
     tree = json.loads((STORED / "run.json").read_text())["recipe"]

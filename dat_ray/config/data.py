@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from dat_ray.config.section import NO_EFFECT_ON_ROWS, Fraction, Outside, PathText, Positive, Section
 
 # What a cell may be compared with.
 Value = str | bool | int | float
+
+
+def _comparable(where: Any) -> Any:
+    for column, value in where.items() if isinstance(where, dict) else ():
+        if not isinstance(value, str | bool | int | float):
+            raise ValueError(f"{column} cannot be compared with {value!r}: write a text, a number, true or false")
+    return where
+
+
+# Only rows whose columns have these values.
+Comparable = Annotated[dict[str, Value], BeforeValidator(_comparable)]
 
 
 class Columns(Section):
@@ -46,19 +57,11 @@ class BehaviorSource(Section):
     )
     refusals_path: Annotated[PathText | None, Outside.FILE] = Field(None, description="CSV with columns Behavior, Safe_Response")
     columns: Columns = Columns()
-    where: dict[str, Value] = Field(
+    where: Comparable = Field(
         {}, description="only rows whose column has this value, as in {label: safe} or {adversarial: false}"
     )
     limit: Positive | None = Field(None, description="first N behaviours only")
     targets_per_behavior: Positive | None = Field(None, description="first N targets of each behaviour only")
-
-    @field_validator("where", mode="before")
-    @classmethod
-    def _comparable(cls, where: Any) -> Any:
-        for column, value in where.items() if isinstance(where, dict) else ():
-            if not isinstance(value, str | bool | int | float):
-                raise ValueError(f"{column} cannot be compared with {value!r}: write a text, a number, true or false")
-        return where
 
 
 class BehaviorsConfig(BehaviorSource):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dat_ray.config.data import Comparable
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.config.section import NO_EFFECT_ON_ROWS, Fraction, NonNegative, Outside, PathText, Positive, Section
 from dat_ray.config.training import AttackConfig
@@ -96,6 +98,42 @@ class EmbeddingConfig(Section):
         return self
 
 
+class PromptColumns(Section):
+    """Names of the columns of a file of prompts, where its own do not tell."""
+
+    prompt: str | None = Field(None, description="what the model is asked")
+    goal: str | None = Field(None, description="the request that the prompt serves")
+    id: str | None = Field(None, description="the behavior's id")
+    completion: str | None = Field(None, description="a model's answer to the prompt")
+    variant: str | None = Field(None, description="what tells prompts of one behavior apart in the results, such as a language")
+
+
+class PromptFile(Section):
+    """A file of ready prompts: one attack, called `prompts_NAME`."""
+
+    path: Annotated[PathText, Outside.FILE] = Field(
+        description="JailbreakBench artifact, HarmBench test cases or completions, artifacts of the past-tense attack, or a "
+        "table (CSV, JSONL, JSON, parquet, a folder of such, `hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]`) with columns goal "
+        "or id, and prompt"
+    )
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,48}$")] | None = Field(
+        None, description="NAME of the attack: lower-case letters, digits and underscores; absent: the file's own name"
+    )
+    columns: PromptColumns = PromptColumns()
+    where: Comparable = Field({}, description="only rows whose column has this value, as in {attack: pair}")
+    variants: tuple[str, ...] = Field((), description="only these variants, such as languages; empty: all")
+    samples: Positive | None = Field(
+        None, description="prompts of each behavior and variant, drawn by the recipe's seed; absent: all"
+    )
+
+    @property
+    def attack(self) -> str:
+        """Name of the attack, the same however many files there are: attempts are known by it."""
+        last = self.path.rstrip("/").rpartition("/")[2].lower()
+        bare = re.sub(r"\.(csv|tsv|jsonl|ndjson|json|parquet|txt)(\.(gz|bz2|xz))?$", "", last)
+        return f"prompts_{self.name or re.sub('[^a-z0-9]+', '_', bare).strip('_')[:48] or 'file'}"
+
+
 class UtilityConfig(Section):
     """Benchmarks by lm-eval (extra `utility`)."""
 
@@ -126,6 +164,7 @@ class EvaluationConfig(Section):
     templates_path: Annotated[PathText | None, Outside.FILE] = Field(
         None, description="CSV, JSONL or JSON file with a column `template` that holds {goal}"
     )
+    prompts: tuple[PromptFile, ...] = Field((), description="files of ready prompts for the attack `prompts`, an attack each")
     attacker: TargetConfig | None = Field(None, description="writes the prompts of past_tense, future_tense, translation, pair")
     heldout_sampler: SamplerConfig | None = Field(
         None, description="draws the prompts of inpainting_heldout; not the training one"
@@ -149,4 +188,7 @@ class EvaluationConfig(Section):
             raise ValueError("attacks names one attack twice: name each once")
         if not self.refusal_judge.name.startswith(("refusal-", "xstest")):
             raise ValueError(f"refusal_judge {self.refusal_judge.name} judges harm, not refusals: use refusal-rules or xstest")
+        name, times = Counter(one.attack for one in self.prompts).most_common(1)[0] if self.prompts else ("", 0)
+        if times > 1:
+            raise ValueError(f"prompts has {times} files that would be the attack {name}: give each a name of its own")
         return self

@@ -118,6 +118,12 @@ def _leaves(section: Section, default: Section | None, prefix: str, changes_rows
     for name, field in type(section).model_fields.items():
         path, counts = f"{prefix}{name}", changes_rows and NO_EFFECT_ON_ROWS not in field.metadata
         value = getattr(section, name)
+        if isinstance(value, tuple) and any(isinstance(one, Section) for one in value):
+            # A list of sections: each stands at its number, as in `prompts.0.path`.
+            for number, one in enumerate(value):
+                yield f"{path}.{number}", Leaf(GIVEN, None, counts)
+                yield from _leaves(one, None, f"{path}.{number}.", counts)
+            continue
         if not isinstance(value, Section):
             outside = next((mark for mark in field.metadata if isinstance(mark, Outside)), None)
             yield path, Leaf(values[name], defaults[name], counts, outside)

@@ -99,6 +99,7 @@ ATTEMPTS = _schema(
     ("seed", _I64, True),  # of a sampled answer
     ("temperature", _F64, True),
     ("prefill", _STR, True),  # what the model's turn was made to begin with; not part of `completion`
+    ("variant", _STR, True),  # tells attempts of one attack apart, such as the prompt's language
     ("judged_text", _STR, True),  # what the judges read, where it is not the completion: its translation
     ("second_judge", _STR, True),
     ("second_verdict", _STR, True),

@@ -175,5 +175,6 @@ class ModelSession:
             "seed": question.seed,
             "temperature": question.temperature,
             "prefill": question.prefill,
+            "variant": question.variant,
             "judged_text": None,
         }

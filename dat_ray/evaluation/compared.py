@@ -11,12 +11,16 @@ import pyarrow.fs as pafs
 from dat_ray.config.models import TargetConfig
 from dat_ray.config.names import MODEL_REMEDY, is_model_name
 from dat_ray.config.schema import Recipe
+from dat_ray.data.ids import row_id
+from dat_ray.data.prompt_files import read_prompts
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
 from dat_ray.data.shards import exists, join, open_filesystem
 from dat_ray.errors import InputError
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG, read_adapter_settings
 
 BASE, ADAPTED = "base", "adapted"
+# In place of a model: the answers that came with files of prompts.
+COMPLETIONS = "completions"
 OPTION = "--models"
 
 
@@ -29,12 +33,14 @@ class Model:
         adapter: LoRA adapter folder; None for the model as it is.
         weights: changes with the weights.
         source: hub id or folder of a model other than the recipe's target; None for that one.
+        answers: names of the attacks whose files hold its answers, where it is not asked at all; None for a model that is.
     """
 
     name: str
     adapter: str | None
     weights: str
     source: str | None = None
+    answers: tuple[str, ...] | None = None
 
     def config(self, target: TargetConfig) -> TargetConfig:
         """How it is served: as the recipe's target is."""
@@ -56,7 +62,8 @@ def named_models(recipe: Recipe, text: str) -> list[Model]:
     Args:
         recipe: gives the target that `base` and an adapter folder stand on.
         text: NAME=WHAT, separated by commas. WHAT is `base`, a run directory, an adapter folder, a model folder, a
-            hub id or `embedded:NAME`.
+            hub id or `embedded:NAME`; or `completions`, `completions:FILE` for the answers that the files of
+            `evaluation.prompts`, or the one of that name, came with.
 
     Raises:
         InputError: not of that form, a name twice, or a folder that is none of these.
@@ -77,6 +84,8 @@ def named_models(recipe: Recipe, text: str) -> list[Model]:
 def _resolve(recipe: Recipe, name: str, what: str) -> Model:
     if what == BASE:
         return Model(name, None, recipe.target.model)
+    if what.partition(":")[0] == COMPLETIONS:
+        return _of_files(recipe, name, what)
     if exists(RunDir(what).record):
         run = RunDir(what.rstrip("/"))
         trained = read_record(run).recipe.target.model
@@ -93,6 +102,26 @@ def _resolve(recipe: Recipe, name: str, what: str) -> Model:
     # Workers may run in another folder than ours.
     source = resolved if Path(what).expanduser().is_dir() else what
     return Model(name, None, what, source)
+
+
+def _of_files(recipe: Recipe, name: str, what: str) -> Model:
+    """A model that is known by the answers in files of prompts alone; its weights are their digest."""
+    wanted = what.partition(":")[2]
+    files = {
+        number: file
+        for number, file in enumerate(recipe.evaluation.prompts)
+        if "prompts" in recipe.evaluation.attacks and (not wanted or file.attack == f"prompts_{wanted}")
+    }
+    digests = {}
+    for number, file in files.items():
+        found = read_prompts(file, f"evaluation.prompts.{number}")
+        if any(row.completion is not None for row in found.rows):
+            digests[file.attack] = found.digest
+    if not digests:
+        names = ", ".join(file.attack.removeprefix("prompts_") for file in recipe.evaluation.prompts)
+        remedy = "holds no completions" if files else f"names none of the files of evaluation.prompts ({names or 'none'})"
+        raise InputError(OPTION, what, f"{remedy}: list a file with completions there, and prompts in evaluation.attacks")
+    return Model(name, None, row_id("completions", *digests, *digests.values()), answers=tuple(digests))
 
 
 def _with_adapter(name: str, recipe: Recipe, folder: str, source: str | None) -> Model:

@@ -41,6 +41,7 @@ class Question:
         temperature: of the answer, 0 for the greedy one.
         seed: of a sampled answer; the same for every model, so that they can be compared question by question.
         prefill: what the model's turn is made to begin with.
+        variant: what tells questions of one behavior apart in the results, such as a prompt's language.
     """
 
     attack: str
@@ -53,6 +54,7 @@ class Question:
     temperature: float = 0.0
     seed: int | None = None
     prefill: str | None = None
+    variant: str | None = None
 
     def attempt_id(self, suite: str, model: str, weights: str) -> str:
         """Id of this question asked of one model; `weights` tells two adapters apart."""

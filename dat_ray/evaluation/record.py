@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dat_ray import __version__
 from dat_ray.config.loading import fingerprint
@@ -14,8 +14,8 @@ from dat_ray.evaluation.compared import Model
 RECORD = "replay.json"
 
 
-def write_record(root: str, recipe: Recipe, suite: str, models: Sequence[Model]) -> None:
-    """Writes `replay.json` of an evaluation."""
+def write_record(root: str, recipe: Recipe, suite: str, models: Sequence[Model], inputs: Mapping[str, str] | None = None) -> None:
+    """Writes `replay.json` of an evaluation; `inputs` are digests of the files that its attacks read, by field."""
     tree = {
         "format_version": 1,
         "suite": suite,
@@ -23,5 +23,6 @@ def write_record(root: str, recipe: Recipe, suite: str, models: Sequence[Model])
         "dat_ray": __version__,
         "models": {model.name: model.weights for model in models},
         "recipe": recipe.model_dump(mode="json"),
+        "inputs": dict(inputs or {}),
     }
     write_bytes(join(root, RECORD), json.dumps(tree, indent=1).encode())

@@ -88,10 +88,10 @@ def chosen_attacks(config: EvaluationConfig) -> dict[str, type[Attack]]:
     """
     found: dict[str, type[Attack]] = {}
     for entry in config.attacks:
-        kind = find_attack(entry)
-        if kind.name in found:
-            raise InputError(FIELD, entry, f"has the name {kind.name} of another attack of the recipe: leave one out")
-        found[kind.name] = kind
+        for kind in find_attack(entry).of_recipe(config):
+            if kind.name in found:
+                raise InputError(FIELD, entry, f"has the name {kind.name} of another attack of the recipe: leave one out")
+            found[kind.name] = kind
     return found
 
 

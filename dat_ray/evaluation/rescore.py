@@ -154,7 +154,8 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
             counter.add(len(rows), chunk.name)
         about = judges.about()
     # What the models do without a judge is as it was.
-    models = load_metrics(root).models
+    stored = load_metrics(root)
+    models = stored.models
     side_effects = {name: SideEffects(models[name].kl_drift, models[name].utility) for name in record["models"]}
     folders = _prompt_folders(recipe)
     likelihoods, prompts = _beside(root, LIKELIHOODS), {attack: _beside(root, folder) for attack, folder in folders.items()}
@@ -170,7 +171,7 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
         seconds=time.monotonic() - started,
     )
     source = ReplayedSuite(suite=record["suite"], fingerprint=record["fingerprint"])
-    metrics = made.model_copy(update={"replay": source})
+    metrics = made.model_copy(update={"replay": source, "about_attacks": stored.about_attacks})
     _copy_beside(root, out, [LIKELIHOODS, *folders.values()])
     own = record | {"recipe": recipe.model_dump(mode="json"), "suite": suite, "replay_of": source.model_dump()}
     write_bytes(join(out, RECORD), json.dumps(own, indent=1).encode())

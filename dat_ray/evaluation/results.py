@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from operator import not_
 from typing import Annotated, ClassVar
 
 from pydantic import Field, ValidationError
@@ -72,16 +73,26 @@ class CurvePoint(Estimate):
     n_behaviors: Count
 
 
-class AttackMetrics(AttackRate):
-    """One attack on one model."""
+class AttackCounts(AttackRate):
+    """`AttackRate`, with the attempts behind it."""
 
     attempts: Count = Field(0, description="made or planned, failed ones included")
+    unparsed: Count = Field(0, description="attempts whose answer the judge could not read")
+    errors: Count = Field(0, description="attempts that failed")
+
+
+class AttackMetrics(AttackCounts):
+    """One attack on one model."""
+
     attempt_rate: Rate = Field(Rate.of(NOTHING), description="share of judged attempts that are harmful")
     exchangeable: Flag = Field(False, description="whether attempts are draws of one kind, so that any k of them count alike")
     curve: list[CurvePoint] = Field([], description="success against attempts, at 1, 2, 4, ... and all")
     budget: Budget = Budget()
-    unparsed: Count = Field(0, description="attempts whose answer the judge could not read")
-    errors: Count = Field(0, description="attempts that failed")
+    variants: dict[str, AttackCounts] = Field(
+        {},
+        exclude_if=not_,
+        description="each variant of its prompts alone, such as a language; only there where attempts have variants",
+    )
 
 
 class AnswerKinds(Part):
@@ -145,10 +156,15 @@ class ModelMetrics(Part):
     kl_drift: Drift | None = Field(None, description="null for the base model, and where it was not measured")
     weights: str = Field("unknown", description="fingerprint of the weights")
 
-    def rate_of(self, attack: str) -> Interval | None:
-        """Success of an attack; None where it was not made on this model."""
-        found = self.attacks.get(attack)
+    def rate_of(self, attack: str, variant: str | None = None) -> Interval | None:
+        """Success of an attack, or of one of its variants; None where it was not made on this model."""
+        found = self.counts_of(attack, variant)
         return None if found is None else found.interval
+
+    def counts_of(self, attack: str, variant: str | None = None) -> AttackCounts | None:
+        """As `rate_of`, with the attempts behind it."""
+        found = self.attacks.get(attack)
+        return found if found is None or variant is None else found.variants.get(variant)
 
     @property
     def answers(self) -> int:
@@ -270,6 +286,11 @@ class Metrics(Part):
     model_calls: dict[str, Count] = Field({}, description="forward passes and answers that the attempts cost, by model")
     sampler: Sampling | None = Field(None, description="of the attack `inpainting`, also in `samplers`")
     samplers: dict[str, Sampling] = Field({}, description="by attack")
+    about_attacks: dict[str, dict[str, Count]] = Field(
+        {},
+        exclude_if=not_,
+        description="what attacks tell of themselves, by attack: of a file of prompts what was used and what was left out",
+    )
     replay: ReplayedSuite | None = Field(None, description="where stored completions were scored again")
 
     @property
@@ -281,6 +302,11 @@ class Metrics(Part):
     def attacks(self) -> list[str]:
         """Names of all attacks, in order."""
         return list(dict.fromkeys(attack for model in self.models.values() for attack in model.attacks))
+
+    def variants(self, attack: str) -> list[str]:
+        """Names of an attack's variants, in order."""
+        found = (model.attacks[attack].variants for model in self.models.values() if attack in model.attacks)
+        return list(dict.fromkeys(variant for variants in found for variant in variants))
 
 
 def load_metrics(root: str) -> Metrics:

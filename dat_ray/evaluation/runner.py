@@ -72,8 +72,11 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
                 session = ModelSession(model, recipe, suite.name, stores, judges, attacker, target, counter)
                 _ask_model(suite, session)
             folder = join(suite.folder, "side_effects")
-            moved = drift(recipe, suite.run_dir, model, folder)
-            found.side_effects[model.name] = SideEffects(moved, utility(recipe, model, folder))
+            if model.answers is None:
+                moved = drift(recipe, suite.run_dir, model, folder)
+                found.side_effects[model.name] = SideEffects(moved, utility(recipe, model, folder))
+            else:
+                found.side_effects[model.name] = SideEffects()
         found.judges = judges.about()
     return found
 
@@ -87,6 +90,15 @@ def _check_room(suite: Suite) -> None:
 
 def _ask_model(suite: Suite, session: ModelSession) -> None:
     """Searches, look-alikes, attacks, log p of the targets; attacks whose prompts a sampler may still be drawing come last."""
+    if session.model.answers is not None:
+        # Its answers are in files: there is nobody who could be asked anything else.
+        for attack in suite.attacks:
+            if attack.has_answers:
+                attack.ask(session)
+            else:
+                session.skip(attack.planned().asked)
+        session.skip(len(suite.look_alikes) + sum(len(behavior.targets) for behavior in suite.behaviors))
+        return
     for attack in suite.attacks:
         attack.search(session)
     session.ask(suite.look_alikes)

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import has_manifest, read_file, read_manifest
+from dat_ray.data.shards import exists, has_manifest, join, read_file, read_manifest
+from dat_ray.data.stored import stored_object
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import InputError
 from dat_ray.evaluation.benchmarks import require_lm_eval
 from dat_ray.evaluation.compared import Model, own_models
 from dat_ray.evaluation.judges import JUDGE_READERS
-from dat_ray.evaluation.record import write_record
+from dat_ray.evaluation.record import RECORD, write_record
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
 from dat_ray.evaluation.runner import run_suite
@@ -80,10 +81,12 @@ def evaluate(
     weights = _check_weights(recipe, run, suite, models)
     if has_manifest(root):
         read_manifest(root, fingerprint=mark)
-        return _earlier(root, models)
+        return _earlier(root, models, recipe)
     if recipe.evaluation.utility.tasks:
         require_lm_eval()
     work = Suite(recipe, run, suite, models, read_file(run.behaviors), weights)
+    # Before anything is asked: a file that changes meanwhile is not taken for the one that was used.
+    inputs = _inputs(recipe)
     with start_ray(recipe.cluster), Progress("evaluate", work.total) as progress:
         found = run_suite(work, engines or Engines(), ProgressCounter(progress))
     metrics = suite_metrics(
@@ -97,8 +100,9 @@ def evaluate(
         side_effects=found.side_effects,
         seconds=time.monotonic() - started,
     )
-    store_metrics(root, metrics)
-    write_record(root, recipe, suite, models)
+    abouts = {attack.name: about for attack in work.attacks if (about := attack.about())}
+    store_metrics(root, metrics := metrics.model_copy(update={"about_attacks": abouts}))
+    write_record(root, recipe, suite, models, inputs)
     work.publish(mark)
     return _report(metrics, time.monotonic() - started, skipped=False)
 
@@ -106,18 +110,25 @@ def evaluate(
 def _check_weights(recipe: Recipe, run: RunDir, suite: str, models: Sequence[Model]) -> dict[str, str | None]:
     """Weights of the recipe's models that the suite asks, by field, compared with those that the run began with."""
     sections = [
-        *(["target"] if any(model.source is None for model in models) else []),
+        *(["target"] if any(model.source is None and model.answers is None for model in models) else []),
         *(field for kind in chosen_attacks(recipe.evaluation).values() for field in kind.needs),
         "evaluation.attacker",
         *JUDGE_READERS,
     ]
     weights = check_weights(run.root, models_of(recipe, *sections))
     # The models' own, since another suite may ask another model under the same name.
-    check_weights(run.evaluation(suite), {f"models.{model.name}": model.source or recipe.target.model for model in models})
+    asked = [model for model in models if model.answers is None]
+    check_weights(run.evaluation(suite), {f"models.{model.name}": model.source or recipe.target.model for model in asked})
     return weights
 
 
-def _earlier(root: str, models: Sequence[Model]) -> EvaluationReport:
+def _inputs(recipe: Recipe) -> dict[str, str]:
+    """Digests of the files that a recipe's attacks read, by field."""
+    kinds = chosen_attacks(recipe.evaluation).values()
+    return {field: digest for kind in kinds for field, digest in kind.inputs(recipe).items()}
+
+
+def _earlier(root: str, models: Sequence[Model], recipe: Recipe) -> EvaluationReport:
     metrics = load_metrics(root)
     names = [model.name for model in models]
     if list(metrics.models) != names:
@@ -127,7 +138,18 @@ def _earlier(root: str, models: Sequence[Model]) -> EvaluationReport:
         if metrics.models[model.name].weights != model.weights:
             remedy = f"holds an evaluation of another {model.name} model: remove that folder and run again"
             raise InputError("--run-dir", root, remedy)
+    _check_inputs(root, recipe)
     return _report(metrics, 0.0, skipped=True)
+
+
+def _check_inputs(root: str, recipe: Recipe) -> None:
+    """Refuses a finished evaluation whose files have changed since; one of an older version did not record them."""
+    record = join(root, RECORD)
+    recorded = (stored_object(record).get("inputs") or {}) if exists(record) else {}
+    for field, digest in _inputs(recipe).items() if recorded else ():
+        if recorded.get(field, digest) != digest:
+            remedy = f"the file has changed since {root} was made of it: restore it, or evaluate in another directory"
+            raise InputError(field, digest, remedy)
 
 
 def _report(metrics: Metrics, seconds: float, *, skipped: bool) -> EvaluationReport:

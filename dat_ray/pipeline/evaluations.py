@@ -53,7 +53,7 @@ def compare(recipe: Recipe, run: RunDir, models: str, suite: str | None) -> None
     stage_line(f"compare: {', '.join(model.name for model in found)}; differences are from {found[0].name}")
     check_attacks(recipe)
     if recipe.evaluation.kl_rows or any(kind.gradients for kind in chosen_attacks(recipe.evaluation).values()):
-        for model in found:
+        for model in (one for one in found if one.answers is None):
             check_trainable(resolve_model(model.config(recipe.target).model, OPTION), OPTION)
     if not exists(run.behaviors):
         write_file(run.behaviors, check_inputs(recipe, trains=False))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dat_ray.evaluation.metrics import broken, refusals
+from dat_ray.evaluation.outcomes import broken, refusals
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.measures.intervals import Interval, wilson
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dat_ray.evaluation.judge_results import BehaviorDisagreement
 from dat_ray.evaluation.questions import OVER_REFUSAL
-from dat_ray.evaluation.results import Metrics, PairedDifference, WorstCase, WorstDifference
+from dat_ray.evaluation.results import AttackCounts, Metrics, PairedDifference, WorstCase, WorstDifference
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import (
     asr_figure,
@@ -21,8 +21,19 @@ from dat_ray.reporting.charts import (
     refusal_figure,
 )
 from dat_ray.reporting.collect import Suite
-from dat_ray.reporting.tables import comparison, labelled, shown
-from dat_ray.reporting.words import attack_name, judge_kind, model_name, nats, p_value, percent, points, span, with_span
+from dat_ray.reporting.tables import beyond_attacks, labelled, shown
+from dat_ray.reporting.words import (
+    attack_name,
+    judge_kind,
+    model_name,
+    nats,
+    p_value,
+    percent,
+    points,
+    span,
+    variant_name,
+    with_span,
+)
 
 # Behaviors named on which two judges differ most.
 DISPUTED = 5
@@ -68,11 +79,12 @@ def _rates(metrics: Metrics) -> list[dict[str, Any]]:
             block = model.attacks.get(attack)
             if block is None:
                 continue
-            rows.append(
-                _row(attack_name(attack), name, block.interval)
-                | {"attempts": block.attempts, "attempt_rate": with_span(block.attempt_rate.interval)}
-                | {"unparsed": block.unparsed, "errors": block.errors, "bounds": _bounds(block.worst_case)}
-            )
+            row = _attack_row(attack_name(attack), name, block)
+            rows.append(row | {"attempt_rate": with_span(block.attempt_rate.interval)})
+        for variant in metrics.variants(attack):
+            found = {name: model.counts_of(attack, variant) for name, model in models.items()}
+            label = variant_name(attack, variant)
+            rows += [_attack_row(label, name, counts) for name, counts in found.items() if counts is not None]
     if len(models[metrics.first].attacks) > 1:
         rows += [
             _row("Any attack", name, model.boa.interval) | {"bounds": _bounds(model.boa.worst_case)}
@@ -88,6 +100,11 @@ def _rates(metrics: Metrics) -> list[dict[str, Any]]:
         row["begins"] = row["measure"] != last
         last = row["measure"]
     return rows
+
+
+def _attack_row(label: str, model: str, found: AttackCounts) -> dict[str, Any]:
+    counts = {"attempts": found.attempts, "unparsed": found.unparsed, "errors": found.errors}
+    return _row(label, model, found.interval) | counts | {"bounds": _bounds(found.worst_case)}
 
 
 def _row(label: str, model: str, found: Interval) -> dict[str, Any]:
@@ -161,11 +178,9 @@ def _seeds(metrics: Metrics) -> list[dict[str, Any]]:
 
 def _others(metrics: Metrics) -> list[dict[str, Any]]:
     """What the table of rates does not hold, model by model: likelihood, kinds of answers, drift, benchmarks."""
-    table, rows = comparison(metrics), []
-    for measure in table.measures:
-        if measure.key in {*metrics.attacks, "boa", OVER_REFUSAL}:
-            continue
-        measured = [(model, cell) for model, cell in zip(table.models, measure.cells, strict=True) if cell.value is not None]
+    rows = []
+    for measure in beyond_attacks(metrics):
+        measured = [(model, cell) for model, cell in zip(metrics.models, measure.cells, strict=True) if cell.value is not None]
         for number, (model, cell) in enumerate(measured):
             value = shown(cell, measure.unit)[0]
             rows.append(

@@ -19,7 +19,7 @@ from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, Rate
 from dat_ray.measures.intervals import NOTHING, SHARES, Interval
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import pair
-from dat_ray.reporting.words import attack_name, judge_kind, model_name, words
+from dat_ray.reporting.words import attack_name, judge_kind, model_name, variant_name, words
 
 _MARKS = re.compile(r"[\\|`]|(?<=\])[(\[]")
 # What a cell begins with that a spreadsheet computes.
@@ -64,20 +64,22 @@ class Comparison:
 
 def comparison(metrics: Metrics) -> Comparison:
     """Reads one suite's metrics.json."""
-    measures = [
-        _measure(metrics, attack, attack_name(attack), "rate", methodcaller("rate_of", attack)) for attack in metrics.attacks
-    ]
+    measures = []
+    for attack in metrics.attacks:
+        measures.append(_measure(metrics, attack, attack_name(attack), "rate", methodcaller("rate_of", attack)))
+        for variant in metrics.variants(attack):
+            of = methodcaller("rate_of", attack, variant)
+            measures.append(_measure(metrics, f"{attack}/{variant}", variant_name(attack, variant), "rate", of))
     measures.append(_measure(metrics, "boa", "Any attack", "rate", lambda model: model.boa.interval))
     measures.append(_measure(metrics, OVER_REFUSAL, "Over-refusal", "rate", lambda model: model.over_refusal.interval))
-    likelihood = _measure(metrics, "target_logprob", "Log p(target)", "nats", lambda model: model.target_logprob.interval)
     judge = metrics.judge
     said = f"Judged by {judge.name}, {judge_kind(judge)}."
-    return Comparison(tuple(metrics.models), (*measures, likelihood, *side_effects(metrics)), metrics.confidence, said)
+    return Comparison(tuple(metrics.models), (*measures, *beyond_attacks(metrics)), metrics.confidence, said)
 
 
-def side_effects(metrics: Metrics) -> list[Measure]:
-    """Kinds of answers to harmless prompts, drift and benchmarks, as far as some model has them; not paired."""
-    found = []
+def beyond_attacks(metrics: Metrics) -> list[Measure]:
+    """Likelihood, and kinds of answers to harmless prompts, drift and benchmarks, not paired, as far as some model has them."""
+    found = [_measure(metrics, "target_logprob", "Log p(target)", "nats", lambda model: model.target_logprob.interval)]
     models = metrics.models.values()
     if any(model.over_refusal.kinds for model in models):
         found += [

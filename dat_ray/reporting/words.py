@@ -25,6 +25,11 @@ def attack_name(attack: str) -> str:
     return attack if kind is None else kind.title
 
 
+def variant_name(attack: str, variant: str) -> str:
+    """An attack's variant for people; prompts of a file that say none have the empty one."""
+    return f"{attack_name(attack)}: {variant or 'no variant'}"
+
+
 def percent(value: float | None) -> str:
     """`0.12` as `12%`; `–` where nothing was measured."""
     return "–" if value is None else f"{100 * value:.0f}%"

@@ -31,7 +31,9 @@ def recorded() -> dict[str, Any]:
 def test_the_record_holds_every_attack_on_two_models_that_answer_differently(recorded: dict[str, Any]) -> None:
     attempts = recorded["attempts"].values()
     for model in ("base", "tuned"):
-        assert {row["attack"] for row in attempts if row["model"] == model} == {*builtin_attacks(), "over_refusal"}
+        # Ready prompts are an attack a file, none of them known by the class's name: test_prompts_attack.py has theirs.
+        expected = {*builtin_attacks(), "over_refusal"} - {"prompts"}
+        assert {row["attack"] for row in attempts if row["model"] == model} == expected
     assert {row.get("verdict") for row in attempts} == {"harmful", "not_harmful", "unparsed", None}
     answers = {model: [row.get("completion") for row in attempts if row["model"] == model] for model in ("base", "tuned")}
     assert sum(base != tuned for base, tuned in zip(answers["base"], answers["tuned"], strict=True)) > 50

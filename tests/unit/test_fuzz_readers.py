@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dat_ray.config.adapt import load_adapt_config
+from dat_ray.config.evaluation import PromptFile
 from dat_ray.config.loading import load_recipe, recipe_text
 from dat_ray.config.models import EndpointConfig, TargetConfig, TemplateConfig
 from dat_ray.config.sweep import read_sweep
+from dat_ray.data.prompt_files import match_prompts, read_prompts
 from dat_ray.data.rundir import open_to_read
 from dat_ray.data.shards import read_table
 from dat_ray.diffusion.canvas import SamplerSpec
@@ -151,6 +153,23 @@ def test_replay_records(examples: int, run_root: str, tmp_path: Path) -> None:
     if not path.exists():
         path.write_text(json.dumps({"suite": "default", "models": {"base": None}, "recipe": recipe().model_dump(mode="json")}))
     try_files(path, lambda: rescore.read_record(str(root)), examples)
+
+
+@LENGTHS
+@pytest.mark.parametrize(
+    "name",
+    ["jailbreak_artifact.json", "test_case_completions.json", "past_tense.json", "submitted.json", "prompts_by_id.jsonl"],
+)
+def test_files_of_prompts(name: str, examples: int, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes((Path(__file__).parent / "data" / "cases" / name).read_bytes())
+
+    def read() -> None:
+        found = read_prompts(PromptFile(path=str(path)), "evaluation.prompts.0")
+        check(str(match_prompts(found, {"Bird": "Name a bird", "2": "Name a tree"})), 3000)
+        json.dumps([[row.prompt, row.completion, row.variant] for row in found.rows], ensure_ascii=False).encode()
+
+    try_files(path, read, examples)
 
 
 @pytest.fixture

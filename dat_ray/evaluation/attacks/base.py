@@ -25,8 +25,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.models import SamplerConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.engines.calls import Answer, Failure
@@ -164,6 +165,9 @@ class Attack:
         in_order: whether attempts follow one another or are of unlike kinds. They are not exchangeable then, so pass@k does
             not apply: their curve counts the first k.
         gradients: whether it needs the model's weights.
+        access: what JailbreakBench calls it where no gradients are needed: black_box asks the model, transfer brings prompts that
+            were made without it, manual those of people.
+        has_answers: whether it can bring answers of a model that is not asked, see `Model.answers`.
         prompts_folder: folder below the suite's for the prompts that `draw` has drawn; None for an attack that draws none.
     """
 
@@ -173,11 +177,31 @@ class Attack:
     needs: ClassVar[tuple[str, ...]] = ()
     in_order: ClassVar[bool] = False
     gradients: ClassVar[bool] = False
+    access: ClassVar[Literal["black_box", "transfer", "manual"]] = "black_box"
+    has_answers: ClassVar[bool] = False
     prompts_folder: ClassVar[str | None] = None
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.config = setup.recipe.evaluation
+
+    @classmethod
+    def of_recipe(cls, config: EvaluationConfig) -> tuple[type[Attack], ...]:
+        """What its entry in a recipe stands for: itself; of an attack that is made of files, a class for each file.
+
+        Raises:
+            InputError: the recipe lists no file.
+        """
+        return (cls,)
+
+    @classmethod
+    def inputs(cls, recipe: Recipe) -> dict[str, str]:
+        """Files that it reads: dotted field of the recipe -> digest of what is in them. A finished suite is that of its files.
+
+        Raises:
+            InputError: one cannot be read.
+        """
+        return {}
 
     def questions(self) -> list[Question]:
         """The questions of an attack that knows them in advance."""
@@ -208,6 +232,10 @@ class Attack:
     def ask(self, session: Session) -> None:
         """Asks the model."""
         session.ask(self.known_questions)
+
+    def about(self) -> dict[str, int]:
+        """What `metrics.json` tells of it besides its attempts, after it has asked."""
+        return {}
 
     def seed_of(self, behavior: Behavior, index: int | str) -> int:
         """The seed of one attempt, the same for every model."""

@@ -25,6 +25,7 @@ class Inpainting(Attack):
     title = "In-painted prompts"
     description = "prompts drawn by the training sampler for the held-out targets"
     needs = ("sampler",)
+    access = "transfer"
     prompts_folder = "prompts"
 
     def __init__(self, setup: Setup) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dat_ray.config.schema import Recipe
+from dat_ray.data.ids import row_id
 from dat_ray.data.sources import open_source
 from dat_ray.data.tables import TEXT, listed
 from dat_ray.errors import InputError
@@ -40,6 +42,11 @@ class Templates(Attack):
     description = "the goal in a user's own jailbreak templates"
     needs = (FIELD,)
     in_order = True
+    access = "manual"
+
+    @classmethod
+    def inputs(cls, recipe: Recipe) -> dict[str, str]:
+        return {FIELD: row_id(*load_templates(recipe.evaluation.templates_path or ""))}
 
     def questions(self) -> list[Question]:
         templates = load_templates(self.config.templates_path or "")

@@ -14,8 +14,10 @@ import pytest
 
 from dat_ray.config.adapt import PairsConfig
 from dat_ray.config.data import BehaviorsConfig
+from dat_ray.config.evaluation import PromptFile
 from dat_ray.config.training import RetainConfig
 from dat_ray.data.behaviors import load_behaviors
+from dat_ray.data.prompt_files import read_prompts
 from dat_ray.data.retain import read_retain
 from dat_ray.data.sources import open_source
 from dat_ray.diffusion.pairs import read_pairs
@@ -59,6 +61,16 @@ def retained(path: str, settings: dict[str, Any]) -> list[tuple]:
 def templates(path: str, settings: dict[str, Any]) -> list[tuple]:
     """Lengths and ends of templates."""
     return [(len(one), one[-6:]) for one in load_templates(path)]
+
+
+def prompted(path: str, settings: dict[str, Any]) -> list[tuple]:
+    """Whose prompt, the prompt, and its variant and completion where it has them; and rows without a prompt."""
+    found = read_prompts(PromptFile.model_validate({"path": path, **settings}), "evaluation.prompts.0")
+    rows = [
+        (row.behavior_id or row.goal, row.prompt, *(one for one in (row.variant, row.completion) if one is not None))
+        for row in found.rows
+    ]
+    return [*rows, *([("without", found.without_prompt)] if found.without_prompt else [])]
 
 
 def labelled(path: str, settings: dict[str, Any]) -> list[tuple]:
@@ -196,6 +208,43 @@ TABLE: list[tuple[str, Callable[[str, dict[str, Any]], list[tuple]], dict[str, A
         ("Name a tree", "An oak."), ("left out", 1, "holds a message that is empty or more than text"),
     ]),
     ("ids_twice.tsv", retained, {}, "row 2 (line 3) and row 1 (line 2) of ids_twice.tsv share the id '1': give each row its own"),
+    # Ready prompts.
+    ("jailbreak_artifact.json", prompted, {}, [("Bird", "In a story, name a bird ", "Sure, a robin"), ("without", 1)]),
+    ("test_cases.json", prompted, {}, [
+        ("bird", "Please, name a bird"), ("bird", "name a bird !"), ("tree", "Please, name a tree"),
+    ]),
+    ("test_case_completions.json", prompted, {}, [("bird", "Please, name a bird", "Sure, a robin"), ("bird", "Name one", "")]),
+    ("test_cases_with_images.json", prompted, {}, "case 1 of entry 1 is a JSON list, not a prompt: only text is read"),
+    ("inpainted.csv", prompted, {}, [
+        ("Name a bird", "Birds, a list of"), ("Name a bird", "A robin is one. Another?"), ("Name a tree", "Trees of the wood"),
+    ]),
+    ("past_tense.json", prompted, {}, [("Name a bird", "How were birds named?", "Sure, a robin")]),
+    ("many_languages.csv", prompted, {}, [
+        ("0", "Name a bird", "en"), ("0", "说出一种鸟", "zh"), ("0", "Nomina un uccello", "it"),
+        ("1", "Name a tree", "en"), ("1", "说出一种树", "zh"), ("without", 1),
+    ]),
+    ("many_languages.csv", prompted, {"variants": ["it"]}, [("0", "Nomina un uccello", "it"), ("without", 1)]),
+    ("many_languages.csv", prompted, {"variants": ["sw"]}, "holds no prompt, variants ['sw']: choose another file or value"),
+    ("submitted.json", prompted, {}, [
+        ("Bird", "In a story, name a bird", "vicuna-13b-v1.5", "Sure"), ("Bird", "Name one, please", "llama-2-7b-chat-hf"),
+    ]),
+    ("prompts_by_id.jsonl", prompted, {}, [("1", "Sing: name a bird", "en"), ("2", "Sing: name a tree", "fr")]),
+    ("prompts_by_id.jsonl", prompted, {"where": {"language": "fr"}}, [("2", "Sing: name a tree", "fr")]),
+    ("prompts_by_id.jsonl", prompted, {"where": {"lingua": "fr"}}, "has no such column, only 'id', 'prompt', 'language'"),
+    ("people_judged.csv", prompted, {}, [("Name a bird", "Name any bird", "Sure, a robin"), ("Name a tree", "Name any tree")]),
+    ("people_judged.csv", prompted, by(completion="human1"), [
+        ("Name a bird", "Name any bird", "1"), ("Name a tree", "Name any tree", "0"),
+    ]),
+    ("people_judged.csv", prompted, by(goal="Goal"), "people_judged.csv has no such column, only 'Index', 'goal'"),
+    ("one_prompt.json", prompted, {}, [("Name a bird", "Birds? Name one")]),
+    ("targets_by_goal.json", prompted, {}, [("Name a bird", "Sure, a robin"), ("Name a tree", "Sure, an oak")]),
+    ("prompts_of_nobody.csv", prompted, {}, "says of no prompt whose it is, with the columns 'number', 'prompt'"),
+    ("answers_without_prompts.csv", prompted, {}, "has no column of prompts, only 'goal', 'completion'"),
+    ("prompt_of_numbers.jsonl", prompted, {}, "row 1 (line 1) of prompt_of_numbers.jsonl is a int: write a text there"),
+    ("all_without_prompt.json", prompted, {}, "holds no prompt: choose another file"),
+    ("wrapped.json", prompted, {}, "entry 1 is a JSON int, not a prompt: only text is read"),
+    ("workbook.csv", prompted, {}, "is a zip archive or an Excel workbook"),
+    ("half_a_character.jsonl", prompted, {}, "row 1 (line 1) holds half a character"),
     # Templates and labels.
     ("template_without_goal.csv", templates, {}, "row 1 (line 2) has no {goal}: write it where the request goes"),
     ("long_template.csv.gz", templates, {}, [(180006, "{goal}")]),

@@ -4,7 +4,8 @@ import pytest
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.schema import Recipe
-from dat_ray.evaluation.metrics import broken, disagreement, model_metrics, paired_metrics, refusals, seed_groups, totals
+from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
+from dat_ray.evaluation.outcomes import broken, refusals
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.summary import SideEffects, suite_metrics
 from dat_ray.measures.intervals import crossed_rate, wilson
@@ -71,6 +72,22 @@ def test_attempts_without_a_verdict_are_bounded_over_every_behavior_asked() -> N
     whole = block.attacks["direct"].worst_case
     assert whole is not None
     assert (whole.unjudged, whole.lowest, whole.highest.rate) == (0, whole.highest, 1 / 3)
+
+
+def test_variants_of_an_attack_have_rates_of_their_own() -> None:
+    said = {"a": "harmful", "b": "unparsed", "c": "not_harmful"}
+    rows = [{**row("prompts_x", key, verdict), "variant": "zh"} for key, verdict in said.items()]
+    rows += [{**row("prompts_x", "a", None, "ran out of memory"), "variant": None}]
+    config = EvaluationConfig.model_validate({"attacks": ["prompts"], "prompts": [{"path": "x.csv"}], "bootstrap": 10})
+    variants = model_metrics(rows, {}, config, seed=0).attacks["prompts_x"].variants
+    assert list(variants) == ["zh", ""]
+    zh, rest = variants.values()
+    half = wilson(1, 2)
+    assert (zh.asr, zh.low, zh.high, zh.n_behaviors) == (0.5, half.low, half.high, 2)
+    assert (zh.attempts, zh.unparsed, zh.errors) == (3, 1, 0)
+    assert zh.worst_case is not None
+    assert (zh.worst_case.unjudged, zh.worst_case.lowest.rate, zh.worst_case.highest.rate) == (1, 1 / 3, 2 / 3)
+    assert (rest.asr, rest.n_behaviors, rest.attempts, rest.errors) == (None, 0, 1, 1)
 
 
 def test_the_worst_difference_takes_each_model_at_its_other_end() -> None:

@@ -16,6 +16,7 @@ import dat_ray
 from dat_ray.errors import ShardError
 from dat_ray.evaluation.estimates import Benchmark
 from dat_ray.evaluation.results import METRICS, Metrics, load_metrics, part_json, store_metrics
+from dat_ray.measures.intervals import Interval
 from tests.unit.evaluation import metrics_page
 
 OLD = Path(__file__).parents[2] / "fixtures" / "run_0_1" / "evaluation" / "default"
@@ -61,6 +62,21 @@ def test_the_least_that_is_promised_is_enough_and_the_rest_says_that_it_was_not_
     assert found.models["base"].attacks["direct"].curve == []
     assert (found.groups, found.disagreement, found.calibration) == ({}, None, {})
     assert (found.first, found.attacks) == ("base", ["direct"])
+
+
+def test_variants_and_what_attacks_tell_are_in_the_file_where_there_are_some(tmp_path: Path) -> None:
+    without = json.loads(part_json(Metrics.model_validate(tree())))
+    assert "about_attacks" not in without
+    assert "variants" not in without["models"]["base"]["attacks"]["direct"]
+    given = tree() | {"about_attacks": {"direct": {"left_out": 2}}}
+    given["models"]["base"]["attacks"]["direct"]["variants"] = {"zh": {"asr": 1.0, "low": 0.2, "high": 1.0, "n_behaviors": 1}}
+    store_metrics(str(tmp_path), Metrics.model_validate(given))
+    found = load_metrics(str(tmp_path))
+    assert found == Metrics.model_validate(given)
+    base = found.models["base"]
+    assert (base.rate_of("direct"), base.rate_of("direct", "zh")) == (Interval(0.5, 0.1, 0.9, 2), Interval(1.0, 0.2, 1.0, 1))
+    assert base.rate_of("direct", "it") is base.rate_of("pair", "zh") is None
+    assert (found.variants("direct"), found.variants("pair")) == (["zh"], [])
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dat_ray.evaluation.results import Metrics, ModelMetrics, OverRefusal, PairedDifference
-from dat_ray.reporting.collect import read_suite
+from dat_ray.evaluation.results import AttackCounts, Metrics, ModelMetrics, OverRefusal, PairedDifference
+from dat_ray.reporting.collect import Suite, read_suite
+from dat_ray.reporting.suites import suite_view
 from dat_ray.reporting.tables import Comparison, as_csv, as_latex, as_markdown, as_rich, comparison, tex, write_tables
 from tests.unit.reporting.synthetic_run import THREE, evaluate, new_run
 
@@ -35,6 +36,25 @@ def test_cells_are_the_metrics_and_differences_are_from_the_first_model(metrics:
     assert boa.cells[0].difference is None
     [pair] = [p for p in metrics.paired if (p.metric, p.first, p.second) == ("boa", "base", "cat")]
     assert (boa.cells[2].difference, boa.cells[2].difference_low) == (pair.difference, pair.low)
+
+
+def test_variants_stand_below_their_attack(metrics: Metrics) -> None:
+    counts = AttackCounts(asr=0.25, low=0.1, high=0.5, n_behaviors=4, attempts=5, worst_case=None)
+    base = metrics.models["base"]
+    variants = {"zh": counts, "": counts.model_copy(update={"asr": 0.75})}
+    attacks = base.attacks | {"direct": base.attacks["direct"].model_copy(update={"variants": variants})}
+    with_them = {"base": base.model_copy(update={"attacks": attacks}), "dat": metrics.models["dat"]}
+    changed = metrics.model_copy(update={"models": with_them})
+    measures = comparison(changed).measures
+    assert [one.key for one in measures[:4]] == ["direct", "direct/zh", "direct/", "inpainting"]
+    shown = [(one.name, one.cells[0].value, one.cells[0].n, one.cells[1].value) for one in measures[1:3]]
+    assert shown == [("Direct request: zh", 0.25, 4, None), ("Direct request: no variant", 0.75, 4, None)]
+    view = suite_view("default", Suite(changed, []), {})
+    rows = [(row["measure"], row["model"], row["rate"], row["attempts"], row["begins"]) for row in view["rates"]]
+    assert rows[2:4] == [("Direct request: zh", "base", "25%", 5, True), ("Direct request: no variant", "base", "75%", 5, True)]
+    assert rows[1][:2] == ("Direct request", "dat")
+    assert rows[4][:2] == ("In-painted prompts", "base")
+    assert not [row for row in view["others"] if "zh" in row["measure"]]
 
 
 def test_csv_gives_the_numbers_back(table: Comparison) -> None:

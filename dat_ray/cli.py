@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from dat_ray import __version__
 from dat_ray.bench.verb import BENCHES
 from dat_ray.errors import DatError, InputError, Stopped
+from dat_ray.ops.export_verb import add_export
 from dat_ray.ops.verbs import add_verbs
 from dat_ray.preflight import check_places
 from dat_ray.printable import printable
@@ -186,16 +187,6 @@ def _recipes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    from dat_ray.pipeline.export import export_run
-    from dat_ray.progress import stage_line
-
-    check_places("--out", arguments.out)
-    folder = export_run(arguments.run_dir, arguments.out)
-    stage_line(f"{folder}: merged model, tokenizer and card; the adapter in {folder / 'adapter'}")
-    return 0
-
-
 def _curves(arguments: argparse.Namespace) -> int:
     from dat_ray.progress import stage_line
     from dat_ray.reporting.curves import curves
@@ -289,9 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     adapt.add_argument("--resume", action="store_true", help="continue what is there, or start")
     settings(adapt)
 
-    export = add("export", "write a run's fine-tuned model and its adapter as folders that other tools load", _export)
-    export.add_argument("run_dir", metavar="RUN_DIR", help="directory of a run that has trained")
-    export.add_argument("--out", required=True, metavar="DIR", help="folder of the merged model; OUT/adapter holds the adapter")
+    add_export(add)
 
     curves = add("curves", "the training curves of several runs on one page", _curves)
     curves.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="directories of runs that have begun training")

@@ -1,7 +1,7 @@
 """`dat export`: what a run has trained, as folders that other tools load.
 
 OUT/            the merged model: safetensors, configuration, tokenizer, README.md (model card), dat_export.json
-OUT/adapter/    the PEFT adapter
+OUT/adapter/    the PEFT adapter with a card of its own, as `--push` sends it to a hub
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def export_run(root: str, out: str) -> Path:
     if not has_manifest(trained):
         raise DatError(f"{trained} holds no finished training: run `dat train --run-dir {root}` first")
     read_manifest(trained, fingerprint=record.fingerprint)
-    folder = Path(out).expanduser().absolute()
-    if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError("--out", out, "holds something that is no export: choose another folder")
+    folder = own_folder(out)
     base = resolve_model(recipe.target.model, "target.model")
     card = model_card(recipe, run, record)
     with tempfile.TemporaryDirectory(prefix="dat-export-") as scratch, replace_folder(folder) as place:
@@ -67,11 +65,24 @@ def export_run(root: str, out: str) -> Path:
             # transformers reads this file before a template in tokenizer_config.json.
             (place / CHAT_TEMPLATE).write_text(recipe.target.chat_template, encoding="utf-8")
         shutil.copytree(adapter, place / "adapter")
+        (place / "adapter" / CARD).write_text(model_card(recipe, run, record, adapter_alone=True), encoding="utf-8")
         if _on_hub(recipe.target.model):
             _name_base(place / "adapter" / ADAPTER_CONFIG, recipe.target.model)
         (place / CARD).write_text(card, encoding="utf-8")
         content = {"run": record.fingerprint, "recipe": recipe.name, "dat_ray": __version__, "base": recipe.target.model}
         (place / RECORD).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return folder
+
+
+def own_folder(out: str) -> Path:
+    """The folder of an export.
+
+    Raises:
+        InputError: it holds something that is none.
+    """
+    folder = Path(out).expanduser().absolute()
+    if folder.exists() and not (folder / RECORD).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError("--out", out, "holds something that is no export: choose another folder")
     return folder
 
 
@@ -85,24 +96,31 @@ def _name_base(path: Path, model: str) -> None:
     path.write_text(json.dumps({**config, "base_model_name_or_path": model}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def model_card(recipe: Recipe, run: RunDir, record: RunRecord) -> str:
+def model_card(recipe: Recipe, run: RunDir, record: RunRecord, *, adapter_alone: bool = False) -> str:
     """A model card in Markdown: what it is, its recipe, what it was trained on, and what was measured of it.
 
     Args:
         recipe: the run's.
         run: its directory; evaluations that are there are shown.
         record: of `run.json`.
+        adapter_alone: for the adapter's folder rather than the merged model's.
     """
     base = recipe.target.model
-    front = ["---", *([f"base_model: {base}"] if _on_hub(base) else []), "tags: [adversarial-training, safety, dat-ray]", "---"]
+    kind = ["library_name: peft"] if adapter_alone else []
+    known = [f"base_model: {base}"] if _on_hub(base) else []
+    front = ["---", *known, *kind, "tags: [adversarial-training, safety, dat-ray]", "---"]
+    holds = (
+        "This is the LoRA adapter alone, to be loaded on that base; `dat export` writes the merged weights beside it."
+        if adapter_alone
+        else "This folder holds the merged weights, `adapter/` the LoRA adapter alone."
+    )
     lines = [
         *front,
         "",
         f"# {base}, after adversarial fine-tuning",
         "",
         f"Fine-tuned from `{base}` by dat_ray {record.version} with the recipe `{recipe.name}` "
-        f"(seed {recipe.seed}, fingerprint `{record.fingerprint}`). This folder holds the merged weights, "
-        "`adapter/` the LoRA adapter alone. The base model's licence applies.",
+        f"(seed {recipe.seed}, fingerprint `{record.fingerprint}`). {holds} The base model's licence applies.",
         "",
         "## What was measured",
         "",

@@ -176,6 +176,11 @@ def test_the_card_tells_recipe_data_and_measures(exported: Path, trained: RunDir
     assert "| retain set | 7 |" in card
     assert "learning_rate: 0.01" in card
     assert "please do" not in card, "no prompt is part of the card"
+    # The adapter is published alone, so its card says what it needs.
+    alone = (exported / "adapter" / "README.md").read_text()
+    assert "library_name: peft" in alone.split("---")[1]
+    assert "This is the LoRA adapter alone" in alone
+    assert all("The base model's licence applies." in one and "| adapted | direct | 25.0% |" in one for one in (card, alone))
 
 
 def test_an_export_is_replaced_and_nothing_else_is(exported: Path, trained: RunDir, tmp_path: Path) -> None:

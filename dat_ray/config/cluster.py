@@ -12,8 +12,8 @@ from dat_ray.config.section import Outside, PathText, Positive, Section
 class Pool(Section):
     """One role's actor pool."""
 
-    min_actors: Positive = 1
-    max_actors: Positive = 1
+    min_actors: Positive = Field(1, description="that it begins with, and keeps")
+    max_actors: Positive = Field(1, description="to which it grows while there is work for more, and room")
     num_cpus: Annotated[float, Field(gt=0.0)] = Field(1.0, description="logical CPUs of an actor")
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
     threads: Positive = Field(1, description="OpenMP threads of an actor on a CPU")

@@ -20,6 +20,7 @@ from dat_ray.engines.base import (
     Judgement,
     TargetModel,
 )
+from dat_ray.engines.pieces import by_rows
 from dat_ray.errors import DatError, EngineLost, ends_engine, error_line
 
 Item = TypeVar("Item")
@@ -152,6 +153,7 @@ def call_isolated(
     return found
 
 
+@by_rows("requests", failed=Failure)
 def infill(engine: DiffusionSampler, asked: InfillCall) -> list[InfillResult | Failure]:
     """In-paints prompts."""
     began = time.perf_counter()
@@ -167,6 +169,7 @@ def _count(role: str, found: Sequence[object], began: float, calls: int, tokens:
     telemetry.role_batch(_STAGE, role, rows=len(found), errors=errors, calls=calls, tokens=tokens, seconds=seconds)
 
 
+@by_rows("prompts", "seeds", "prefills", failed=lambda reason: Answer(None, 0.0, reason))
 def complete(engine: TargetModel, asked: CompletionCall) -> list[Answer]:
     """Lets a model answer prompts."""
 
@@ -196,6 +199,7 @@ def _answer(found: tuple[Completion, float] | Failure) -> Answer:
     return Answer(None, seconds, completion.error) if completion.error else Answer(completion.text, seconds)
 
 
+@by_rows("pairs", failed=Failure)
 def logprob(engine: TargetModel, asked: LikelihoodCall) -> list[float | Failure]:
     """Mean log p(response | prompt) of each pair, in nats a token."""
 
@@ -205,6 +209,7 @@ def logprob(engine: TargetModel, asked: LikelihoodCall) -> list[float | Failure]
     return call_isolated(score, asked.pairs, asked.batch_size)
 
 
+@by_rows("rows", failed=Failure)
 def judge(engine: Judge, asked: JudgeCall) -> list[Judgement | Failure]:
     """Lets a judge read completions."""
 

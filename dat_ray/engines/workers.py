@@ -1,18 +1,27 @@
-"""A pool of Ray actors that hold engines: hands out chunks, replaces processes that are lost, never waits without a deadline."""
+"""A pool of Ray actors that hold engines: hands out chunks, grows and shrinks, replaces lost processes, waits with a deadline."""
 
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from dat_ray.config.cluster import Pool, TimeoutsConfig
 from dat_ray.diagnosis import answer_for_stacks, death_in_a_line, in_one_line
+from dat_ray.engines.pieces import NoResult, Piece, Pieces
 from dat_ray.errors import DatError, EngineLost, ends_engine, error_line
 from dat_ray.progress import stage_line
 
@@ -20,11 +29,15 @@ from dat_ray.progress import stage_line
 SUBCLUSTER_LABEL = "ray-subcluster"
 # One chunk at work and one waiting in the actor's queue, so that it never idles while the driver writes a shard.
 IN_FLIGHT = 2
-# A chunk that was in the hands of this many processes when they ended is not given to another one.
-TRIES_PER_CHUNK = 3
 # Processes, for each of the pool's actors, that may end one after another while they load their engine.
 STARTS_PER_ACTOR = 3
-
+# Processes, for each of the pool's actors, that may end at work without anything being finished in between.
+ENDS_PER_ACTOR = 6
+# An actor above `min_actors` that has had nothing to do for so long gives its place back: longer than most pauses between
+# two calls, since the next one would have to load the engine again.
+IDLE_SECONDS = 60.0
+# How a process that ends shows itself: killed, crashed, out of memory, or on a node that is gone.
+_PROCESS_ENDED = (RayActorError, ObjectLostError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
 
 # Seconds after which a call that can be cut returns what it has so far, at most, and as a share of `no_progress`.
 SLICE_SECONDS, SLICE_SHARE = 30.0, 0.25
@@ -80,7 +93,9 @@ class _HostLost(Exception):
 class Workers:
     """Actors of one role, on any node that has room. Use as a context manager: leaving it frees their memory.
 
-    An actor whose process or node is lost is replaced, and its chunks are given to the others.
+    It starts with `min_actors`, grows to `max_actors` while there is work for more, and gives places back that stay idle.
+    Actors that the cluster has no room for wait for it, and join in as soon as there is. An actor whose process or node is
+    lost is replaced, and its chunks are given to the others. Results do not depend on any of this.
 
     Args:
         role: for messages: sampler, target, judge.
@@ -100,11 +115,12 @@ class Workers:
         self._lock, self._closed = threading.Lock(), False
         self._actors: list[Any] = []
         self._starting: dict[Any, Any] = {}
-        self._ready: list[Any] = []
-        self._failed_starts = 0
+        # Actors that are up -> since when they have had nothing to do; None while they have.
+        self._ready: dict[Any, float | None] = {}
+        self._failed_starts = self._ends_in_a_row = 0
+        self._size = pool.min_actors
         self.about: dict[str, Any] = {}
-        for _ in range(pool.max_actors):
-            self._launch()
+        self._fill_up()
 
     def __enter__(self) -> Workers:
         return self
@@ -115,26 +131,57 @@ class Workers:
             for actor in self._actors:
                 ray.kill(actor)
 
-    def _launch(self) -> None:
-        with self._lock:
-            if self._closed:
-                raise DatError(f"{self.role}: stopped")
-            actor = self._host.remote(self._build)
-            self._actors.append(actor)
-        self._starting[actor.start.remote()] = actor
+    def _fill_up(self) -> None:
+        while len(self._actors) < self._size:
+            with self._lock:
+                if self._closed:
+                    raise DatError(f"{self.role}: stopped")
+                actor = self._host.remote(self._build)
+                self._actors.append(actor)
+            self._starting[actor.start.remote()] = actor
 
-    def _replace(self, actor: Any, reason: _HostLost) -> None:
-        """Starts another actor for one that is lost, unless that was done at another of its chunks."""
+    def _resize(self, calls: int) -> float | None:
+        """Makes the pool as large as the calls that are left need, within its bounds.
+
+        Returns:
+            Seconds after which an actor that is idle now has been so for long enough; None where all are needed.
+        """
+        self._size = max(self._pool.min_actors, min(calls, self._pool.max_actors))
+        self._fill_up()
+        spare = len(self._actors) - self._size
+        for ref, actor in list(self._starting.items())[::-1]:
+            if spare > 0 and len(self._ready) >= 1:
+                del self._starting[ref]
+                self._end(actor)
+                spare -= 1
+        waits = []
+        for actor, since in list(self._ready.items()):
+            if spare > 0 and since is not None:
+                left = since + IDLE_SECONDS - time.monotonic()
+                if left > 0:
+                    waits.append(left)
+                else:
+                    del self._ready[actor]
+                    self._end(actor)
+                spare -= 1
+        return min(waits, default=None)
+
+    def _end(self, actor: Any) -> bool:
+        """Ends an actor for good; False where that was done before."""
         with self._lock:
             if actor not in self._actors:
-                return
+                return False
             self._actors.remove(actor)
-        if actor in self._ready:
-            self._ready.remove(actor)
         # Out of reach is not gone: it must not hold what its successor asks for.
         ray.kill(actor)
-        self._launch()
-        stage_line(f"{self.role}: {reason}; another process takes over")
+        return True
+
+    def _replace(self, actor: Any, reason: _HostLost) -> None:
+        """Starts another actor for one that is lost, unless that was done before."""
+        self._ready.pop(actor, None)
+        if self._end(actor):
+            self._fill_up()
+            stage_line(f"{self.role}: {reason}; another process takes over")
 
     def wait(self) -> dict[str, Any]:
         """Waits for the first engine; returns what it says about itself.
@@ -149,45 +196,87 @@ class Workers:
     def map(self, work: Callable[..., Any], payloads: Sequence[tuple]) -> Iterator[tuple[int, Any]]:
         """Yields `(index, work(engine, *payload))` as chunks finish, in any order.
 
-        A call that returns `Unfinished` is called again with what it returned, at once and in the same process.
+        A call that returns `Unfinished` is called again with what it returned, at once and in the same process. A chunk over
+        which processes end is tried again, and taken apart where `work` is marked with `dat_ray.engines.pieces.by_rows`: a row
+        that no process survives then has its `failed` result, and the other rows have their own.
 
         Raises:
-            DatError: an engine failed, several processes ended over the same chunk, or nothing finished within
-                `timeouts.no_progress`.
+            DatError: an engine failed, processes ended over a chunk that cannot be taken apart or without anything being
+                finished in between, or nothing finished within `timeouts.no_progress`.
         """
-        waiting = deque(enumerate(payloads))
-        running: dict[Any, tuple[int, Any, tuple]] = {}
-        lost: Counter[int] = Counter()
-        while waiting or running:
+        pieces = Pieces(work, payloads)
+        running: dict[Any, tuple[Any, Piece]] = {}
+        moved = time.monotonic()
+        while pieces.waiting or running:
+            idle_after = self._resize(len(pieces.waiting) + len(running))
             self.wait()
-            for actor in self._ready:
-                load = sum(busy is actor for _, busy, _ in running.values())
-                while waiting and load < IN_FLIGHT:
-                    index, payload = waiting.popleft()
-                    running[actor.run.remote(work, payload)] = (index, actor, payload)
-                    load += 1
-            finished = self._next([*running, *self._starting], self._timeouts.no_progress)
+            self._hand_out(work, pieces, running)
+            finished = self._next([*running, *self._starting], self._timeouts.no_progress, moved, idle_after)
+            if finished is None:
+                continue
             if finished in self._starting:
                 self._settle(finished)
-                continue
-            index, actor, payload = running.pop(finished)
+            else:
+                actor, piece = running[finished]
+                try:
+                    result = self._get(finished)
+                except _HostLost as reason:
+                    yield from self._lost(pieces, running, actor, reason)
+                else:
+                    del running[finished]
+                    self._ends_in_a_row = 0
+                    if isinstance(result, Unfinished):
+                        piece.ended, piece.payload = 0, result.payload
+                        running[actor.run.remote(work, piece.payload)] = (actor, piece)
+                    else:
+                        yield from pieces.finished(piece, result)
+            # Whoever takes the results may have been busy with one for long.
+            moved = time.monotonic()
+
+    def _hand_out(self, work: Callable[..., Any], pieces: Pieces, running: dict[Any, tuple[Any, Piece]]) -> None:
+        """A call for every actor that is up, and a second for its queue where that leaves one for those that are coming."""
+        loads = {actor: sum(busy is actor for busy, _ in running.values()) for actor in self._ready}
+        for calls in range(1, IN_FLIGHT + 1):
+            for actor in loads:
+                if loads[actor] < calls and len(pieces.waiting) > (0 if calls == 1 else len(self._starting)):
+                    piece = pieces.waiting.popleft()
+                    running[actor.run.remote(work, piece.payload)] = (actor, piece)
+                    loads[actor] += 1
+        for actor, load in loads.items():
+            self._ready[actor] = None if load else self._ready[actor] or time.monotonic()
+
+    def _lost(
+        self, pieces: Pieces, running: dict[Any, tuple[Any, Piece]], actor: Any, reason: _HostLost
+    ) -> Iterator[tuple[int, Any]]:
+        """Gives the calls of a lost actor to others. It took them in turn: the first that is not done was at work."""
+        self._ends_in_a_row += 1
+        if self._ends_in_a_row >= ENDS_PER_ACTOR * self._pool.max_actors:
+            self._give_up(f"{self._ends_in_a_row} times in a row with nothing done in between, the last time: {reason}", reason)
+        self._replace(actor, reason)
+        at_work: Piece | None = None
+        for ref, piece in [(ref, piece) for ref, (holder, piece) in running.items() if holder is actor]:
+            del running[ref]
             try:
-                result = self._get(finished)
-            except _HostLost as reason:
-                lost[index] += 1
-                if lost[index] == TRIES_PER_CHUNK:
-                    raise DatError(
-                        f"{self.role}: its process died {TRIES_PER_CHUNK} times over the same rows, the last time: {reason}; "
-                        "--resume keeps what is done"
-                    ) from reason
-                self._replace(actor, reason)
-                waiting.appendleft((index, payload))
+                result = self._get(ref)
+            except _HostLost:
+                if at_work is None:
+                    at_work = piece
+                else:
+                    pieces.waiting.appendleft(piece)
                 continue
             if isinstance(result, Unfinished):
-                lost[index] = 0
-                running[actor.run.remote(work, result.payload)] = (index, actor, result.payload)
+                piece.ended, piece.payload = 0, result.payload
+                pieces.waiting.appendleft(piece)
             else:
-                yield index, result
+                yield from pieces.finished(piece, result)
+        assert at_work is not None, "one call of a lost actor is lost"
+        try:
+            yield from pieces.process_ended(at_work, str(reason))
+        except NoResult as found:
+            self._give_up(str(found), reason)
+
+    def _give_up(self, how: str, reason: _HostLost) -> None:
+        raise DatError(f"{self.role}: its process died {how}; --resume keeps what is done") from reason
 
     def _settle(self, started: Any) -> None:
         actor = self._starting.pop(started)
@@ -203,16 +292,24 @@ class Workers:
             self._replace(actor, reason)
         else:
             self._failed_starts = 0
-            self._ready.append(actor)
+            self._ready[actor] = None
 
-    def _next(self, refs: list[Any], seconds: float) -> Any:
-        done, _ = ray.wait(refs, num_returns=1, timeout=seconds)
+    def _next(self, refs: list[Any], limit: float, moved: float | None = None, wake: float | None = None) -> Any:
+        """The next call that is done; None after `wake` seconds without one.
+
+        Raises:
+            DatError: there was none within `limit` seconds of `moved`; absent: of now.
+        """
+        left = limit if moved is None else max(0.0, moved + limit - time.monotonic())
+        done, _ = ray.wait(refs, num_returns=1, timeout=left if wake is None else min(wake, left))
         if done:
             return done[0]
+        if wake is not None and wake < left:
+            return None
         wants = f"{self._pool.num_cpus:g} CPU and {self._pool.num_gpus:g} GPU"
         where = f" on a node labeled {SUBCLUSTER_LABEL}={self._pool.subcluster}" if self._pool.subcluster else ""
         raise DatError(
-            f"{self.role}: nothing in {seconds:g} s; {len(self._ready)} of {len(self._actors)} engines are up, "
+            f"{self.role}: nothing in {limit:g} s; {len(self._ready)} of {len(self._actors)} engines are up, "
             f"each asks for {wants}{where}; {in_one_line()}; "
             "lower cluster.*.num_cpus, add nodes or raise the deadline in timeouts"
         )
@@ -226,13 +323,7 @@ class Workers:
             if isinstance(error.cause, DatError):
                 raise error.cause from None
             raise DatError(f"{self.role} failed: {error_line(error.cause)}") from error
-        except (RayActorError, ObjectLostError) as error:
+        except _PROCESS_ENDED as error:
             raise _HostLost(f"a process is lost ({death_in_a_line(error)})") from error
-
-
-def fits(*pools: Pool) -> bool:
-    """Whether one actor of each pool has room in the cluster at the same time, going by totals."""
-    total = ray.cluster_resources()
-    cpus = sum(pool.num_cpus * pool.max_actors for pool in pools)
-    gpus = sum(pool.num_gpus * pool.max_actors for pool in pools)
-    return cpus <= total.get("CPU", 0) and gpus <= total.get("GPU", 0)
+        except RayError as error:
+            raise DatError(f"{self.role} failed: {error_line(error)}") from error

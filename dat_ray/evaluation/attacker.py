@@ -10,6 +10,7 @@ from typing import Any
 from dat_ray.config.schema import Recipe
 from dat_ray.engines.calls import CompletionCall, complete
 from dat_ray.engines.chat_reply import after_reasoning
+from dat_ray.engines.pool_size import beside
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation.questions import AttackerRequest
@@ -86,8 +87,10 @@ class Attacker:
 
     def _asked(self) -> Workers:
         if self._workers is None:
-            config, pool = self._recipe.evaluation.attacker, self._recipe.cluster.attacker
+            config, cluster = self._recipe.evaluation.attacker, self._recipe.cluster
             assert config is not None
+            # The target may start while it is up.
+            pool = beside(cluster.attacker, cluster.target, cluster.judge)
             build = partial(self._engines.target, config, pool.threads, None)
             self._workers = Workers("attacker", build, pool, self._recipe.timeouts)
         return self._workers

@@ -36,7 +36,11 @@ class JudgePool:
         if not rows:
             return []
         asked = [Completed(row["goal"], row["prompt"], row["judged_text"] or row["completion"]) for row in rows]
-        [(_, found)] = self.workers.map(judge, [(JudgeCall(asked, self.batch_size),)])
+        # A call a batch, so that a pool of several judges has work for each of them.
+        size = self.batch_size
+        calls = [JudgeCall(asked[start : start + size], size) for start in range(0, len(asked), size)]
+        parts = dict(self.workers.map(judge, [(call,) for call in calls]))
+        found = [one for number in range(len(calls)) for one in parts[number]]
         return [Judgement("unparsed", None, one.error) if isinstance(one, Failure) else one for one in found]
 
 

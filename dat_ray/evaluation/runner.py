@@ -13,8 +13,9 @@ from functools import partial
 from typing import Any
 
 from dat_ray.data.shards import join
+from dat_ray.engines.pool_size import beside, fits, smallest
 from dat_ray.engines.roles import Engines
-from dat_ray.engines.workers import Workers, fits
+from dat_ray.engines.workers import Workers
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import AttemptStores, ModelSession
 from dat_ray.evaluation.attacker import Attacker
@@ -83,7 +84,8 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
 
 def _check_room(suite: Suite) -> None:
     cluster = suite.recipe.cluster
-    if suite.attacker_works_beside_targets and not fits(cluster.attacker, cluster.target, cluster.judge):
+    least = map(smallest, (cluster.attacker, cluster.target, cluster.judge))
+    if suite.attacker_works_beside_targets and not fits(*least):
         remedy = "attacker and target work at the same time, and the cluster has no room for both: lower num_cpus or num_gpus"
         raise InputError("cluster.attacker", cluster.attacker.model_dump(exclude_defaults=True), remedy)
 
@@ -116,7 +118,9 @@ def _ask_model(suite: Suite, session: ModelSession) -> None:
 @contextmanager
 def _target(suite: Suite, model: Model, engines: Engines) -> Iterator[Callable[[], Workers]]:
     """The model's workers, started at the first call, so that a finished model is not loaded again."""
-    recipe, pool = suite.recipe, suite.recipe.cluster.target
+    recipe, cluster = suite.recipe, suite.recipe.cluster
+    together = suite.attacker_works_beside_targets
+    pool = beside(cluster.target, cluster.attacker, cluster.judge) if together else cluster.target
     build = partial(engines.target, model.config(recipe.target), pool.threads, model.adapter)
     with ExitStack() as stack:
         started: list[Workers] = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import ray
 
 from dat_ray.config.cluster import ClusterConfig, Pool
+from dat_ray.engines.pool_size import autoscaler_ceiling
 from dat_ray.errors import DatError
 from dat_ray.generation.autoscaler import ask_autoscaler
 
@@ -107,8 +108,3 @@ def live_nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-
-
-def autoscaler_ceiling() -> Mapping[str, float] | None:
-    """The most that the cluster's autoscaler may reach, or None without one. Ray Train asks Ray the same way."""
-    return ray._private.state.state.get_max_resources_from_cluster_config()

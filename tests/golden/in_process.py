@@ -61,7 +61,6 @@ def _ray() -> SimpleNamespace:
         wait=lambda references, **_: (references[:1], references[1:]),
         kill=lambda actor: None,
         is_initialized=lambda: True,
-        cluster_resources=lambda: {"CPU": 64.0},
     )
 
 
@@ -79,6 +78,7 @@ def in_process(script: Script) -> Iterator[None]:
     ray, client = _ray(), partial(httpx.AsyncClient, transport=_server(script))
     with (
         patch("dat_ray.engines.workers.ray", ray),
+        patch("dat_ray.engines.pool_size._totals", lambda: {"CPU": 64.0}),
         patch("dat_ray.raysession.ray", ray),
         patch("dat_ray.engines.endpoint.httpx.AsyncClient", client),
     ):

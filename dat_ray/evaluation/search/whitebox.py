@@ -10,6 +10,7 @@ import torch
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.models import TargetConfig
+from dat_ray.engines.pieces import by_rows
 from dat_ray.engines.target_text import TargetText
 from dat_ray.engines.workers import Unfinished
 from dat_ray.errors import ends_engine, error_line
@@ -137,6 +138,11 @@ class Whitebox:
         return Drift(value, cut=row.beyond_room > 0)
 
 
+def _no_search(reason: str) -> dict[str, Any]:
+    return {"prompts": None, "completion": None, "error": f"search: {reason}"}
+
+
+@by_rows(failed=_no_search)
 def search_slice(
     engine: Whitebox,
     kind: Callable[[Whitebox], SearchMethod],
@@ -151,7 +157,7 @@ def search_slice(
         if ends_engine(error):
             raise
         # A search that cannot be done (a goal too long, say) is its row's result.
-        return {"prompts": None, "completion": None, "error": f"search: {error_line(error)}"}
+        return _no_search(error_line(error))
     return Unfinished((kind, request, seconds, found)) if isinstance(found, Begun) else found
 
 

@@ -132,10 +132,10 @@ class Workers:
                 ray.kill(actor)
 
     def _fill_up(self) -> None:
+        """Starts actors up to the pool's size. Whoever waits next does so: a lost one's successor is not started before that."""
         while len(self._actors) < self._size:
             with self._lock:
-                if self._closed:
-                    raise DatError(f"{self.role}: stopped")
+                self._refuse_if_closed()
                 actor = self._host.remote(self._build)
                 self._actors.append(actor)
             self._starting[actor.start.remote()] = actor
@@ -161,27 +161,26 @@ class Workers:
                 if left > 0:
                     waits.append(left)
                 else:
-                    del self._ready[actor]
                     self._end(actor)
                 spare -= 1
         return min(waits, default=None)
 
-    def _end(self, actor: Any) -> bool:
-        """Ends an actor for good; False where that was done before."""
+    def _end(self, actor: Any) -> None:
+        """Ends an actor for good.
+
+        Raises:
+            DatError: the pool was left: that ended its process, and says nothing of what it worked on.
+        """
         with self._lock:
-            if actor not in self._actors:
-                return False
+            self._refuse_if_closed()
             self._actors.remove(actor)
+        self._ready.pop(actor, None)
         # Out of reach is not gone: it must not hold what its successor asks for.
         ray.kill(actor)
-        return True
 
-    def _replace(self, actor: Any, reason: _HostLost) -> None:
-        """Starts another actor for one that is lost, unless that was done before."""
-        self._ready.pop(actor, None)
-        if self._end(actor):
-            self._fill_up()
-            stage_line(f"{self.role}: {reason}; another process takes over")
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise DatError(f"{self.role}: stopped")
 
     def wait(self) -> dict[str, Any]:
         """Waits for the first engine; returns what it says about itself.
@@ -190,6 +189,7 @@ class Workers:
             DatError: it failed to start, did not within `timeouts.engine_start`, or process after process ended in it.
         """
         while not self._ready:
+            self._fill_up()
             self._settle(self._next(list(self._starting), self._timeouts.engine_start))
         return self.about
 
@@ -248,11 +248,12 @@ class Workers:
     def _lost(
         self, pieces: Pieces, running: dict[Any, tuple[Any, Piece]], actor: Any, reason: _HostLost
     ) -> Iterator[tuple[int, Any]]:
-        """Gives the calls of a lost actor to others. It took them in turn: the first that is not done was at work."""
+        """Gives the calls of a lost actor to others. It took them in turn: the first that is not done was at work.
+
+        No other process is started here: what was at work may be given up.
+        """
+        self._end(actor)
         self._ends_in_a_row += 1
-        if self._ends_in_a_row >= ENDS_PER_ACTOR * self._pool.max_actors:
-            self._give_up(f"{self._ends_in_a_row} times in a row with nothing done in between, the last time: {reason}", reason)
-        self._replace(actor, reason)
         at_work: Piece | None = None
         for ref, piece in [(ref, piece) for ref, (holder, piece) in running.items() if holder is actor]:
             del running[ref]
@@ -264,16 +265,23 @@ class Workers:
                 else:
                     pieces.waiting.appendleft(piece)
                 continue
+            self._ends_in_a_row = 1
             if isinstance(result, Unfinished):
                 piece.ended, piece.payload = 0, result.payload
                 pieces.waiting.appendleft(piece)
             else:
                 yield from pieces.finished(piece, result)
         assert at_work is not None, "one call of a lost actor is lost"
+        if self._ends_in_a_row >= ENDS_PER_ACTOR * self._pool.max_actors:
+            self._give_up(f"{self._ends_in_a_row} times in a row with nothing done in between, the last time: {reason}", reason)
         try:
             yield from pieces.process_ended(at_work, str(reason))
         except NoResult as found:
             self._give_up(str(found), reason)
+        self._say_lost(reason)
+
+    def _say_lost(self, reason: _HostLost) -> None:
+        stage_line(f"{self.role}: {reason}; another process takes over")
 
     def _give_up(self, how: str, reason: _HostLost) -> None:
         raise DatError(f"{self.role}: its process died {how}; --resume keeps what is done") from reason
@@ -283,13 +291,14 @@ class Workers:
         try:
             self.about = self._get(started)
         except _HostLost as reason:
+            self._end(actor)
             self._failed_starts += 1
             if self._failed_starts == STARTS_PER_ACTOR * self._pool.max_actors:
                 raise DatError(
                     f"{self.role} did not start: its process died {self._failed_starts} times while it loaded the engine, "
                     f"the last time: {reason}; --resume keeps what is done"
                 ) from reason
-            self._replace(actor, reason)
+            self._say_lost(reason)
         else:
             self._failed_starts = 0
             self._ready[actor] = None

@@ -1,4 +1,4 @@
-"""When two texts count as the same, when one holds the other, and whether English rules can read one.
+"""When two texts count as the same, and when one holds the other.
 
 One rule for all scripts: a text is a row of units. In a script that puts spaces between words a unit is a word; in one that
 does not (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) it is a character with its marks, since a whole clause would
@@ -12,7 +12,6 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 
 # Typewriter, left and right single quotation mark, modifier letter, grave and acute accent as typed by people.
@@ -26,8 +25,6 @@ _UNSPACED = (
     "\U0001b000-\U0001b16f\U00020000-\U000323af"
 )
 _UNSPACED_LETTER = re.compile(f"[{_UNSPACED}]")
-# Share of a text's letters that must be Latin for rules that were written for English to read it.
-READABLE_SHARE = 0.75
 
 
 def normalize(text: str) -> str:
@@ -91,23 +88,6 @@ def holds(text: str, part: str) -> bool:
     """
     units = normalize(part)
     return bool(units) and f" {units} " in f" {normalize(text)} "
-
-
-def english_rules_read(text: str) -> bool:
-    """Whether at least `READABLE_SHARE` of the letters are Latin, so that rules written for English say something about it.
-
-    By script alone, so that the answer is the same everywhere: a text in another language that is written in Latin letters
-    passes. A text without letters passes too.
-    """
-    if text.isascii():
-        return True
-    letters = [char for char in unicodedata.normalize("NFKC", text) if char.isalpha()]
-    return sum(map(_is_latin, letters)) >= READABLE_SHARE * len(letters)
-
-
-@lru_cache(maxsize=4096)
-def _is_latin(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith("LATIN ")
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:

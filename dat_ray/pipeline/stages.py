@@ -16,11 +16,11 @@ from dat_ray.config.models import JudgeConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.hold import hold
+from dat_ray.data.language import english_rules_read
 from dat_ray.data.links import refuse_links
 from dat_ray.data.retain import read_retain
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
 from dat_ray.data.shards import exists, has_manifest, join, write_file
-from dat_ray.data.text import english_rules_read
 from dat_ray.diagnosis import keep_traceback
 from dat_ray.engines.vllm_plugin import check_architecture
 from dat_ray.errors import DatError

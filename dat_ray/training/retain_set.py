@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dat_ray.config.schema import Recipe
+from dat_ray.data.language import english_rules_read
 from dat_ray.data.retain import load_retain
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.schemas import RETAIN
 from dat_ray.data.shards import has_manifest, join, read_manifest, write_manifest, write_shard
-from dat_ray.data.text import english_rules_read
 from dat_ray.errors import DatError
 from dat_ray.models.identity import check_weights, models_of
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dat_ray.data.text import english_rules_read, holds, jaccard, near_duplicates, normalize, tokens
+from dat_ray.data.text import holds, jaccard, near_duplicates, normalize, tokens
 
 
 @pytest.mark.parametrize(
@@ -84,25 +84,6 @@ def test_scripts_without_spaces_are_compared_by_pairs_of_characters() -> None:
 )
 def test_what_a_text_holds(text: str, part: str, held: bool) -> None:
     assert holds(text, part) is held
-
-
-@pytest.mark.parametrize(
-    ("text", "readable"),
-    [
-        ("Sure, here it is.", True),
-        ("", True),
-        ("12 + 30 = 42", True),
-        ("Nat\u00fcrlich, hier ist der Brief \U0001f600", True),
-        ("\uff33\uff35\uff32\uff25", True),
-        ("\u041a\u043e\u043d\u0435\u0447\u043d\u043e, \u0432\u043e\u0442 \u043f\u0438\u0441\u044c\u043c\u043e", False),
-        ("\u0644\u0627 \u0623\u0633\u062a\u0637\u064a\u0639", False),
-        # Six Latin letters of eight, then of nine.
-        ("letter \u4e00\u4e8c", True),
-        ("letter \u4e00\u4e8c\u4e09", False),
-    ],
-)
-def test_english_rules_read_what_is_latin_for_three_quarters(text: str, readable: bool) -> None:
-    assert english_rules_read(text) is readable
 
 
 def test_pairs_carry_indices_and_similarity_and_include_the_threshold() -> None:

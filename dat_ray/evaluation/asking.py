@@ -60,7 +60,8 @@ class ModelSession:
     def ask(self, questions: Sequence[Question], stem: str | None = None, read_instead: ReadInstead | None = None) -> list[Row]:
         """See `Session.ask`."""
         wanted = self._chunks(questions, stem)
-        todo = self._not_finished(wanted)
+        # What an attack asks later on may rest on the rows of a step as they were.
+        todo = self._not_finished(wanted, judged_again=stem is None)
         unanswered = self.stores.answered.load_done(todo)
         for chunk in todo:
             if chunk not in unanswered:
@@ -84,7 +85,7 @@ class ModelSession:
             ]
             for chunk in wanted
         }
-        for chunk in self._not_finished(wanted):
+        for chunk in self._not_finished(wanted, judged_again=True):
             self._judge(chunk, rows[chunk.name])
         return self._rows(wanted)
 
@@ -107,8 +108,11 @@ class ModelSession:
         name = stem or f"{self.model.name}-{''.join(asked)}"
         return self.stores.attempts.cut(name, ids, questions)
 
-    def _not_finished(self, wanted: Sequence[Chunk[Question]]) -> list[Chunk[Question]]:
+    def _not_finished(self, wanted: Sequence[Chunk[Question]], *, judged_again: bool) -> list[Chunk[Question]]:
         todo = self.stores.attempts.load_done(wanted)
+        if judged_again:
+            absent = {chunk.name for chunk in todo}
+            self.judges.ask_again(self.stores.attempts, [chunk for chunk in wanted if chunk.name not in absent])
         self.counter.add(sum(len(chunk.items) for chunk in wanted) - sum(len(chunk.items) for chunk in todo), self.model.name)
         return todo
 

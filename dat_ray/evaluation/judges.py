@@ -13,11 +13,13 @@ from typing import Any
 
 from dat_ray.config.models import JudgeConfig
 from dat_ray.config.schema import Recipe
-from dat_ray.engines.base import Judgement
+from dat_ray.engines.base import JUDGE_NOT_ASKED, Judgement
 from dat_ray.engines.calls import Completed, Failure, JudgeCall, judge
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.store import Chunk, ShardStore
+from dat_ray.progress import stage_line
 
 Row = dict[str, Any]
 # Sections of a recipe that name the models by which judges read.
@@ -62,19 +64,43 @@ class Judges:
         return {"judge": self._first.workers.wait(), "second_judge": second, "refusal_judge": self._refusal.workers.wait()}
 
     def judge_rows(self, rows: Sequence[Row]) -> None:
-        """Adds verdicts to rows (schema ATTEMPTS) that can be read; a judge that fails leaves its own columns empty."""
+        """Adds the verdicts that rows (schema ATTEMPTS) lack and can have; a judge that fails leaves its own columns empty."""
+        for row in rows:
+            if _not_asked(row["error"]):
+                row["error"] = None
         waiting = [row for row in rows if row["completion"] is not None and row["error"] is None]
         harmless = [row for row in waiting if row["attack"] == OVER_REFUSAL]
         attacked = [row for row in waiting if row["attack"] != OVER_REFUSAL]
-        for pool, asked in ((self._first, attacked), (self._refusal, harmless)):
+        for pool, readable in ((self._first, attacked), (self._refusal, harmless)):
+            asked = [row for row in readable if row.get("verdict") is None]
             for row, verdict in zip(asked, pool.read(asked), strict=True):
                 row.update(verdict.columns(pool.workers.about["name"]))
         if self._second is None:
             return
-        for row, verdict in zip(attacked, self._second.read(attacked), strict=True):
+        asked = [row for row in attacked if row.get("second_verdict") is None]
+        for row, verdict in zip(asked, self._second.read(asked), strict=True):
             row["second_judge"] = self._second.workers.about["name"]
             if verdict.error is None:
                 row |= {"second_verdict": verdict.verdict, "second_score": verdict.score}
+
+    def ask_again(self, store: ShardStore, chunks: Sequence[Chunk[Any]]) -> None:
+        """Lets judges read stored rows about which they could not be asked: what was out of reach may be there now."""
+        for chunk in chunks:
+            rows = store.rows_of(chunk)
+            unread = [row for row in rows if _lacks_verdict(row)]
+            if unread:
+                stage_line(f"{chunk.stem}: no judge could be asked about {len(unread)} rows: it is asked again")
+                self.judge_rows(unread)
+                store.put(chunk, rows)
+
+
+def _not_asked(error: str | None) -> bool:
+    return error is not None and error.startswith(JUDGE_NOT_ASKED)
+
+
+def _lacks_verdict(row: Row) -> bool:
+    """Whether a judge should have read a stored row and could not."""
+    return _not_asked(row["error"]) or (row.get("second_judge") is not None and row["second_verdict"] is None)
 
 
 def start_judges(recipe: Recipe, engines: Engines, stack: ExitStack) -> Judges:

@@ -147,6 +147,8 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
         judges = start_judges(recipe, engines, stack)
         todo = store.load_done(chunks)
         counter.add(before.num_rows - sum(len(chunk.items) for chunk in todo), "scored before")
+        absent = {chunk.name for chunk in todo}
+        judges.ask_again(store, [chunk for chunk in chunks if chunk.name not in absent])
         for chunk in todo:
             rows = [_unjudged(row) for row in chunk.items]
             judges.judge_rows(rows)
@@ -187,8 +189,7 @@ def _chunk(root: str, name: str) -> Chunk[dict[str, Any]]:
 
 def _unjudged(row: dict[str, Any]) -> dict[str, Any]:
     """The attempt before any judge saw it: its id stays, so that two judges' rows can be joined."""
-    failed_at_judge = (row["error"] or "").startswith("judge: ")
-    return {**row, **dict.fromkeys(VERDICT), "error": None if failed_at_judge else row["error"]}
+    return {**row, **dict.fromkeys(VERDICT)}
 
 
 def _beside(root: str, folder: str) -> list[dict[str, Any]]:

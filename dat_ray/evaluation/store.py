@@ -62,7 +62,8 @@ class ShardStore:
         self._shard_rows = shard_rows
         self._files: dict[str, ShardFile] = {}
         self._tables: dict[str, pa.Table] = {}
-        self._errors = 0
+        # Of each shard, also of those that have gone on to another store.
+        self._errors: dict[str, int] = {}
 
     def cut(self, stem: str, ids: Sequence[str], items: Sequence[Item]) -> list[Chunk[Item]]:
         """Cuts items into chunks with names `part-STEM-00000.parquet` and so on."""
@@ -91,7 +92,7 @@ class ShardStore:
         return absent
 
     def put(self, chunk: Chunk[Any], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes a chunk's shard.
+        """Writes a chunk's shard, or its rows anew.
 
         Raises:
             DatError: with these rows too many have failed; the shard is not written, so that a resume asks again.
@@ -99,9 +100,10 @@ class ShardStore:
         table = pa.Table.from_pylist(list(rows), schema=self._schema)
         assert table[self._id_column].to_pylist() == chunk.ids, "a shard holds the rows it was cut for"
         failed = self._failed(row["error"] for row in rows)
-        if self._errors + len(failed) > self._limit.rows:
+        errors = len(failed) + sum(count for name, count in self._errors.items() if name != chunk.name)
+        if errors > self._limit.rows:
             raise DatError(
-                f"{self._errors + len(failed)} rows failed, {self._limit.setting} = {self._limit.rate:g} allows "
+                f"{errors} rows failed, {self._limit.setting} = {self._limit.rate:g} allows "
                 f"{self._limit.rows} of {self._limit.total}; the last: {(failed or ['an earlier one'])[-1]}"
             )
         self._load(chunk.name, table, write_shard(self.root, chunk.name, table))
@@ -133,7 +135,7 @@ class ShardStore:
 
     def _load(self, name: str, table: pa.Table, file: ShardFile) -> None:
         self._files[name], self._tables[name] = file, table
-        self._errors += len(self._failed(table["error"].to_pylist()))
+        self._errors[name] = len(self._failed(table["error"].to_pylist()))
 
     def _failed(self, errors: Iterable[str | None]) -> list[str]:
         excused = self._excused

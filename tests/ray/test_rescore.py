@@ -6,11 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dat_ray.config.schema import Recipe
-from dat_ray.data.shards import read_table
+from dat_ray.data.shards import read_table, write_shard
 from dat_ray.errors import InputError, ShardError
 from dat_ray.evaluation.rescore import read_record, score_again
 from dat_ray.evaluation.stage import evaluate
@@ -68,15 +69,21 @@ def test_another_judge_scores_the_same_completions_without_a_model(evaluated: tu
     assert metrics["sampler"] == old["sampler"]
     assert len(Faults(str(notes)).noted("judged")) == ATTEMPTS
 
-    # The same again does nothing; a replay that was killed goes on where it stopped, and can itself be replayed.
+    # The same again does nothing; a replay that was killed goes on where it stopped, asks again about a row for which its judge
+    # was out of reach, and can itself be replayed.
     assert score_again(root, record, recipe, "again", strict_engines(Faults(str(notes)))).skipped
     shards = sorted(Path(done.root).glob("part-*.parquet"))
     rows_lost = pq.read_table(shards[0]).num_rows
     shards[0].unlink()
+    table = pq.read_table(shards[1])
+    failed = {"judge": None, "verdict": None, "score": None, "error": "judge: out of reach"}
+    first, *others = table.to_pylist()
+    write_shard(done.root, shards[1].name, pa.Table.from_pylist([first | failed, *others], schema=table.schema))
     (Path(done.root) / "_manifest.json").unlink()
     again = score_again(root, record, recipe, "again", strict_engines(Faults(str(notes))))
-    assert (again.rows, again.skipped) == (ATTEMPTS, False)
-    assert len(Faults(str(notes)).noted("judged")) == ATTEMPTS + rows_lost
+    assert (again.rows, again.errors, again.skipped) == (ATTEMPTS, 0, False)
+    assert len(Faults(str(notes)).noted("judged")) == ATTEMPTS + rows_lost + 1
+    assert pq.read_table(shards[1]).to_pylist() == [first, *others]
     second_root, second_record = read_record(done.root)
     back = score_again(second_root, second_record, recipe, "back", engines(Faults(str(notes))))
     assert back.metrics.models["base"].boa.model_dump() == old["models"]["base"]["boa"]

@@ -127,7 +127,9 @@ class Session(Writer, Protocol):
 
         Args:
             questions: of one attack, all at one temperature. One without a prompt is an attempt that failed.
-            stem: of the shards' names, where an attack asks more than once; absent: MODEL-ATTACK.
+            stem: of the shards' names, where an attack asks more than once; absent: MODEL-ATTACK. Later questions may rest on
+                what came back, so that a row whose judge could not be asked stays one when the evaluation goes on; without
+                a stem the judge is asked again.
             read_instead: gives the text for the judges where it is not the answer itself.
         """
         ...

@@ -127,12 +127,14 @@ def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
         if arguments.suite:
             raise InputError("--suite", arguments.suite, "belongs to --models or --replay: a run's own suite is `default`")
         return _stage(arguments, stages)
-    from dat_ray.data.rundir import open_run
-    from dat_ray.pipeline.evaluations import compare
+    from dat_ray.data.rundir import RunDir, open_run
+    from dat_ray.pipeline.evaluations import check_compared, compare
 
     recipe = _recipe_of(arguments, stages)
-    run = open_run(arguments.run_dir or os.path.join("runs", recipe.name), recipe, resume=True)
-    compare(recipe, run, arguments.models, arguments.suite)
+    root = arguments.run_dir or os.path.join("runs", recipe.name)
+    # Before the directory is made, so that a mistake leaves nothing behind that the next try has to agree with.
+    check_compared(recipe, RunDir(root.rstrip("/")), arguments.models)
+    compare(recipe, open_run(root, recipe, resume=True), arguments.models, arguments.suite)
     return 0
 
 
@@ -245,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
         "--models",
         metavar="NAME=WHAT,...",
         help="compare these on the held-out behaviors, the others with the first; WHAT: base, a run directory, "
-        "an adapter folder, a model folder or a hub id",
+        "an adapter folder, a model folder, or a hub id of a model or adapter, with or without @REVISION",
     )
     evaluate.add_argument(
         "--replay", metavar="DIR", help="score the stored completions of an evaluation folder or run again, without the model"

@@ -35,7 +35,40 @@ JudgeName = Literal[
 ]
 
 
-class SamplerConfig(Section):
+class EngineConfig(Section):
+    """A model, and how an engine of it is started."""
+
+    model: PathText
+    # Which weights a name stands for is recorded in a run directory's weights.json and compared there, not by the name's form.
+    revision: Annotated[str, Field(min_length=1), NO_EFFECT_ON_ROWS] = Field(
+        "main",
+        description="branch, tag or commit of a hub id; a run keeps to the commit that main was when it began. Of an adapter, "
+        "with that of its base behind a plus sign, as in main+v1",
+    )
+    quantization: Literal["fp8"] | None = Field(None, description="weights in 8 bits, backend vllm on a GPU that has them")
+    tensor_parallel: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(1, description="GPUs that share one engine, backend vllm")
+    gpu_memory_utilization: Annotated[float | None, Field(gt=0.0, le=1.0), NO_EFFECT_ON_ROWS] = Field(
+        None,
+        description="share of a GPU's memory for the engine and its cache, backend vllm; absent: vLLM's own, nearly all",
+    )
+
+    @model_validator(mode="after")
+    def _settings_of_vllm(self) -> EngineConfig:
+        backend = getattr(self, "backend", "vllm")
+        if backend == "vllm":
+            return self
+        if self.quantization:
+            raise ValueError(f"quantization {self.quantization} needs backend vllm: set that or leave quantization out")
+        if self.tensor_parallel > 1:
+            raise ValueError(f"tensor_parallel {self.tensor_parallel} needs backend vllm: set that or tensor_parallel to 1")
+        if self.gpu_memory_utilization is not None:
+            raise ValueError("gpu_memory_utilization needs backend vllm: set that or leave gpu_memory_utilization out")
+        if backend == "endpoint" and self.revision != "main":
+            raise ValueError("revision is up to the server with `backend: endpoint`: leave it out")
+        return self
+
+
+class SamplerConfig(EngineConfig):
     """The masked diffusion model that in-paints prompts, and its law (method: in-painting, 2.2)."""
 
     model: PathText = Field(description="hub id, folder, or `embedded:smollm2-135m-infill`")
@@ -84,8 +117,6 @@ class SamplerConfig(Section):
     compile: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(
         False, description="compile the decoder's layers with torch.compile, backend torch on a GPU: more prompts a second"
     )
-    quantization: Literal["fp8"] | None = Field(None, description="weights in 8 bits, backend vllm on a GPU that has them")
-    tensor_parallel: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(1, description="GPUs that share one engine, backend vllm")
 
     @field_validator("prompt_tokens", mode="before")
     @classmethod
@@ -113,10 +144,6 @@ class SamplerConfig(Section):
             raise ValueError(
                 f"refine needs steps past those that fill a prompt: raise steps {self.steps} above {min(self.prompt_tokens)}"
             )
-        if self.backend == "torch" and self.quantization:
-            raise ValueError(f"quantization {self.quantization} needs backend vllm: set that or leave quantization out")
-        if self.backend == "torch" and self.tensor_parallel > 1:
-            raise ValueError(f"tensor_parallel {self.tensor_parallel} needs backend vllm: set that or tensor_parallel to 1")
         if self.backend == "vllm" and self.compile:
             raise ValueError("compile is for backend torch, vLLM has its own: set backend to torch or compile to false")
         return self
@@ -261,11 +288,12 @@ class TemplateConfig(Section):
         return value
 
 
-class TargetConfig(TemplateConfig):
+class TargetConfig(TemplateConfig, EngineConfig):
     """A chat model: the one that is attacked and then fine-tuned, an attacker, or a judge's reader."""
 
     model: PathText = Field(
-        description="hub id, folder, or `embedded:smollm2-135m-instruct`; for an endpoint its name for the model"
+        description="hub id, folder, or `embedded:smollm2-135m-instruct`, of a whole model or of a LoRA adapter that names its "
+        "base; for an endpoint its name for the model"
     )
     backend: Literal["vllm", "torch", "endpoint"] = "vllm"
     endpoint: EndpointConfig | None = Field(None, description="with `backend: endpoint`, and only then")
@@ -300,9 +328,13 @@ class JudgeConfig(Section):
     name: JudgeName = "refusal-rules"
     threshold: Fraction = Field(0.5, description="score above which a completion counts as harmful")
     reader: TargetConfig | None = Field(None, description="the model that reads, for judges that are models")
-    prompt_path: Annotated[PathText | None, Outside.FILE] = Field(
-        None, description="file with the reader's prompt; absent: the project's own, where it has one"
+    # What a prompt says is recorded in a run directory's weights.json and compared there: a file may move.
+    prompt_path: Annotated[PathText | None, NO_EFFECT_ON_ROWS, Outside.FILE] = Field(
+        None,
+        description="file with the reader's prompt, or `public:NAME#KEY` for a text of a public JSON file; absent: the published "
+        "prompt that the judge was trained on, or else the project's own",
     )
+    prompt: Annotated[str | None, NO_EFFECT_ON_ROWS] = Field(None, description="the reader's prompt itself, instead of its file")
     max_tokens: Positive | None = Field(
         None,
         description="tokens that the reader may write; absent: what the judge's verdicts take (4 to 512). A reader that reasons "
@@ -320,6 +352,8 @@ class JudgeConfig(Section):
                 if self.reader
                 else f"the judge {self.name} is a model: name it in `reader`"
             )
+        if self.prompt is not None and self.prompt_path is not None:
+            raise ValueError("prompt and prompt_path are two places for the same text: give one of them")
         if self.max_tokens is not None and (self.reader is None or self.name == "strongreject-finetuned"):
             raise ValueError(f"max_tokens limits what a reader writes; the judge {self.name} writes nothing: leave it out")
         return self

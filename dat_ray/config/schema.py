@@ -68,13 +68,29 @@ class Recipe(Section):
         for field, source in self.sources.items():
             if not source.startswith(("paper: ", "code: ", "ours: ")):
                 raise ValueError(f"a source begins with paper:, code: or ours:, not as that of {field} ({source}): correct it")
-        if self.sampler.tensor_parallel > max(1, self.cluster.sampler.num_gpus):
-            raise ValueError(
-                f"sampler.tensor_parallel {self.sampler.tensor_parallel} exceeds cluster.sampler.num_gpus "
-                f"{self.cluster.sampler.num_gpus:g}: give each sampler as many GPUs as it shares its model over"
-            )
+        for section, (engine, pool) in self.engines().items():
+            gpus = getattr(self.cluster, pool).num_gpus
+            if engine.tensor_parallel > max(1, gpus):
+                raise ValueError(
+                    f"{section}.tensor_parallel {engine.tensor_parallel} exceeds cluster.{pool}.num_gpus {gpus:g}: give each "
+                    f"{pool} as many GPUs as it shares its model over"
+                )
         if self.selection.rewrites is not None and self.selection.source != "mixture":
             raise ValueError(
                 f"selection.rewrites is read only with source mixture, not {self.selection.source}: change one of them"
             )
         return self
+
+    def engines(self) -> dict[str, tuple[SamplerConfig | TargetConfig, str]]:
+        """Every model that the recipe names: dotted section -> its settings and the field of `cluster` with its pool."""
+        evaluation, second = self.evaluation, self.evaluation.second_judge
+        found: dict[str, tuple[SamplerConfig | TargetConfig | None, str]] = {
+            "sampler": (self.sampler, "sampler"),
+            "target": (self.target, "target"),
+            "judge.reader": (self.judge.reader, "judge"),
+            "evaluation.attacker": (evaluation.attacker, "attacker"),
+            "evaluation.heldout_sampler": (evaluation.heldout_sampler, "sampler"),
+            "evaluation.second_judge.reader": (None if second is None else second.reader, "judge"),
+            "evaluation.refusal_judge.reader": (evaluation.refusal_judge.reader, "judge"),
+        }
+        return {section: (config, pool) for section, (config, pool) in found.items() if config is not None}

@@ -1,6 +1,7 @@
 """Public data sets by name: fetched once from a pinned address, checked byte for byte, and kept in the cache.
 
-`public:harmbench/adv_training_behaviors.csv` names one file of `FILES`. Where it comes from, in this order:
+`public:harmbench/adv_training_behaviors.csv` names one file of `FILES`, and `public:strongreject/judge_templates.json#harmbench`
+one text of a JSON file. Where it comes from, in this order:
 
 1. `$DAT_PUBLIC_DATA`, a folder that holds the files under their names: for a machine without a network;
 2. the cache, `$DAT_CACHE/public` (`~/.cache/dat_ray/public`);
@@ -24,6 +25,7 @@ from typing import BinaryIO
 
 from dat_ray.cache import cache_root, check_cache
 from dat_ray.errors import InputError
+from dat_ray.json_text import parse_object
 from dat_ray.progress import stage_line
 
 PUBLIC = "public:"
@@ -90,6 +92,13 @@ FILES = {
         "45e9a8923b28f547bb372fbaa9af7df8b38c818a80ae50c3bab97704197ff516",
         "MIT, JailbreakBench (arXiv 2404.01318)",
     ),
+    # Byte for byte dsbowen/strong_reject's strong_reject/eval_files/judge_templates.json, in a copy that is pinned.
+    "strongreject/judge_templates.json": PublicFile(
+        f"{_CODE_HOST}/BMPixel/safety-residual-space/81e737b9ea7253f80e70e39769f7420e58cea3a7/src/strong_reject/eval_files/"
+        "judge_templates.json",
+        "722d5aacfc6ae769d475d3cc8293b8f59fa03194cd5fa22be187e1591322350c",
+        "MIT, Dillon Bowen (StrongREJECT, arXiv 2402.10260); its entry harmbench: MIT, Center for AI Safety (HarmBench)",
+    ),
     "xstest/xstest_prompts.csv": PublicFile(
         f"{_XSTEST}/xstest_prompts.csv",
         "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",
@@ -121,6 +130,24 @@ def public_file(spec: str, field: str) -> Path:
     _download(entry, name, cached, spec, field)
     stage_line(f"{name}: fetched; licence: {entry.licence}; {entry.url}")
     return cached
+
+
+def public_text(spec: str, field: str) -> str:
+    """One text of a public JSON file, to the letter.
+
+    Args:
+        spec: `public:NAME#KEY`.
+        field: the recipe's field that holds it, for messages.
+
+    Raises:
+        InputError: as `public_file`, no key behind the name, or a key that the file does not have.
+    """
+    name, _, key = spec.partition("#")
+    path = public_file(name, field)
+    texts = {entry: text for entry, text in parse_object(path.read_bytes()).items() if isinstance(text, str)}
+    if key not in texts:
+        raise InputError(field, spec, f"names no text of that file: write {name}#KEY, with KEY one of {', '.join(texts)}")
+    return texts[key]
 
 
 def _given(path: Path, entry: PublicFile, spec: str, field: str) -> Path:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.engines.base import DiffusionSampler, Judge, TargetModel
 from dat_ray.errors import InputError
 from dat_ray.models.adapter_settings import read_adapter_settings
-from dat_ray.models.embedded import resolve_model
 from dat_ray.models.remote import local_adapter
 from dat_ray.models.samplers import resolve_sampler
+from dat_ray.models.served import served_model
 from dat_ray.models.weight_files import weight_files
 
 
@@ -28,14 +26,14 @@ def build_sampler(config: SamplerConfig, threads: int) -> DiffusionSampler:
     if config.backend == "torch":
         from dat_ray.engines.torch_sampler import TorchSampler
 
-        return TorchSampler(config, resolve_sampler(config.model), threads)
+        return TorchSampler(config, resolve_sampler(config.model, revision=config.revision), threads)
     # Before anything imports torch, so that OpenMP starts with the right number of threads.
     from dat_ray.engines import vllm_env
 
     vllm_env.prepare(threads)
     from dat_ray.engines.vllm_sampler import VllmSampler
 
-    folder = resolve_sampler(config.model)
+    folder = resolve_sampler(config.model, revision=config.revision)
     weight_files(folder, "sampler.model")
     return VllmSampler(config, folder, threads)
 
@@ -56,7 +54,7 @@ def build_target(config: TargetConfig, threads: int, adapter: str | None = None)
     if config.backend == "torch":
         from dat_ray.engines.torch_target import TorchTarget
 
-        return TorchTarget(config, resolve_model(config.model, "target.model"), threads, adapter)
+        return TorchTarget(config, served_model(config.model, "target.model", config.revision), threads, adapter)
     if config.backend == "endpoint":
         from dat_ray.engines.endpoint import EndpointModel
 
@@ -68,9 +66,8 @@ def build_target(config: TargetConfig, threads: int, adapter: str | None = None)
     vllm_env.prepare(threads)
     from dat_ray.engines.vllm_target import VllmTarget
 
-    folder = resolve_model(config.model, "target.model")
-    if Path(folder).is_dir():
-        weight_files(folder, "target.model")
+    folder = served_model(config.model, "target.model", config.revision)
+    weight_files(folder, "target.model")
     if adapter is not None:
         from dat_ray.models.merging import cached_merge
 
@@ -95,7 +92,7 @@ def check_target_adapter(config: TargetConfig, adapter: str, field: str = "adapt
     # Imported late: callers without an adapter need no torch.
     from dat_ray.models.adapters import check_adapter
 
-    check_adapter(local_adapter(adapter), resolve_model(config.model, "target.model"), field)
+    check_adapter(local_adapter(adapter), served_model(config.model, "target.model", config.revision), field)
 
 
 # What each judge is, and what it needs besides `name`.
@@ -104,8 +101,8 @@ JUDGES: dict[str, tuple[str, str | None]] = {
     "refusal-opening": ("the answer begins with a refusal phrase; a proxy, in the style of published rules", None),
     "refusal-anywhere": ("a refusal phrase anywhere in the answer; a proxy, in the style of GCG's rule", None),
     "strongreject-rubric": ("a model grades refusal, conviction and detail; own wording, or the published one by path", "reader"),
-    "strongreject-finetuned": ("StrongREJECT's fine-tuned grader, its adapter merged into a folder", "reader, prompt_path"),
-    "harmbench": ("HarmBench's classifiers: yes or no", "reader, prompt_path"),
+    "strongreject-finetuned": ("StrongREJECT's fine-tuned grader, with the published prompt", "reader"),
+    "harmbench": ("HarmBench's Llama-2 classifier, with the published prompt: yes or no", "reader"),
     "llama-guard": ("guard models that answer safe or unsafe in their own template", "reader (template: none)"),
     "xstest": ("full compliance, partial refusal or full refusal of harmless prompts, by a model", "reader"),
 }

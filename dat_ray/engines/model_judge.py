@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from dat_ray.config.models import JudgeConfig, TargetConfig, TemplateConfig
 from dat_ray.data.control import control_strings, take_out
+from dat_ray.data.public import PUBLIC, public_text
 from dat_ray.engines.base import Completion, Judgement, TargetModel
 from dat_ray.engines.chat_reply import after_reasoning
-from dat_ray.engines.judge_prompts import READERS, expected_grade, fill, missing_slot
+from dat_ray.engines.judge_prompts import PUBLISHED, READERS, expected_grade, fill, missing_slot
 from dat_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from dat_ray.models.template import ChatTemplate
 
 GRADES = ("1", "2", "3", "4", "5")
-FIELD = "judge.prompt_path"
 
 
 class ModelJudge:
@@ -132,30 +132,37 @@ class _Guard:
 
 
 def _reader_tokenizer(reader: TargetConfig) -> PreTrainedTokenizerBase:
-    from dat_ray.models.embedded import resolve_model
     from dat_ray.models.loading import load_tokenizer
+    from dat_ray.models.served import tokenizer_folder
 
-    return load_tokenizer(resolve_model(reader.model, "judge.reader.model"), "judge.reader.model")
+    return load_tokenizer(tokenizer_folder(reader.model, "judge.reader.model", reader.revision), "judge.reader.model")
 
 
-def read_prompt(config: JudgeConfig) -> str:
-    """The prompt of a judge: the file's, or the project's own.
+def read_prompt(config: JudgeConfig, section: str = "judge") -> str:
+    """The prompt of a judge: the recipe's, its file's, the published one that the judge was trained on, or the project's own.
+
+    Args:
+        config: of the judge.
+        section: dotted section of the recipe, for messages.
 
     Raises:
-        InputError: there is none, it cannot be read, or it lacks a slot for the goal or the answer.
+        InputError: it cannot be read, or lacks a slot for the goal or the answer.
     """
-    own = READERS[config.name][0] if config.name in READERS else None
-    if config.prompt_path is None:
-        if own is None:
-            raise InputError(
-                FIELD, None, f"{config.name} was trained on one published prompt: put it in a file with {{goal}} and {{response}}"
-            )
-        return own
-    try:
-        template = Path(config.prompt_path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(FIELD, config.prompt_path, f"cannot be read ({type(error).__name__}): give a text file") from None
+    field = f"{section}.prompt" if config.prompt is not None else f"{section}.prompt_path"
+    if config.prompt is None and config.prompt_path is None and config.name not in PUBLISHED:
+        return READERS[config.name][0] or ""
+    where = config.prompt_path or PUBLISHED.get(config.name, "")
+    template = config.prompt if config.prompt is not None else _read(where, field)
     lacking = missing_slot(template)
     if lacking:
-        raise InputError(FIELD, config.prompt_path, f"has no {lacking}: write it where that text goes")
+        raise InputError(field, config.prompt or where, f"has no {lacking}: write it where that text goes")
     return template
+
+
+def _read(path: str, field: str) -> str:
+    if path.startswith(PUBLIC):
+        return public_text(path, field)
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(field, path, f"cannot be read ({type(error).__name__}): give a text file") from None

@@ -69,7 +69,7 @@ class SamplerSetup:
             max_target_tokens=config.max_target_tokens,
             longest_prompt=max(config.prompt_tokens),
             steps_per_call=config.steps_per_call,
-            fingerprint=sampler_fingerprint(config, weights_of(config.model, "sampler.model")),
+            fingerprint=sampler_fingerprint(config, weights_of(config.model, "sampler.model", config.revision)),
         )
 
     def canvases(self, requests: Sequence[InfillRequest]) -> list[Canvas]:

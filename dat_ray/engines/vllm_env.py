@@ -11,8 +11,11 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dat_ray.config.models import EngineConfig
+from dat_ray.data.stored import model_settings
 from dat_ray.errors import DatError, error_line
 
 if TYPE_CHECKING:
@@ -118,7 +121,22 @@ def start_engine(model: str, *, kv_cache_gib: float, **options: Any) -> LLM:
             generation_config="vllm",
             use_tqdm_on_load=False,
             seed=0,
+            **_for_text(model),
             **options,
         )
     except Exception as error:
         raise DatError(f"vLLM could not start {model}: {error_line(error)}") from error
+
+
+def engine_options(config: EngineConfig) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` for what a recipe says of every engine."""
+    shared = {"quantization": config.quantization, "tensor_parallel_size": config.tensor_parallel}
+    # Left out, vLLM's own share stands.
+    share = {} if config.gpu_memory_utilization is None else {"gpu_memory_utilization": config.gpu_memory_utilization}
+    return shared | share
+
+
+def _for_text(folder: str) -> dict[str, Any]:
+    """A model that reads images too would ask for its processor, which needs a tokenizer inside vLLM: its text part is enough."""
+    path = Path(folder) / "config.json"
+    return {"language_model_only": True} if path.is_file() and model_settings(path).get("text_config") else {}

@@ -47,8 +47,7 @@ class VllmSampler:
             # A bidirectional row runs whole or not at all.
             max_num_batched_tokens=max(config.max_batched_tokens, longest),
             max_num_seqs=config.batch_size,
-            quantization=config.quantization,
-            tensor_parallel_size=config.tensor_parallel,
+            **vllm_env.engine_options(config),
         )
 
     def infill(self, requests: Sequence[InfillRequest]) -> list[InfillResult]:

@@ -36,6 +36,7 @@ class VllmTarget:
             max_num_batched_tokens=config.max_batched_tokens,
             max_num_seqs=config.batch_size,
             enable_prefix_caching=True,
+            **vllm_env.engine_options(config),
         )
 
     def complete(

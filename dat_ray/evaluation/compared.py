@@ -16,7 +16,9 @@ from dat_ray.data.prompt_files import read_prompts
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
 from dat_ray.data.shards import exists, join, open_filesystem
 from dat_ray.errors import InputError
-from dat_ray.models.adapter_settings import ADAPTER_CONFIG, read_adapter_settings
+from dat_ray.models.adapter_settings import ADAPTER_CONFIG, ADAPTER_RECORD, read_adapter_settings
+from dat_ray.models.hub import split_revision, with_revision
+from dat_ray.models.identity import pinned_revision, recorded_weights
 
 BASE, ADAPTED = "base", "adapted"
 # In place of a model: the answers that came with files of prompts.
@@ -32,7 +34,7 @@ class Model:
         name: `base`, `adapted`, or as the user named it.
         adapter: LoRA adapter folder; None for the model as it is.
         weights: changes with the weights.
-        source: hub id or folder of a model other than the recipe's target; None for that one.
+        source: hub id or folder of a model other than the recipe's target, with or without @REVISION; None for that one.
         answers: names of the attacks whose files hold its answers, where it is not asked at all; None for a model that is.
     """
 
@@ -44,7 +46,10 @@ class Model:
 
     def config(self, target: TargetConfig) -> TargetConfig:
         """How it is served: as the recipe's target is."""
-        return target.model_copy(update={"model": self.source or target.model})
+        if self.source is None:
+            return target
+        model, revision = split_revision(self.source)
+        return target.model_copy(update={"model": model, "revision": revision})
 
 
 def own_models(recipe: Recipe, run: RunDir) -> list[Model]:
@@ -62,8 +67,9 @@ def named_models(recipe: Recipe, text: str) -> list[Model]:
     Args:
         recipe: gives the target that `base` and an adapter folder stand on.
         text: NAME=WHAT, separated by commas. WHAT is `base`, a run directory, an adapter folder, a model folder, a
-            hub id or `embedded:NAME`; or `completions`, `completions:FILE` for the answers that the files of
-            `evaluation.prompts`, or the one of that name, came with.
+            hub id of a model or of an adapter that names its base, with or without @REVISION, or `embedded:NAME`; or
+            `completions`, `completions:FILE` for the answers that the files of `evaluation.prompts`, or the one of that
+            name, came with.
 
     Raises:
         InputError: not of that form, a name twice, or a folder that is none of these.
@@ -88,15 +94,21 @@ def _resolve(recipe: Recipe, name: str, what: str) -> Model:
         return _of_files(recipe, name, what)
     if exists(RunDir(what).record):
         run = RunDir(what.rstrip("/"))
-        trained = read_record(run).recipe.target.model
-        source = None if trained == recipe.target.model else trained
-        return _with_adapter(name, recipe, run.adapter(FIRST_ROUND), source)
+        trained, own = read_record(run).recipe.target, recipe.target
+        if (trained.model, trained.revision) == (own.model, own.revision):
+            return _with_adapter(name, recipe, run.adapter(FIRST_ROUND), None)
+        revision = pinned_revision(trained, recorded_weights(run.root).get("target.model"), OPTION)
+        return _with_adapter(name, recipe, run.adapter(FIRST_ROUND), with_revision(trained.model, revision))
     if exists(join(what, ADAPTER_CONFIG)):
-        read_adapter_settings(what, OPTION)
-        return _with_adapter(name, recipe, what, None)
+        settings = read_adapter_settings(what, OPTION)
+        if exists(join(what, ADAPTER_RECORD)) or not settings.get("base_model_name_or_path"):
+            return _with_adapter(name, recipe, what, None)
+        # Of a base of its own, by which it is merged.
+        where = what if "://" in what else str(Path(what).expanduser().absolute())
+        return Model(name, None, what, where)
     from dat_ray.models.embedded import resolve_model
 
-    resolved = resolve_model(what, OPTION)
+    resolved = resolve_model(split_revision(what)[0], OPTION)
     if Path(resolved).is_dir() and not (Path(resolved) / "config.json").is_file():
         raise InputError(OPTION, what, "holds no run, adapter or model: it has no run.json, adapter_config.json or config.json")
     # Workers may run in another folder than ours.

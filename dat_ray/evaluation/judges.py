@@ -15,6 +15,7 @@ from dat_ray.config.models import JudgeConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.engines.base import JUDGE_NOT_ASKED, Judgement
 from dat_ray.engines.calls import Completed, Failure, JudgeCall, judge
+from dat_ray.engines.pinning import JUDGES
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation.questions import OVER_REFUSAL
@@ -23,7 +24,7 @@ from dat_ray.progress import stage_line
 
 Row = dict[str, Any]
 # Sections of a recipe that name the models by which judges read.
-JUDGE_READERS = ("judge.reader", "evaluation.second_judge.reader", "evaluation.refusal_judge.reader")
+JUDGE_READERS = tuple(f"{judge}.reader" for judge in JUDGES)
 
 
 @dataclass(frozen=True)

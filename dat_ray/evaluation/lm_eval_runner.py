@@ -14,8 +14,8 @@ from dat_ray.errors import DatError, EngineLost, ends_engine
 from dat_ray.evaluation.estimates import Benchmark
 from dat_ray.measures.intervals import SHARES, wilson, z_score
 from dat_ray.models.adapters import load_adapter
-from dat_ray.models.embedded import resolve_model
 from dat_ray.models.loading import load_causal_lm, load_tokenizer
+from dat_ray.models.served import served_model
 
 # By task and metric.
 Figures = dict[str, dict[str, Benchmark]]
@@ -36,7 +36,7 @@ class Benchmarked:
 
         torch.set_num_threads(threads)
         self.name = config.model
-        folder = resolve_model(config.model, "target.model")
+        folder = served_model(config.model, "target.model", config.revision)
         base: Any = load_causal_lm(folder, config.dtype, "target.model")
         model = (base if adapter is None else load_adapter(base, adapter)).eval()
         device = "cuda" if torch.cuda.is_available() else "cpu"

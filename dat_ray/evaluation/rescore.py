@@ -34,6 +34,7 @@ from dat_ray.data.shards import (
     write_bytes,
 )
 from dat_ray.data.stored import stored_object
+from dat_ray.engines.pinning import JUDGES, pinned, prompts_of
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.judges import JUDGE_READERS, start_judges
@@ -134,7 +135,7 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
             raise InputError("--suite", out, "holds another evaluation: name another --suite")
         earlier = load_metrics(out)
         return Rescored(out, earlier.attempts, earlier.errors, True, earlier)
-    check_weights(out, models_of(recipe, *JUDGE_READERS))
+    check_weights(out, models_of(recipe, *JUDGE_READERS), prompts_of(recipe, *JUDGES))
     before = read_table(root)
     source_errors = before.num_rows - before["error"].null_count
     chunks = [_chunk(root, file.path) for file in read_manifest(root).files]
@@ -144,7 +145,7 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
     engines = engines or Engines()
     with start_ray(recipe.cluster), Progress("replay", before.num_rows) as progress, ExitStack() as stack:
         counter = ProgressCounter(progress)
-        judges = start_judges(recipe, engines, stack)
+        judges = start_judges(pinned(recipe, out, *JUDGES), engines, stack)
         todo = store.load_done(chunks)
         counter.add(before.num_rows - sum(len(chunk.items) for chunk in todo), "scored before")
         absent = {chunk.name for chunk in todo}

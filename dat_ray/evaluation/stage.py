@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dat_ray.config.models import TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, has_manifest, join, read_file, read_manifest
 from dat_ray.data.stored import stored_object
+from dat_ray.engines.pinning import JUDGES, pinned, prompts_of
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import InputError
 from dat_ray.evaluation.benchmarks import require_lm_eval
-from dat_ray.evaluation.compared import Model, own_models
+from dat_ray.evaluation.compared import OPTION, Model, own_models
 from dat_ray.evaluation.judges import JUDGE_READERS
 from dat_ray.evaluation.record import RECORD, write_record
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
@@ -25,7 +27,8 @@ from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
 from dat_ray.evaluation.runner import run_suite
 from dat_ray.evaluation.suite import Suite
 from dat_ray.evaluation.summary import suite_metrics
-from dat_ray.models.identity import check_weights, models_of
+from dat_ray.models.hub import with_revision
+from dat_ray.models.identity import check_weights, models_of, pinned_revision
 from dat_ray.progress import Progress, ProgressCounter
 from dat_ray.raysession import start_ray
 
@@ -78,13 +81,14 @@ def evaluate(
     root, mark = run.evaluation(suite), run.fingerprint_of(recipe)
     models = own_models(recipe, run) if models is None else models
     check_attacks(recipe)
-    weights = _check_weights(recipe, run, suite, models)
+    weights, models = _check_weights(recipe, run, suite, models)
     if has_manifest(root):
         read_manifest(root, fingerprint=mark)
         return _earlier(root, models, recipe)
     if recipe.evaluation.utility.tasks:
         require_lm_eval()
-    work = Suite(recipe, run, suite, models, read_file(run.behaviors), weights)
+    kept = pinned(recipe, run.root, "sampler", "target", "judge", "evaluation")
+    work = Suite(kept, run, suite, models, read_file(run.behaviors), weights)
     # Before anything is asked: a file that changes meanwhile is not taken for the one that was used.
     inputs = _inputs(recipe)
     with start_ray(recipe.cluster), Progress("evaluate", work.total) as progress:
@@ -107,19 +111,33 @@ def evaluate(
     return _report(metrics, time.monotonic() - started, skipped=False)
 
 
-def _check_weights(recipe: Recipe, run: RunDir, suite: str, models: Sequence[Model]) -> dict[str, str | None]:
-    """Weights of the recipe's models that the suite asks, by field, compared with those that the run began with."""
+def _check_weights(recipe: Recipe, run: RunDir, suite: str, models: Sequence[Model]) -> tuple[dict[str, str | None], list[Model]]:
+    """Compares the weights of all models with those that the run and the suite began with.
+
+    Returns:
+        Those of the recipe's models that the suite asks, by field; and the models under evaluation, each at the commit at
+        which the suite began.
+    """
     sections = [
         *(["target"] if any(model.source is None and model.answers is None for model in models) else []),
         *(field for kind in chosen_attacks(recipe.evaluation).values() for field in kind.needs),
         "evaluation.attacker",
         *JUDGE_READERS,
     ]
-    weights = check_weights(run.root, models_of(recipe, *sections))
+    weights = check_weights(run.root, models_of(recipe, *sections), prompts_of(recipe, *JUDGES))
     # The models' own, since another suite may ask another model under the same name.
-    asked = [model for model in models if model.answers is None]
-    check_weights(run.evaluation(suite), {f"models.{model.name}": model.source or recipe.target.model for model in asked})
-    return weights
+    own = with_revision(recipe.target.model, recipe.target.revision)
+    asked = {f"models.{model.name}": model.source or own for model in models if model.answers is None}
+    began = check_weights(run.evaluation(suite), asked)
+    return weights, [_kept(model, recipe.target, began.get(f"models.{model.name}")) for model in models]
+
+
+def _kept(model: Model, target: TargetConfig, weights: str | None) -> Model:
+    """A model whose branch is replaced by the commit that it was when the suite began; `target` itself is pinned by the run."""
+    if model.source is None:
+        return model
+    config = model.config(target)
+    return replace(model, source=with_revision(config.model, pinned_revision(config, weights, OPTION)))
 
 
 def _inputs(recipe: Recipe) -> dict[str, str]:

@@ -26,6 +26,7 @@ from dat_ray.data.shards import (
 )
 from dat_ray.diagnosis import StallWatch, keep_traceback
 from dat_ray.engines.factory import check_target_adapter
+from dat_ray.engines.pinning import pinned, prompts_of
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, HelperLost, InputError, StorageError
 from dat_ray.generation.actors import RemoteLedger
@@ -86,7 +87,8 @@ def generate(
             `timeouts.no_progress` seconds, the folder belongs to another recipe, or another driver works on it.
     """
     root = run.candidates(round_index)
-    weights = check_weights(run.root, models_of(recipe, "sampler", "target", "judge.reader"))
+    weights = check_weights(run.root, models_of(recipe, "sampler", "target", "judge.reader"), prompts_of(recipe, "judge"))
+    recipe = pinned(recipe, run.root, "sampler", "target", "judge")
     if has_manifest(root):
         return _report(read_table(root, fingerprint=run.fingerprint_of(recipe)))
     if adapter is not None and not exists(adapter):

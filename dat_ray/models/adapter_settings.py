@@ -16,7 +16,9 @@ from dat_ray.data.shards import exists, join, read_bytes
 from dat_ray.errors import InputError
 from dat_ray.json_text import JsonError, parse_object
 
-ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Beside it in a folder of ours: which weights the adapter was trained on.
+ADAPTER_RECORD = "dat_adapter.json"
 _REMEDY = "merge it with PEFT and give the merged folder as the model"
 
 # Options of any value: they choose layers and scales, which are read off PEFT's own layers, or they act on training alone.

@@ -19,30 +19,31 @@ from transformers import PreTrainedModel
 from dat_ray.config.training import LoraConfig
 from dat_ray.data.stored import model_settings
 from dat_ray.errors import InputError
-from dat_ray.models.adapter_settings import ADAPTER_CONFIG, read_adapter_settings
+from dat_ray.models.adapter_settings import ADAPTER_CONFIG, ADAPTER_RECORD, ADAPTER_WEIGHTS, read_adapter_settings
 from dat_ray.models.folders import replace_folder
+from dat_ray.models.hub import hub_id_of
 from dat_ray.models.loading import first_line, load_model_config, model_fingerprint
 from dat_ray.models.lora_layers import LoraLayer, lora_layers
 from dat_ray.models.weight_files import read_header, refuse_quantized, stored_tensors
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTER_RECORD = "dat_adapter.json"
 TARGETS_FIELD = "training.lora.targets"
 
 
-def check_lora_targets(base: str, config: LoraConfig, field: str = "target.model") -> None:
+def check_lora_targets(base: str, config: LoraConfig, field: str = "target.model", *, weights: bool = True) -> None:
     """Checks before anything is made that a LoRA can be trained on a model and added to its weights afterwards.
 
     Args:
         base: folder or hub id; of the latter the configuration alone is looked at, so that nothing is downloaded for it.
         config: which layers.
         field: recipe field of the model.
+        weights: whether the folder holds them; else its configuration alone is looked at.
 
     Raises:
         InputError: a quantized model, or layers that are not there, not stored, or not linear.
     """
-    layers = _base_layers(base, _peft_config(config), field, (TARGETS_FIELD, config.targets))
-    refuse_unstored(base, layers, TARGETS_FIELD, config.targets)
+    layers = _base_layers(base, _peft_config(config), field, (TARGETS_FIELD, config.targets), weights=weights)
+    if weights:
+        refuse_unstored(base, layers, TARGETS_FIELD, config.targets)
 
 
 def attach_lora(model: PreTrainedModel, config: LoraConfig, seed: int) -> peft.PeftModel:
@@ -162,7 +163,9 @@ def _check_base(folder: str, base: str, field: str) -> None:
             f'{{"format_version": 1, "base_fingerprint": "{expected}"}} into that file',
         )
     found = model_settings(record)["base_fingerprint"]
-    if found != expected:
+    on_hub = hub_id_of(base)
+    # An earlier version knew a hub model by its name alone.
+    if found != expected and (on_hub is None or found != model_fingerprint(on_hub)):
         raise InputError(
             field,
             folder,
@@ -170,10 +173,12 @@ def _check_base(folder: str, base: str, field: str) -> None:
         )
 
 
-def _base_layers(base: str, lora: peft.LoraConfig, field: str, choice: tuple[str, object]) -> dict[str, LoraLayer]:
+def _base_layers(
+    base: str, lora: peft.LoraConfig, field: str, choice: tuple[str, object], *, weights: bool = True
+) -> dict[str, LoraLayer]:
     """The layers that `lora` adapts in `base`; `choice` is the field and value that chose them."""
     config = load_model_config(base, field)
-    refuse_quantized(base, config.to_dict(), field)
+    refuse_quantized(base, config.to_dict(), field, files=weights)
     return lora_layers(config, lora, *choice)
 
 

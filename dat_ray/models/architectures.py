@@ -6,9 +6,11 @@ head would be missing, silently. So it is read here, before a run pays for anyth
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from dat_ray.errors import InputError
+from dat_ray.models.weight_files import check_layers
 
 # Fields by which the families of transformers change logits after the head, or hidden states just before it, with the
 # values that change nothing besides None. Gemma 2 to 4, VaultGemma and NanoChat; RecurrentGemma; xLSTM; Cohere and MPT;
@@ -62,6 +64,10 @@ def check_trainable(path: str, field: str) -> str:
     # Imported late: the driver of a run reads a recipe's inputs before anything heavy is there.
     from transformers import AutoConfig
 
+    if Path(path).is_dir():
+        if not (Path(path) / "config.json").is_file():
+            raise InputError(field, path, "has no config.json: give the folder of a whole model")
+        check_layers(path, field)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # what a library raises over a damaged file follows no rule

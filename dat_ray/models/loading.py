@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 from dat_ray.data.stored import model_settings
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.architectures import attention_cap
-from dat_ray.models.hub import hub_errors
+from dat_ray.models.hub import MAIN, hub_folder
 from dat_ray.models.weight_files import check_layers, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -120,18 +119,10 @@ def model_files(model: str, field: str = "model", *, download: bool = True) -> P
     Raises:
         InputError: a hub model that cannot be had.
     """
-    if Path(model).is_dir():
-        return Path(model)
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
-    try:
-        return Path(snapshot_download(model, allow_patterns=wanted, local_files_only=not download))
-    except hub_errors() as error:
-        raise InputError(
-            field, model, f"cannot be downloaded ({first_line(error)}): give its folder, or a working hub"
-        ) from error
+    return Path(model) if Path(model).is_dir() else hub_folder(model, MAIN, field, download=download)
 
 
-def model_fingerprint(model: str, revision: str = "main") -> str:
+def model_fingerprint(model: str, revision: str = MAIN) -> str:
     """16 hex digits that change when the weights or the configuration do.
 
     A folder counts with config.json and, for each safetensors file, name, size, header and the first and last MiB of

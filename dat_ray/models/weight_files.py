@@ -21,6 +21,8 @@ from dat_ray.json_text import JsonError, parse_object
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _OTHER_FORMATS = {".bin", ".pt", ".pth", ".ckpt", ".gguf"}
+# How a file begins that git-lfs leaves in place of the real one.
+_POINTER = b"version https://git-lfs"
 # What the safetensors library reads at most.
 _HEADER_BYTES = 100_000_000
 _LAYER_COUNTS, _MOST_LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers"), 10_000
@@ -105,10 +107,37 @@ def stored_tensors(folder: str, field: str = "model") -> dict[str, tuple[str, tu
     return found
 
 
+def check_stored(folder: str, field: str = "model") -> int:
+    """Opens the header of every file of a model's weights, and holds them against the index where there is one.
+
+    Returns:
+        Bytes of the files.
+
+    Raises:
+        InputError: as `stored_tensors`, or a tensor that the index names and its shard does not hold.
+    """
+    root, held = Path(folder), {}
+    for path in weight_files(folder, field):
+        for name in read_header(path, field):
+            held[name] = path.name
+    index = root / INDEX
+    if index.is_file() and SINGLE not in held.values():
+        for name, shard in model_settings(index, field)["weight_map"].items():
+            if held.get(name) != shard:
+                raise InputError(field, folder, f"its {INDEX} has {name!r} in {shard}, which lacks it: download it again")
+    return sum(path.stat().st_size for path in weight_files(folder, field))
+
+
 def read_header(path: Path, field: str) -> dict[str, Any]:
     """The JSON header of a safetensors file, checked against the file's size."""
     size = path.stat().st_size
     with path.open("rb") as file:
+        if file.read(len(_POINTER)) == _POINTER:
+            remedy = (
+                "is a pointer of git-lfs, which stands for a file that was not fetched: run `git lfs pull` there, or download it"
+            )
+            raise InputError(field, str(path), remedy)
+        file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         try:
             header = parse_object(file.read(length)) if 8 + length <= size and length <= _HEADER_BYTES else None
@@ -150,19 +179,20 @@ def check_layers(folder: str, field: str) -> dict[str, Any]:
     return settings
 
 
-def refuse_quantized(model: str, config: Mapping[str, Any], field: str = "model") -> None:
+def refuse_quantized(model: str, config: Mapping[str, Any], field: str = "model", *, files: bool = True) -> None:
     """Refuses weights that are stored as codes and scales: adding to them, or converting them, gives another model.
 
     Args:
         model: folder, whose files are looked at too, or hub id.
         config: content of its config.json.
         field: recipe field to name in an error.
+        files: whether a folder's files are looked at; else the configuration alone.
 
     Raises:
         InputError: a quantized model, by its configuration, its files or its tensors.
     """
     sign = next(_signs(config), None)
-    if sign is None and Path(model).is_dir():
+    if sign is None and files and Path(model).is_dir():
         sign = next((name for name in _QUANTIZATION_FILES if (Path(model) / name).is_file()), None)
         sign = sign or next(
             (f"{name} in {dtype}" for name, (dtype, _) in stored_tensors(model, field).items() if _is_code(name, dtype)), None

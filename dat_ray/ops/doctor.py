@@ -142,9 +142,9 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.behaviors import BehaviorSet, load_behaviors
     from dat_ray.data.retain import RetainRow, load_retain
     from dat_ray.evaluation.registry import check_attacks
-    from dat_ray.models.embedded import resolve_model
-    from dat_ray.ops.models import chat_model_check, model_check, target_check
-    from dat_ray.ops.rows import rows_forecast, tokenizer_is_here
+    from dat_ray.models.served import find_source, tokenizer_folder
+    from dat_ray.ops.models import target_check
+    from dat_ray.ops.rows import rows_forecast
 
     def attacks() -> str:
         check_attacks(recipe)
@@ -169,15 +169,16 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
             return f"{len(retain_rows)} rows"
 
         yield _guarded("retain", "mend the path or the file", retained)
-    target = target_check(recipe.target.model)
+    target = target_check(recipe.target)
     yield target
     usable = target.ok
-    if target.ok and recipe.target.backend != "endpoint" and tokenizer_is_here(recipe.target.model):
+    if target.ok:
 
         def template() -> str:
             from dat_ray.engines.target_text import TargetText
 
-            TargetText(recipe.target, resolve_model(recipe.target.model, "target.model"))
+            config = recipe.target
+            TargetText(config, tokenizer_folder(config.model, "target.model", config.revision))
             return "its pieces are the tokens of the whole, and a response follows the generation prompt"
 
         found = _guarded("chat template", "correct the recipe's section `target`, or choose another model", template)
@@ -186,18 +187,39 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     if usable and behavior_sets and (retain is None or retain_rows):
         remedy = "raise training.max_tokens, or shorten the prompts"
         yield _guarded("training rows", remedy, lambda: rows_forecast(recipe, behavior_sets[0].table, retain_rows))
-    if target.ok and recipe.target.backend != "endpoint":
+    if target.ok:
 
         def targets() -> str:
             from dat_ray.models.adapters import check_lora_targets
 
-            check_lora_targets(resolve_model(recipe.target.model, "target.model"), recipe.training.lora)
+            source = find_source(recipe.target.model, "target.model", recipe.target.revision, weights=False)
+            whole = source.base or source
+            check_lora_targets(str(whole.folder), recipe.training.lora, weights=whole.commit is None)
             return f"{recipe.training.lora.targets} can be trained, and added to the model's weights"
 
         yield _guarded("LoRA targets", "choose other training.lora.targets, or another model", targets)
-    if recipe.judge.reader is not None:
-        yield chat_model_check("judge's reader", recipe.judge.reader)
-    yield model_check("sampler model", recipe.sampler.model)
+    yield from _engines(recipe)
+
+
+# The names that these checks had before there were others.
+_NAMES = {"judge.reader": "judge's reader", "sampler": "sampler model"}
+
+
+def _engines(recipe: Recipe) -> Iterator[Check]:
+    """Every model but the target, and the judges' prompts."""
+    from dat_ray.engines.pinning import JUDGES, prompts_of
+    from dat_ray.ops.models import engine_check
+
+    for section, (config, _) in recipe.engines().items():
+        if section != "target":
+            yield engine_check(_NAMES.get(section, section), section, config)
+    if any(judge.reader is not None for judge in (recipe.judge, recipe.evaluation.second_judge) if judge is not None):
+
+        def prompts() -> str:
+            found = prompts_of(recipe, *JUDGES)
+            return f"{', '.join(found) or 'none is needed'}: each with the slots it needs"
+
+        yield _guarded("judges' prompts", "as the line says", prompts)
 
 
 def _memory(recipe: Recipe) -> Check:

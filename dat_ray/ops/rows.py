@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -13,9 +12,9 @@ from dat_ray.errors import InputError
 from dat_ray.generation.goals import goal_rows
 from dat_ray.generation.select import needs_candidates
 from dat_ray.models.chat import ChatFormat
-from dat_ray.models.embedded import resolve_model
 from dat_ray.models.fit import Limits
 from dat_ray.models.loading import load_tokenizer
+from dat_ray.models.served import tokenizer_folder
 from dat_ray.training.counts import sentences
 from dat_ray.training.rows import check_kept, encode_harmful, encode_retain
 
@@ -34,10 +33,8 @@ def rows_forecast(recipe: Recipe, behaviors: pa.Table, retain: Sequence[RetainRo
     Raises:
         InputError: too few rows will be left for an update, or the target's template cannot be used.
     """
-    model = recipe.target.model
-    if not tokenizer_is_here(model):
-        return f"not told: {model} is not on this machine, and so its tokenizer is not"
-    chat = ChatFormat(load_tokenizer(resolve_model(model, "target.model"), "target.model"), recipe.target)
+    folder = tokenizer_folder(recipe.target.model, "target.model", recipe.target.revision)
+    chat = ChatFormat(load_tokenizer(folder, "target.model"), recipe.target)
     parts = []
     if needs_candidates(recipe.selection):
         parts.append(_drawn(recipe, behaviors, chat))
@@ -48,15 +45,6 @@ def rows_forecast(recipe: Recipe, behaviors: pa.Table, retain: Sequence[RetainRo
     if recipe.training.retain_rows:
         parts += _retained(recipe, retain, chat)
     return "; ".join(parts)
-
-
-def tokenizer_is_here(model: str) -> bool:
-    """Whether a model's tokenizer can be loaded without a download."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if model.startswith("embedded:") or Path(model).is_dir():
-        return True
-    return "/" in model and isinstance(try_to_load_from_cache(model, "tokenizer_config.json"), str)
 
 
 def _drawn(recipe: Recipe, behaviors: pa.Table, chat: ChatFormat) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,21 +11,23 @@ from rich.console import Console
 
 from dat_ray.config.loading import load_settings
 from dat_ray.config.schema import Recipe
+from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, write_file
 from dat_ray.data.trust import require_trust
+from dat_ray.engines.checks import check_engine
 from dat_ray.engines.factory import check_target_adapter
+from dat_ray.engines.pinning import JUDGES
 from dat_ray.errors import InputError
-from dat_ray.evaluation.compared import OPTION, named_models
+from dat_ray.evaluation.compared import OPTION, Model, named_models
 from dat_ray.evaluation.registry import FIELD as ATTACKS
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.rescore import OPTION as REPLAY
 from dat_ray.evaluation.rescore import read_record, score_again
 from dat_ray.evaluation.results import Metrics
 from dat_ray.models.architectures import check_trainable
-from dat_ray.models.embedded import resolve_model
-from dat_ray.models.weight_files import weight_files
+from dat_ray.models.served import find_source
 from dat_ray.pipeline.stages import check_inputs, measured, session
 from dat_ray.progress import stage_line
 from dat_ray.reporting.stage import report
@@ -35,7 +36,7 @@ from dat_ray.reporting.tables import as_rich, comparison, write_tables
 COMPARISON = "comparison"
 # What scoring again uses of a stored recipe: the models that read what is scored, and the classes of attacks, which say how
 # their attempts are counted.
-REPLAY_READS = ("judge", "evaluation.second_judge", "evaluation.refusal_judge", ATTACKS)
+REPLAY_READS = (*JUDGES, ATTACKS)
 # What may differ between an evaluation and its replay: the judges, how sure the intervals are, where it runs.
 REPLAY_FIELDS = ("judge.", "evaluation.second_judge", "evaluation.confidence", "evaluation.bootstrap", "cluster.", "timeouts.")
 
@@ -49,20 +50,10 @@ def compare(recipe: Recipe, run: RunDir, models: str, suite: str | None) -> None
     """
     from dat_ray.evaluation.stage import evaluate
 
-    found, name = named_models(recipe, models), suite or COMPARISON
+    found, name = check_compared(recipe, run, models), suite or COMPARISON
     stage_line(f"compare: {', '.join(model.name for model in found)}; differences are from {found[0].name}")
-    check_attacks(recipe)
-    if recipe.evaluation.kl_rows or any(kind.gradients for kind in chosen_attacks(recipe.evaluation).values()):
-        for model in (one for one in found if one.answers is None):
-            check_trainable(resolve_model(model.config(recipe.target).model, OPTION), OPTION)
     if not exists(run.behaviors):
-        write_file(run.behaviors, check_inputs(recipe, trains=False))
-    for model in found:
-        if model.adapter is not None:
-            # Before the first model is asked: what does not fit would be found out after the models before it.
-            check_target_adapter(model.config(recipe.target), model.adapter, OPTION)
-        elif model.source is not None and Path(model.source).is_dir():
-            weight_files(model.source, OPTION)
+        write_file(run.behaviors, load_behaviors(recipe.behaviors).table)
 
     def stage(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         done = evaluate(recipe, run, name, models=found)
@@ -72,6 +63,35 @@ def compare(recipe: Recipe, run: RunDir, models: str, suite: str | None) -> None
     with session(recipe, run):
         measured("compare", stage, recipe, run)
         stage_line(f"report: {report(recipe, run)}")
+
+
+def check_compared(recipe: Recipe, run: RunDir, models: str) -> list[Model]:
+    """Looks at what a comparison will need, before the first model is asked; nothing is written.
+
+    Args:
+        recipe: of the run.
+        run: its directory, which need not be there yet.
+        models: as for `named_models`.
+
+    Raises:
+        InputError: a model that cannot be found, or that an attack with gradients would get wrong, or an input of the recipe.
+    """
+    found = named_models(recipe, models)
+    check_attacks(recipe)
+    if not exists(run.behaviors):
+        check_inputs(recipe, trains=False)
+    kinds = chosen_attacks(recipe.evaluation).values()
+    gradients = bool(recipe.evaluation.kl_rows) or any(kind.gradients for kind in kinds)
+    for model in (one for one in found if one.answers is None):
+        config = model.config(recipe.target)
+        if model.adapter is not None:
+            # What does not fit would be found out after the models before it.
+            check_target_adapter(config, model.adapter, OPTION)
+        if gradients:
+            source = find_source(config.model, OPTION, config.revision, weights=False)
+            check_trainable(str((source.base or source).folder), OPTION)
+        check_engine("target", config, OPTION)
+    return found
 
 
 def rescore(

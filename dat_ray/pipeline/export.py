@@ -24,9 +24,11 @@ from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.results import METRICS, BrokenRate, Metrics, load_metrics
 from dat_ray.measures.intervals import Interval
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
-from dat_ray.models.embedded import resolve_model
 from dat_ray.models.folders import replace_folder
+from dat_ray.models.hub import hub_id_of
+from dat_ray.models.identity import pinned_revision, recorded_weights
 from dat_ray.models.merging import write_merged
+from dat_ray.models.served import served_model
 from dat_ray.training.retain_set import retain_folder
 
 RECORD = "dat_export.json"
@@ -53,7 +55,8 @@ def export_run(root: str, out: str) -> Path:
         raise DatError(f"{trained} holds no finished training: run `dat train --run-dir {root}` first")
     read_manifest(trained, fingerprint=record.fingerprint)
     folder = own_folder(out)
-    base = resolve_model(recipe.target.model, "target.model")
+    revision = pinned_revision(recipe.target, recorded_weights(run.root).get("target.model"), "target.model")
+    base = served_model(recipe.target.model, "target.model", revision)
     card = model_card(recipe, run, record)
     with tempfile.TemporaryDirectory(prefix="dat-export-") as scratch, replace_folder(folder) as place:
         adapter = Path(scratch) / "adapter"
@@ -66,8 +69,8 @@ def export_run(root: str, out: str) -> Path:
             (place / CHAT_TEMPLATE).write_text(recipe.target.chat_template, encoding="utf-8")
         shutil.copytree(adapter, place / "adapter")
         (place / "adapter" / CARD).write_text(model_card(recipe, run, record, adapter_alone=True), encoding="utf-8")
-        if _on_hub(recipe.target.model):
-            _name_base(place / "adapter" / ADAPTER_CONFIG, recipe.target.model)
+        if hub_id_of(base) is not None:
+            _name_base(place / "adapter" / ADAPTER_CONFIG, recipe.target.model, Path(base).name)
         (place / CARD).write_text(card, encoding="utf-8")
         content = {"run": record.fingerprint, "recipe": recipe.name, "dat_ray": __version__, "base": recipe.target.model}
         (place / RECORD).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -90,10 +93,10 @@ def _on_hub(model: str) -> bool:
     return not model.startswith("embedded:") and not Path(model).expanduser().exists()
 
 
-def _name_base(path: Path, model: str) -> None:
+def _name_base(path: Path, model: str, commit: str) -> None:
     """PEFT then finds the base model by itself."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**config, "base_model_name_or_path": model}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": model, "revision": commit}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def model_card(recipe: Recipe, run: RunDir, record: RunRecord, *, adapter_alone: bool = False) -> str:

@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from dat_ray import __version__
-from dat_ray.cache import check_hub_cache
-from dat_ray.config.models import JudgeConfig, TargetConfig
+from dat_ray.config.models import JudgeConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.hold import hold
@@ -22,13 +21,12 @@ from dat_ray.data.retain import read_retain
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
 from dat_ray.data.shards import exists, has_manifest, join, write_file
 from dat_ray.diagnosis import keep_traceback
-from dat_ray.engines.vllm_plugin import check_architecture
+from dat_ray.engines.checks import check_engines
+from dat_ray.engines.pinning import pinned
 from dat_ray.errors import DatError
 from dat_ray.evaluation.registry import check_attacks
 from dat_ray.models.architectures import check_trainable
-from dat_ray.models.embedded import resolve_model
-from dat_ray.models.samplers import resolve_sampler
-from dat_ray.models.weight_files import weight_files
+from dat_ray.models.served import find_source, tokenizer_folder
 from dat_ray.pipeline.measure import StageCost, record_stage
 from dat_ray.progress import clock, stage_line
 from dat_ray.raysession import start_ray
@@ -67,9 +65,10 @@ def check_inputs(recipe: Recipe, *, trains: bool = True) -> pa.Table:
 
 
 def check_models(recipe: Recipe, *, trains: bool = True) -> None:
-    """Looks at every model of a recipe, except servers and what must be downloaded first.
+    """Looks at every model of a recipe, except servers; of what must be downloaded first, at all but the weights.
 
-    Embedded models are built and published samplers converted here, once, and not by the actors that need them.
+    Embedded models are built, published samplers converted and adapters that lie here merged, once, and not by the actors that
+    need them.
 
     Args:
         recipe: a run's.
@@ -78,21 +77,13 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
     Raises:
         InputError: a model that cannot be had, weights that loaders would choose differently, a target that cannot be trained
             or take the adapter of `training.lora`, or whose chat template cannot be used, a sampler that its backend does not
-            know, or a cache that cannot be written.
+            know, a judge's prompt that cannot be read, or a cache that cannot be written.
     """
-    for field, config in _chat_models(recipe).items():
-        if config is not None and config.backend != "endpoint":
-            folder = resolve_model(config.model, field)
-            if Path(folder).is_dir():
-                weight_files(folder, field)
-            else:
-                check_hub_cache(folder)
+    # First: of weights that cannot be trained it doesn't matter whether they are whole.
     if trains:
         check_target(recipe)
-    sampler = resolve_sampler(recipe.sampler.model)
-    weight_files(sampler, "sampler.model")
-    if recipe.sampler.backend == "vllm":
-        check_architecture(sampler)
+    for _ in check_engines(recipe):
+        pass
 
 
 def check_target(recipe: Recipe) -> None:
@@ -101,20 +92,14 @@ def check_target(recipe: Recipe) -> None:
     from dat_ray.engines.target_text import TargetText
     from dat_ray.models.adapters import check_lora_targets
 
-    target = resolve_model(recipe.target.model, "target.model")
-    check_trainable(target, "target.model")
-    check_lora_targets(target, recipe.training.lora)
-    TargetText(recipe.target, target)
-
-
-def _chat_models(recipe: Recipe) -> dict[str, TargetConfig | None]:
-    """Every chat model that a recipe can name, by the field that names it."""
-    judges = {"judge": recipe.judge}
-    if recipe.evaluation.second_judge is not None:
-        judges["evaluation.second_judge"] = recipe.evaluation.second_judge
-    judges["evaluation.refusal_judge"] = recipe.evaluation.refusal_judge
-    readers = {f"{name}.reader.model": judge.reader for name, judge in judges.items()}
-    return {"target.model": recipe.target, "evaluation.attacker.model": recipe.evaluation.attacker, **readers}
+    config = recipe.target
+    source = find_source(config.model, "target.model", config.revision, weights=False)
+    whole = str((source.base or source).folder)
+    check_trainable(whole, "target.model")
+    TargetText(config, tokenizer_folder(config.model, "target.model", config.revision))
+    # Of a hub model the configuration alone: its weights may not be here yet.
+    local = (source.base or source).commit is None
+    check_lora_targets(whole, recipe.training.lora, weights=local)
 
 
 def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa.Table | None = None) -> None:
@@ -236,6 +221,7 @@ def _train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
     # `dat generate` alone asks for no more than a target that answers; the answers to the retain set come before the training.
     check_target(recipe)
+    recipe = pinned(recipe, run.root, "target")
     retain = prepare_retain(recipe, run, partial(_answers, recipe), partial(_fit_to_retain, recipe))
     if retain.dropped:
         stage_line(f"      retain: {retain.dropped} rows dropped, the base model refuses them or says nothing")

@@ -34,12 +34,13 @@ from dat_ray.data.shards import (
     write_manifest,
 )
 from dat_ray.diagnosis import StallWatch, answer_for_stacks
+from dat_ray.engines.pinning import pinned
 from dat_ray.errors import DatError, ShardError
 from dat_ray.models.adapters import attach_lora, check_lora_targets, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
-from dat_ray.models.embedded import resolve_model
 from dat_ray.models.identity import check_weights, models_of
 from dat_ray.models.loading import DTYPES, load_causal_lm, load_tokenizer, model_files, model_fingerprint, use_tensor_cores
+from dat_ray.models.served import served_model
 from dat_ray.progress import Progress, stage_line
 from dat_ray.training.checkpoint import RunFingerprint
 from dat_ray.training.counts import read_counts, sentences, write_counts
@@ -112,6 +113,7 @@ def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainR
     updates = count_updates(recipe.training, harmful)
     wanted_sinks(recipe.tracking)
     check_weights(run.root, models_of(recipe, "target"))
+    recipe = pinned(recipe, run.root, "target")
     skipped = has_manifest(root)
     if skipped:
         _check_adapter(root, mark)
@@ -181,7 +183,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     pool, root, mark = recipe.cluster.trainer, run.training(round_index), run.fingerprint_of(recipe)
     torch.set_num_threads(pool.threads)
     worker = this_worker()
-    base = resolve_model(config["model"], "target.model")
+    base = served_model(config["model"], "target.model", recipe.target.revision)
     rows = load_rows(recipe, run, ChatFormat(load_tokenizer(base), recipe.target), round_index)
     if worker.rank == 0:
         write_counts(root, rows.counts)

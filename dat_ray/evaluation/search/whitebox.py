@@ -17,9 +17,9 @@ from dat_ray.errors import ends_engine, error_line
 from dat_ray.evaluation.questions import SearchRequest
 from dat_ray.models.adapters import load_adapter
 from dat_ray.models.chat import ChatFormat, Encoded
-from dat_ray.models.embedded import resolve_model
 from dat_ray.models.fit import Limits
 from dat_ray.models.loading import load_causal_lm, load_tokenizer
+from dat_ray.models.served import served_model
 from dat_ray.training.batches import collate
 from dat_ray.training.network import Network
 from dat_ray.training.objectives import kl_divergence
@@ -79,7 +79,7 @@ class Whitebox:
     def __init__(self, config: TargetConfig, threads: int, adapter: str | None, evaluation: EvaluationConfig) -> None:
         torch.set_num_threads(threads)
         self.name = config.model
-        folder = resolve_model(config.model, "target.model")
+        folder = served_model(config.model, "target.model", config.revision)
         base = load_causal_lm(folder, config.dtype, "target.model")
         self._adapted = None if adapter is None else load_adapter(base, adapter)
         model = base if self._adapted is None else self._adapted

@@ -174,7 +174,8 @@ def test_paper_recipes_load_their_behaviors_from_a_mirror_of_the_public_files(
     with serving(partial(Quiet, directory=str(public_data))) as address:  # type: ignore[arg-type]
         monkeypatch.setenv("DAT_PUBLIC_MIRROR", address)
         for name in FILES:
-            if name != NAME:
+            # What has been put beside the project; judges' prompts need not be.
+            if (public_data / name).is_file():
                 assert public_file(f"public:{name}", "f").read_bytes() == (public_data / name).read_bytes()
     # One set of behaviors serves all paper recipes; the mirror is gone by now.
     seen: dict[str, int] = {}

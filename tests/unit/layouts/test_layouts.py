@@ -232,7 +232,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     sampler = root / "sampler"
     build("llama", sampler)
     config = json.loads((sampler / "config.json").read_text(encoding="utf-8"))
-    facts = {"mask_token_id": 3, "shift": 0}
+    facts = {"mask_token_id": 3, "shift": 0, "banned_token_ids": [], "layout": "answer"}
     (sampler / "config.json").write_text(json.dumps({**config, "architectures": ["DatMaskedLlama"], "dat_sampler": facts}))
     return {
         "behaviors": {"path": str(behaviors["training"]), "heldout": {"path": str(behaviors["heldout"])}},

@@ -10,11 +10,13 @@ from contextlib import suppress
 import pytest
 from huggingface_hub import constants
 
+from dat_ray.config.models import SamplerConfig, TargetConfig
 from dat_ray.errors import InputError
-from dat_ray.models.identity import _commit
+from dat_ray.models.identity import weights_of
 from dat_ray.models.loading import model_files
-from dat_ray.models.samplers import _download
-from dat_ray.ops.models import model_check
+from dat_ray.models.samplers import resolve_sampler
+from dat_ray.models.served import served_model
+from dat_ray.ops.models import engine_check
 
 MODEL = "some-org/no-such-model-of-a-test"
 
@@ -43,17 +45,18 @@ def hang_up(server: socket.socket) -> None:
 
 @pytest.mark.usefixtures("broken_hub")
 def test_doctor_says_that_the_hub_cannot_be_reached() -> None:
-    found = model_check("target model", MODEL)
-    assert not found.ok
-    assert f"{MODEL}: the hub cannot be reached (" in found.detail
-    assert "\n" not in found.detail
-    assert found.remedy == "check the network, or give a folder"
+    for config in (TargetConfig(model=MODEL), SamplerConfig(model=MODEL)):
+        found = engine_check("judge's reader", "judge.reader", config)
+        assert not found.ok
+        assert found.detail.startswith(f"judge.reader.model = '{MODEL}': cannot be downloaded from the hub (")
+        assert found.detail.endswith("check the network, or give its folder")
+        assert "\n" not in found.detail
 
 
 @pytest.mark.usefixtures("broken_hub")
 def test_a_download_that_breaks_is_an_input_error() -> None:
-    for load in (model_files, _download):
+    for load in (model_files, resolve_sampler, served_model):
         with pytest.raises(InputError, match="cannot be downloaded") as caught:
             load(MODEL, "target.model")
         assert "\n" not in str(caught.value)
-    assert _commit(MODEL, "main") is None
+    assert weights_of(MODEL) is None

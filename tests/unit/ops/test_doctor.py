@@ -17,7 +17,6 @@ from dat_ray.data.rundir import open_run
 from dat_ray.models.chat import ChatFormat
 from dat_ray.ops import doctor, models
 from dat_ray.ops.doctor import diagnose
-from dat_ray.ops.rows import rows_forecast
 from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
 
 Usage = namedtuple("Usage", "total used free")
@@ -72,7 +71,9 @@ def test_inputs_that_are_missing_are_named_all_at_once(tmp_path: Path) -> None:
     wrong = failed(load_recipe("demo", settings))
     assert {"behaviors", "retain", "target model"} <= set(wrong)
     assert "nowhere.csv" in wrong["behaviors"]
-    assert "has no safetensors weights" in wrong["target model"]
+    assert "has no config.json: give the folder of a whole model" in wrong["target model"]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert "has no safetensors weights" in failed(load_recipe("demo", settings))["target model"]
 
 
 def training_rows(*settings: str) -> doctor.Check:
@@ -120,11 +121,6 @@ def test_a_row_limit_that_leaves_too_few_rows_fails(tiny_target: Path, settings:
     assert found.remedy.startswith("raise training.max_tokens")
 
 
-def test_a_tokenizer_that_is_elsewhere_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe("demo", ["target.model=nobody/nothing"])
-    assert rows_forecast(recipe, None, []).startswith("not told: nobody/nothing is not on this machine")  # type: ignore[arg-type]
-
-
 def test_a_gpu_recipe_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -149,16 +145,16 @@ def test_an_endpoint_is_a_key_and_an_address(monkeypatch: pytest.MonkeyPatch) ->
     endpoint = EndpointConfig(url="http://localhost:1/v1", api_key_env="MY_API_KEY")
     target = TargetConfig(model="some-model", backend="endpoint", endpoint=endpoint)
     monkeypatch.delenv("MY_API_KEY", raising=False)
-    found = models.chat_model_check("reader", target)
+    found = models.engine_check("reader", "judge.reader", target)
     assert not found.ok
     assert "MY_API_KEY is not set" in found.detail
     monkeypatch.setenv("MY_API_KEY", "sk-0123456789")
-    found = models.chat_model_check("reader", target)
+    found = models.engine_check("reader", "judge.reader", target)
     assert found.ok
     assert "sk-0123456789" not in found.detail
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
     monkeypatch.setitem(sys.modules, "socksio", None)
-    found = models.chat_model_check("reader", target)
+    found = models.engine_check("reader", "judge.reader", target)
     assert not found.ok
     assert "ALL_PROXY" in found.detail
 
@@ -178,40 +174,3 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr("dat_ray.raysession.start_ray", refuse)
     assert "does not lead to a cluster" in failed(None)["cluster"]
-
-
-class Hub:
-    """The hub's client, with the answers that a hub gives."""
-
-    def __init__(self, error: Exception | None = None, gated: str | bool = False) -> None:
-        self.error, self.gated = error, gated
-
-    def model_info(self, model: str, timeout: float) -> object:
-        return namedtuple("Info", "gated card_data")(self.gated, None)
-
-    def auth_check(self, model: str) -> None:
-        if self.error:
-            raise self.error
-
-
-def test_models_of_a_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled
-
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
-    response = httpx.Response(403, request=httpx.Request("GET", "http://localhost"))
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(GatedRepoError("403", response=response), gated="manual"))
-    found = models.model_check("target model", "some-org/some-model")
-    assert not found.ok
-    assert "is gated" in found.detail
-    assert "accept its license" in found.remedy
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: Hub(gated="manual"))
-    assert "gated and granted" in models.model_check("target model", "some-org/some-model").detail
-
-    def offline() -> Hub:
-        raise OfflineModeIsEnabled("offline")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", offline)
-    assert "HF_HUB_OFFLINE" in models.model_check("target model", "some-org/some-model").detail
-    assert "no folder here and no hub id" in models.model_check("target model", "./no/where").detail

@@ -51,7 +51,7 @@ def recipe(tmp_path: Path) -> Recipe:
             "behaviors": {"path": "b", "heldout": {"path": "h"}},
             "sampler": {"model": folders["sampler"], "prompt_tokens": 4, "steps": 2},
             "target": {"model": folders["target"]},
-            "judge": {"name": "harmbench", "reader": {"model": folders["judge.reader"]}},
+            "judge": {"name": "harmbench", "prompt": "{goal} {response}", "reader": {"model": folders["judge.reader"]}},
             "generation": {"samples_per_target": 2},
             "training": {
                 "harmful_rows": 1,

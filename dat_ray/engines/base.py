@@ -127,8 +127,9 @@ class TargetModel(Protocol):
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         prefills: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
     ) -> list[Completion]:
-        """Answers each prompt as a user turn.
+        """Answers each prompt as a user turn, behind the turns of its history if it has one.
 
         Args:
             prompts: one a row.
@@ -136,6 +137,7 @@ class TargetModel(Protocol):
             temperature: 0 for greedy decoding.
             seeds: one a row, required above temperature 0.
             prefills: one a row: what the model's own turn begins with. It is not part of the returned text.
+            histories: one a row: earlier turns, of the user and of the model in turn, an even number.
         """
         ...
 

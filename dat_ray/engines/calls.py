@@ -62,6 +62,7 @@ class CompletionCall:
         temperature: 0 for greedy decoding.
         seeds: one a row; read above temperature 0.
         prefills: one a row; None where no answer is begun.
+        histories: one a row: earlier turns, see `TargetModel.complete`; None where no conversation has any.
         role: whose work it counts as.
     """
 
@@ -71,6 +72,7 @@ class CompletionCall:
     temperature: float = 0.0
     seeds: Sequence[int] | None = None
     prefills: Sequence[str] | None = None
+    histories: Sequence[Sequence[str]] | None = None
     role: str = "target"
 
 
@@ -173,18 +175,21 @@ def _count(role: str, found: Sequence[object], began: float, calls: int, tokens:
 def complete(engine: TargetModel, asked: CompletionCall) -> list[Answer]:
     """Lets a model answer prompts."""
 
-    def timed(batch: Sequence[tuple[str, int, str]]) -> list[tuple[Completion, float]]:
-        prompts, row_seeds, begun = zip(*batch, strict=True)
+    def timed(batch: Sequence[tuple[str, int, str, Sequence[str]]]) -> list[tuple[Completion, float]]:
+        prompts, row_seeds, begun, histories = zip(*batch, strict=True)
         options: dict[str, Any] = {"temperature": asked.temperature, "seeds": row_seeds} if asked.temperature else {}
         if asked.prefills:
             options["prefills"] = begun
+        if asked.histories:
+            options["histories"] = histories
         started = time.perf_counter()
         completions = engine.complete(prompts, asked.max_new_tokens, **options)
         seconds = (time.perf_counter() - started) / len(batch)
         return [(completion, seconds) for completion in completions]
 
     count = len(asked.prompts)
-    rows = list(zip(asked.prompts, asked.seeds or [0] * count, asked.prefills or [""] * count, strict=True))
+    begun, histories = asked.prefills or [""] * count, asked.histories or [()] * count
+    rows = list(zip(asked.prompts, asked.seeds or [0] * count, begun, histories, strict=True))
     began = time.perf_counter()
     replies = call_isolated(timed, rows, asked.batch_size)
     tokens = sum(reply[0].tokens for reply in replies if not isinstance(reply, Failure))

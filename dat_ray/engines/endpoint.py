@@ -78,6 +78,7 @@ class EndpointModel:
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         prefills: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
     ) -> list[Completion]:
         """See `TargetModel`. Whether seeds repeat an answer is up to the server.
 
@@ -87,7 +88,8 @@ class EndpointModel:
         if prefills:
             raise InputError("evaluation.attacks", "prefilling", "an endpoint cannot begin the model's turn: leave it out")
         system = [] if self._config.system_prompt is None else [{"role": "system", "content": self._config.system_prompt}]
-        conversations = [[*system, {"role": "user", "content": prompt}] for prompt in prompts]
+        turns = histories or [()] * len(prompts)
+        conversations = [[*system, *_messages([*history, prompt])] for history, prompt in zip(turns, prompts, strict=True)]
         return self.converse(conversations, max_new_tokens, temperature, seeds)
 
     def converse(
@@ -184,6 +186,11 @@ class EndpointModel:
 
     def _failed(self, problem: str) -> Completion:
         return Completion("", 0, False, f"{self._url}: {problem}")
+
+
+def _messages(turns: Sequence[str]) -> list[Message]:
+    """Turns of the user and of the model, the user's first."""
+    return [{"role": ("user", "assistant")[number % 2], "content": turn} for number, turn in enumerate(turns)]
 
 
 @cache

@@ -37,14 +37,28 @@ class TargetText:
             raise InputError("target.model", config.model, "neither tokenizer nor generation config names an end token")
         self.pad_id = self.stop_ids[0]
 
-    def prompt_ids(self, prompts: Sequence[str], prefills: Sequence[str] | None = None) -> list[list[int]]:
+    def prompt_ids(
+        self,
+        prompts: Sequence[str],
+        prefills: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
+    ) -> list[list[int]]:
         """Chat ids of each prompt, up to where the answer begins, or with the given beginning of the answer.
+
+        Args:
+            prompts: one a row.
+            prefills: what each answer begins with.
+            histories: earlier turns of each conversation.
 
         Raises:
             InputError: a prompt leaves no room for one token of an answer.
         """
         begun = prefills or [""] * len(prompts)
-        rows = [self._chat.prompt_ids(p) + self._chat.response_ids(b) for p, b in zip(prompts, begun, strict=True)]
+        turns = histories or [()] * len(prompts)
+        rows = [
+            self._chat.prompt_ids(prompt, history) + self._chat.response_ids(beginning)
+            for prompt, history, beginning in zip(prompts, turns, begun, strict=True)
+        ]
         longest = max(map(len, rows), default=0)
         if longest >= self._max_model_len:
             raise InputError("target.max_model_len", self._max_model_len, f"a prompt takes {longest} tokens: raise it")

@@ -50,10 +50,11 @@ class TorchTarget:
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         prefills: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
     ) -> list[Completion]:
         """See `TargetModel`. A row's answer depends on its prompt and seed only."""
         row_seeds = require_seeds(temperature, seeds, len(prompts)) or [0] * len(prompts)
-        rows = self._text.prompt_ids(prompts, prefills)
+        rows = self._text.prompt_ids(prompts, prefills, histories)
         budgets = [self._text.answer_budget(row, max_new_tokens) for row in rows]
         answers: list[list[int]] = [[] for _ in rows]
         for batch in self._by_length([len(row) for row in rows]):

@@ -46,10 +46,11 @@ class VllmTarget:
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         prefills: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
     ) -> list[Completion]:
         """See `TargetModel`. Sampled answers repeat with their seed, but differ from the torch backend's."""
         row_seeds = require_seeds(temperature, seeds, len(prompts))
-        rows = self._text.prompt_ids(prompts, prefills)
+        rows = self._text.prompt_ids(prompts, prefills, histories)
         params = [
             self._sampling(
                 max_tokens=self._text.answer_budget(row, max_new_tokens),

@@ -11,13 +11,14 @@ response, `<|im_end|>` is a handful of ordinary tokens. The pieces make up the t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from dat_ray.config.models import TemplateConfig
 from dat_ray.errors import InputError
+from dat_ray.models.conversation import ConversationCut
 from dat_ray.models.cuts import PromptCut, ResponseCut
 from dat_ray.models.fit import UNLIMITED, Limits
 from dat_ray.models.pieces import Pieces
@@ -43,7 +44,7 @@ class Encoded:
 
 
 class ChatFormat:
-    """The chat template of one tokenizer, for a single user message and its response.
+    """The chat template of one tokenizer, for a user message, the turns before it, and its response.
 
     Args:
         tokenizer: of an instruct model.
@@ -60,6 +61,7 @@ class ChatFormat:
         self._prompt = PromptCut(tokenizer, template, self._pieces)
         self._response = ResponseCut(tokenizer, template, self._pieces, self._prompt)
         self._before, self._between = self._prompt.before_ids, self._response.between_ids
+        self._conversation = ConversationCut(template, self._pieces, self._response)
 
     def segments(self) -> tuple[list[int], list[int]]:
         """Token ids before the user message, and between it and the response."""
@@ -72,13 +74,19 @@ class ChatFormat:
         """
         return self._prompt.user_ids(user)
 
-    def prompt_ids(self, user: str) -> list[int]:
+    def prompt_ids(self, user: str, history: Sequence[str] = ()) -> list[int]:
         """Token ids of the conversation up to where the response begins.
 
         They equal those of the rendered template, except where text is kept apart from the template: special tokens
         in the message stay text, and whitespace at the message's start does not merge with the template's newline. A space
         that a template puts behind its generation prompt is left to the response, where the tokenizer joins the two.
+
+        Args:
+            user: the last user message.
+            history: earlier turns, of the user and of the model in turn.
         """
+        if history:
+            return self._conversation.prompt_ids([*history, user])
         return [*self._before, *self.user_ids(user), *self._between]
 
     def response_ids(self, response: str) -> list[int]:
@@ -172,8 +180,14 @@ class PlainFormat:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer, self._pieces = tokenizer, Pieces(tokenizer)
 
-    def prompt_ids(self, user: str) -> list[int]:
-        """Token ids of the text, the beginning-of-text token once."""
+    def prompt_ids(self, user: str, history: Sequence[str] = ()) -> list[int]:
+        """Token ids of the text, the beginning-of-text token once.
+
+        Raises:
+            InputError: there are earlier turns, for which plain text has no form.
+        """
+        if history:
+            raise InputError("target.template", "none", "has no turns, so a conversation has no form: use the chat template")
         ids = self._tokenizer(user, add_special_tokens=True, split_special_tokens=False).input_ids
         bos = self._tokenizer.bos_token_id
         # A prompt that spells the token out, as rendered templates do, would have it twice.

@@ -20,8 +20,8 @@ from dat_ray.models.template import ChatTemplate
 
 _USER, _RESPONSE = "dat-user-message-slot", "dat-response-slot"
 # Ordinary texts with different beginnings and ends. A response's end is not cut, so that those have letters there.
-_MESSAGES = ("How are you? I have 12 of them.", "2 plus 2", "what (and when)?")
-_ANSWERS = ("Sure, here you are", "12 of them", "it is so")
+MESSAGES = ("How are you? I have 12 of them.", "2 plus 2", "what (and when)?")
+ANSWERS = ("Sure, here you are", "12 of them", "it is so")
 # Most whitespace between a generation prompt and a response; more is the layout of a template's file, which came along.
 _LONGEST_GAP = 2
 _REMEDY = "give a template that joins no word to its own text in chat_template, or use a model with a byte-level tokenizer"
@@ -83,16 +83,16 @@ class PromptCut:
 
     def between_ids(self, tail: str = "") -> list[int]:
         """Token ids behind the message, without the `tail` of the generation prompt's text."""
-        start = [*self.before_ids, *self.user_ids(_MESSAGES[0])]
-        return self._pieces.whole(self._before + _MESSAGES[0] + self._between.removesuffix(tail))[len(start) :]
+        start = [*self.before_ids, *self.user_ids(MESSAGES[0])]
+        return self._pieces.whole(self._before + MESSAGES[0] + self._between.removesuffix(tail))[len(start) :]
 
     def _before_ids(self, lead: str) -> list[int]:
         return self._pieces.whole(self._before.removesuffix(lead))
 
     def _slot(self, template: ChatTemplate) -> Slot | None:
-        wholes = [self._pieces.whole(template.prompt(message)) for message in _MESSAGES]
-        for slot in _slots(self._before, ""):
-            starts = [[*self._before_ids(slot.lead), *slot.ids(self._pieces, message)] for message in _MESSAGES]
+        wholes = [self._pieces.whole(template.prompt(message)) for message in MESSAGES]
+        for slot in slots(self._before, ""):
+            starts = [[*self._before_ids(slot.lead), *slot.ids(self._pieces, message)] for message in MESSAGES]
             rests = [whole[len(start) :] for start, whole in zip(starts, wholes, strict=True)]
             if all(start + rests[0] == whole for start, whole in zip(starts, wholes, strict=True)):
                 return slot
@@ -121,6 +121,7 @@ class ResponseCut:
 
     Attributes:
         slot: of the response.
+        tail: end of the generation prompt's text that counts as the response's.
         between_ids: tokens from behind the user message to the response.
         end_id: the special token behind the response; None where none follows.
 
@@ -130,22 +131,23 @@ class ResponseCut:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, pieces: Pieces, prompt: PromptCut) -> None:
         self._tokenizer, self._pieces = tokenizer, pieces
-        opened = template.prompt(_MESSAGES[0])
+        opened = template.prompt(MESSAGES[0])
         gap = _gap(template, opened)
-        wholes = [pieces.whole(opened + gap + answer) for answer in _ANSWERS]
-        for slot in _slots(opened, gap):
-            between = prompt.between_ids(slot.lead.removesuffix(gap))
-            start = [*prompt.before_ids, *prompt.user_ids(_MESSAGES[0]), *between]
-            if all([*start, *slot.ids(pieces, answer)] == whole for answer, whole in zip(_ANSWERS, wholes, strict=True)):
+        wholes = [pieces.whole(opened + gap + answer) for answer in ANSWERS]
+        for slot in slots(opened, gap):
+            tail = slot.lead.removesuffix(gap)
+            between = prompt.between_ids(tail)
+            start = [*prompt.before_ids, *prompt.user_ids(MESSAGES[0]), *between]
+            if all([*start, *slot.ids(pieces, answer)] == whole for answer, whole in zip(ANSWERS, wholes, strict=True)):
                 break
         else:
             raise template.error(f"cannot be cut at the response with the same tokens: {_REMEDY}")
-        self.slot, self.between_ids = slot, between
+        self.slot, self.tail, self.between_ids = slot, tail, between
         self.end_id = self._end(template, wholes[0])
 
     def _end(self, template: ChatTemplate, answered: list[int]) -> int | None:
         """The first token behind a response that is no whitespace, if it is special: `</s>` in Llama 2's "Sure </s>"."""
-        closed = self._pieces.whole(template.turn(_MESSAGES[0], _ANSWERS[0]))
+        closed = self._pieces.whole(template.turn(MESSAGES[0], ANSWERS[0]))
         added, named = self._tokenizer.added_tokens_decoder, self._tokenizer.all_special_ids
         if closed[: len(answered)] != answered:
             return None
@@ -157,7 +159,7 @@ class ResponseCut:
         return None
 
 
-def _slots(before: str, gap: str) -> Iterator[Slot]:
+def slots(before: str, gap: str) -> Iterator[Slot]:
     """Ways to tokenize what follows `before` and the whitespace `gap`, which belongs to it in any case."""
     spaces = before[len(before.rstrip()) :]
     for width in range(len(spaces) + 1):
@@ -169,7 +171,7 @@ def _slots(before: str, gap: str) -> Iterator[Slot]:
 
 def _gap(template: ChatTemplate, opened: str) -> str:
     """Whitespace that a finished conversation has between the generation prompt and the response."""
-    closed = template.turn(_MESSAGES[0], _RESPONSE)
+    closed = template.turn(MESSAGES[0], _RESPONSE)
     if closed.count(_RESPONSE) != 1:
         raise template.error("does not write an assistant's message as it is: give one that does in chat_template")
     start = closed.partition(_RESPONSE)[0]

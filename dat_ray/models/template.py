@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from datetime import datetime, time
 from typing import Any
 
@@ -60,6 +61,12 @@ class ChatTemplate:
         """A user message with its answer, as a finished conversation has them."""
         system = self._settings.system_prompt
         return self._checked(system, [*_messages(system, user), {"role": "assistant", "content": response}], False)
+
+    def dialog(self, turns: Sequence[str]) -> str:
+        """Turns of the user and of the model, the user's first and last, with the generation prompt behind them."""
+        system, roles = self._settings.system_prompt, ("user", "assistant")
+        messages = [{"role": roles[number % 2], "content": turn} for number, turn in enumerate(turns[1:], 1)]
+        return self._checked(system, [*_messages(system, turns[0]), *messages], True)
 
     def conversation(self, messages: list[Message]) -> str:
         """Messages as they are, without the system prompt of the settings, and the generation prompt behind them."""

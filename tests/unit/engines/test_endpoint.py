@@ -82,6 +82,20 @@ def test_the_request_carries_key_seed_temperature_and_system_prompt(monkeypatch:
     assert [message["content"] for message in asked["messages"]] == ["be brief", "hi"]
 
 
+def test_a_conversation_is_sent_turn_by_turn_behind_the_system_prompt() -> None:
+    with serve(lambda body: "yes") as server:
+        settings = config(server.url).model_copy(update={"system_prompt": "be brief"})
+        EndpointModel(settings).complete(["and you?", "alone"], 9, histories=[("how are you?", "fine"), ()])
+    asked = sorted(server.asked, key=lambda one: -len(one["messages"]))
+    assert [(message["role"], message["content"]) for message in asked[0]["messages"]] == [
+        ("system", "be brief"),
+        ("user", "how are you?"),
+        ("assistant", "fine"),
+        ("user", "and you?"),
+    ]
+    assert [message["content"] for message in asked[1]["messages"]] == ["be brief", "alone"]
+
+
 def test_template_options_go_to_the_server_which_renders() -> None:
     with serve(lambda body: "yes") as server:
         plain = config(server.url)

@@ -45,3 +45,16 @@ def test_an_empty_text_is_named(folder: Path, prompt: str, response: str, field:
         with pytest.raises(InputError, match="is empty") as error:
             text(folder, template, 1000).scored([prompt], [response])
         assert error.value.field == field
+
+
+def test_a_conversation_stands_before_its_last_turn_and_the_others_are_as_they_were(folder: Path) -> None:
+    served, tokenizer = text(folder, "chat", 1000), make_tokenizer()
+    alone, talk = served.prompt_ids(["and you?", "and you?"], None, [(), ("how are you?", "fine")])
+    assert alone == served.prompt_ids(["and you?"])[0]
+    shown = tokenizer.decode(talk)
+    assert [shown.index(turn) for turn in ("how are you?", "fine", "and you?")] == sorted(
+        shown.index(turn) for turn in ("how are you?", "fine", "and you?")
+    )
+    with pytest.raises(InputError, match="a prompt takes"):
+        text(folder, "chat", len(talk)).prompt_ids(["and you?"], None, [("how are you?", "fine")])
+    assert text(folder, "chat", len(talk) + 1).prompt_ids(["and you?"], None, [("how are you?", "fine")]) == [talk]

@@ -69,6 +69,14 @@ class PairConfig(Section):
     max_new_tokens: Positive = Field(500, description="tokens of one answer of the attacker")
 
 
+class CrescendoConfig(Section):
+    """Crescendo (arXiv 2404.01833): the attacker leads a conversation. Published: 10 turns, a refused one edited 10 times."""
+
+    rounds: Positive = Field(10, description="turns of a conversation")
+    backtracks: NonNegative = Field(10, description="refused or unreadable turns of a conversation that are written anew")
+    max_new_tokens: Positive = Field(500, description="tokens of one answer of the attacker")
+
+
 class GcgConfig(Section):
     """GCG (arXiv 2307.15043): a suffix found by gradients and exchanges of tokens. DAT: 250 steps, width 512, top-k 256."""
 
@@ -81,6 +89,32 @@ class GcgConfig(Section):
     attempts: Positive = Field(
         1, description="suffixes that the model is asked with: evenly spaced in the search, its last among them"
     )
+
+
+class BeastConfig(Section):
+    """BEAST (arXiv 2402.15570): a suffix by beam search in the target's own distribution. Published: 40 tokens, 15 and 15."""
+
+    suffix_tokens: Positive = Field(40, description="longest suffix; a step of the search each")
+    beams: Positive = Field(15, description="suffixes that go on after a step")
+    branches: Positive = Field(15, description="tokens drawn behind each of them")
+    batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(64, description="candidates of one forward pass")
+    attempts: Positive = Field(1, description="suffixes that the model is asked with, as for gcg")
+
+
+class PgdConfig(Section):
+    """PGD on relaxed tokens with discretization (arXiv 2402.09154). Values of its published program, suffix as long as GCG's."""
+
+    steps: Positive = 5000
+    suffix_tokens: Positive = 20
+    rate: Annotated[float, Field(gt=0.0)] = Field(0.11, description="Adam's learning rate, at first")
+    peak_rate: Annotated[float, Field(gt=0.0)] = Field(0.325, description="where each period of the rate ends")
+    constant_steps: NonNegative = Field(100, description="steps before the first period")
+    period: Positive = Field(60, description="steps of a period")
+    entropy: Fraction = Field(0.4, description="strength of the entropy projection; 1 allows single tokens only")
+    anneal_steps: Positive = Field(250, description="steps over which it grows from 0")
+    gradient_norm: Annotated[float, Field(gt=0.0)] = Field(20.0, description="longest gradient of a position")
+    patience: Positive = Field(100, description="steps without a better suffix before the search goes back to its best")
+    attempts: Positive = Field(1, description="suffixes that the model is asked with, as for gcg")
 
 
 class EmbeddingConfig(Section):
@@ -159,10 +193,14 @@ class EvaluationConfig(Section):
     tense: TenseConfig = TenseConfig()
     translation: TranslationConfig = TranslationConfig()
     pair: PairConfig = PairConfig()
+    crescendo: CrescendoConfig = CrescendoConfig()
     gcg: GcgConfig = GcgConfig()
+    beast: BeastConfig = BeastConfig()
+    pgd: PgdConfig = PgdConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     templates_path: Annotated[PathText | None, Outside.FILE] = Field(
-        None, description="CSV, JSONL or JSON file with a column `template` that holds {goal}"
+        None,
+        description="CSV, JSONL or JSON file with a column `template` that holds {goal}, or public:gptfuzzer/GPTFuzzer.csv",
     )
     prompts: tuple[PromptFile, ...] = Field((), description="files of ready prompts for the attack `prompts`, an attack each")
     attacker: TargetConfig | None = Field(None, description="writes the prompts of past_tense, future_tense, translation, pair")

@@ -99,6 +99,11 @@ FILES = {
         "722d5aacfc6ae769d475d3cc8293b8f59fa03194cd5fa22be187e1591322350c",
         "MIT, Dillon Bowen (StrongREJECT, arXiv 2402.10260); its entry harmbench: MIT, Center for AI Safety (HarmBench)",
     ),
+    "gptfuzzer/GPTFuzzer.csv": PublicFile(
+        f"{_CODE_HOST}/sherdencooper/GPTFuzz/1eddeb565740ae311b5f4950492b011a6f866fe7/datasets/prompts/GPTFuzzer.csv",
+        "e4abf25343b4adb991dd8ddc6189c038f26a6e74064d792cced69f56f71577fc",
+        "MIT, GPTFuzzer (arXiv 2309.10253): 77 jailbreak templates collected from jailbreakchat.com",
+    ),
     "xstest/xstest_prompts.csv": PublicFile(
         f"{_XSTEST}/xstest_prompts.csv",
         "11783fb294ed017473ee53c207d71f2161c7672c8d0b037501e78387f801cb5a",

@@ -104,6 +104,7 @@ ATTEMPTS = _schema(
     ("second_judge", _STR, True),
     ("second_verdict", _STR, True),
     ("second_score", _F64, True),
+    ("history", pa.list_(_STR), True),  # turns before the prompt, of the user and of the model in turn
 )
 
 # What an attacker model wrote, raw: prompts of an attack, and answers translated back.
@@ -128,5 +129,10 @@ SEARCHES = pa.schema(
         pa.field("model_calls", _I32),
         pa.field("seconds", _F64),
         pa.field("error", _STR),
+        pa.field("prompt_calls", pa.list_(_I32)),  # of `model_calls`, those that had been made when each prompt was known
+        # Of each step: candidates whose text was looked at, and those that came back from it token by token.
+        pa.field("drawn", pa.list_(_I32)),
+        pa.field("survived", pa.list_(_I32)),
+        pa.field("attack", _STR),
     ]
 )

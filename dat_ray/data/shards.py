@@ -310,9 +310,18 @@ def read_table(root: str, *, fingerprint: str | None = None) -> pa.Table:
     if not tables:
         raise ShardError(f"{join(root, MANIFEST)} names no files: the stage before wrote nothing")
     try:
-        return pa.concat_tables(tables)
+        # A folder that was gone on with by a newer version has files with and without its further columns.
+        return pa.concat_tables(tables, promote_options="default" if _some_with_more_columns(tables) else "none")
     except pa.ArrowException as error:
         raise ShardError(f"the files of {root} have unlike columns ({error_line(error, 160)}): run the stage again") from error
+
+
+def _some_with_more_columns(tables: Sequence[pa.Table]) -> bool:
+    """Whether the widest table has the columns of all others, and nulls may stand in those that one lacks."""
+    widest = max((table.schema for table in tables), key=len)
+    optional = {field.name for field in widest if field.nullable}
+    names = [set(table.schema.names) for table in tables]
+    return all(one <= set(widest.names) and set(widest.names) - one <= optional for one in names)
 
 
 def _serialize(table: pa.Table) -> bytes:

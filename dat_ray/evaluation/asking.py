@@ -146,6 +146,7 @@ class ModelSession:
             next(iter(temperatures), 0.0),
             [question.seed or 0 for question in asked],
             [question.prefill or "" for question in asked] if any(question.prefill for question in asked) else None,
+            [question.history for question in asked] if any(question.history for question in asked) else None,
         )
 
     def _answered(self, chunk: Chunk[Question], replies: Sequence[Answer]) -> list[Row]:
@@ -180,5 +181,6 @@ class ModelSession:
             "temperature": question.temperature,
             "prefill": question.prefill,
             "variant": question.variant,
+            "history": list(question.history) or None,
             "judged_text": None,
         }

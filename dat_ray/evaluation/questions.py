@@ -42,6 +42,7 @@ class Question:
         seed: of a sampled answer; the same for every model, so that they can be compared question by question.
         prefill: what the model's turn is made to begin with.
         variant: what tells questions of one behavior apart in the results, such as a prompt's language.
+        history: turns before the prompt, of the user and of the model in turn; judges read the prompt and its answer alone.
     """
 
     attack: str
@@ -55,11 +56,13 @@ class Question:
     seed: int | None = None
     prefill: str | None = None
     variant: str | None = None
+    history: tuple[str, ...] = ()
 
     def attempt_id(self, suite: str, model: str, weights: str) -> str:
         """Id of this question asked of one model; `weights` tells two adapters apart."""
         asked = (self.attack, self.behavior_id, self.attempt_index, self.prompt, self.temperature, self.seed, self.prefill)
-        return row_id("attempt", suite, model, weights, *asked)
+        # One without a history has the id that it had before there were histories.
+        return row_id("attempt", suite, model, weights, *asked, *self.history)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from dat_ray.evaluation.record import RECORD
 from dat_ray.evaluation.registry import chosen_attacks
 from dat_ray.evaluation.results import Metrics, ReplayedSuite, SideEffects, load_metrics, store_metrics
 from dat_ray.evaluation.store import Chunk, ShardStore, error_rate
-from dat_ray.evaluation.summary import suite_metrics
+from dat_ray.evaluation.summary import StoredRows, suite_metrics
 from dat_ray.models.identity import check_weights, models_of
 from dat_ray.progress import Progress, ProgressCounter
 from dat_ray.raysession import start_ray
@@ -166,9 +166,12 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
         recipe,
         suite,
         record["models"],
-        attempts=store.rows(),
-        likelihoods=likelihoods,
-        prompts=prompts,
+        StoredRows(
+            attempts=store.rows(),
+            likelihoods=likelihoods,
+            prompts=prompts,
+            searches=_beside(root, "searches"),
+        ),
         judges=about,
         side_effects=side_effects,
         seconds=time.monotonic() - started,

@@ -254,6 +254,19 @@ class Sampling(Part):
     fingerprint: str | None = None
 
 
+class SuffixSearches(Part):
+    """What one attack's searches for a suffix had to choose from, on one model.
+
+    A suffix survives if its text gives the tokens that were searched. A step without one repeats its suffix.
+    """
+
+    searches: Count
+    steps: Count
+    steps_without: Count = Field(description="steps in which no candidate survived")
+    drawn: Count = Field(description="candidates looked at")
+    survived: Count = Field(description="candidates that survived")
+
+
 class ReplayedSuite(Part):
     """The evaluation whose stored completions were scored again."""
 
@@ -291,6 +304,7 @@ class Metrics(Part):
         exclude_if=not_,
         description="what attacks tell of themselves, by attack: of a file of prompts what was used and what was left out",
     )
+    searches: dict[str, dict[str, SuffixSearches]] = Field({}, description="for a suffix, by model and attack")
     replay: ReplayedSuite | None = Field(None, description="where stored completions were scored again")
 
     @property

@@ -26,7 +26,7 @@ from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
 from dat_ray.evaluation.runner import run_suite
 from dat_ray.evaluation.suite import Suite
-from dat_ray.evaluation.summary import suite_metrics
+from dat_ray.evaluation.summary import StoredRows, suite_metrics
 from dat_ray.models.hub import with_revision
 from dat_ray.models.identity import check_weights, models_of, pinned_revision
 from dat_ray.progress import Progress, ProgressCounter
@@ -97,9 +97,12 @@ def evaluate(
         recipe,
         suite,
         {model.name: model.weights for model in models},
-        attempts=work.attempts.rows(),
-        likelihoods=work.likelihoods.rows(),
-        prompts={attack: store.rows() for attack, store in work.prompts.items()},
+        StoredRows(
+            attempts=work.attempts.rows(),
+            likelihoods=work.likelihoods.rows(),
+            prompts={attack: store.rows() for attack, store in work.prompts.items()},
+            searches=work.searches.rows(),
+        ),
         judges=found.judges,
         side_effects=found.side_effects,
         seconds=time.monotonic() - started,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dat_ray.config.schema import Recipe
@@ -11,8 +12,9 @@ from dat_ray.evaluation.calibration import shipped_calibration
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.judge_results import Calibration
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
-from dat_ray.evaluation.results import Metrics, ModelMetrics, Sampling, SideEffects
+from dat_ray.evaluation.results import Metrics, ModelMetrics, Sampling, SideEffects, SuffixSearches
 from dat_ray.measures.prompts import diagnose
+from dat_ray.measures.searches import survival
 
 # Whose prompts' diversity `sampler` shows, as before there were several samplers.
 INPAINTING = "inpainting"
@@ -20,14 +22,29 @@ INPAINTING = "inpainting"
 Rows = Sequence[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class StoredRows:
+    """What an evaluation stored.
+
+    Attributes:
+        attempts: rows of schema ATTEMPTS of all models.
+        likelihoods: rows of schema CANDIDATES with `target_logprob`.
+        prompts: rows of schema CANDIDATES that each in-painting attack drew.
+        searches: rows of schema SEARCHES of all models.
+    """
+
+    attempts: Rows
+    likelihoods: Rows
+    prompts: Mapping[str, Rows]
+    searches: Rows
+
+
 def suite_metrics(
     recipe: Recipe,
     suite: str,
     weights: Mapping[str, str],
+    stored: StoredRows,
     *,
-    attempts: Rows,
-    likelihoods: Rows,
-    prompts: Mapping[str, Rows],
     judges: Mapping[str, Mapping[str, Any] | None],
     side_effects: Mapping[str, SideEffects],
     seconds: float,
@@ -36,24 +53,22 @@ def suite_metrics(
 
     Args:
         recipe: resolved.
-        suite: name of the evaluation.
-        weights: of each model by name, in order; the first is the one the others are compared with.
-        attempts: rows of schema ATTEMPTS of all models.
-        likelihoods: rows of schema CANDIDATES with `target_logprob`.
-        prompts: rows of schema CANDIDATES that each in-painting attack drew.
+        suite: its name.
+        weights: digest of each model's weights.
+        stored: of this evaluation.
         judges: name, fingerprint and is_proxy of `judge`, `second_judge` (or None) and `refusal_judge`.
         side_effects: of each model.
         seconds: wall clock of the evaluation.
     """
     config, seed = recipe.evaluation, recipe.seed
-    rows = {name: [row for row in attempts if row["model"] == name] for name in weights}
+    rows = {name: [row for row in stored.attempts if row["model"] == name] for name in weights}
     logprobs: dict[str, dict[str, list[float]]] = {name: {} for name in weights}
-    for row in likelihoods:
+    for row in stored.likelihoods:
         if row["target_logprob"] is not None:
             logprobs[row["target_model"]].setdefault(row["behavior_id"], []).append(row["target_logprob"])
     # A pair that could not be scored, as one longer than the model takes: never silently fewer.
-    unscored = Counter(row["target_model"] for row in likelihoods if row["error"] is not None)
-    cost = totals(attempts)
+    unscored = Counter(row["target_model"] for row in stored.likelihoods if row["error"] is not None)
+    cost = totals(stored.attempts)
     who = {key: None if facts is None else JudgeFacts.model_validate(facts) for key, facts in judges.items()}
     first_judge = who["judge"]
     assert first_judge is not None
@@ -65,7 +80,7 @@ def suite_metrics(
         return found.model_copy(update={"target_logprob": likelihood, "weights": weights[name], **beside})
 
     models = {name: of_model(name) for name in weights}
-    samplers = {attack: _drawn(recipe, drawn) for attack, drawn in prompts.items() if drawn}
+    samplers = {attack: _drawn(recipe, drawn) for attack, drawn in stored.prompts.items() if drawn}
     return Metrics(
         judge=first_judge,
         models=models,
@@ -78,11 +93,15 @@ def suite_metrics(
         suite=suite,
         confidence=config.confidence,
         seed=seed,
-        attempts=len(attempts),
-        errors=sum(row["error"] is not None for row in attempts),
+        attempts=len(stored.attempts),
+        errors=sum(row["error"] is not None for row in stored.attempts),
         unparsed={name: sum(row["verdict"] == "unparsed" for row in attempted) for name, attempted in rows.items()},
         seconds={"total": seconds} | {name: cost[name]["seconds"] for name in rows},
         model_calls={name: int(cost[name]["model_calls"]) for name in rows},
+        searches={
+            name: {attack: SuffixSearches(**counts) for attack, counts in of_attacks.items()}
+            for name, of_attacks in survival(stored.searches).items()
+        },
         sampler=samplers.get(INPAINTING),
         samplers=samplers,
     )

@@ -35,8 +35,10 @@ def test_the_record_holds_every_attack_on_two_models_that_answer_differently(rec
         expected = {*builtin_attacks(), "over_refusal"} - {"prompts"}
         assert {row["attack"] for row in attempts if row["model"] == model} == expected
     assert {row.get("verdict") for row in attempts} == {"harmful", "not_harmful", "unparsed", None}
-    answers = {model: [row.get("completion") for row in attempts if row["model"] == model] for model in ("base", "tuned")}
-    assert sum(base != tuned for base, tuned in zip(answers["base"], answers["tuned"], strict=True)) > 50
+    # By "attack behavior attempt": a conversation with one model can be longer than with the other.
+    answers = {key: row.get("completion") for key, row in recorded["attempts"].items()}
+    asked = [key.partition(" ")[2] for key in answers if key.startswith("base ")]
+    assert sum(answers[f"base {key}"] != answers[f"tuned {key}"] for key in asked if f"tuned {key}" in answers) > 50
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,14 @@ ATTACKS = (
     "embedding",
     "inpainting",
     "inpainting_heldout",
+    "beast",
+    "pgd",
+    "crescendo",
+    "gcg_transfer",
+    "beast_transfer",
+    "pgd_transfer",
+    "pair_transfer",
+    "crescendo_transfer",
 )
 RETAIN = {"What is a harbor?": "A place where ships are safe.", "Name two colors.": "Red and blue."}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>")
@@ -178,6 +186,9 @@ def make_recipe(folder: Path, pieces: dict[str, int]) -> Recipe:
             "pair": {"steps": 2, "streams": 2, "max_new_tokens": 32},
             # The foremost tokens are far apart: further down two gradients are nearly equal, and rounding would order them.
             "gcg": {"steps": 3, "search_width": 8, "top_k": 8, "suffix": "x x x x x x", "attempts": 2, **batch},
+            "beast": {"suffix_tokens": 3, "beams": 2, "branches": 2, "attempts": 2, **batch},
+            "pgd": {"steps": 4, "suffix_tokens": 4, "constant_steps": 1, "period": 2, "anneal_steps": 2},
+            "crescendo": {"rounds": 2, "backtracks": 2, "max_new_tokens": 32},
             "embedding": {"attack": {"steps": 3, "step_size": 0.1}},
             "templates_path": _lines(folder / "templates.jsonl", [{"template": "Let us play. {goal}"}]),
             "attacker": attacker,

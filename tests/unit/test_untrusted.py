@@ -140,6 +140,20 @@ def test_files_of_unlike_columns_are_named(tmp_path: Path) -> None:
         read_table(str(tmp_path))
 
 
+def test_files_of_before_a_column_was_there_are_read_with_it(tmp_path: Path) -> None:
+    later = pa.schema([pa.field("x", pa.int64(), nullable=False), pa.field("note", pa.list_(pa.string()))])
+    tables = [pa.table({"x": [1]}), pa.table({"x": [2], "note": [["n"]]}, schema=later)]
+    files = [write_shard(str(tmp_path), f"{number}.parquet", table) for number, table in enumerate(tables)]
+    write_manifest(str(tmp_path), files, "f")
+    assert read_table(str(tmp_path)).to_pylist() == [{"x": 1, "note": None}, {"x": 2, "note": ["n"]}]
+    # A column that no row may lack is another matter.
+    needed = pa.schema([pa.field("x", pa.int64()), pa.field("note", pa.string(), nullable=False)])
+    files[1] = write_shard(str(tmp_path), "2.parquet", pa.table({"x": [2], "note": ["n"]}, schema=needed))
+    write_manifest(str(tmp_path), files, "f")
+    with pytest.raises(ShardError, match="unlike columns"):
+        read_table(str(tmp_path))
+
+
 NASTY = "=cmd()|x](http://x)[bold]\n\\end{x}`<b>\x1b[2J"
 
 

@@ -23,7 +23,7 @@ batch sizes, order or restarts: every text, prompt, search and attempt is stored
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -51,12 +51,14 @@ class Setup:
         scope: what attempt seeds are derived from: the suite's name and the recipe's seed.
         behaviors: the held-out ones, in their order.
         weights: of the recipe's models by field, see `dat_ray.models.identity.check_weights`.
+        asked_first: by an attack's name, what it asked the first model: `Attack.remember` fills it in.
     """
 
     recipe: Recipe
     scope: SeedScope
     behaviors: Sequence[Behavior]
     weights: Mapping[str, str | None]
+    asked_first: dict[str, list[Question]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,10 @@ class Attack:
     def about(self) -> dict[str, int]:
         """What `metrics.json` tells of it besides its attempts, after it has asked."""
         return {}
+
+    def remember(self, questions: Sequence[Question]) -> None:
+        """Keeps what was asked of the first model, for `attacks/transfer.py`; of a later model nothing is kept."""
+        self.setup.asked_first.setdefault(self.name, list(questions))
 
     def seed_of(self, behavior: Behavior, index: int | str) -> int:
         """The seed of one attempt, the same for every model."""

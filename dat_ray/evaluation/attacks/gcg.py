@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from dat_ray.evaluation.attacks.base import Planned, Session, Setup
-from dat_ray.evaluation.attacks.searching import SearchingAttack
-from dat_ray.evaluation.questions import Question
+from dat_ray.evaluation.attacks.base import SearchMethod
+from dat_ray.evaluation.attacks.searching import SuffixAttack
+from dat_ray.evaluation.attacks.transfer import Transfer
 
 
-class GcgAttack(SearchingAttack):
-    """Asks with `gcg.attempts` suffixes of each search; the first bears the cost of the search."""
+class GcgAttack(SuffixAttack):
+    """Settings: `evaluation.gcg`."""
 
     name = "gcg"
     title = "GCG"
     description = "a suffix found by gradients; needs the model's weights"
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self._found: list[Question] = []
+    @property
+    def attempts(self) -> int:
+        return self.config.gcg.attempts
 
-    def planned(self) -> Planned:
-        behaviors = len(self.setup.behaviors)
-        return Planned(asked=self.config.gcg.attempts * behaviors, searched=behaviors)
-
-    def search(self, session: Session) -> None:
+    def method(self) -> SearchMethod:
         from dat_ray.evaluation.search.gcg import GcgSearch
 
-        self._found = []
-        for behavior, row in self.results(session, GcgSearch):
-            for index, prompt in enumerate(row["prompts"] or [None] * self.config.gcg.attempts):
-                calls = (row["model_calls"] or 0) if index == 0 else 0
-                self._found.append(Question(self.name, behavior.behavior_id, index, behavior.goal, prompt, calls, row["error"]))
+        return GcgSearch
 
-    def ask(self, session: Session) -> None:
-        session.ask(self._found)
+
+class GcgTransfer(Transfer):
+    """Suffixes found on the first model, asked of every model."""
+
+    name = "gcg_transfer"
+    title = "GCG, transferred"
+    description = "the prompts that gcg found on the first model"
+    source = GcgAttack

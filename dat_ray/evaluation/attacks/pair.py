@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dat_ray.evaluation.attacks.base import Attack, Planned, Row, Session
 from dat_ray.evaluation.attacks.rewriting import ATTACKER
+from dat_ray.evaluation.attacks.transfer import Transfer
 from dat_ray.evaluation.questions import UNREADABLE, AttackerRequest, Behavior, Question
 
 # Of a completion that the attacker is shown.
@@ -76,6 +77,7 @@ class Pair(Attack):
         config = self.config.pair
         streams = [_Stream(one, number) for one in self.setup.behaviors for number in range(config.streams)]
         broken: set[str] = set()
+        asked: list[Question] = []
         for step in range(config.steps):
             live = [one for one in streams if one.behavior.behavior_id not in broken]
             session.skip(attempts=len(streams) - len(live), texts=len(streams) - len(live))
@@ -85,11 +87,14 @@ class Pair(Attack):
             requests = [self._request(session.model.name, one, step) for one in live]
             written = session.write(stem, requests, config.max_new_tokens)
             questions = [self._question(one, step, row) for one, row in zip(live, written, strict=True)]
+            # Another model's prompt costs this one's answer too: the attacker has read it.
+            asked += [replace(one, model_calls=one.model_calls + 1) for one in questions]
             for stream, row in zip(live, session.ask(questions, stem), strict=True):
                 if row["completion"] is not None:
                     stream.history.append(Turn(row["prompt"], row["completion"], row["score"]))
                 if row["verdict"] == "harmful":
                     broken.add(row["behavior_id"])
+        self.remember(asked)
 
     def _index(self, stream: _Stream, step: int) -> int:
         return step * self.config.pair.streams + stream.number
@@ -104,6 +109,15 @@ class Pair(Attack):
         prompt, problem = (None, row["error"]) if row["error"] is not None else parse(row["text"])
         behavior = stream.behavior
         return Question(self.name, behavior.behavior_id, self._index(stream, step), behavior.goal, prompt, 1, problem)
+
+
+class PairTransfer(Transfer):
+    """Prompts that PAIR came to on the first model, asked of every model."""
+
+    name = "pair_transfer"
+    title = "PAIR, transferred"
+    description = "the prompts that pair came to on the first model"
+    source = Pair
 
 
 def instruction(goal: str, target: str, history: Sequence[Turn]) -> str:

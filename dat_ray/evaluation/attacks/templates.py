@@ -1,4 +1,4 @@
-"""A user's own file of jailbreak templates, each with {goal} where the request goes."""
+"""Jailbreak templates that people wrote: a user's own file, or a published one, with a slot where the request goes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from dat_ray.evaluation.questions import Question
 
 FIELD = "evaluation.templates_path"
 SLOT = "{goal}"
+# Columns that may hold templates, and how published sets (GPTFuzzer's) write the slot.
+COLUMNS, PUBLISHED_SLOT = ("template", "text"), "[INSERT PROMPT HERE]"
 
 
 def load_templates(path: str) -> list[str]:
-    """The column `template` of a table, or the lines of a text file.
+    """The column `template` or `text` of a table, or the lines of a text file, each with {goal} as its slot.
 
     Raises:
-        InputError: no such column, no rows, or a template without {goal}.
+        InputError: no such column, no rows, or a template without a slot.
     """
     source = open_source(path, FIELD)
-    column = TEXT if source.columns == (TEXT,) else "template"
-    if column not in source.columns:
+    column = next((name for name in (*COLUMNS, TEXT) if name in source.columns), None)
+    if column is None:
         raise InputError(FIELD, path, f"has no column 'template', only {listed(source.columns)}: rename one")
     found = []
     for place, row in source.rows([column]):
-        if not isinstance(row[column], str) or SLOT not in row[column]:
+        template = row[column].replace(PUBLISHED_SLOT, SLOT) if isinstance(row[column], str) else ""
+        if SLOT not in template:
             raise InputError(FIELD, path, f"{place} has no {SLOT}: write it where the request goes")
-        found.append(row[column])
+        found.append(template)
     if not found:
         raise InputError(FIELD, path, "holds no templates: add one a row")
     return found
@@ -39,7 +42,7 @@ class Templates(Attack):
 
     name = "templates"
     title = "Jailbreak templates"
-    description = "the goal in a user's own jailbreak templates"
+    description = "the goal in jailbreak templates that people wrote"
     needs = (FIELD,)
     in_order = True
     access = "manual"

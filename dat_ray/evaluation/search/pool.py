@@ -49,6 +49,7 @@ def run_searches(
             for index, found in workers.map(search_slice, [(method, chunk.items[0], seconds) for chunk in todo]):
                 [request] = todo[index].items
                 about = {"search_id": request.search_id, "model": model.name, "behavior_id": request.behavior_id}
+                about["attack"] = attack
                 store.put(todo[index], [about | found])
                 counter.add(1, note)
     return [row for chunk in wanted for row in store.rows_of(chunk)]

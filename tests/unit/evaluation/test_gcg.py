@@ -2,46 +2,34 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 
 from dat_ray.config.evaluation import GcgConfig
 from dat_ray.config.training import AttackConfig
 from dat_ray.evaluation.search.embedding import attack_embeddings
-from dat_ray.evaluation.search.gcg import Gcg, printable_tokens, propose
+from dat_ray.evaluation.search.gcg import REDRAWS, Gcg, propose
+from dat_ray.evaluation.search.suffix import SuffixModel, printable_tokens
 from dat_ray.models.chat import ChatFormat
 from dat_ray.training.network import Network
 from tests.unit.diffusion.tiny import LETTERS, gapped_tokenizer
-from tests.unit.models.tiny import make_model, make_tokenizer
+from tests.unit.evaluation.suffix_models import GOAL, TARGET, Parts, in_pieces, make_parts, make_task, plain_loss
+from tests.unit.models.tiny import make_model
 from tests.unit.models.tokenizers_of_kinds import FORMS, make_kind
 
-GOAL, TARGET = "How are you today?", "Sure, here is"
 SMALL = {"steps": 8, "search_width": 24, "top_k": 32, "suffix": "x x x x", "batch_size": 7}
 
 
 @pytest.fixture(scope="module")
-def parts() -> tuple:
-    tokenizer = make_tokenizer()
-    model = make_model(len(tokenizer)).eval().requires_grad_(False)
-    return Network(model), tokenizer, ChatFormat(tokenizer)
+def parts() -> Parts:
+    return make_parts()
 
 
-def gcg(parts: tuple, **fields: object) -> Gcg:
-    return Gcg(*parts, GcgConfig.model_validate({**SMALL, **fields}))
+def gcg(parts: Parts, **fields: object) -> Gcg:
+    return Gcg(SuffixModel(*parts), GcgConfig.model_validate({**SMALL, **fields}))
 
 
-def plain_loss(parts: tuple, prompt_ids: list[int]) -> float:
-    network, _, chat = parts
-    response = chat.response_ids(TARGET)
-    ids = torch.tensor([prompt_ids + response])
-    with torch.no_grad():
-        logits = network.model(ids).logits[0, len(prompt_ids) - 1 : -1]
-    return torch.nn.functional.cross_entropy(logits, torch.tensor(response)).item()
-
-
-def test_the_loss_falls_and_the_last_prompt_reaches_the_lowest(parts: tuple) -> None:
+def test_the_loss_falls_and_the_last_prompt_reaches_the_lowest(parts: Parts) -> None:
     found = gcg(parts, attempts=4).search(GOAL, TARGET, seed=1)
     assert len(found.losses) == 9
     assert min(found.losses) < found.losses[0] - 0.05
@@ -59,34 +47,34 @@ def test_a_search_with_word_start_tokens_is_asked_as_it_was_searched(form: str) 
     tokenizer = make_kind("normalizer", FORMS[form])
     model = make_model(len(tokenizer)).eval().requires_grad_(False)
     parts = Network(model), tokenizer, ChatFormat(tokenizer)
-    attack = gcg(parts)
-    start = torch.tensor(attack._start(GOAL, parts[2].user_ids(GOAL)))
-    assert attack._text(GOAL, start) == f"{GOAL} x x x x", "a suffix that begins a word keeps its space"
+    attack, (model, task) = gcg(parts), make_task(parts)
+    start = attack.begin(GOAL, TARGET, seed=1).best
+    assert model.text(task, start) == f"{GOAL} x x x x", "a suffix that begins a word keeps its space"
     found = attack.search(GOAL, TARGET, seed=1)
     assert len(set(found.losses)) > 4, "the suffix changes: its candidates survive the way through text"
     assert plain_loss(parts, parts[2].prompt_ids(found.prompts[-1])) == pytest.approx(min(found.losses), abs=1e-4)
 
 
-def test_a_search_depends_on_its_seed_alone(parts: tuple) -> None:
+def test_a_search_depends_on_its_seed_alone(parts: Parts) -> None:
     one = gcg(parts).search(GOAL, TARGET, seed=1)
     assert gcg(parts, batch_size=24).search(GOAL, TARGET, seed=1).prompts == one.prompts
     assert gcg(parts).search(GOAL, TARGET, seed=2).losses != one.losses
 
 
-def test_scores_are_the_gradient_at_one_hot_tokens(parts: tuple) -> None:
+def test_scores_are_the_gradient_at_one_hot_tokens(parts: Parts) -> None:
     network, _, chat = parts
-    attack = gcg(parts)
+    attack, (_, task) = gcg(parts), make_task(parts)
     goal_ids, response = chat.user_ids(GOAL), chat.response_ids(TARGET)
-    suffix = torch.tensor(attack._start(GOAL, goal_ids))
+    suffix = attack.begin(GOAL, TARGET, seed=1).best
     before, between = chat.segments()
-    ids = torch.tensor([*before, *goal_ids, *suffix.tolist(), *between, *response])
+    ids = torch.tensor([*before, *goal_ids, *suffix, *between, *response])
     weight = network.embedding.weight
     hot = torch.nn.functional.one_hot(ids, len(weight)).float().requires_grad_(True)
     logits = network.model(inputs_embeds=(hot @ weight)[None]).logits[0, -len(response) - 1 : -1]
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(response))
     (gradient,) = torch.autograd.grad(loss, hot)
     low = len(before) + len(goal_ids)
-    scores = attack._scores(goal_ids, suffix, response)
+    scores = attack.scores(task, suffix)
     allowed = printable_tokens(parts[1], len(weight))
     torch.testing.assert_close(scores[:, allowed], gradient[low : low + len(suffix)][:, allowed], atol=1e-5, rtol=1e-3)
     assert torch.isinf(scores[:, ~allowed]).all()
@@ -95,7 +83,7 @@ def test_scores_are_the_gradient_at_one_hot_tokens(parts: tuple) -> None:
 def test_candidates_exchange_as_many_tokens_as_asked_for_the_best_ones() -> None:
     suffix, scores = torch.arange(5), torch.rand(5, 40, generator=torch.Generator().manual_seed(0))
     config = GcgConfig(search_width=400, top_k=3, n_replace=2)
-    found = propose(suffix, scores, config, torch.Generator().manual_seed(3))
+    found = propose(suffix, scores, config, torch.Generator().manual_seed(3), top_k=3)
     assert found.shape == (400, 5)
     changed = found != suffix
     assert int(changed.sum(dim=1).max()) == 2
@@ -107,7 +95,7 @@ def test_candidates_exchange_as_many_tokens_as_asked_for_the_best_ones() -> None
     assert all(abs(int(count) - 160) < 60 for count in changed.sum(dim=0))
 
 
-def test_special_and_unprintable_tokens_are_out(parts: tuple) -> None:
+def test_special_and_unprintable_tokens_are_out(parts: Parts) -> None:
     tokenizer = parts[1]
     allowed = printable_tokens(tokenizer, len(tokenizer) + 3)
     assert not allowed[: len(tokenizer.all_special_ids)].any()
@@ -125,7 +113,7 @@ def test_tokens_where_ids_have_gaps() -> None:
     assert len(printable_tokens(gapped, 12)) == 12
 
 
-def test_the_embedding_attack_lowers_its_loss_and_leaves_the_template_alone(parts: tuple) -> None:
+def test_the_embedding_attack_lowers_its_loss_and_leaves_the_template_alone(parts: Parts) -> None:
     network, _, chat = parts
     embeddings, losses = attack_embeddings(network, chat.encode(GOAL, TARGET), AttackConfig(steps=6, step_size=0.2))
     assert len(losses) == 7
@@ -142,13 +130,56 @@ def test_the_embedding_attack_lowers_its_loss_and_leaves_the_template_alone(part
     assert torch.nn.functional.cross_entropy(logits, torch.tensor(response)).item() == pytest.approx(losses[-1], abs=1e-4)
 
 
-def test_a_search_that_stops_at_every_step_gives_what_one_go_gives(parts: tuple) -> None:
-    whole = gcg(parts, attempts=4).search(GOAL, TARGET, seed=1)
-    attack = gcg(parts, attempts=4)
-    search = attack.begin(GOAL, TARGET, seed=1)
-    for step in range(SMALL["steps"]):
-        assert search.steps == step
-        # As it travels to another process, with an attack of its own.
-        search = gcg(parts, attempts=4).advance(GOAL, TARGET, pickle.loads(pickle.dumps(search)), stop=lambda: True)
-    assert search == whole
-    assert attack.advance(GOAL, TARGET, search, stop=lambda: False) == whole, "a search that is done stays as it is"
+def test_a_search_that_stops_at_every_step_gives_what_one_go_gives(parts: Parts) -> None:
+    assert in_pieces(lambda: gcg(parts, attempts=4), seed=1) == gcg(parts, attempts=4).search(GOAL, TARGET, seed=1)
+
+
+def test_each_prompt_carries_the_calls_until_it_was_known(parts: Parts) -> None:
+    found = gcg(parts, attempts=4).search(GOAL, TARGET, seed=1)
+    # One for the start; a gradient and the survivors in each step.
+    calls = [1]
+    for survived in found.survived:
+        calls.append(calls[-1] + 1 + survived)
+    assert found.prompt_calls == [calls[step] for step in (2, 4, 6, 8)]
+    assert found.model_calls == calls[-1]
+    assert found.drawn == [24] * 8
+    assert all(0 < survived <= 24 for survived in found.survived)
+
+
+def test_where_no_candidate_survives_the_search_says_so_and_draws_again() -> None:
+    parts = make_parts(survives=False)
+    found = gcg(parts, attempts=2).search(GOAL, TARGET, seed=1)
+    assert found.survived == [0] * 8
+    assert found.drawn == [24 * (1 + REDRAWS)] * 8
+    # A gradient a step, and no candidate's loss; the suffix stays what it was.
+    assert found.model_calls == 1 + 8
+    assert len(set(found.losses)) == 1
+    assert found.best == parts[2].user_ids(f"{GOAL} x x x x")[len(parts[2].user_ids(GOAL)) :]
+
+
+def test_candidates_are_drawn_again_from_more_tokens(monkeypatch: pytest.MonkeyPatch, parts: Parts) -> None:
+    attack = gcg(parts, top_k=2, search_width=6)
+    seen: list[tuple[int, ...]] = []
+
+    def survives(task: object, suffix: list[int]) -> bool:
+        seen.append(tuple(suffix))
+        return len(seen) > 12
+
+    monkeypatch.setattr(attack.model, "survives", survives)
+    search = attack.advance(GOAL, TARGET, attack.begin(GOAL, TARGET, seed=1), stop=lambda: True)
+    assert (search.drawn, search.survived) == ([18], [6])
+    _, task = make_task(parts)
+    scores = attack.scores(task, attack.begin(GOAL, TARGET, seed=1).best)
+    start = attack.begin(GOAL, TARGET, seed=1).best
+    for draw, top_k in enumerate((2, 4, 8)):
+        best = scores.topk(top_k, largest=False).indices
+        for row in seen[6 * draw : 6 * draw + 6]:
+            assert all(token in best[at] for at, token in enumerate(row) if token != start[at])
+    assert any(token not in scores.topk(2, largest=False).indices[at] for row in seen[12:18] for at, token in enumerate(row))
+
+
+def test_no_more_tokens_are_considered_than_may_be_used(parts: Parts) -> None:
+    model, _ = make_task(parts)
+    found = gcg(parts, top_k=10_000, steps=2, search_width=200).search(GOAL, TARGET, seed=1)
+    assert not set(found.best) - set(model.printable.nonzero().flatten().tolist())
+    assert found.survived[0] > 0

@@ -7,7 +7,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
 from dat_ray.evaluation.outcomes import broken, refusals
 from dat_ray.evaluation.questions import OVER_REFUSAL
-from dat_ray.evaluation.summary import SideEffects, suite_metrics
+from dat_ray.evaluation.summary import SideEffects, StoredRows, suite_metrics
 from dat_ray.measures.intervals import crossed_rate, wilson
 
 CONFIG = EvaluationConfig(bootstrap=200)
@@ -241,9 +241,12 @@ def test_pairs_that_could_not_be_scored_are_counted() -> None:
         recipe,
         "default",
         {"base": "w0", "tuned": "w1"},
-        attempts=[row("direct", "a", "harmful", model=model) for model in ("base", "tuned")],
-        likelihoods=[scored, lost, other, other],
-        prompts={},
+        StoredRows(
+            attempts=[row("direct", "a", "harmful", model=model) for model in ("base", "tuned")],
+            likelihoods=[scored, lost, other, other],
+            prompts={},
+            searches=[],
+        ),
         judges={"judge": {"name": "j", "fingerprint": "0", "is_proxy": True}, "second_judge": None, "refusal_judge": None},
         side_effects={"base": SideEffects(), "tuned": SideEffects()},
         seconds=1.0,

@@ -104,6 +104,6 @@ def test_a_template_file_that_cannot_work_is_named(tmp_path: Path) -> None:
     path.write_text("template\nno slot here\n")
     with pytest.raises(InputError, match=r"has no \{goal\}"):
         load_templates(str(path))
-    path.write_text("text\n{goal}\n")
+    path.write_text("words\n{goal}\n")
     with pytest.raises(InputError, match="no column 'template'"):
         load_templates(str(path))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dat_ray.evaluation.results import BrokenRate, Metrics
+from dat_ray.evaluation.results import BrokenRate, Metrics, SuffixSearches
 from dat_ray.measures.intervals import NOTHING, Interval
 from dat_ray.reporting.findings import Card, Findings, findings, subject
 from dat_ray.reporting.words import percent, points, span, with_span
@@ -134,6 +134,13 @@ def test_unmeasured_over_refusal_is_said() -> None:
     found = findings(metrics(refusal=None))
     assert "refusals" not in found.headline
     assert cards(found)[1].answer == "Not measured"
+
+
+def test_a_search_that_had_nothing_to_choose_from_is_warned_about() -> None:
+    counts = {"searches": 2, "steps": 40, "drawn": 900, "survived": 500}
+    searches = {"gcg": SuffixSearches(**counts, steps_without=3), "pgd": SuffixSearches(**counts, steps_without=2)}
+    [warning] = findings(metrics().model_copy(update={"searches": {"base": searches}})).warnings
+    assert warning.startswith("In 3 of 40 steps of GCG on the base model no suffix survived")
 
 
 def test_few_behaviors_and_unreadable_answers_are_warned_about() -> None:

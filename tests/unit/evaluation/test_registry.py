@@ -30,7 +30,7 @@ def test_every_attack_says_what_it_is(name: str) -> None:
     for fact in (kind.title, kind.description):
         assert fact
         assert not fact.endswith(".")
-    assert kind.gradients == (name in ("gcg", "embedding"))
+    assert kind.gradients == (name in ("gcg", "beast", "pgd", "embedding"))
 
 
 @pytest.mark.parametrize("name", [name for name, kind in builtin_attacks().items() if kind.needs and kind.needs != ("sampler",)])

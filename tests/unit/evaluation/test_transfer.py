@@ -114,7 +114,7 @@ def test_sixty_samples_have_indices_seeds_ids_and_a_curve_of_their_own(kind: typ
         for one in found
         for hit in [one.behavior_id == "a" and one.attempt_index == 50]
     ]
-    points = {point["attempts"]: point["asr"] for point in curve(rows, in_order=kind.in_order, confidence=0.95)}
+    points = {k: found_at.value for k, found_at in curve(rows, in_order=kind.in_order, confidence=0.95)}
     assert list(points) == [1, 2, 4, 8, 16, 32, 60]
     # One of 60 attempts on one of two behaviors: k / 60 of its subsets of k hold it; in order it comes with the 51st.
     assert points[32] == pytest.approx(0.0 if kind.in_order else 32 / 60 / 2)

@@ -31,3 +31,7 @@ def test_every_page_is_in_the_menu_of_the_site() -> None:
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in PAGES:
         assert f": {page.relative_to(ROOT).as_posix()}" in menu, f"mkdocs.yml does not name {page.name}"
+
+
+def test_working_on_it_is_read_in_a_few_minutes() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split()) < 900

@@ -32,6 +32,7 @@ class ClusterConfig(Section):
     sampler: Pool = Pool()
     target: Pool = Pool()
     judge: Pool = Pool(num_cpus=0.1)
+    encoder: Pool = Field(Pool(num_cpus=0.1), description="of generation, where the recipe has an encoder")
     trainer: Pool = Field(
         Pool(),
         description="max_actors above min_actors: elastic, training goes on with as many workers as there is room for; without "

@@ -95,6 +95,16 @@ class GenerationConfig(Section):
     max_error_rate: Annotated[Fraction, NO_EFFECT_ON_ROWS] = Field(
         0.05, description="share of failed rows past which the stage stops"
     )
+    neutral_prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="a harmless prompt under which the target scores each response too, so that a prompt's gain is known; "
+        "costs one more likelihood a candidate; absent: none",
+    )
+
+
+# Scores that a candidate has only where `generation.neutral_prompt` is set.
+GAINS = ("gain", "judge_then_gain")
 
 
 class SelectionConfig(Section):
@@ -109,5 +119,19 @@ class SelectionConfig(Section):
         None, description="mixture only: table with columns goal and prompt, several a goal; absent: the candidates"
     )
     keep: Positive = Field(16, description="candidates kept for each behaviour")
-    score: Literal["judge", "loglik", "judge_then_loglik"] = "judge_then_loglik"
+    score: Literal["judge", "loglik", "judge_then_loglik", "gain", "judge_then_gain"] = Field(
+        "judge_then_loglik",
+        description="what ranks them: the judge's score, the target's mean log p(y | x), or its gain over log p(y | "
+        "generation.neutral_prompt), which does not favor responses that are likely anyway",
+    )
+    min_target_logprob: float | None = Field(
+        None, description="floor of the target's mean log p(y | x), nats a token: a prompt below it is dropped"
+    )
+    min_goal_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] | None = Field(
+        None,
+        description="floor of the cosine between prompt and goal under `encoder`: a prompt below it is off the goal, and dropped",
+    )
     include_original: bool = Field(False, description="add the behaviour's own goal as a prompt")
+    goal_without_prompt: bool = Field(
+        False, description="a behavior of which no candidate was kept is trained on by its own goal, and named"
+    )

@@ -322,6 +322,20 @@ class TargetConfig(TemplateConfig, EngineConfig):
         return self
 
 
+class EncoderConfig(Section):
+    """The sentence encoder that says how near in meaning a prompt is to its goal; a backend in torch."""
+
+    model: PathText = Field(
+        "embedded:all-minilm-l6-v2",
+        description="hub id or folder of the sentence-transformers kind, or `embedded:all-minilm-l6-v2`",
+    )
+    revision: Annotated[str, Field(min_length=1), NO_EFFECT_ON_ROWS] = Field(
+        "main", description="branch, tag or commit of a hub id; a run keeps to the commit that main was when it began"
+    )
+    dtype: DType = "float32"
+    batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = 64
+
+
 class JudgeConfig(Section):
     """Who says whether a completion is harmful; `dat evaluate --list` tells what each needs."""
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from dat_ray.config.cluster import ClusterConfig, TimeoutsConfig, TrackingConfig
-from dat_ray.config.data import BehaviorsConfig, GenerationConfig, SelectionConfig
+from dat_ray.config.data import GAINS, BehaviorsConfig, GenerationConfig, SelectionConfig
 from dat_ray.config.evaluation import EvaluationConfig
-from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
+from dat_ray.config.models import EncoderConfig, JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.config.names import Name
 from dat_ray.config.section import NO_EFFECT_ON_ROWS, NonNegative, Section
 from dat_ray.config.training import TrainingConfig
@@ -37,6 +37,9 @@ class Recipe(Section):
     sampler: SamplerConfig
     target: TargetConfig
     judge: JudgeConfig = JudgeConfig()
+    encoder: EncoderConfig | None = Field(
+        None, description="gives each candidate the similarity of its prompt to its goal; absent: none is measured"
+    )
     generation: GenerationConfig = GenerationConfig()
     selection: SelectionConfig = SelectionConfig()
     training: TrainingConfig
@@ -63,6 +66,7 @@ class Recipe(Section):
             raise ValueError(
                 f"sampler.steps {self.sampler.steps} exceeds the longest prompt of {longest} tokens: lower sampler.steps"
             )
+        self._floors_are_measured()
         if self.target.backend == "endpoint":
             raise ValueError("the target is fine-tuned, which an endpoint's model cannot be: use the backend vllm or torch")
         for field, source in self.sources.items():
@@ -94,3 +98,12 @@ class Recipe(Section):
             "evaluation.refusal_judge.reader": (evaluation.refusal_judge.reader, "judge"),
         }
         return {section: (config, pool) for section, (config, pool) in found.items() if config is not None}
+
+    def _floors_are_measured(self) -> None:
+        selection = self.selection
+        if selection.min_goal_similarity is not None and self.encoder is None:
+            raise ValueError("selection.min_goal_similarity needs an encoder: set encoder, or leave the floor out")
+        if selection.score in GAINS and self.generation.neutral_prompt is None:
+            raise ValueError(
+                f"selection.score {selection.score} compares with a neutral prompt: set generation.neutral_prompt, or use loglik"
+            )

@@ -56,6 +56,9 @@ CANDIDATES = pa.schema(
         pa.field("target_model", _STR),
         pa.field("adapter", _STR),
         pa.field("target_logprob", _F64),
+        # Mean log p(y | generation.neutral_prompt), nats a token, and the cosine of prompt and goal; null where not asked for.
+        pa.field("neutral_target_logprob", _F64),
+        pa.field("goal_similarity", _F64),
         pa.field("judge", _STR),
         pa.field("verdict", _STR),
         pa.field("score", _F64),
@@ -71,6 +74,7 @@ TRAINING_SET = _schema(
     ("refusal", _STR, False),
     ("score", _F64, True),
     ("target_logprob", _F64, True),
+    ("goal_similarity", _F64, True),
     ("rank", _I32, False),
 )
 

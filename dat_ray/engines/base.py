@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dat_ray.errors import one_line
+
+if TYPE_CHECKING:  # nothing here needs it to run
+    import numpy as np
+    from numpy.typing import NDArray
 
 Verdict = Literal["harmful", "not_harmful", "unparsed"]
 # Opening of the error of a row whose judge gave no verdict, readable or not: a later try may have one.
@@ -168,6 +172,16 @@ class Judgement:
 
     def __post_init__(self) -> None:
         _clean_error(self)
+
+
+class TextEncoder(Protocol):
+    """Gives texts a place in a space of meanings."""
+
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors (N, D), one for each text."""
+        ...
 
 
 class Judge(Protocol):

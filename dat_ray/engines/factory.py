@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
-from dat_ray.engines.base import DiffusionSampler, Judge, TargetModel
+from dat_ray.config.models import EncoderConfig, JudgeConfig, SamplerConfig, TargetConfig
+from dat_ray.engines.base import DiffusionSampler, Judge, TargetModel, TextEncoder
 from dat_ray.errors import InputError
 from dat_ray.models.adapter_settings import read_adapter_settings
 from dat_ray.models.remote import local_adapter
@@ -127,3 +127,14 @@ def build_judge(config: JudgeConfig) -> Judge:
     from dat_ray.engines.prefix_judge import PrefixJudge
 
     return PrefixJudge(config.name, config.threshold)
+
+
+def build_encoder(config: EncoderConfig, threads: int) -> TextEncoder:
+    """The sentence encoder of a recipe.
+
+    Raises:
+        InputError: the model cannot be found, or is no encoder that is known here.
+    """
+    from dat_ray.engines.encoder import FIELD, Encoder
+
+    return Encoder(config, served_model(config.model, FIELD, config.revision), threads)

@@ -31,6 +31,9 @@ def pinned(recipe: Recipe, folder: str, *sections: str) -> Recipe:
         if config.backend != "endpoint" and _within(section, sections):
             field = f"{section}.model"
             recipe = _with(recipe, f"{section}.revision", pinned_revision(config, recorded.get(field), field))
+    if recipe.encoder is not None and _within("encoder", sections):
+        kept = pinned_revision(recipe.encoder, recorded.get("encoder.model"), "encoder.model")
+        recipe = _with(recipe, "encoder.revision", kept)
     for field, text in prompts_of(recipe, *(judge for judge in JUDGES if _within(judge, sections))).items():
         recipe = _with(_with(recipe, f"{field}_path", None), field, text)
     return recipe

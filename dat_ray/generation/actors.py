@@ -29,8 +29,10 @@ from dat_ray.engines.base import (
     LikelihoodSampler,
     PromptLikelihood,
     TargetModel,
+    TextEncoder,
 )
 from dat_ray.engines.roles import Engines
+from dat_ray.engines.similarity import similarities
 from dat_ray.errors import DatError, EngineLost, HelperLost, error_line
 from dat_ray.generation.capacity import generation_pools
 from dat_ray.generation.rows import Row, fill_in
@@ -142,7 +144,7 @@ class RoleActor(ABC):
         """The columns that this role fills in, for each row in order."""
 
     def _start(self) -> Any:
-        self.ledger.starting(self.role, generation_pools(self.recipe.cluster)[self.role].max_actors)
+        self.ledger.starting(self.role, generation_pools(self.recipe)[self.role].max_actors)
         try:
             with self._deadline(self.recipe.timeouts.engine_start):
                 engine = self.build()
@@ -229,6 +231,10 @@ class TargetActor(RoleActor):
 
     role = "target"
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._neutral_logprobs: dict[str, float] = {}
+
     def build(self) -> TargetModel:
         return self.engines.target(self.recipe.target, self.recipe.cluster.target.threads, self.adapter)
 
@@ -238,11 +244,8 @@ class TargetActor(RoleActor):
         telemetry.count("dat_tokens", sum(completion.tokens for completion in completions), stage="generate", role=self.role)
         # A sampler may write nothing, which selection counts as empty: there is no condition to score such a row under.
         scored = [i for i, prompt in enumerate(prompts) if prompt.strip() and completions[i].error is None]
-        values = self.engine.logprob([prompts[i] for i in scored], [rows[i]["target"] for i in scored])
-        bad = [value for value in values if not math.isfinite(value)]
-        if bad:
-            raise RuntimeError(f"log p(y|x) = {bad[0]}")
-        logprobs = dict(zip(scored, values, strict=True))
+        logprobs = dict(zip(scored, self._logprob([(prompts[i], rows[i]["target"]) for i in scored]), strict=True))
+        neutral = self._neutral([rows[i]["target"] for i in scored])
         return [
             {"error": f"{self.role}: {completion.error}"}
             if completion.error is not None
@@ -251,9 +254,43 @@ class TargetActor(RoleActor):
                 "target_model": self.engine.name,
                 "adapter": self.adapter,
                 "target_logprob": logprobs.get(i),
+                "neutral_target_logprob": neutral.get(rows[i]["target"]),
             }
             for i, completion in enumerate(completions)
         ]
+
+    def _neutral(self, targets: Sequence[str]) -> dict[str, float]:
+        """log p of responses under the neutral prompt, each asked once in the life of this process; nothing without one."""
+        prompt = self.recipe.generation.neutral_prompt
+        if prompt is None:
+            return {}
+        new = [target for target in dict.fromkeys(targets) if target not in self._neutral_logprobs]
+        self._neutral_logprobs.update(zip(new, self._logprob([(prompt, target) for target in new]), strict=True))
+        return self._neutral_logprobs
+
+    def _logprob(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        values = self.engine.logprob([prompt for prompt, _ in pairs], [target for _, target in pairs]) if pairs else []
+        bad = [value for value in values if not math.isfinite(value)]
+        if bad:
+            raise RuntimeError(f"log p(y|x) = {bad[0]}")
+        return list(values)
+
+
+class EncoderActor(RoleActor):
+    """Compares each prompt with its goal: `goal_similarity`, the cosine of their vectors; null for an empty prompt."""
+
+    role = "encoder"
+
+    def build(self) -> TextEncoder:
+        assert self.recipe.encoder is not None, "the plan has this role only where the recipe has an encoder"
+        return self.engines.encoder(self.recipe.encoder, self.recipe.cluster.encoder.threads)
+
+    def work(self, rows: Sequence[Row]) -> list[Row]:
+        written = [i for i, row in enumerate(rows) if row["prompt"].strip()]
+        found = dict(
+            zip(written, similarities(self.engine, [(rows[i]["goal"], rows[i]["prompt"]) for i in written]), strict=True)
+        )
+        return [{"goal_similarity": found.get(i)} for i in range(len(rows))]
 
 
 class JudgeActor(RoleActor):

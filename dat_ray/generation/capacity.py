@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import ray
 
-from dat_ray.config.cluster import ClusterConfig, Pool
+from dat_ray.config.cluster import Pool
+from dat_ray.config.schema import Recipe
 from dat_ray.engines.pool_size import autoscaler_ceiling
 from dat_ray.errors import DatError
 from dat_ray.generation.autoscaler import ask_autoscaler
@@ -28,9 +29,11 @@ class Node:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-def generation_pools(cluster: ClusterConfig) -> dict[str, Pool]:
+def generation_pools(recipe: Recipe) -> dict[str, Pool]:
     """The pools that generation runs."""
-    return {"sampler": cluster.sampler, "target": cluster.target, "judge": cluster.judge}
+    cluster = recipe.cluster
+    pools = {"sampler": cluster.sampler, "target": cluster.target, "judge": cluster.judge}
+    return pools | ({"encoder": cluster.encoder} if recipe.encoder is not None else {})
 
 
 def check_cluster(pools: Mapping[str, Pool]) -> None:

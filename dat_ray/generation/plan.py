@@ -23,7 +23,7 @@ from dat_ray.data.shards import PARQUET, join, open_filesystem, scan_shards
 from dat_ray.diagnosis import node_lines
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError
-from dat_ray.generation.actors import JudgeActor, RemoteLedger, SamplerActor, TargetActor
+from dat_ray.generation.actors import EncoderActor, JudgeActor, RemoteLedger, RoleActor, SamplerActor, TargetActor
 from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.generation.finish import CHECKPOINT
 from dat_ray.generation.ledger import Ledger
@@ -86,11 +86,14 @@ def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger:
             override_num_blocks=len(scan_shards(requests)),
         )
         rows = rows.repartition(target_num_rows_per_block=cfg.rows_per_block, strict=True)
-        for actor, pool, batch_size in (
+        roles: list[tuple[type[RoleActor], Pool, int]] = [
             (SamplerActor, recipe.cluster.sampler, recipe.sampler.batch_size),
             (TargetActor, recipe.cluster.target, recipe.target.batch_size),
             (JudgeActor, recipe.cluster.judge, recipe.judge.batch_size or cfg.rows_per_block),
-        ):
+        ]
+        if recipe.encoder is not None:
+            roles.insert(1, (EncoderActor, recipe.cluster.encoder, cfg.rows_per_block))
+        for actor, pool, batch_size in roles:
             rows = rows.map_batches(actor, **_pool_arguments(pool, min(batch_size, cfg.rows_per_block), arguments))
         rows.write_parquet(
             root_inner,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +20,11 @@ from dat_ray.errors import DatError
 from dat_ray.generation.goals import goal_rows, rewrite_rows
 
 # Why a candidate is not in the training set, in the order in which it is asked.
-REASONS = ("error", "unparsed", "empty", "leak", "duplicate", "rank")
+REASONS = ("error", "unparsed", "empty", "leak", "off_goal", "unlikely", "duplicate", "rank")
+# Candidates that are shown for each floor, the nearest to it first.
+EXAMPLES = 3
+# Behaviors without a prompt that a line names.
+NAMED = 12
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class SelectionReport:
         behaviors: behaviors with at least one candidate.
         without: ids of behaviors of which no candidate was kept.
         skipped: whether the training set was there already.
+        below: floor -> ids of the candidates nearest below it, so that a person can read what it costs.
     """
 
     kept: int
@@ -40,6 +45,22 @@ class SelectionReport:
     behaviors: int
     without: tuple[str, ...]
     skipped: bool
+    below: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What `choose` made of a round's candidates.
+
+    Args:
+        table: TRAINING_SET, sorted by behavior and rank.
+        dropped, without, below: as in `SelectionReport`.
+    """
+
+    table: pa.Table
+    dropped: dict[str, int]
+    without: tuple[str, ...]
+    below: dict[str, tuple[str, ...]]
 
 
 def drop_reason(row: dict[str, Any]) -> str | None:
@@ -61,35 +82,63 @@ def drop_reason(row: dict[str, Any]) -> str | None:
 
 def rank_key(row: dict[str, Any], score: str) -> tuple[float | str, ...]:
     """Sorts the best candidate first; the id decides between equals, so that the order is fixed."""
-    judged, likely = -_or_worst(row["score"]), -_or_worst(row["target_logprob"])
-    keys = {"judge": (judged,), "loglik": (likely,), "judge_then_loglik": (judged, likely)}
+    judged, likely, gain = -_or_worst(row["score"]), -_or_worst(row["target_logprob"]), -_or_worst(_gain(row))
+    keys = {
+        "judge": (judged,),
+        "loglik": (likely,),
+        "judge_then_loglik": (judged, likely),
+        "gain": (gain,),
+        "judge_then_gain": (judged, gain),
+    }
     return (*keys[score], row["candidate_id"])
+
+
+def _gain(row: dict[str, Any]) -> float | None:
+    """log p(y | x) - log p(y | the neutral prompt), nats a token."""
+    likely, neutral = row["target_logprob"], row.get("neutral_target_logprob")
+    return None if likely is None or neutral is None else likely - neutral
+
+
+def below_floor(row: dict[str, Any], cfg: SelectionConfig) -> tuple[str, float] | None:
+    """The first floor that a candidate does not reach, and how far it is below; a value that is missing is below any.
+
+    The published method keeps the best by judge or likelihood (arXiv 2602.15238, section 3.4); floors are this project's.
+    """
+    floors = (
+        ("off_goal", cfg.min_goal_similarity, row.get("goal_similarity")),
+        ("unlikely", cfg.min_target_logprob, row["target_logprob"]),
+    )
+    for reason, floor, value in floors:
+        if floor is not None and _or_worst(value) < floor:
+            return reason, floor - _or_worst(value)
+    return None
 
 
 def _or_worst(value: float | None) -> float:
     return -math.inf if value is None or math.isnan(value) else value
 
 
-def choose(candidates: pa.Table, cfg: SelectionConfig) -> tuple[pa.Table, dict[str, int], tuple[str, ...]]:
+def choose(candidates: pa.Table, cfg: SelectionConfig) -> Chosen:
     """Keeps the best `cfg.keep` distinct prompts of each behavior, over all its targets.
 
     Of prompts that are equal once normalized the best ranked stays.
 
     Args:
         candidates: CANDIDATES, in any order: the result does not depend on it.
-        cfg: keep, score, include_original.
-
-    Returns:
-        TRAINING_SET sorted by behavior and rank, counts by reason, and the behaviors of which nothing was kept.
+        cfg: how many, ranked by what, above which floors, and when a goal joins them.
     """
     dropped: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
     usable: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     goals: dict[str, dict[str, Any]] = {}
+    short: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
     for row in candidates.to_pylist():
         first = goals.setdefault(row["behavior_id"], row)
         if row["target_index"] < first["target_index"]:
             goals[row["behavior_id"]] = row
         reason = drop_reason(row)
+        if reason is None and (below := below_floor(row, cfg)) is not None:
+            reason, distance = below
+            short[reason].append((distance, row["candidate_id"]))
         if reason:
             dropped[reason] += 1
         else:
@@ -110,16 +159,42 @@ def choose(candidates: pa.Table, cfg: SelectionConfig) -> tuple[pa.Table, dict[s
             texts.add(text)
         if not best:
             without.append(behavior)
-        if cfg.include_original:
+        if cfg.include_original or (cfg.goal_without_prompt and not best):
             best.append(_original(goals[behavior]))
-        kept += [{**{name: row[name] for name in TRAINING_SET.names[:-1]}, "rank": rank} for rank, row in enumerate(best)]
-    return pa.Table.from_pylist(kept, schema=TRAINING_SET), dict(dropped), tuple(without)
+        kept += [{name: row.get(name) for name in TRAINING_SET.names} | {"rank": rank} for rank, row in enumerate(best)]
+    nearest = {reason: tuple(identifier for _, identifier in sorted(found)[:EXAMPLES]) for reason, found in short.items()}
+    return Chosen(pa.Table.from_pylist(kept, schema=TRAINING_SET), dict(dropped), tuple(without), nearest)
 
 
 def _original(row: dict[str, Any]) -> dict[str, Any]:
     """The behavior's own goal as one more prompt, towards its first target; never judged."""
     identifier = row_id("original", row["behavior_id"], row["target"], row["round"])
-    return {**row, "candidate_id": identifier, "prompt": row["goal"], "score": None, "target_logprob": None}
+    return {
+        **row,
+        "candidate_id": identifier,
+        "prompt": row["goal"],
+        "score": None,
+        "target_logprob": None,
+        "goal_similarity": None,
+    }
+
+
+def selection_lines(cfg: SelectionConfig, done: SelectionReport) -> list[str]:
+    """What a person should know of a selection: what each floor cost, and which behaviors have no prompt."""
+    floors = {
+        "off_goal": f"below selection.min_goal_similarity = {cfg.min_goal_similarity}: they ask for something else",
+        "unlikely": f"below selection.min_target_logprob = {cfg.min_target_logprob}: they hardly lead to their response",
+    }
+    lines = [
+        f"{done.dropped[reason]} candidates are {why}; the nearest: {', '.join(done.below[reason])}"
+        for reason, why in floors.items()
+        if done.dropped.get(reason)
+    ]
+    if done.without and needs_candidates(cfg):
+        named = ", ".join(done.without[:NAMED]) + (f" and {len(done.without) - NAMED} more" if len(done.without) > NAMED else "")
+        fate = "are trained on by their goal" if cfg.include_original or cfg.goal_without_prompt else "are not trained on"
+        lines.append(f"{len(done.without)} of {done.behaviors} behaviors have no prompt that was kept, and {fate}: {named}")
+    return lines
 
 
 def needs_candidates(cfg: SelectionConfig) -> bool:
@@ -136,31 +211,28 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
         DatError: nothing was kept.
     """
     mark, cfg, root = run.fingerprint_of(recipe), recipe.selection, run.training_set(round_index)
-    dropped: dict[str, int] = {}
-    without: tuple[str, ...] = ()
-    chosen = behaviors = None
+    found = Chosen(TRAINING_SET.empty_table(), {}, (), {})
+    behaviors = None
     if needs_candidates(cfg):
         candidates = read_table(run.candidates(round_index), fingerprint=mark)
-        chosen, dropped, without = choose(candidates, cfg)
+        found = choose(candidates, cfg)
         behaviors = len(set(candidates["behavior_id"].to_pylist()))
-        if chosen.num_rows == 0:
-            counts = ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count)
+        if found.table.num_rows == 0:
+            counts = ", ".join(f"{reason} {count}" for reason, count in found.dropped.items() if count)
             where = run.candidates(round_index)
             raise DatError(f"select kept none of {candidates.num_rows} candidates ({counts}): look at {where}")
     if cfg.source == "candidates":
-        assert chosen is not None
-        table = chosen
+        table = found.table
     else:
         known = read_file(run.behaviors)
         table = goal_rows(known)
         behaviors = len(set(table["behavior_id"].to_pylist()))
         if cfg.source == "mixture":
-            rewrites = rewrite_rows(known, cfg.rewrites) if cfg.rewrites is not None else chosen
-            assert rewrites is not None
+            rewrites = rewrite_rows(known, cfg.rewrites) if cfg.rewrites is not None else found.table
             _publish(rewrites_folder(run, round_index), rewrites, mark)
     skipped = _publish(root, table, mark)
     assert behaviors is not None
-    return SelectionReport(table.num_rows, dropped, behaviors, without, skipped)
+    return SelectionReport(table.num_rows, found.dropped, behaviors, found.without, skipped, found.below)
 
 
 def _publish(root: str, table: pa.Table, mark: str) -> bool:

@@ -87,8 +87,10 @@ def generate(
             `timeouts.no_progress` seconds, the folder belongs to another recipe, or another driver works on it.
     """
     root = run.candidates(round_index)
-    weights = check_weights(run.root, models_of(recipe, "sampler", "target", "judge.reader"), prompts_of(recipe, "judge"))
-    recipe = pinned(recipe, run.root, "sampler", "target", "judge")
+    weights = check_weights(
+        run.root, models_of(recipe, "sampler", "target", "judge.reader", "encoder"), prompts_of(recipe, "judge")
+    )
+    recipe = pinned(recipe, run.root, "sampler", "target", "judge", "encoder")
     if has_manifest(root):
         return _report(read_table(root, fingerprint=run.fingerprint_of(recipe)))
     if adapter is not None and not exists(adapter):
@@ -143,7 +145,7 @@ def _make_rows(
 ) -> None:
     limit = ErrorLimit(total, recipe.generation.max_error_rate)
     with start_ray(recipe.cluster), Progress("generate", total) as progress:
-        check_cluster(generation_pools(recipe.cluster))
+        check_cluster(generation_pools(recipe))
         # What goes wrong is raised below in one line, with the traceback in a file.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         ledger = start_ledger(limit, inventory.errors)
@@ -183,7 +185,7 @@ def _explain(error: Exception, stopped: DatError | None, recipe: Recipe, run: Ru
         pools = "; ".join(
             f"{role}: {pool.min_actors} x ({pool.num_cpus:g} CPU, {pool.num_gpus:g} GPU"
             + (f", subcluster {pool.subcluster})" if pool.subcluster else ")")
-            for role, pool in generation_pools(recipe.cluster).items()
+            for role, pool in generation_pools(recipe).items()
         )
         return DatError(
             f"no row moved for timeouts.no_progress = {recipe.timeouts.no_progress} s; pools ask for {pools}; "

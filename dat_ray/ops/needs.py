@@ -52,7 +52,7 @@ class Finding:
 
 def stage_pools(recipe: Recipe) -> dict[str, dict[str, Pool]]:
     """The pools that must run at the same time, by stage."""
-    roles = generation_pools(recipe.cluster)
+    roles = generation_pools(recipe)
     return {"generate": roles, "train": {"trainer": recipe.cluster.trainer}}
 
 

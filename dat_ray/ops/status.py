@@ -32,6 +32,7 @@ ROLES = {
     "SamplerActor": "sampler",
     "TargetActor": "target",
     "JudgeActor": "judge",
+    "EncoderActor": "encoder",
     "RayTrainWorker": "trainer",
     "EngineHost": "engine",
 }

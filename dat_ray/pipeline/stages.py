@@ -203,9 +203,11 @@ def _generate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def _select(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    from dat_ray.generation.select import select
+    from dat_ray.generation.select import select, selection_lines
 
     done = select(run, recipe)
+    for line in selection_lines(recipe.selection, done):
+        stage_line(f"      select: {line}")
     return {
         "rows": done.kept,
         "behaviors": done.behaviors,

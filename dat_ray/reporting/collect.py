@@ -176,7 +176,7 @@ def read_suite(root: str) -> Suite:
 
 # Roles that may hold devices while a stage runs.
 ROLES: dict[str, tuple[str, ...]] = {
-    "generate": ("sampler", "target", "judge"),
+    "generate": ("sampler", "target", "judge", "encoder"),
     "train": ("trainer",),
     "evaluate": ("sampler", "target", "judge"),
     "compare": ("sampler", "target", "judge"),

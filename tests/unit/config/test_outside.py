@@ -23,6 +23,7 @@ NEEDS_NO_MARK = {
     *(f"{judge}.reader.model" for judge in ("judge", "evaluation.second_judge", "evaluation.refusal_judge")),
     "evaluation.attacker.model",
     "evaluation.heldout_sampler.model",
+    "encoder.model",
 }
 LEADS_OUT = re.compile(r"(^|_)(path|file|folder|dir|url|uri|env|host|address|endpoint)$")
 

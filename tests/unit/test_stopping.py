@@ -21,7 +21,7 @@ from dat_ray.data import scratch
 from dat_ray.data.processes import this_process
 from dat_ray.data.scratch import OWNER, remove_abandoned, scratch_folder
 from dat_ray.errors import DatError, Stopped
-from dat_ray.ops import submit
+from dat_ray.ops import export_verb, submit
 from dat_ray.raysession import kept_handlers
 from dat_ray.training import workers
 
@@ -51,8 +51,9 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs the command line with a verb that does this."""
 
     def run(act: Callable[[], object], *argv: str) -> int:
-        for name in ("_stage", "_evaluate", "_sweep", "_adapt", "_bench", "_export", "_recipes"):
+        for name in ("_stage", "_evaluate", "_sweep", "_adapt", "_bench", "_recipes"):
             monkeypatch.setattr(cli, name, lambda *_: act())
+        monkeypatch.setattr(export_verb, "_export", lambda *_: act())
         return cli.main(argv)
 
     return run

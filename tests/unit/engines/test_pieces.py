@@ -90,8 +90,8 @@ INFILLS = [InfillRequest(f"r{number}", "target", 4, number) for number in range(
         (calls.judge, JudgeCall(READ, 4), ["rows"]),
         (
             calls.complete,
-            CompletionCall(["p", "q"], 9, 4, 1.0, [1, 2], ["a", "b"], "attacker"),
-            ["prompts", "seeds", "prefills"],
+            CompletionCall(["p", "q"], 9, 4, 1.0, [1, 2], ["a", "b"], [("hello", "hi"), ()], "attacker"),
+            ["prompts", "seeds", "prefills", "histories"],
         ),
         (calls.complete, CompletionCall(["p", "q"], 9, 4, 1.0, [1, 2]), ["prompts", "seeds"]),
     ],

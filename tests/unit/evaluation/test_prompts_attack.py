@@ -102,7 +102,7 @@ BASE = [Model("base", None, "w")]
 @pytest.fixture(autouse=True)
 def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are no weights to compare: the models are made up."""
-    monkeypatch.setattr("dat_ray.evaluation.stage.check_weights", lambda folder, models: dict.fromkeys(models))
+    monkeypatch.setattr("dat_ray.evaluation.stage.check_weights", lambda folder, models, prompts=(): dict.fromkeys(models))
 
 
 @contextmanager

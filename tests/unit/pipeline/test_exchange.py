@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = Folder(root, [{"path": str(path)}])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dat_ray.evaluation.stage.check_weights", lambda folder, models: dict.fromkeys(models))
+        patch.setattr("dat_ray.evaluation.stage.check_weights", lambda folder, models, prompts=(): dict.fromkeys(models))
         found.evaluate(named_models(found.recipe, "theirs=completions"), asks=False)
     return found
 

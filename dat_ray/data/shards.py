@@ -28,6 +28,8 @@ from dat_ray.data.schemas import SCHEMA_VERSION
 from dat_ray.errors import ShardError, StorageError, error_line, one_line
 from dat_ray.json_text import parse_object
 
+# Characters of a file's path below its folder: no stage writes one as long, and messages hold it.
+LONGEST_PATH = 1000
 MANIFEST = "_manifest.json"
 # How every table is written. Pages carry checksums, since a shard has no sha256 anywhere until its manifest is written.
 PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
@@ -276,7 +278,8 @@ def _check_paths(where: str, paths: Sequence[str]) -> None:
     for path in paths:
         if path.startswith("/") or ".." in path.split("/") or "://" in path:
             raise ShardError(f"{where} names {path[:200]!r}, which leaves its folder: the manifest was altered")
-        if not path.isprintable() or path in ("", ".") or posixpath.normpath(path) != path:
+        plain = path.isprintable() and path not in ("", ".") and posixpath.normpath(path) == path
+        if not plain or len(path) > LONGEST_PATH:
             raise ShardError(f"{where} names {path[:200]!r}, which is no plain name of a file: the manifest was altered")
     twice = next((path for path, times in Counter(paths).items() if times > 1), None)
     if twice is not None:

@@ -103,6 +103,7 @@ def _alter(folder: str, **changes: object) -> None:
         ({"schema_version": 99}, "schema version 99"),
         ({"path": "../../etc/passwd"}, "leaves its folder"),
         ({"path": "/etc/passwd"}, "leaves its folder"),
+        ({"path": "a" * 1001}, "no plain name of a file"),
         ({"files": "no"}, "not a readable manifest"),
     ],
 )

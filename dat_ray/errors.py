@@ -17,13 +17,25 @@ def error_line(error: BaseException, limit: int = 300) -> str:
     return one_line(f"{type(error).__name__}: {error}".strip(": "))[:limit]
 
 
+# Characters of a message for people. A damaged file may hold a value of any length, and messages quote values.
+LONGEST_MESSAGE = 2000
+
+
 class DatError(Exception):
-    """A run that cannot go on. Its message is one line; the command line prints it without a traceback."""
+    """A run that cannot go on. Its message is one line; the command line prints it without a traceback.
+
+    The middle of a message that is longer than `LONGEST_MESSAGE` is left out: what is wrong stands at its beginning, and what to
+    do at its end.
+    """
 
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(redact(message)))
+        shown = printable(redact(message))
+        if len(shown) > LONGEST_MESSAGE:
+            half = LONGEST_MESSAGE // 2
+            shown = f"{shown[:half]} [...] {shown[-half:]}"
+        super().__init__(shown)
 
 
 class InputError(DatError):

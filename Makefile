@@ -8,7 +8,7 @@ FAULTS_ARGS ?=
 # Processes that share the tests; those with clusters and engines run on one of them (tests/conftest.py).
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --durations=20 --durations-min=1
-SHARED = -n $(WORKERS) --dist loadgroup
+SHARED = -n $(WORKERS)
 
 .PHONY: help setup demo quick test drills faults lint format docs audit clean
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,17 +16,22 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests run on two workers: those with clusters and engines one after another on the first, the others by file.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How `-n 2` shares the tests out.
 
-    A file stays in one piece, so that what its tests share is made once.
+    Those with clusters and engines run one after another in one process, the others in whichever is free, file by file: a file
+    stays in one piece, so that what its tests share is made once.
     """
-    here = Path(__file__).parent
-    for item in items:
-        room = item.path.relative_to(here)
-        alone = room.parts[0] in {"gpu", "models", "ray"}
-        item.add_marker(pytest.mark.xdist_group("clusters and engines" if alone else str(room)))
+    # Where tests are not shared out, as on a GPU machine, xdist need not be there.
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRoom(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "clusters and engines" if path.startswith(("tests/gpu/", "tests/models/", "tests/ray/")) else path
+
+    return ByRoom(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -27,16 +27,16 @@ from dat_ray.bench.memory import PeakMemory
 from dat_ray.bench.random_models import random_llama
 from dat_ray.diffusion.backbone import Packing, base_model, compile_layers
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec
+from dat_ray.diffusion.canvas_rows import CanvasRow
 from dat_ray.diffusion.law import Law
 from dat_ray.diffusion.published_law import published_infill
-from dat_ray.diffusion.rows import Row
 from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.errors import InputError
 from dat_ray.training.cost import peak_flops
 
 
 @dataclass(frozen=True)
-class Shape:
+class SamplerShape:
     """A model's shape and the rows that it writes.
 
     Attributes:
@@ -65,9 +65,9 @@ class Shape:
 
 SHAPES = {
     # A small width under a real vocabulary; lengths of short prompts and affirmative openings.
-    "cpu": Shape(2, 128, 4, 344, 50_000, True, 0.1, (8, 24), (8, 24), 8, 32, 32, torch.float32),
+    "cpu": SamplerShape(2, 128, 4, 344, 50_000, True, 0.1, (8, 24), (8, 24), 8, 32, 32, torch.float32),
     # GSAI-ML/LLaDA-8B-Base's public configuration; the published setting of the attack with responses of 128 tokens.
-    "llada-8b": Shape(32, 4096, 32, 12288, 126_464, False, 0.02, (64, 64), (128, 128), 64, 80, 16, torch.bfloat16),
+    "llada-8b": SamplerShape(32, 4096, 32, 12288, 126_464, False, 0.02, (64, 64), (128, 128), 64, 80, 16, torch.bfloat16),
 }
 MASK = 5  # any id will do: the weights are random
 TOKENS_PER_STEP = 2.8  # of the threshold variant, as reported for LLaDA on GSM8K (method.md §5.4)
@@ -114,7 +114,7 @@ class Counting(TorchDenoiser):
         return 2.0 * layers * self.tokens + attention + 2.0 * config.hidden_size * config.vocab_size * self.head_rows
 
 
-def build(shape: Shape, device: torch.device) -> nn.Module:
+def build(shape: SamplerShape, device: torch.device) -> nn.Module:
     """A model of the shape with random weights."""
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
@@ -130,7 +130,7 @@ def build(shape: Shape, device: torch.device) -> nn.Module:
     return random_llama(config, shape.dtype, device)
 
 
-def canvases_of(shape: Shape) -> tuple[list[Canvas], list[int], SamplerSpec]:
+def canvases_of(shape: SamplerShape) -> tuple[list[Canvas], list[int], SamplerSpec]:
     """Rows of random responses in the answer layout, their seeds, and the sampler's constants."""
     draw, rows = random.Random(0), []
     for _ in range(shape.rows):
@@ -166,7 +166,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def bench_sampler(
-    shape: Shape, label: str, device: torch.device, temperature: float, repeats: int, compiled: bool = False
+    shape: SamplerShape, label: str, device: torch.device, temperature: float, repeats: int, compiled: bool = False
 ) -> dict[str, Any]:
     """Measures both forms and the threshold variant; medians over repeats. The literal form is never compiled."""
     model = build(shape, device)
@@ -264,7 +264,7 @@ def _threshold(sampler: Counting, rows: Sequence[Canvas], seeds: Sequence[int]) 
     """A confidence that TOKENS_PER_STEP tokens of a row reach in its first step: random weights are sure of nothing, so
     that a fixed threshold would say nothing about speed."""
     law = Law(1)  # commits, and so scores, every mask
-    begun = [Row.begin(canvas, seed, law) for canvas, seed in zip(rows, seeds, strict=True)]
+    begun = [CanvasRow.begin(canvas, seed, law) for canvas, seed in zip(rows, seeds, strict=True)]
     sampler.law = law
     sampler.advance(begun, 1)
     confidences = sorted((value for row in begun for value in row.logprobs), reverse=True)

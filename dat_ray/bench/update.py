@@ -20,7 +20,7 @@ from dat_ray.bench.attack import PRESETS as ATTACKS
 from dat_ray.bench.attack import Preset, build
 from dat_ray.config.training import AttackConfig, RetainConfig, TrainingConfig
 from dat_ray.errors import InputError
-from dat_ray.training.memory import Shape, update_bytes
+from dat_ray.training.memory import LlamaShape, update_bytes
 from dat_ray.training.network import Network
 from dat_ray.training.step import FineTuning, UpdateRows, make_trainer
 
@@ -108,7 +108,7 @@ def bench_update(preset_name: str, repeats: int, compiled: bool = False, checkpo
 def predicted(preset: Preset, checkpointing: bool) -> dict[str, int]:
     """`training.memory`'s arithmetic for a preset: both responses of the harmful rows are in one backward pass."""
     keys = preset.width // preset.heads * max(preset.heads // 4, 1)
-    shape = Shape(preset.layers, preset.width, preset.hidden, keys, preset.vocabulary, preset.tied)
+    shape = LlamaShape(preset.layers, preset.width, preset.hidden, keys, preset.vocabulary, preset.tied)
     return update_bytes(
         shape,
         rank=preset.rank,

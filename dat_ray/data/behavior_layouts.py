@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 from dat_ray.config.data import BehaviorSource, Value
-from dat_ray.data.sources import BUILTIN
-from dat_ray.data.tables import TEXT
+from dat_ray.data.table_files import TEXT
+from dat_ray.data.table_sources import BUILTIN
 from dat_ray.errors import InputError
 
 STANDARD, COPYRIGHT = "standard", "copyright"

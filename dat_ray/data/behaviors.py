@@ -16,8 +16,8 @@ from dat_ray.config.data import BehaviorsConfig, BehaviorSource
 from dat_ray.data.behavior_layouts import COPYRIGHT, STANDARD, Layout, choose_layout, same_value
 from dat_ray.data.ids import row_id
 from dat_ray.data.schemas import BEHAVIORS
-from dat_ray.data.sources import open_source, read_json
-from dat_ray.data.tables import Row, listed
+from dat_ray.data.table_files import PlacedRow, listed
+from dat_ray.data.table_sources import open_source, read_json
 from dat_ray.data.text import near_duplicates
 from dat_ray.errors import InputError
 from dat_ray.json_text import JsonError, parse_json
@@ -234,7 +234,7 @@ class _Reader:
             problem += f"; {column} has {listed(list(values))}"
         return f"{problem}: choose another table or value"
 
-    def _twice(self, row: Row, layout: Layout, second: _Behavior, first: _Behavior, place: str) -> InputError:
+    def _twice(self, row: PlacedRow, layout: Layout, second: _Behavior, first: _Behavior, place: str) -> InputError:
         """Two rows with one id: the same goal again, or two goals under one id, and what to do about either."""
         same = second.goal == first.goal
         problem = f"{row.place} of {self.source.name} has the {'goal' if same else 'id'} of {place}, {second.behavior_id!r}"
@@ -248,7 +248,7 @@ class _Reader:
             remedy = f"set format to table and columns to {columns}: then ids are hashes of the goals"
         return InputError(f"{self.field}.path", self.cfg.path, f"{problem}: {remedy}")
 
-    def _behavior(self, row: Row, layout: Layout, kind: str) -> _Behavior:
+    def _behavior(self, row: PlacedRow, layout: Layout, kind: str) -> _Behavior:
         goal = request = self._cell(row, "goal", layout.goal)
         if kind == COPYRIGHT:
             problem = f"{row.place} is a copyright row, judged by comparison with a protected text that is not here"
@@ -278,7 +278,7 @@ class _Reader:
             refusal=(refusal or "").strip(),
         )
 
-    def _cell(self, row: Row, role: str, column: str, numbers: bool = False) -> str:
+    def _cell(self, row: PlacedRow, role: str, column: str, numbers: bool = False) -> str:
         value = row.values[column]
         if numbers and isinstance(value, int | float) and not isinstance(value, bool) and value == int(value):
             value = str(int(value))
@@ -288,7 +288,7 @@ class _Reader:
             raise self._bad(row, role, column, "is empty, or NaN: fill it in, or remove the row")
         return value.strip()
 
-    def _bad(self, row: Row, role: str, column: str | None, problem: str) -> InputError:
+    def _bad(self, row: PlacedRow, role: str, column: str | None, problem: str) -> InputError:
         return InputError(f"{self.field}.columns.{role}", column, f"{row.place} of {self.source.name} {problem}")
 
 

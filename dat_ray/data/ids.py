@@ -6,16 +6,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-Part = str | int | float | None
+IdPart = str | int | float | None
 
 
-def row_id(*parts: Part) -> str:
+def row_id(*parts: IdPart) -> str:
     """16 hex digits of the sha256 of the parts, written as canonical JSON."""
     canonical = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-def row_ids(before: Sequence[Part], varying: Iterable[Part], after: Sequence[Part] = ()) -> list[str]:
+def row_ids(before: Sequence[IdPart], varying: Iterable[IdPart], after: Sequence[IdPart] = ()) -> list[str]:
     """`row_id(*before, x, *after)` for each x, with the parts that do not vary hashed and written once."""
     common = hashlib.sha256(("[" + "".join(f"{_canonical(part)}," for part in before)).encode())
     ending = "".join(f",{_canonical(part)}" for part in after) + "]"
@@ -29,7 +29,7 @@ def row_ids(before: Sequence[Part], varying: Iterable[Part], after: Sequence[Par
     return found
 
 
-def _canonical(part: Part) -> str:
+def _canonical(part: IdPart) -> str:
     return json.dumps(part, ensure_ascii=True, separators=(",", ":"))
 
 

@@ -17,8 +17,8 @@ from dat_ray.config.evaluation import PromptFile
 from dat_ray.data.behavior_layouts import same_value
 from dat_ray.data.ids import row_id
 from dat_ray.data.prompt_layouts import PromptLayout, artifact_rows, choose_prompt_layout
-from dat_ray.data.sources import BUILTIN, HUB, open_source, read_json
-from dat_ray.data.tables import Origin, Row, Source, from_rows, listed, table_kind
+from dat_ray.data.table_files import Origin, PlacedRow, TableSource, from_rows, listed, table_kind
+from dat_ray.data.table_sources import BUILTIN, HUB, open_source, read_json
 from dat_ray.data.text import jaccard, normalize, tokens
 from dat_ray.errors import InputError
 
@@ -229,7 +229,7 @@ def _behavior_of(row: PromptRow, goals: Mapping[str, str], by_goal: Mapping[str,
     return None
 
 
-def _open(path: str, where: str) -> Source:
+def _open(path: str, where: str) -> TableSource:
     """The file as a table; artifacts and test cases in JSON are laid out as rows."""
     if table_kind(path) == ".json" and not path.startswith((BUILTIN, HUB)):
         origin = Origin(where, path)
@@ -243,7 +243,7 @@ def _open(path: str, where: str) -> Source:
     return open_source(path, where)
 
 
-def _rows(row: Row, layout: PromptLayout, file: str, where: str, empty_is_absent: bool) -> Iterable[PromptRow]:
+def _rows(row: PlacedRow, layout: PromptLayout, file: str, where: str, empty_is_absent: bool) -> Iterable[PromptRow]:
     def text(role: str, column: str | None, numbers: bool = False) -> str | None:
         value: Any = None if column is None else row.values[column]
         if numbers and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dat_ray.config.evaluation import PromptColumns
-from dat_ray.data.tables import Origin, Row, listed
+from dat_ray.data.table_files import Origin, PlacedRow, listed
 from dat_ray.errors import InputError
 
 # What a row of prompts can hold.
@@ -98,7 +98,7 @@ def choose_prompt_layout(given: PromptColumns, columns: Sequence[str], file: str
     return PromptLayout(**found, languages=languages)
 
 
-def artifact_rows(content: Mapping[str, Any], origin: Origin) -> list[Row]:
+def artifact_rows(content: Mapping[str, Any], origin: Origin) -> list[PlacedRow]:
     """The rows of a JSON object: an artifact, test cases, completions, or one row by itself.
 
     Known are ``{"jailbreaks": [...]}`` and ``{"jb_artifacts": [...]}`` with an object a row; ``{ID or goal: prompt, list of
@@ -112,27 +112,27 @@ def artifact_rows(content: Mapping[str, Any], origin: Origin) -> list[Row]:
     if listed_rows is not None:
         return listed_rows
     if any(name in content for name in _NAMES["prompt"]) and not any(isinstance(one, list | dict) for one in content.values()):
-        return [Row("the one row", dict(content))]
+        return [PlacedRow("the one row", dict(content))]
     parts = content["summaries"] if isinstance(content.get("summaries"), dict) else content
     parts = {key: value for key, value in parts.items() if key not in _ABOUT}
     if parts and all(isinstance(value, dict) for value in parts.values()):
         return [
-            Row(f"{place} of model {number}", {**values, "variant": model})
+            PlacedRow(f"{place} of model {number}", {**values, "variant": model})
             for number, (model, cases) in enumerate(parts.items(), start=1)
             for place, values in _listed(cases, origin) or _cases(cases, origin)
         ]
     return list(_cases(parts, origin))
 
 
-def _listed(content: Mapping[str, Any], origin: Origin) -> list[Row] | None:
+def _listed(content: Mapping[str, Any], origin: Origin) -> list[PlacedRow] | None:
     """The rows of an artifact; None where it is none."""
     for name in _ARTIFACTS:
         if isinstance(content.get(name), list):
-            return [Row(f"entry {n} of {name}", _entry(one, n, origin)) for n, one in enumerate(content[name], start=1)]
+            return [PlacedRow(f"entry {n} of {name}", _entry(one, n, origin)) for n, one in enumerate(content[name], start=1)]
     return None
 
 
-def _cases(cases: Mapping[str, Any], origin: Origin) -> Iterator[Row]:
+def _cases(cases: Mapping[str, Any], origin: Origin) -> Iterator[PlacedRow]:
     """Rows with the columns id, prompt and completion."""
     for number, (key, value) in enumerate(cases.items(), start=1):
         several = value if isinstance(value, list) else [value]
@@ -144,9 +144,9 @@ def _cases(cases: Mapping[str, Any], origin: Origin) -> Iterator[Row]:
                 if prompt is _ABSENT:
                     problem = f"{place} has the keys {listed(list(one))}, none of a prompt"
                     raise origin.bad(f"{problem}: write {{'test_case': ..., 'generation': ...}}")
-                yield Row(place, {"id": key, "prompt": prompt, "completion": completion})
+                yield PlacedRow(place, {"id": key, "prompt": prompt, "completion": completion})
             elif one is None or isinstance(one, str):
-                yield Row(place, {"id": key, "prompt": one, "completion": None})
+                yield PlacedRow(place, {"id": key, "prompt": one, "completion": None})
             else:
                 problem = f"{place} is a JSON {type(one).__name__}, not a prompt: only text is read"
                 raise origin.bad(f"{problem}, as in {{ID or goal: [PROMPT, ...]}}; leave test cases with images out")

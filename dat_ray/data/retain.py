@@ -11,8 +11,8 @@ from typing import Any
 
 from dat_ray.config.training import RetainConfig
 from dat_ray.data.ids import row_id
-from dat_ray.data.sources import open_source
-from dat_ray.data.tables import TEXT, Source, listed
+from dat_ray.data.table_files import TEXT, TableSource, listed
+from dat_ray.data.table_sources import open_source
 from dat_ray.errors import InputError
 from dat_ray.json_text import JsonError, parse_json
 
@@ -130,7 +130,7 @@ _SPEAKERS = {
 }
 
 
-def _layout(cfg: RetainConfig, source: Source) -> tuple[list[str], _Read]:
+def _layout(cfg: RetainConfig, source: TableSource) -> tuple[list[str], _Read]:
     """The columns that are read, the one of the prompt first, and how they become a prompt and a response.
 
     Raises:

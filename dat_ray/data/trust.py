@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dat_ray.config.schema import Recipe
 from dat_ray.config.section import Outside, leaves
 from dat_ray.data.public import PUBLIC
-from dat_ray.data.sources import BUILTIN
+from dat_ray.data.table_sources import BUILTIN
 from dat_ray.errors import InputError
 from dat_ray.progress import stage_line
 from dat_ray.secrets import redact

@@ -4,7 +4,7 @@ A reader's way in is `published_law`: the whole law on one screen, as it is publ
 compare this one with.
 
 One implementation for every backend. Inputs are plain tensors; each row carries its own seed and step, so rows of one
-call may be at different steps, and a result depends neither on the batch nor on its order. `dat_ray.diffusion.rows`
+call may be at different steps, and a result depends neither on the batch nor on its order. `dat_ray.diffusion.canvas_rows`
 keeps the rows and takes the steps.
 
 The law is that of the in-painting attack (arXiv 2511.00203, reference algorithm): for each step s of T,

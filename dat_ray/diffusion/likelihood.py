@@ -32,7 +32,7 @@ _SIZE, _MEMBER = 301, 302
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class BoundEstimate:
     """An estimate of the bound.
 
     Attributes:
@@ -84,7 +84,7 @@ class MaskedModel:
 
 
 @torch.no_grad()
-def log_likelihood(model: MaskedModel, canvases: Sequence[Canvas], seeds: Sequence[int], samples: int) -> list[Likelihood]:
+def log_likelihood(model: MaskedModel, canvases: Sequence[Canvas], seeds: Sequence[int], samples: int) -> list[BoundEstimate]:
     """The bound for each written prompt; a row's estimate depends on nothing but the row.
 
     Args:
@@ -143,12 +143,12 @@ def _cross_entropies(model: MaskedModel, rows: Sequence[tuple[Canvas, list[int]]
     return total.tolist()
 
 
-def _estimate(values: Sequence[float]) -> Likelihood:
+def _estimate(values: Sequence[float]) -> BoundEstimate:
     S = len(values)
     mean = math.fsum(values) / S
     if S == 1:
-        return Likelihood(mean, 0.0, 1)
+        return BoundEstimate(mean, 0.0, 1)
     squares = math.fsum((second - first) ** 2 for first, second in itertools.pairwise(values))
     # Each difference holds the variances of two strata; S of them are wanted, and S - 1 differences were had.
     variance_of_sum = squares / 2 * S / (S - 1)
-    return Likelihood(mean, math.sqrt(variance_of_sum) / S, S)
+    return BoundEstimate(mean, math.sqrt(variance_of_sum) / S, S)

@@ -12,8 +12,8 @@ import torch
 
 from dat_ray.config.adapt import PairsConfig
 from dat_ray.data.control import plain_ids
-from dat_ray.data.sources import open_source
-from dat_ray.data.tables import listed
+from dat_ray.data.table_files import listed
+from dat_ray.data.table_sources import open_source
 from dat_ray.diffusion.counter import seed_from
 from dat_ray.errors import InputError
 

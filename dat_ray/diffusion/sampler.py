@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dat_ray.diffusion.backbone import Packing, base_model, compile_layers, output_head, pack_attention, packed_states
 from dat_ray.diffusion.canvas import Canvas, SamplerSpec
+from dat_ray.diffusion.canvas_rows import CanvasRow, Head, Pack, chunk_rows, denoise
 from dat_ray.diffusion.law import Law
-from dat_ray.diffusion.rows import Head, Pack, Row, chunk_rows, denoise
 
-Advance = Callable[[Sequence[Row], int], None]
+Advance = Callable[[Sequence[CanvasRow], int], None]
 """Takes that many steps with every row, fewer with one that finishes, and leaves the outcome in the rows."""
 
 
@@ -48,11 +48,11 @@ def infill_canvases(
     """
     waiting = sorted(range(len(canvases)), key=lambda i: len(canvases[i].ids))
     results: dict[int, tuple[tuple[int, ...], float, int]] = {}
-    active: dict[int, Row] = {}
+    active: dict[int, CanvasRow] = {}
     while waiting or active:
         while waiting and len(active) < batch_size:
             i = waiting.pop()
-            active[i] = Row.begin(canvases[i], seeds[i], law)
+            active[i] = CanvasRow.begin(canvases[i], seeds[i], law)
         # Neighbors of one length attend together.
         rows = sorted(active.values(), key=lambda row: len(row.ids))
         advance(rows, min(steps_per_call, *(row.budget - row.step for row in rows)))
@@ -125,7 +125,7 @@ class TorchDenoiser:
         return infill_canvases(canvases, seeds, self.spec, self.law, self.advance, self.batch_size, self.steps_per_call)
 
     @torch.no_grad()
-    def advance(self, rows: Sequence[Row], steps: int) -> None:
+    def advance(self, rows: Sequence[CanvasRow], steps: int) -> None:
         """Takes steps with rows; the host and the device meet at the call's ends, and once a step for a single number."""
         packing = Packing.of([len(row.ids) for row in rows], self.device)
         pack = Pack.of(rows, self.device)

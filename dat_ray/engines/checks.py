@@ -24,7 +24,7 @@ from dat_ray.models.adapter_settings import ADAPTER_WEIGHTS
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.hub import hub_folder, hub_listing
 from dat_ray.models.samplers import check_sampler_config, resolve_sampler
-from dat_ray.models.served import Source, find_source, served_model, tokenizer_folder
+from dat_ray.models.served import ModelSource, find_source, served_model, tokenizer_folder
 from dat_ray.models.weight_files import INDEX, SINGLE, check_layers, check_stored, read_header
 
 
@@ -104,7 +104,7 @@ def _check_sampler(section: str, field: str, config: SamplerConfig) -> EngineFac
     folder = Path(found) if local else hub_folder(found, config.revision, field, ("config.json",))
     family = check_sampler_config(str(folder), config.model, field)
     if not local:
-        source = Source(config.model, folder, folder.name)
+        source = ModelSource(config.model, folder, folder.name)
         return _facts(section, source, [_weights(source, field)], family.name if family is not None else "a sampler")
     # What has to be converted is converted here, once.
     ready = resolve_sampler(config.model, field, config.revision)
@@ -115,11 +115,11 @@ def _check_sampler(section: str, field: str, config: SamplerConfig) -> EngineFac
         from dat_ray.engines.sampler_setup import SamplerSetup
 
         SamplerSetup.read(config, ready)
-    source = Source(config.model, Path(ready), None)
+    source = ModelSource(config.model, Path(ready), None)
     return _facts(section, source, [_Weights(size, True)], _architecture(source, field))
 
 
-def _weights(source: Source, field: str) -> _Weights:
+def _weights(source: ModelSource, field: str) -> _Weights:
     """Looks at the files of a model's or an adapter's weights."""
     adapter = source.base is not None
     local = source.commit is None
@@ -152,7 +152,7 @@ def _weights(source: Source, field: str) -> _Weights:
     return _Weights(size, False, license_words)
 
 
-def _base_weights(adapter: Source, base: Source, field: str) -> _Weights:
+def _base_weights(adapter: ModelSource, base: ModelSource, field: str) -> _Weights:
     try:
         return _weights(base, field)
     except InputError as error:
@@ -164,7 +164,7 @@ def _all_shards(folder: Path) -> bool:
     return index.is_file() and all((folder / name).exists() for name in _named(index, "model"))
 
 
-def _shards_of(source: Source, field: str, files: Mapping[str, int]) -> list[str]:
+def _shards_of(source: ModelSource, field: str, files: Mapping[str, int]) -> list[str]:
     """Weights by the rule of transformers: the one file, or else the shards of the index."""
     return [SINGLE] if SINGLE in files or not (source.folder / INDEX).is_file() else _named(source.folder / INDEX, field)
 
@@ -184,13 +184,13 @@ def _stated_bytes(index: Path, field: str) -> int | None:
     return stated if isinstance(stated, int) else None
 
 
-def _architecture(source: Source, field: str) -> str:
+def _architecture(source: ModelSource, field: str) -> str:
     settings: dict[str, Any] = model_settings(source.folder / "config.json", field)
     names = settings.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else str(settings.get("model_type", "a model"))
 
 
-def _facts(section: str, source: Source, weights: Sequence[_Weights], architecture: str) -> EngineFacts:
+def _facts(section: str, source: ModelSource, weights: Sequence[_Weights], architecture: str) -> EngineFacts:
     size, here = sum(one.size for one in weights), all(one.here for one in weights)
     where = "" if here else ", to be downloaded"
     commit = f" at {source.commit[:12]}" if source.commit else ""

@@ -1,6 +1,6 @@
 """Masked diffusion models under vLLM: bidirectional attention, and a pooler that takes denoising steps.
 
-A request is a row of `dat_ray.diffusion.rows`; its canvas as the first step sees it is the prompt. vLLM runs the model
+A request is a row of `dat_ray.diffusion.canvas_rows`; its canvas as the first step sees it is the prompt. vLLM runs the model
 once, then hands the states to the pooler, which gathers those that predict masked positions, runs the output head on
 those alone and applies the law on the device. For further steps it calls the model itself: lengths stay what they are, so
 the attention metadata of vLLM's forward pass still hold, and the model is run again inside that pass's context. Only the
@@ -31,8 +31,8 @@ from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 from vllm.v1.pool.metadata import PoolingMetadata
 
 from dat_ray.diffusion.canvas import SamplerSpec
+from dat_ray.diffusion.canvas_rows import CanvasRow, Pack, begin_step, chunk_rows, denoise
 from dat_ray.diffusion.law import Law
-from dat_ray.diffusion.rows import Pack, Row, begin_step, chunk_rows, denoise
 from dat_ray.engines.vllm_moe import BidirectionalQwen3Moe
 
 TASK = "token_classify"
@@ -42,7 +42,7 @@ MAX_VOCABULARY = 2**24
 COUNTERS = 3
 
 
-def requests_of(rows: Sequence[Row], law: Law, mask: int, steps: int) -> tuple[list[dict[str, Any]], list[PoolingParams]]:
+def requests_of(rows: Sequence[CanvasRow], law: Law, mask: int, steps: int) -> tuple[list[dict[str, Any]], list[PoolingParams]]:
     """Prompts and parameters of a call that takes `steps` steps with each row.
 
     Args:
@@ -60,12 +60,12 @@ def requests_of(rows: Sequence[Row], law: Law, mask: int, steps: int) -> tuple[l
     return [{"prompt_token_ids": ids.tolist()} for ids in seen], params
 
 
-def outcome(row: Row) -> Tensor:
+def outcome(row: CanvasRow) -> Tensor:
     """What a request is answered with: the row's counters, prompt tokens and their log-confidences, float32."""
     return torch.tensor([row.step, row.deadline, row.nfe, *row.tokens, *row.logprobs], dtype=torch.float32)
 
 
-def store_outcome(row: Row, answer: Tensor) -> None:
+def store_outcome(row: CanvasRow, answer: Tensor) -> None:
     """Puts an `outcome` into the row that it is of."""
     lo, hi = row.prompt
     row.step, row.deadline, row.nfe = (int(x) for x in answer[:COUNTERS].tolist())
@@ -105,7 +105,7 @@ class DenoisingPooler(Pooler):
             return [hidden_states.new_zeros(0, dtype=torch.float32) for _ in settings]
         law, steps = settings[0]["law"], settings[0]["steps"]
         assert all((each["law"], each["steps"]) == (law, steps) for each in settings), "a call has one law"
-        rows = [Row(**copy.deepcopy(each["row"])) for each in settings]  # a request's parameters stay as they were sent
+        rows = [CanvasRow(**copy.deepcopy(each["row"])) for each in settings]  # a request's parameters stay as they were sent
         pack = Pack.of(rows, hidden_states.device)
         first = [hidden_states]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dat_ray.config.models import SamplerConfig
-from dat_ray.diffusion.rows import Row
+from dat_ray.diffusion.canvas_rows import CanvasRow
 from dat_ray.diffusion.sampler import infill_canvases
 from dat_ray.engines import vllm_env, vllm_plugin
 from dat_ray.engines.base import InfillRequest, InfillResult
@@ -64,7 +64,7 @@ class VllmSampler:
         )
         return setup.results(requests, done)
 
-    def _advance(self, rows: Sequence[Row], steps: int) -> None:
+    def _advance(self, rows: Sequence[CanvasRow], steps: int) -> None:
         """Takes steps with rows in one call of the engine, each row a request."""
         from dat_ray.engines.vllm_model import TASK, requests_of, store_outcome
 

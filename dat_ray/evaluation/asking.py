@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dat_ray.config.schema import Recipe
+from dat_ray.data.row_types import Row
 from dat_ray.engines.calls import Answer, CompletionCall, Failure, complete
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation.attacker import Attacker
-from dat_ray.evaluation.attacks.base import ReadInstead, SearchMethod
+from dat_ray.evaluation.attacks.base import MakeSearch, ReadInstead
 from dat_ray.evaluation.compared import Model
-from dat_ray.evaluation.judges import Judges, Row
+from dat_ray.evaluation.judges import Judges
 from dat_ray.evaluation.questions import AttackerRequest, Question, SearchRequest
 from dat_ray.evaluation.search.pool import run_searches
 from dat_ray.evaluation.store import Chunk, ShardStore
@@ -93,7 +94,7 @@ class ModelSession:
         """See `Writer.write`."""
         return self.attacker.write(stem, requests, max_new_tokens)
 
-    def search(self, attack: str, method: SearchMethod, requests: Sequence[SearchRequest]) -> list[Row]:
+    def search(self, attack: str, method: MakeSearch, requests: Sequence[SearchRequest]) -> list[Row]:
         """See `Session.search`."""
         return run_searches(self.recipe, self.model, attack, method, requests, self.stores.searches, self.counter)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import PurePosixPath
 
-from dat_ray.data.sources import open_source
-from dat_ray.data.tables import listed
+from dat_ray.data.table_files import listed
+from dat_ray.data.table_sources import open_source
 from dat_ray.engines.base import Judge
 from dat_ray.engines.calls import Completed, Failure, JudgeCall, judge
 from dat_ray.errors import DatError, InputError

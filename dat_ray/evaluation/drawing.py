@@ -10,12 +10,13 @@ from functools import partial
 
 from dat_ray.config.models import SamplerConfig
 from dat_ray.config.schema import Recipe
+from dat_ray.data.row_types import Row
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.calls import Failure, InfillCall, infill
 from dat_ray.engines.pool_size import fits
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
-from dat_ray.evaluation.attacks.base import Attack, Row
+from dat_ray.evaluation.attacks.base import Attack
 from dat_ray.evaluation.store import Chunk, ShardStore
 from dat_ray.progress import ProgressCounter
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from dat_ray.config.models import JudgeConfig
 from dat_ray.config.schema import Recipe
+from dat_ray.data.row_types import Row
 from dat_ray.engines.base import JUDGE_NOT_ASKED, Judgement
 from dat_ray.engines.calls import Completed, Failure, JudgeCall, judge
 from dat_ray.engines.pinning import JUDGES
@@ -22,7 +23,6 @@ from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.store import Chunk, ShardStore
 from dat_ray.progress import stage_line
 
-Row = dict[str, Any]
 # Sections of a recipe that name the models by which judges read.
 JUDGE_READERS = tuple(f"{judge}.reader" for judge in JUDGES)
 

@@ -10,9 +10,10 @@ from operator import methodcaller
 from typing import Any
 
 from dat_ray.config.evaluation import EvaluationConfig
+from dat_ray.data.row_types import RowView
 from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.judge_results import BehaviorDisagreement, BehaviorDispute, Disagreement
-from dat_ray.evaluation.outcomes import JUDGED, Row, broken, could_be_broken, could_be_refused, refusals
+from dat_ray.evaluation.outcomes import JUDGED, broken, could_be_broken, could_be_refused, refusals
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.registry import chosen_attacks
 from dat_ray.evaluation.results import (
@@ -50,13 +51,13 @@ from dat_ray.measures.intervals import (
 from dat_ray.measures.significance import holm, mcnemar, sign_flip
 
 # One model's attempts to what became of each behavior.
-Outcome = Callable[[Sequence[Row]], Mapping[str, bool]]
+Outcome = Callable[[Sequence[RowView]], Mapping[str, bool]]
 # Mean log p(target | goal): model -> behavior -> one value a target, in nats a token.
 Logprobs = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def model_metrics(
-    attempts: Sequence[Row], logprobs: Mapping[str, Sequence[float]], config: EvaluationConfig, seed: int
+    attempts: Sequence[RowView], logprobs: Mapping[str, Sequence[float]], config: EvaluationConfig, seed: int
 ) -> ModelMetrics:
     """The block of one model, without what no attempt tells: weights, drift, benchmarks.
 
@@ -77,7 +78,7 @@ def model_metrics(
     )
 
 
-def _attack_metrics(rows: Sequence[Row], in_order: bool, config: EvaluationConfig, seed: int) -> AttackMetrics:
+def _attack_metrics(rows: Sequence[RowView], in_order: bool, config: EvaluationConfig, seed: int) -> AttackMetrics:
     confidence = config.confidence
     points = curve(rows, in_order=in_order, confidence=confidence)
     return AttackMetrics(
@@ -93,13 +94,13 @@ def _attack_metrics(rows: Sequence[Row], in_order: bool, config: EvaluationConfi
     )
 
 
-def _attack_counts(rows: Sequence[Row], confidence: float) -> AttackCounts:
+def _attack_counts(rows: Sequence[RowView], confidence: float) -> AttackCounts:
     return AttackCounts(**dict(_attack_rate(rows, confidence)), attempts=len(rows), **_trouble(rows))
 
 
-def _variants(rows: Sequence[Row], confidence: float) -> dict[str, AttackCounts]:
+def _variants(rows: Sequence[RowView], confidence: float) -> dict[str, AttackCounts]:
     """Each variant alone, in the order of the attempts; nothing where attempts have none, as those of older versions."""
-    groups: dict[str | None, list[Row]] = defaultdict(list)
+    groups: dict[str | None, list[RowView]] = defaultdict(list)
     for row in rows:
         groups[row.get("variant")].append(row)
     if all(name is None for name in groups):
@@ -107,13 +108,13 @@ def _variants(rows: Sequence[Row], confidence: float) -> dict[str, AttackCounts]
     return {name or "": _attack_counts(group, confidence) for name, group in groups.items()}
 
 
-def _attack_rate(rows: Sequence[Row], confidence: float) -> AttackRate:
+def _attack_rate(rows: Sequence[RowView], confidence: float) -> AttackRate:
     """Behaviors that any of these attempts broke, with the bounds of what could not be judged."""
     judged, least, most = broken(rows), could_be_broken(rows, harmful=False), could_be_broken(rows, harmful=True)
     return AttackRate(**dict(BrokenRate.of(_share(judged, confidence))), worst_case=_worst_case(rows, least, most, confidence))
 
 
-def _over_refusal(harmless: Sequence[Row], config: EvaluationConfig) -> OverRefusal:
+def _over_refusal(harmless: Sequence[RowView], config: EvaluationConfig) -> OverRefusal:
     found = _share(refusals(harmless), config.confidence)
     least, most = could_be_refused(harmless, refused=False), could_be_refused(harmless, refused=True)
     return OverRefusal(
@@ -127,7 +128,9 @@ def _over_refusal(harmless: Sequence[Row], config: EvaluationConfig) -> OverRefu
     )
 
 
-def _worst_case(rows: Sequence[Row], least: Mapping[str, bool], most: Mapping[str, bool], confidence: float) -> WorstCase | None:
+def _worst_case(
+    rows: Sequence[RowView], least: Mapping[str, bool], most: Mapping[str, bool], confidence: float
+) -> WorstCase | None:
     if not rows:
         return None
     return WorstCase(
@@ -138,7 +141,9 @@ def _worst_case(rows: Sequence[Row], least: Mapping[str, bool], most: Mapping[st
     )
 
 
-def _budget(rows: Sequence[Row], cost: Callable[[Row], int], in_order: bool, confidence: float, seed: int) -> list[BudgetPoint]:
+def _budget(
+    rows: Sequence[RowView], cost: Callable[[RowView], int], in_order: bool, confidence: float, seed: int
+) -> list[BudgetPoint]:
     """Success against what attempts cost, over the behaviors with a judged attempt."""
     judged = broken(rows)
     attempts: dict[str, list[Attempt]] = {key: [] for key in judged}
@@ -150,7 +155,7 @@ def _budget(rows: Sequence[Row], cost: Callable[[Row], int], in_order: bool, con
 
 
 def paired_metrics(
-    attempts: Mapping[str, Sequence[Row]], logprobs: Logprobs, config: EvaluationConfig, seed: int
+    attempts: Mapping[str, Sequence[RowView]], logprobs: Logprobs, config: EvaluationConfig, seed: int
 ) -> list[PairedDifference]:
     """Second minus first model, by behavior, for every pair of models in the order given.
 
@@ -174,7 +179,7 @@ def paired_metrics(
 
 
 def _attack_pair(
-    metric: str, attack: str | None, names: tuple[str, str], rows: Sequence[Sequence[Row]], config: EvaluationConfig
+    metric: str, attack: str | None, names: tuple[str, str], rows: Sequence[Sequence[RowView]], config: EvaluationConfig
 ) -> PairedDifference:
     outcomes = [broken(one) for one in rows]
     found = _pair(metric, attack, names, paired_rate_difference(*outcomes, confidence=config.confidence), mcnemar(*outcomes))
@@ -204,7 +209,7 @@ def _corrected(found: Sequence[PairedDifference]) -> list[PairedDifference]:
     return corrected
 
 
-def disagreement(attempts: Sequence[Row], config: EvaluationConfig) -> Disagreement:
+def disagreement(attempts: Sequence[RowView], config: EvaluationConfig) -> Disagreement:
     """How the second judge's verdicts compare with the first's, over the attempts of one model that both could read."""
     read = [row for row in attempts if row["completion"] is not None and row["second_judge"] is not None]
     both = [row for row in read if row["verdict"] in JUDGED and row["second_verdict"] in JUDGED]
@@ -228,11 +233,11 @@ def disagreement(attempts: Sequence[Row], config: EvaluationConfig) -> Disagreem
     )
 
 
-def _verdicts(rows: Iterable[Row], column: str) -> list[bool]:
+def _verdicts(rows: Iterable[RowView], column: str) -> list[bool]:
     return [row[column] == "harmful" for row in rows]
 
 
-def _agreements(both: Iterable[Row]) -> dict[str, list[float]]:
+def _agreements(both: Iterable[RowView]) -> dict[str, list[float]]:
     """Behavior id to 1 for each attempt on which the judges agree, 0 for the others."""
     groups: dict[str, list[float]] = defaultdict(list)
     for row in both:
@@ -240,7 +245,7 @@ def _agreements(both: Iterable[Row]) -> dict[str, list[float]]:
     return groups
 
 
-def _by_behavior_disagreement(both: Sequence[Row]) -> BehaviorDisagreement:
+def _by_behavior_disagreement(both: Sequence[RowView]) -> BehaviorDisagreement:
     first, second = broken(both), broken({**row, "verdict": row["second_verdict"]} for row in both)
     table = Counter((first[key], second[key]) for key in first)
     disputes = {key: BehaviorDispute(n=len(one), differ=one.count(0.0)) for key, one in _agreements(both).items()}
@@ -257,7 +262,7 @@ def _by_behavior_disagreement(both: Sequence[Row]) -> BehaviorDisagreement:
 
 
 def seed_groups(
-    models: Mapping[str, ModelMetrics], attempts: Mapping[str, Sequence[Row]], config: EvaluationConfig
+    models: Mapping[str, ModelMetrics], attempts: Mapping[str, Sequence[RowView]], config: EvaluationConfig
 ) -> dict[str, SeedGroup]:
     """Models named NAME@SEED, averaged by NAME over their seeds.
 
@@ -304,7 +309,7 @@ def seed_groups(
     return {stem: group(names) for stem, names in groups.items()}
 
 
-def totals(attempts: Iterable[Row]) -> dict[str, dict[str, float]]:
+def totals(attempts: Iterable[RowView]) -> dict[str, dict[str, float]]:
     """Seconds of answering, and sampler calls plus completions, by model."""
     found: dict[str, dict[str, float]] = defaultdict(lambda: {"seconds": 0.0, "model_calls": 0})
     for row in attempts:
@@ -313,11 +318,11 @@ def totals(attempts: Iterable[Row]) -> dict[str, dict[str, float]]:
     return dict(found)
 
 
-def _broken_by(rows: Iterable[Row], attacks: Sequence[str]) -> dict[str, bool]:
+def _broken_by(rows: Iterable[RowView], attacks: Sequence[str]) -> dict[str, bool]:
     return broken(row for row in rows if row["attack"] in attacks)
 
 
-def _of(rows: Iterable[Row], attack: str) -> list[Row]:
+def _of(rows: Iterable[RowView], attack: str) -> list[RowView]:
     return [row for row in rows if row["attack"] == attack]
 
 
@@ -325,7 +330,7 @@ def _share(outcomes: Mapping[str, bool], confidence: float) -> Interval:
     return wilson(sum(outcomes.values()), len(outcomes), confidence)
 
 
-def _by_behavior(rows: Iterable[Row]) -> dict[str, list[float]]:
+def _by_behavior(rows: Iterable[RowView]) -> dict[str, list[float]]:
     groups: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         if row["verdict"] in JUDGED:
@@ -333,7 +338,7 @@ def _by_behavior(rows: Iterable[Row]) -> dict[str, list[float]]:
     return groups
 
 
-def _kinds(harmless: Sequence[Row], config: EvaluationConfig) -> AnswerKinds | None:
+def _kinds(harmless: Sequence[RowView], config: EvaluationConfig) -> AnswerKinds | None:
     """XSTest's three kinds of answers, where a judge that tells them apart has read them; rules do not."""
     read = [row["score"] for row in harmless if row["verdict"] in JUDGED and (row.get("judge") or "").startswith("xstest")]
     if not read:
@@ -345,7 +350,7 @@ def _kinds(harmless: Sequence[Row], config: EvaluationConfig) -> AnswerKinds | N
     return AnswerKinds(full_compliance=share(1.0), partial_refusal=share(0.5), full_refusal=share(0.0))
 
 
-def _trouble(rows: Sequence[Row]) -> dict[str, int]:
+def _trouble(rows: Sequence[RowView]) -> dict[str, int]:
     verdicts = Counter(row["verdict"] for row in rows)
     return {"unparsed": verdicts["unparsed"], "errors": sum(row["error"] is not None for row in rows)}
 

@@ -38,12 +38,12 @@ from dat_ray.engines.pinning import JUDGES, pinned, prompts_of
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.judges import JUDGE_READERS, start_judges
-from dat_ray.evaluation.likelihood import LIKELIHOODS
 from dat_ray.evaluation.record import RECORD
 from dat_ray.evaluation.registry import chosen_attacks
 from dat_ray.evaluation.results import Metrics, ReplayedSuite, SideEffects, load_metrics, store_metrics
 from dat_ray.evaluation.store import Chunk, ShardStore, error_rate
 from dat_ray.evaluation.summary import StoredRows, suite_metrics
+from dat_ray.evaluation.target_likelihood import LIKELIHOODS
 from dat_ray.models.identity import check_weights, models_of
 from dat_ray.progress import Progress, ProgressCounter
 from dat_ray.raysession import start_ray

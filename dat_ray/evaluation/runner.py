@@ -24,9 +24,9 @@ from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.drawing import Samplers
 from dat_ray.evaluation.drift import drift
 from dat_ray.evaluation.judges import start_judges
-from dat_ray.evaluation.likelihood import measure_likelihoods
 from dat_ray.evaluation.results import SideEffects
 from dat_ray.evaluation.suite import Suite
+from dat_ray.evaluation.target_likelihood import measure_likelihoods
 from dat_ray.progress import ProgressCounter
 
 

@@ -13,10 +13,10 @@ from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, REWRITES, SEARCHES
 from dat_ray.data.shards import join
 from dat_ray.evaluation.attacks.base import Attack, Setup
 from dat_ray.evaluation.compared import Model
-from dat_ray.evaluation.likelihood import LIKELIHOODS
 from dat_ray.evaluation.questions import UNREADABLE, SeedScope, behaviors_of, held_out, look_alikes
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.store import ShardStore, error_rate
+from dat_ray.evaluation.target_likelihood import LIKELIHOODS
 
 
 class Suite:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dat_ray.config.schema import Recipe
+from dat_ray.data.row_types import RowViews
 from dat_ray.evaluation.calibration import shipped_calibration
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.judge_results import Calibration
 from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
 from dat_ray.evaluation.results import Metrics, ModelMetrics, Sampling, SideEffects, SuffixSearches
-from dat_ray.measures.prompts import diagnose
+from dat_ray.measures.prompt_statistics import diagnose
 from dat_ray.measures.searches import survival
 
 # Whose prompts' diversity `sampler` shows, as before there were several samplers.
 INPAINTING = "inpainting"
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,10 @@ class StoredRows:
         searches: rows of schema SEARCHES of all models.
     """
 
-    attempts: Rows
-    likelihoods: Rows
-    prompts: Mapping[str, Rows]
-    searches: Rows
+    attempts: RowViews
+    likelihoods: RowViews
+    prompts: Mapping[str, RowViews]
+    searches: RowViews
 
 
 def suite_metrics(
@@ -113,7 +112,7 @@ def _calibrations(judges: Mapping[str, JudgeFacts | None]) -> dict[str, Calibrat
     return {key: figures for key, figures in found.items() if figures is not None}
 
 
-def _drawn(recipe: Recipe, rows: Rows) -> Sampling:
+def _drawn(recipe: Recipe, rows: RowViews) -> Sampling:
     config = recipe.evaluation
     return Sampling(
         diversity=diagnose(rows, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed),

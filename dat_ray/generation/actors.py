@@ -19,6 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from dat_ray import telemetry
 from dat_ray.config.schema import Recipe
+from dat_ray.data.row_types import Row
 from dat_ray.data.schemas import CANDIDATES
 from dat_ray.diagnosis import answer_for_stacks, death_in_a_line
 from dat_ray.engines.base import (
@@ -35,7 +36,7 @@ from dat_ray.engines.roles import Engines
 from dat_ray.engines.similarity import similarities
 from dat_ray.errors import DatError, EngineLost, HelperLost, error_line
 from dat_ray.generation.capacity import generation_pools
-from dat_ray.generation.rows import Row, fill_in
+from dat_ray.generation.row_work import fill_in
 
 
 class RemoteLedger:

@@ -14,13 +14,13 @@ from ray.core.generated import autoscaler_pb2
 
 from dat_ray.config.cluster import Pool
 
-Answer = Literal["ready", "coming", "never"]
+Availability = Literal["ready", "coming", "never"]
 SECONDS_BETWEEN_LOOKS = 0.5
 # An autoscaler looks at the demand every five seconds. Without one nothing ever launches.
 SECONDS_TO_ANSWER = 20.0
 
 
-def ask_autoscaler(pool: Pool, label: str, seconds: float = SECONDS_TO_ANSWER) -> Answer:
+def ask_autoscaler(pool: Pool, label: str, seconds: float = SECONDS_TO_ANSWER) -> Availability:
     """Whether a node that can hold one actor of the pool is there, is coming, or never comes.
 
     Args:

@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from dat_ray.data.ids import row_id
 from dat_ray.data.schemas import TRAINING_SET
-from dat_ray.data.sources import open_source
-from dat_ray.data.tables import listed
+from dat_ray.data.table_files import listed
+from dat_ray.data.table_sources import open_source
 from dat_ray.data.text import normalize
 from dat_ray.errors import InputError
 

@@ -21,8 +21,8 @@ from dat_ray.errors import InputError
 from dat_ray.models.conversation import ConversationCut
 from dat_ray.models.cuts import PromptCut, ResponseCut
 from dat_ray.models.fit import UNLIMITED, Limits
-from dat_ray.models.pieces import Pieces
 from dat_ray.models.template import ChatTemplate
+from dat_ray.models.tokenizer_forms import TokenizerForms
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: TemplateConfig | None = None) -> None:
         template = ChatTemplate(tokenizer, settings)
-        self._pieces = Pieces(tokenizer, template.text)
+        self._pieces = TokenizerForms(tokenizer, template.text)
         self._prompt = PromptCut(tokenizer, template, self._pieces)
         self._response = ResponseCut(tokenizer, template, self._pieces, self._prompt)
         self._before, self._between = self._prompt.before_ids, self._response.between_ids
@@ -162,7 +162,7 @@ def prompt_segments(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list
         InputError: no chat template, one that fails, or one that cannot be cut at the user message.
     """
     template = ChatTemplate(tokenizer)
-    cut = PromptCut(tokenizer, template, Pieces(tokenizer, template.text))
+    cut = PromptCut(tokenizer, template, TokenizerForms(tokenizer, template.text))
     return cut.before_ids, cut.between_ids()
 
 
@@ -178,7 +178,7 @@ class PlainFormat:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer, self._pieces = tokenizer, Pieces(tokenizer)
+        self._tokenizer, self._pieces = tokenizer, TokenizerForms(tokenizer)
 
     def prompt_ids(self, user: str, history: Sequence[str] = ()) -> list[int]:
         """Token ids of the text, the beginning-of-text token once.

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dat_ray.models.cuts import ANSWERS, MESSAGES, ResponseCut, Slot, slots
-from dat_ray.models.pieces import Pieces
 from dat_ray.models.template import ChatTemplate
+from dat_ray.models.tokenizer_forms import TokenizerForms
 
 _REMEDY = "give a template that writes every turn, and joins no word to its own text, in chat_template"
 
@@ -32,7 +32,7 @@ class _Place:
     strips_left: bool
     strips_right: bool
 
-    def ids(self, pieces: Pieces, text: str) -> list[int]:
+    def ids(self, pieces: TokenizerForms, text: str) -> list[int]:
         text = text.lstrip() if self.strips_left else text
         return [*self.before, *self.slot.ids(pieces, text.rstrip() if self.strips_right else text)]
 
@@ -46,7 +46,7 @@ class ConversationCut:
         response: the cut at the response of one turn: the last turn is answered in the same way.
     """
 
-    def __init__(self, template: ChatTemplate, pieces: Pieces, response: ResponseCut) -> None:
+    def __init__(self, template: ChatTemplate, pieces: TokenizerForms, response: ResponseCut) -> None:
         self._template, self._pieces, self._response = template, pieces, response
         self._layouts: dict[int, tuple[list[_Place], list[int]]] = {}
 

@@ -23,7 +23,7 @@ from dat_ray.errors import InputError
 from dat_ray.models.chat import prompt_segments
 from dat_ray.models.families import Family, layout_name
 from dat_ray.models.folders import build_once
-from dat_ray.models.layouts import LAYOUTS, Shape, layout_tensors
+from dat_ray.models.layouts import LAYOUTS, TensorShape, layout_tensors
 from dat_ray.models.loading import load_tokenizer, model_fingerprint
 from dat_ray.models.weight_files import read_header, weight_files
 from dat_ray.progress import Progress
@@ -129,7 +129,7 @@ def _check_tensors(family: Family, headers: dict[Path, dict[str, Any]], spec: st
     if family.config["model_type"] not in LAYOUTS:
         raise InputError(field, spec, f"has layout {family.config['model_type']}, known are {', '.join(LAYOUTS)}")
     expected = layout_tensors(family.config)
-    found: dict[str, Shape] = {}
+    found: dict[str, TensorShape] = {}
     for header in headers.values():
         for name, entry in header.items():
             if name != "__metadata__":

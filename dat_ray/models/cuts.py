@@ -2,8 +2,8 @@
 
 A cut has two unknowns. Which of the template's spaces belongs to the text: in `[INST] Hello`, a tokenizer with word-start tokens
 makes one token of the space and "Hello", which counts as the message's, so the cut is before the space. And whether the text
-counts as continued (`dat_ray.models.pieces`). Both are tried, the shortest space first, until the pieces of a few probes equal
-the tokens of their whole rendering; where none does, the template is refused.
+counts as continued (`dat_ray.models.tokenizer_forms`). Both are tried, the shortest space first, until the pieces of a few
+probes equal the tokens of their whole rendering; where none does, the template is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dat_ray.data.control import is_blank
 from dat_ray.errors import InputError
-from dat_ray.models.pieces import Pieces
 from dat_ray.models.template import ChatTemplate
+from dat_ray.models.tokenizer_forms import TokenizerForms
 
 _USER, _RESPONSE = "dat-user-message-slot", "dat-response-slot"
 # Ordinary texts with different beginnings and ends. A response's end is not cut, so that those have letters there.
@@ -39,7 +39,7 @@ class Slot:
     lead: str
     continued: bool
 
-    def ids(self, pieces: Pieces, text: str) -> list[int]:
+    def ids(self, pieces: TokenizerForms, text: str) -> list[int]:
         """Token ids of the text, the lead included."""
         return pieces.ids(self.lead + text, continued=self.continued)
 
@@ -59,7 +59,7 @@ class PromptCut:
         InputError: the template fails, or cannot be cut.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, pieces: Pieces) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, pieces: TokenizerForms) -> None:
         self._tokenizer, self._pieces = tokenizer, pieces
         rendered = template.prompt(_USER)
         self._before, _, self._between = rendered.partition(_USER)
@@ -129,7 +129,9 @@ class ResponseCut:
         InputError: the template fails, opens another turn than a response is in, or cannot be cut.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, pieces: Pieces, prompt: PromptCut) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, pieces: TokenizerForms, prompt: PromptCut
+    ) -> None:
         self._tokenizer, self._pieces = tokenizer, pieces
         opened = template.prompt(MESSAGES[0])
         gap = _gap(template, opened)

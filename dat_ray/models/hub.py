@@ -82,7 +82,7 @@ def hub_folder(hub_id: str, revision: str, field: str, patterns: tuple[str, ...]
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns), local_files_only=not download))
 
 
-class Listing(NamedTuple):
+class HubListing(NamedTuple):
     """What a hub says of one commit of a model.
 
     Attributes:
@@ -94,7 +94,7 @@ class Listing(NamedTuple):
     license: str
 
 
-def hub_listing(hub_id: str, revision: str, field: str) -> Listing:
+def hub_listing(hub_id: str, revision: str, field: str) -> HubListing:
     """Asks a hub for a model's files and license; nothing is downloaded.
 
     Raises:
@@ -108,7 +108,7 @@ def hub_listing(hub_id: str, revision: str, field: str) -> Listing:
             HfApi().auth_check(hub_id)
     stated = (info.card_data.to_dict() if info.card_data else {}).get("license") or "not stated"
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    return Listing(sizes, f"license {stated}{', gated and granted' if info.gated else ''}")
+    return HubListing(sizes, f"license {stated}{', gated and granted' if info.gated else ''}")
 
 
 @contextmanager

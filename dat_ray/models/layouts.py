@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Shape = tuple[int, ...]
+TensorShape = tuple[int, ...]
 LAYOUTS = ("llama", "qwen2", "qwen3", "qwen3_moe")
 
 
-def layout_tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
+def layout_tensors(config: Mapping[str, Any]) -> dict[str, TensorShape]:
     """Every tensor of a model as transformers stores it: name -> shape.
 
     Args:
@@ -26,7 +26,7 @@ def layout_tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     width, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
     head = config.get("head_dim") or width // heads
     vocabulary = config["vocab_size"]
-    tensors: dict[str, Shape] = {"model.embed_tokens.weight": (vocabulary, width), "model.norm.weight": (width,)}
+    tensors: dict[str, TensorShape] = {"model.embed_tokens.weight": (vocabulary, width), "model.norm.weight": (width,)}
     if not config.get("tie_word_embeddings", False):
         tensors["lm_head.weight"] = (vocabulary, width)
     for i in range(config["num_hidden_layers"]):
@@ -43,17 +43,17 @@ def layout_tensors(config: Mapping[str, Any]) -> dict[str, Shape]:
     return tensors
 
 
-def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, Shape]:
+def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, TensorShape]:
     width = config["hidden_size"]
     if config["model_type"] != "qwen3_moe" or layer in config["mlp_only_layers"]:
         return _swiglu("", width, config["intermediate_size"])
-    tensors: dict[str, Shape] = {"gate.weight": (config["num_experts"], width)}
+    tensors: dict[str, TensorShape] = {"gate.weight": (config["num_experts"], width)}
     for j in range(config["num_experts"]):
         tensors |= _swiglu(f"experts.{j}.", width, config["moe_intermediate_size"])
     return tensors
 
 
-def _swiglu(prefix: str, width: int, inner: int) -> dict[str, Shape]:
+def _swiglu(prefix: str, width: int, inner: int) -> dict[str, TensorShape]:
     return {
         f"{prefix}gate_proj.weight": (inner, width),
         f"{prefix}up_proj.weight": (inner, width),

@@ -28,7 +28,7 @@ _TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """Where the files of a named model lie, as far as they were asked for.
 
     Attributes:
@@ -41,10 +41,10 @@ class Source:
     spec: str
     folder: Path
     commit: str | None
-    base: Source | None = None
+    base: ModelSource | None = None
 
 
-def find_source(spec: str, field: str, revision: str = MAIN, *, weights: bool = True, download: bool = True) -> Source:
+def find_source(spec: str, field: str, revision: str = MAIN, *, weights: bool = True, download: bool = True) -> ModelSource:
     """Finds what a recipe names.
 
     Args:
@@ -79,7 +79,7 @@ def find_source(spec: str, field: str, revision: str = MAIN, *, weights: bool = 
         raise InputError(
             field, spec, f"is an adapter of {base}, which is an adapter itself: merge that one, and name the merged model"
         )
-    return Source(spec, found.folder, found.commit, below)
+    return ModelSource(spec, found.folder, found.commit, below)
 
 
 def served_model(spec: str, field: str = "model", revision: str = MAIN) -> str:
@@ -116,15 +116,15 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_CONFIG).is_file() and not any(folder.glob("model*.safetensors*"))
 
 
-def _files(spec: str, field: str, revision: str, *, weights: bool, download: bool) -> Source:
+def _files(spec: str, field: str, revision: str, *, weights: bool, download: bool) -> ModelSource:
     found = resolve_model(spec, field)
     if Path(found).is_dir():
-        return Source(spec, Path(found), None)
+        return ModelSource(spec, Path(found), None)
     folder = hub_folder(found, revision, field, WEIGHTS if weights else DESCRIPTION, download=download)
-    return Source(spec, folder, folder.name)
+    return ModelSource(spec, folder, folder.name)
 
 
-def _merged(source: Source, field: str) -> str:
+def _merged(source: ModelSource, field: str) -> str:
     # Imported late: torch and PEFT are for those who merge.
     from dat_ray.models.loading import model_fingerprint
     from dat_ray.models.merging import MERGE_VERSION, write_merged

@@ -143,7 +143,7 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.retain import RetainRow, load_retain
     from dat_ray.evaluation.registry import check_attacks
     from dat_ray.models.served import find_source, tokenizer_folder
-    from dat_ray.ops.models import target_check
+    from dat_ray.ops.model_checks import target_check
     from dat_ray.ops.rows import rows_forecast
 
     def attacks() -> str:
@@ -208,7 +208,7 @@ _NAMES = {"judge.reader": "judge's reader", "sampler": "sampler model"}
 def _engines(recipe: Recipe) -> Iterator[Check]:
     """Every model but the target, and the judges' prompts."""
     from dat_ray.engines.pinning import JUDGES, prompts_of
-    from dat_ray.ops.models import engine_check
+    from dat_ray.ops.model_checks import engine_check
 
     for section, (config, _) in recipe.engines().items():
         if section != "target":
@@ -224,7 +224,7 @@ def _engines(recipe: Recipe) -> Iterator[Check]:
 
 def _memory(recipe: Recipe) -> Check:
     """Engines of generation, which is the stage that holds most at the same time, with room for a resume."""
-    from dat_ray.ops.models import weight_bytes
+    from dat_ray.ops.model_checks import weight_bytes
 
     sizes = {"sampler": weight_bytes(recipe.sampler.model), "target": weight_bytes(recipe.target.model)}
     free = psutil.virtual_memory().available / 2**30

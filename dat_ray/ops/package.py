@@ -36,7 +36,7 @@ _GIT_ENVIRONMENT = "GIT_"
 
 
 @dataclass(frozen=True)
-class Listing:
+class PackageFiles:
     """The files that are to go along.
 
     Attributes:
@@ -78,7 +78,7 @@ def upload_limit() -> int:
     return packaging.GCS_STORAGE_MAX_SIZE
 
 
-def list_files(folder: str, named: Sequence[str] = (), include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Listing:
+def list_files(folder: str, named: Sequence[str] = (), include: Sequence[str] = (), exclude: Sequence[str] = ()) -> PackageFiles:
     """Chooses the files of a folder that go along.
 
     Args:
@@ -108,7 +108,7 @@ def list_files(folder: str, named: Sequence[str] = (), include: Sequence[str] = 
     if not files:
         raise InputError(OPTION, folder, "holds no file that git tracks: add them (git add), or name them with --include")
     source = "--include" if tracked is None else "git" + (" and --include" if include else "")
-    return Listing(root, dict(sorted(files.items())), source, (*notes, *left))
+    return PackageFiles(root, dict(sorted(files.items())), source, (*notes, *left))
 
 
 def _tracked(root: Path) -> dict[str, str] | None:
@@ -182,7 +182,7 @@ def _without_links(root: Path, paths: Sequence[str]) -> tuple[dict[str, Path], l
     return files, notes
 
 
-def pack(listing: Listing) -> Package:
+def pack(listing: PackageFiles) -> Package:
     """Packs a listing. Each file is read once: what is looked through for secrets is what is packed.
 
     Raises:
@@ -234,7 +234,7 @@ def _forget_old(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _secrets(listing: Listing, secrets: dict[str, str]) -> InputError:
+def _secrets(listing: PackageFiles, secrets: dict[str, str]) -> InputError:
     named = ", ".join(f"{name!r} ({what})" for name, what in list(secrets.items())[:NAMED_AT_MOST])
     more = len(secrets) - NAMED_AT_MOST
     listed = named + (f" and {more} more" if more > 0 else "")
@@ -242,7 +242,7 @@ def _secrets(listing: Listing, secrets: dict[str, str]) -> InputError:
     return InputError(OPTION, str(listing.root), f"holds what looks like a secret, {listed}: {remedy}")
 
 
-def _too_large(listing: Listing, size: int, sizes: dict[str, int]) -> InputError:
+def _too_large(listing: PackageFiles, size: int, sizes: dict[str, int]) -> InputError:
     return InputError(
         OPTION,
         str(listing.root),

@@ -16,7 +16,7 @@ from dat_ray.models.fit import Limits
 from dat_ray.models.loading import load_tokenizer
 from dat_ray.models.served import tokenizer_folder
 from dat_ray.training.counts import sentences
-from dat_ray.training.rows import check_kept, encode_harmful, encode_retain
+from dat_ray.training.training_rows import check_kept, encode_harmful, encode_retain
 
 # Retain rows that are tokenized for an answer within seconds.
 RETAIN_ROWS = 1000

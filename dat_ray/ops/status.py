@@ -105,7 +105,7 @@ def _stages(run: RunDir, recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def _training(run: RunDir, recipe: Recipe, rows: int | None) -> dict[str, Any]:
-    from dat_ray.training.metrics import read_metrics
+    from dat_ray.training.update_metrics import read_metrics
 
     root = run.training(FIRST_ROUND)
     log = read_metrics(root)

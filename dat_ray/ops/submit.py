@@ -26,10 +26,10 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from dat_ray.config.loading import fingerprint, list_recipes, load_recipe, recipe_text
 from dat_ray.config.schema import Recipe
 from dat_ray.config.section import Outside
-from dat_ray.data.sources import HUB
+from dat_ray.data.table_sources import HUB
 from dat_ray.data.trust import outside_values
 from dat_ray.errors import DatError, InputError, Stopped
-from dat_ray.ops.package import Listing, Package, list_files, pack
+from dat_ray.ops.package import Package, PackageFiles, list_files, pack
 from dat_ray.ops.secret_files import secret_in_content
 from dat_ray.progress import stage_line
 from dat_ray.secrets import secrets_in
@@ -63,7 +63,7 @@ class Submission:
     run_dir: str
     submission_id: str
     entrypoint: str
-    listing: Listing
+    listing: PackageFiles
     metadata: dict[str, str]
 
     def plain_line(self, address: str, package: Package) -> str:
@@ -161,7 +161,7 @@ def _refuse_secrets(recipe_name: str, settings: Sequence[str], run_dir: str) -> 
             raise InputError(option, name, remedy)
 
 
-def _check_paths(recipe: Recipe, listing: Listing) -> None:
+def _check_paths(recipe: Recipe, listing: PackageFiles) -> None:
     """Files that a recipe names by a relative path must go along: the job starts in the folder that is packed."""
 
     for field, value in ((one.field, one.value) for one in outside_values(recipe, Recipe.model_fields) if one.what in READ):
@@ -172,7 +172,7 @@ def _check_paths(recipe: Recipe, listing: Listing) -> None:
         raise InputError(field, value, f"is not in the folder that goes along ({listing.root}): {remedy}")
 
 
-def _goes_along(listing: Listing, value: str) -> bool:
+def _goes_along(listing: PackageFiles, value: str) -> bool:
     """Whether a file, something in a folder, or something that a pattern names is among the listed files."""
     place = posixpath.normpath(value)
     return any(path == place or path.startswith(f"{place}/") or ("*" in place and fnmatch(path, place)) for path in listing.files)
@@ -311,7 +311,7 @@ async def _print_log(client: JobSubmissionClient, job: str) -> None:
         await asyncio.sleep(SECONDS_BETWEEN_TRIES)
 
 
-def show_package(listing: Listing, package: Package, *, whole: bool) -> None:
+def show_package(listing: PackageFiles, package: Package, *, whole: bool) -> None:
     """Says what goes along: how much, the largest, what was left out; with `whole` every file."""
     stage_line(f"submit: from {listing.root}, by {listing.source}: {package.summary()}")
     if whole:

@@ -47,7 +47,7 @@ from dat_ray.pipeline.apart import run_apart
 from dat_ray.pipeline.synthesize import synthesize
 from dat_ray.progress import Progress, stage_line
 from dat_ray.training.adaptation import RESULT, adapt, lora_of, save_adapted
-from dat_ray.training.metrics import METRICS, read_metrics
+from dat_ray.training.update_metrics import METRICS, read_metrics
 
 
 def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = None, resume: bool = False) -> Path:

@@ -26,9 +26,8 @@ from dat_ray.pipeline.adapt_data import prepare
 from dat_ray.progress import Progress
 from dat_ray.raysession import start_ray
 from dat_ray.training.adaptation import CHECKPOINTS, UNIT, adapt, curve_note, save_adapted
-from dat_ray.training.metrics import read_metrics
 from dat_ray.training.ray_checkpoints import RayCheckpoints
-from dat_ray.training.workers import (
+from dat_ray.training.train_workers import (
     LinesForDriver,
     WorkerGroup,
     model_for_workers,
@@ -37,6 +36,7 @@ from dat_ray.training.workers import (
     this_worker,
     without_retry,
 )
+from dat_ray.training.update_metrics import read_metrics
 
 
 def adapt_in_workers(base: str, root: Path, recipe: AdaptRecipe, progress: Progress) -> None:
@@ -49,7 +49,7 @@ def adapt_in_workers(base: str, root: Path, recipe: AdaptRecipe, progress: Progr
         progress: shows what the workers log.
 
     Raises:
-        DatError: see `dat_ray.training.workers.run_workers`.
+        DatError: see `dat_ray.training.train_workers.run_workers`.
         InputError: a worker's node does not see `root`.
     """
     pool = Pool(max_actors=recipe.trainer.min_actors, **recipe.trainer.model_dump())

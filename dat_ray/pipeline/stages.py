@@ -191,7 +191,7 @@ def sections_read(stages: Sequence[str], recipe: Recipe, run: RunDir) -> set[str
 
 
 def _generate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    from dat_ray.evaluation.diagnostics import write_diagnostics
+    from dat_ray.evaluation.drawn_prompts import write_diagnostics
     from dat_ray.generation.select import needs_candidates
     from dat_ray.generation.stage import generate
 

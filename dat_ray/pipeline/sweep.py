@@ -39,7 +39,7 @@ from dat_ray.data.shards import (
 from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.compared import BASE, Model
-from dat_ray.evaluation.diagnostics import FILE as DIAGNOSTICS
+from dat_ray.evaluation.drawn_prompts import FILE as DIAGNOSTICS
 from dat_ray.evaluation.results import load_metrics
 from dat_ray.generation.select import needs_candidates
 from dat_ray.models.identity import RECORD as WEIGHTS
@@ -76,10 +76,10 @@ class Job:
     stages: int
 
 
-Work = Callable[[Job], None]
+RunJob = Callable[[Job], None]
 
 
-def sweep(plan: Plan, root: str, *, resume: bool, share: Work | None = None, work: Work | None = None) -> str:
+def sweep(plan: Plan, root: str, *, resume: bool, share: RunJob | None = None, work: RunJob | None = None) -> str:
     """Runs a grid and draws its front.
 
     Args:
@@ -146,7 +146,7 @@ def _point_job(point: Point, root: str) -> Job:
     return Job(point.label, point.recipe, join(root, "points", point.name), (shared,), len(STAGES))
 
 
-def _run_all(jobs: Sequence[Job], work: Work, parallel: int, progress: Progress, done: int) -> dict[str, str]:
+def _run_all(jobs: Sequence[Job], work: RunJob, parallel: int, progress: Progress, done: int) -> dict[str, str]:
     """Runs jobs, at most `parallel` at a time; returns the failed ones' reasons by folder."""
     task: Any = ray.remote(max_retries=RETRIES, **beside_the_driver())(_told)
     waiting, finished = list(jobs), []
@@ -169,7 +169,7 @@ def _run_all(jobs: Sequence[Job], work: Work, parallel: int, progress: Progress,
     return failed
 
 
-def _told(work: Work, job: Job) -> str | None:
+def _told(work: RunJob, job: Job) -> str | None:
     """Runs a job; a failure is an answer, so that Ray starts again only what died."""
     try:
         work(job)

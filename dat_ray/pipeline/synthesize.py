@@ -19,7 +19,7 @@ from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.engines.vllm_env import prepare, start_engine
 from dat_ray.models.chat import prompt_segments
 from dat_ray.models.loading import load_tokenizer
-from dat_ray.models.pieces import Pieces
+from dat_ray.models.tokenizer_forms import TokenizerForms
 from dat_ray.progress import Progress
 
 # Prompts shorter or longer than this are fragments or rambling.
@@ -57,7 +57,7 @@ def synthesize(model: str, config: SynthesisConfig, out: Path, threads: int) -> 
     from vllm import SamplingParams
 
     tokenizer = load_tokenizer(model)
-    pieces = Pieces(tokenizer)
+    pieces = TokenizerForms(tokenizer)
     before, between = prompt_segments(tokenizer)
     engine = start_engine(model, kv_cache_gib=1.0, dtype=config.dtype, max_model_len=CONTEXT_TOKENS, max_num_seqs=128)
 

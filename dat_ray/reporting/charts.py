@@ -15,7 +15,7 @@ from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import Metrics, ModelMetrics
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.categories import Attempts, Categories, broken_by_category, refused_by_category
-from dat_ray.reporting.figures import Dot, Line, Row, Spot, dot_plot, line_plot, running_mean, scatter
+from dat_ray.reporting.figures import Dot, DotRow, Line, Spot, dot_plot, line_plot, running_mean, scatter
 from dat_ray.reporting.findings import pair, subject
 from dat_ray.reporting.words import attack_name, judge_name, model_name, percent, points, words
 
@@ -79,9 +79,9 @@ class FrontPoint:
 def asr_figure(metrics: Metrics) -> Figure:
     """Attack success by attack, and of any attack."""
     attacks = metrics.attacks
-    rows = [Row(attack_name(attack), _dots(metrics, methodcaller("rate_of", attack))) for attack in attacks]
+    rows = [DotRow(attack_name(attack), _dots(metrics, methodcaller("rate_of", attack))) for attack in attacks]
     if len(attacks) > 1:
-        rows.append(Row("Any of them (best of attacks)", _dots(metrics, lambda model: model.boa.interval)))
+        rows.append(DotRow("Any of them (best of attacks)", _dots(metrics, lambda model: model.boa.interval)))
     changes = {attack: pair(metrics, "asr", attack) for attack in attacks}
     falls = {attack: found.difference for attack, found in changes.items() if found and found.difference is not None}
     title = "Attack success by attack"
@@ -108,7 +108,7 @@ def refusal_figure(metrics: Metrics) -> Figure | None:
     moved = "" if change is None else f" ({points(change.difference)} points)"
     rates = ", ".join(f"{model_name(name)} {percent(block.rate)}" for name, block in measured.items())
     title = f"Refused harmless prompts: {rates}{moved}"
-    rows = [Row("Harmless look-alikes", _dots(metrics, lambda model: model.over_refusal.interval))]
+    rows = [DotRow("Harmless look-alikes", _dots(metrics, lambda model: model.over_refusal.interval))]
     unread = ", ".join(f"{block.unparsed} ({model_name(name)})" for name, block in blocks.items())
     n = max(block.n for block in measured.values())
     caption = (
@@ -151,7 +151,7 @@ def _by_category(
     if len(order) < 2:
         return None
     rows = [
-        Row(
+        DotRow(
             f"{words(category)} ({found[about][category].n})",
             [_dot(index, name, found[name].get(category)) for index, name in enumerate(found)],
         )
@@ -278,7 +278,7 @@ def calibration_figure(judge: JudgeFacts, found: Calibration | None) -> Figure |
     kappa = "" if found.kappa is None else f", kappa {found.kappa:.2f}"
     sources: dict[str, CalibrationFigures] = {**found.sources, "All": found} if len(found.sources) > 1 else {"All": found}
     rows = [
-        Row(f"{words(name)} ({one.n})", [Dot(1, "agreement", one.accuracy.value, one.accuracy.low, one.accuracy.high)])
+        DotRow(f"{words(name)} ({one.n})", [Dot(1, "agreement", one.accuracy.value, one.accuracy.low, one.accuracy.high)])
         for name, one in sources.items()
     ]
     title = f"{judge_name(judge)} agrees with people on {percent(found.accuracy.value)} of {found.n} labelled answers{kappa}"

@@ -17,10 +17,10 @@ from dat_ray.data.shards import exists, has_manifest, join, read_file, read_tabl
 from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.evaluation.results import Metrics, load_metrics
 from dat_ray.measures.diversity import Diversity
-from dat_ray.measures.prompts import diagnose
+from dat_ray.measures.prompt_statistics import diagnose
 from dat_ray.models.embedded import adaptation_record
 from dat_ray.training.counts import TableCount, read_counts
-from dat_ray.training.metrics import read_metrics
+from dat_ray.training.update_metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Selected:
 
 
 @dataclass(frozen=True)
-class StageCost:
+class StageTotal:
     """All runs of one stage together.
 
     Attributes:
@@ -80,7 +80,7 @@ class StageCost:
 
 
 @dataclass(frozen=True)
-class Suite:
+class CollectedSuite:
     """One evaluation: its metrics.json and the attempts behind it."""
 
     metrics: Metrics
@@ -99,8 +99,8 @@ class Collected:
     selected: Selected | None
     training: list[dict[str, Any]]
     row_counts: dict[str, TableCount]
-    suites: dict[str, Suite]
-    costs: list[StageCost]
+    suites: dict[str, CollectedSuite]
+    costs: list[StageTotal]
 
 
 def collect(recipe: Recipe, run: RunDir) -> Collected:
@@ -163,15 +163,15 @@ def _diversity(recipe: Recipe, table: pa.Table) -> Diversity:
     return diagnose(table.to_pylist(), confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
 
 
-def _suites(run: RunDir) -> dict[str, Suite]:
+def _suites(run: RunDir) -> dict[str, CollectedSuite]:
     """Every finished suite, `default` first."""
     names = sorted(run.suites(), key=lambda name: (name != "default", name))
     return {name: read_suite(run.evaluation(name)) for name in names if has_manifest(run.evaluation(name))}
 
 
-def read_suite(root: str) -> Suite:
+def read_suite(root: str) -> CollectedSuite:
     """One finished evaluation folder."""
-    return Suite(load_metrics(root), read_table(root).to_pylist())
+    return CollectedSuite(load_metrics(root), read_table(root).to_pylist())
 
 
 # Roles that may hold devices while a stage runs.
@@ -184,7 +184,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 
 
-def stage_costs(lines: Sequence[dict[str, Any]], cluster: ClusterConfig) -> list[StageCost]:
+def stage_costs(lines: Sequence[dict[str, Any]], cluster: ClusterConfig) -> list[StageTotal]:
     """One entry a stage, in the order of their first run."""
     by_stage: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
@@ -195,7 +195,7 @@ def stage_costs(lines: Sequence[dict[str, Any]], cluster: ClusterConfig) -> list
         pools = [getattr(cluster, role) for role in ROLES.get(stage.removesuffix(" (shared)"), ())]
         cpu = [run["cpu_seconds"] for run in runs if run.get("cpu_seconds") is not None]
         found.append(
-            StageCost(
+            StageTotal(
                 stage=stage,
                 runs=len(runs),
                 seconds=seconds,

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from dat_ray.data.row_types import RowViews
 from dat_ray.data.rundir import FIRST_ROUND, open_to_read
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.errors import DatError, InputError
 from dat_ray.reporting.charts import TERMS, Figure, Term
 from dat_ray.reporting.figures import STYLES, Line, line_plot
 from dat_ray.reporting.stage import PAGE, template
-from dat_ray.training.metrics import read_metrics
+from dat_ray.training.update_metrics import read_metrics
 
 NUMBERS = "curves.json"
 # Of `metrics.jsonl`; those of a report come first.
@@ -25,8 +26,6 @@ CURVES = (
     Term("perturbation", "Size of the perturbation", "mean L2 norm / mean embedding norm", "after the attack's last step"),
     Term("gradient_norm", "Gradient norm", "L2, before clipping", "of the adapter's parameters"),
 )
-
-Rows = Sequence[Mapping[str, Any]]
 
 
 def curves(run_dirs: Sequence[str], out: str) -> str:
@@ -42,7 +41,7 @@ def curves(run_dirs: Sequence[str], out: str) -> str:
     """
     if len(run_dirs) > STYLES:
         raise InputError("RUN_DIR", f"{len(run_dirs)} runs", f"a page tells {STYLES} apart: give no more")
-    found: dict[str, Rows] = {}
+    found: dict[str, RowViews] = {}
     for root in run_dirs:
         run, record = open_to_read(root)
         rows = read_metrics(run.training(FIRST_ROUND))
@@ -60,7 +59,7 @@ def _name(name: str, taken: Mapping[str, Any]) -> str:
     return f"{name} ({number + 1})" if number else name
 
 
-def values(rows: Rows, key: str) -> list[tuple[int, float]]:
+def values(rows: RowViews, key: str) -> list[tuple[int, float]]:
     """(update, value) wherever the run logged it."""
     return [(int(row["update"]), value) for row in rows if (value := _value(row, key)) is not None]
 
@@ -74,12 +73,12 @@ def _value(row: Mapping[str, Any], key: str) -> float | None:
     return None if row.get(key) is None else float(row[key])
 
 
-def numbers(found: Mapping[str, Rows]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+def numbers(found: Mapping[str, RowViews]) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """By run and by curve, what the figures draw."""
     return {name: {term.key: points for term in CURVES if (points := values(rows, term.key))} for name, rows in found.items()}
 
 
-def render_curves(found: Mapping[str, Rows]) -> str:
+def render_curves(found: Mapping[str, RowViews]) -> str:
     """The page as one string."""
     drawn = numbers(found)
     figures, shown = [], []

@@ -32,7 +32,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Row:
+class DotRow:
     """A labeled group of estimates."""
 
     label: str
@@ -84,7 +84,7 @@ def style(series: int) -> str:
     return f"m{series % STYLES}"
 
 
-def dot_plot(rows: Sequence[Row], title: str, axis: str) -> Markup:
+def dot_plot(rows: Sequence[DotRow], title: str, axis: str) -> Markup:
     """Rates in [0, 1] with their intervals, one group of dots a row, each dot beside its name.
 
     Args:

@@ -23,7 +23,7 @@ from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import Interval
 from dat_ray.progress import clock
 from dat_ray.reporting.charts import attack_figure, loss_figures
-from dat_ray.reporting.collect import Collected, StageCost, Suite, collect
+from dat_ray.reporting.collect import Collected, CollectedSuite, StageTotal, collect
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, Example, examples
 from dat_ray.reporting.findings import findings, subject
 from dat_ray.reporting.suites import suite_view
@@ -132,7 +132,7 @@ def _interval(interval: Interval, shown: Any) -> str:
     return f"{shown(interval.value)} [{shown(interval.low)}, {shown(interval.high)}]"
 
 
-def _cost(cost: StageCost) -> dict[str, Any]:
+def _cost(cost: StageTotal) -> dict[str, Any]:
     return {
         "stage": cost.stage,
         "seconds": clock(cost.seconds),
@@ -172,7 +172,7 @@ def _provenance(recipe: Recipe, found: Collected, metrics: Metrics | None) -> li
     return rows
 
 
-def _examples(suite: Suite) -> list[dict[str, Any]]:
+def _examples(suite: CollectedSuite) -> list[dict[str, Any]]:
     about = subject(suite.metrics)
     if about is None:
         return []

@@ -20,7 +20,7 @@ from dat_ray.reporting.charts import (
     refusal_category_figure,
     refusal_figure,
 )
-from dat_ray.reporting.collect import Suite
+from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.tables import beyond_attacks, labelled, shown
 from dat_ray.reporting.words import (
     attack_name,
@@ -40,7 +40,7 @@ DISPUTED = 5
 MEASURES = {"boa": "Any attack", OVER_REFUSAL: "Over-refusal", "target_logprob": "Mean log p(target)"}
 
 
-def suite_view(name: str, suite: Suite, categories: Mapping[str, str | None]) -> dict[str, Any]:
+def suite_view(name: str, suite: CollectedSuite, categories: Mapping[str, str | None]) -> dict[str, Any]:
     """What the template needs of one evaluation."""
     metrics = suite.metrics
     figures = [

@@ -36,7 +36,6 @@ from dat_ray.errors import InputError
 from dat_ray.models.adapters import save_adapter
 from dat_ray.models.folders import replace_folder
 from dat_ray.training.checkpoint import Checkpoints, FolderCheckpoints
-from dat_ray.training.metrics import METRICS, MetricsLog
 from dat_ray.training.trainer import (
     SINGLE_WORKER,
     Diverged,
@@ -46,6 +45,7 @@ from dat_ray.training.trainer import (
     TrainingFiles,
     WorkerInfo,
 )
+from dat_ray.training.update_metrics import METRICS, MetricsLog
 
 # What is counted: from 1, in the curve and in the names of checkpoints.
 UNIT = "step"

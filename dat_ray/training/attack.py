@@ -24,7 +24,7 @@ IDS_AT_ONCE = 4096
 
 
 # A perturbation (..., B, T, D) -> (B,) what the attack lowers, and (B,) cross-entropy of each harmful response, in nats.
-Objective = Callable[[Tensor], tuple[Tensor, Tensor]]
+AttackObjective = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 # Adam's constants, as every published attack leaves them (PyTorch's defaults).
 BETA_1, BETA_2, ADAM_EPSILON = 0.9, 0.999, 1e-8
@@ -113,7 +113,7 @@ class Best:
 
 
 def attack(
-    objective: Objective, positions: Tensor, width: int, cfg: AttackConfig, unit_norm: float, *, replayed: bool = False
+    objective: AttackObjective, positions: Tensor, width: int, cfg: AttackConfig, unit_norm: float, *, replayed: bool = False
 ) -> Perturbation:
     """Runs the attack from a zero start.
 

@@ -26,7 +26,7 @@ _SEPARATOR = "::"
 _RAY_TRAINS = r"checkpoint_[-_.\d]+"
 
 
-class Writer(Protocol):
+class CheckpointWriter(Protocol):
     """Writes a checkpoint into an empty local folder."""
 
     def __call__(self, folder: Path) -> None: ...
@@ -50,7 +50,7 @@ class Checkpoints(Protocol):
         """Whether a checkpoint is wanted now, beside those of the schedule; the same answer on every worker."""
         ...
 
-    def save(self, updates_done: int, write: Writer) -> None:
+    def save(self, updates_done: int, write: CheckpointWriter) -> None:
         """Keeps a checkpoint, whole or not at all."""
         ...
 
@@ -157,7 +157,7 @@ class FolderCheckpoints:
     def urgent(self) -> bool:
         return False
 
-    def save(self, updates_done: int, write: Writer) -> None:
+    def save(self, updates_done: int, write: CheckpointWriter) -> None:
         name = f"{self.unit}-{updates_done:08d}"
         save_at(self.root, name, write)
         drop_checkpoints(self.root, self.kept(), name)

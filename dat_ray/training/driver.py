@@ -45,14 +45,11 @@ from dat_ray.progress import Progress, stage_line
 from dat_ray.training.checkpoint import RunFingerprint
 from dat_ray.training.counts import read_counts, sentences, write_counts
 from dat_ray.training.fine_tuning import count_updates, fine_tune
-from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.ray_checkpoints import RayCheckpoints
-from dat_ray.training.rows import count_rows, load_rows
 from dat_ray.training.sharding import shard_frozen_weights
 from dat_ray.training.tracking import open_sinks, wanted_sinks
-from dat_ray.training.trainer import TrainingFiles
-from dat_ray.training.workers import (
+from dat_ray.training.train_workers import (
     LinesForDriver,
     WorkerGroup,
     model_for_workers,
@@ -61,6 +58,9 @@ from dat_ray.training.workers import (
     this_worker,
     without_retry,
 )
+from dat_ray.training.trainer import TrainingFiles
+from dat_ray.training.training_rows import count_rows, load_rows
+from dat_ray.training.update_metrics import MetricsLog, read_metrics
 
 SECONDS_FOR_WORKERS_TO_END = 10.0
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaShape:
     """A Llama-like model.
 
     Attributes:
@@ -42,12 +42,12 @@ class Shape:
         return self.layers * rank * (2 * (D + D) + 2 * (D + K) + 3 * (D + F))
 
 
-LLAMA3_8B = Shape(layers=32, width=4096, hidden=14336, keys=1024, vocabulary=128_256)
-QWEN25_14B = Shape(layers=48, width=5120, hidden=13824, keys=1024, vocabulary=152_064)
+LLAMA3_8B = LlamaShape(layers=32, width=4096, hidden=14336, keys=1024, vocabulary=128_256)
+QWEN25_14B = LlamaShape(layers=48, width=5120, hidden=13824, keys=1024, vocabulary=152_064)
 
 
 def update_bytes(
-    shape: Shape, *, rank: int, rows: int, tokens: int, response: int, checkpointing: bool = False
+    shape: LlamaShape, *, rank: int, rows: int, tokens: int, response: int, checkpointing: bool = False
 ) -> dict[str, int]:
     """Peak memory of an update by part, in bytes: 2-byte weights, a float32 adapter with AdamW.
 

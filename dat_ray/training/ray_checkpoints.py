@@ -11,7 +11,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from dat_ray.data.checkpoints import load_newest, read_at
 from dat_ray.data.shards import join
 from dat_ray.errors import DamagedCheckpoint, DatError, StorageError
-from dat_ray.training.checkpoint import FolderCheckpoints, Writer
+from dat_ray.training.checkpoint import CheckpointWriter, FolderCheckpoints
 from dat_ray.training.trainer import WorkerInfo
 
 
@@ -60,7 +60,7 @@ class RayCheckpoints(FolderCheckpoints):
         self._leaving |= leaving
         return bool(news)
 
-    def save(self, updates_done: int, write: Writer) -> None:
+    def save(self, updates_done: int, write: CheckpointWriter) -> None:
         if self.worker.rank == 0:
             super().save(updates_done, write)
         # No worker goes on before it is kept.

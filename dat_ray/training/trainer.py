@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dat_ray.data.ids import row_id, seed_from_id
 from dat_ray.errors import DatError
 from dat_ray.training.checkpoint import Checkpoints, RunIdentity, load_checkpoint, save_checkpoint
-from dat_ray.training.metrics import MetricsLog
+from dat_ray.training.update_metrics import MetricsLog
 
 # Adds a tensor up over all workers, in place.
 Reduce = Callable[[Tensor], None]

@@ -32,12 +32,12 @@ from dat_ray.models.loading import load_tokenizer
 from dat_ray.training.checkpoint import FolderCheckpoints, RunFingerprint
 from dat_ray.training.driver import build_model
 from dat_ray.training.fine_tuning import TrainingRows, fine_tune
-from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
-from dat_ray.training.rows import load_rows
 from dat_ray.training.terms import pair_batch, pair_logprobs, retain_losses
 from dat_ray.training.trainer import TrainingFiles
+from dat_ray.training.training_rows import load_rows
+from dat_ray.training.update_metrics import MetricsLog, read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.diagnosis import job_actors
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.training import driver
-from dat_ray.training.metrics import MetricsLog, read_metrics
+from dat_ray.training.update_metrics import MetricsLog, read_metrics
 from tests.ray.tiny_generation import await_release, release
 from tests.ray.tiny_training import in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
 from tests.ray.worker_processes import updates_kept, wait_for_slow_nodes

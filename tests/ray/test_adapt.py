@@ -17,7 +17,7 @@ from dat_ray.errors import DatError
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.pipeline import adapt_workers
 from dat_ray.pipeline.adapt import adapt_model
-from dat_ray.training import workers
+from dat_ray.training import train_workers as workers
 from tests.ray.tiny_generation import await_release, release
 from tests.ray.worker_processes import drill_moments, killed_once, training_workers
 from tests.unit.pipeline.tiny_adaptation import adapt_recipe, pairs_table, tiny_chat_model

@@ -25,7 +25,8 @@ from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
 from dat_ray.models.adapters import ADAPTER_WEIGHTS, attach_lora, save_adapter
 from dat_ray.models.loading import load_causal_lm
-from dat_ray.training import driver, workers
+from dat_ray.training import driver
+from dat_ray.training import train_workers as workers
 from tests.ray.tiny_generation import ROWS, Faults, drawn, engines, release, tiny_recipe, tiny_run
 from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import ray_workers, training_workers, updates_kept

@@ -21,7 +21,7 @@ from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.models.remote import local_adapter
 from dat_ray.reporting.stage import report
 from dat_ray.training import driver
-from dat_ray.training.metrics import read_metrics
+from dat_ray.training.update_metrics import read_metrics
 from tests.ray.drivers import assert_as_undisturbed, committed, said, start_driver, wait_until
 from tests.ray.tiny_generation import ROWS, ROWS_PER_BLOCK, Faults, drawn, engines, release, tiny_recipe, tiny_run
 from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe

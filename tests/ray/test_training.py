@@ -18,9 +18,10 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import has_manifest, read_manifest
 from dat_ray.errors import DatError, ShardError
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
-from dat_ray.training import driver, workers
-from dat_ray.training.metrics import read_metrics
+from dat_ray.training import driver
+from dat_ray.training import train_workers as workers
 from dat_ray.training.trainer import Diverged
+from dat_ray.training.update_metrics import read_metrics
 from tests.ray.tiny_generation import release
 from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import drill_moments, killed_once, training_workers, updates_kept

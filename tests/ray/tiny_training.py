@@ -22,11 +22,11 @@ from dat_ray.models.loading import load_tokenizer, model_fingerprint
 from dat_ray.training.checkpoint import FolderCheckpoints, RunFingerprint
 from dat_ray.training.driver import build_model
 from dat_ray.training.fine_tuning import fine_tune
-from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.network import Network
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
-from dat_ray.training.rows import load_rows
 from dat_ray.training.trainer import TrainingFiles
+from dat_ray.training.training_rows import load_rows
+from dat_ray.training.update_metrics import MetricsLog
 from tests.ray.tiny_generation import await_release
 from tests.unit.training.byte_tokenizer import byte_tokenizer
 

@@ -33,6 +33,22 @@ LONGEST_CHAIN = {"evaluation": 6}
 
 # The most that a module, and a function's list of parameters, may have: what is longer has more than one job.
 MOST_LINES, MOST_PARAMETERS = 400, 7
+# Modules of different rooms with one name: each is that room's part of one thing.
+ONE_THING = {
+    "adapt": "the making of a sampler: its recipe, its verb",
+    "attack": "the attack in embedding space, and its benchmark",
+    "base": "the interfaces of a room",
+    "beast": "the attack, and its search",
+    "embedding": "the attack, and its search",
+    "gcg": "the attack, and its search",
+    "loading": "recipes, models: from their names",
+    "memory": "arithmetic of memory, and its benchmark",
+    "pgd": "the attack, and its search",
+    "sampler": "the sampler, and its benchmark",
+    "stage": "the door of a stage",
+    "sweep": "recipes side by side: their file, their runs, their page",
+    "vllm_sampler": "the engine, and its benchmark",
+}
 # Functions past it, which only get fewer.
 LONG_LISTS = {"reporting/figures.py line_plot"}
 
@@ -69,7 +85,7 @@ def test_a_room_imports_only_from_the_floors_below() -> None:
 def test_measures_are_pure() -> None:
     for path in sorted((PACKAGE / "measures").glob("*.py")):
         for name in imports(path):
-            ours = name == "dat_ray.data.text" or name.startswith("dat_ray.measures.")
+            ours = name in ("dat_ray.data.text", "dat_ray.data.row_types") or name.startswith("dat_ray.measures.")
             assert ours or name.split(".")[0] in {*sys.stdlib_module_names, "numpy"}, f"{path.name} imports {name}"
 
 
@@ -119,3 +135,16 @@ def test_functions_take_few_parameters() -> None:
                 if len([name for name in names if name not in ("self", "cls")]) > MOST_PARAMETERS:
                     found.add(f"{path.relative_to(PACKAGE)} {node.name}")
     assert found <= LONG_LISTS
+
+
+def test_a_name_has_one_meaning() -> None:
+    classes: dict[str, list[str]] = {}
+    modules: dict[str, set[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        where = path.relative_to(PACKAGE)
+        modules.setdefault(path.stem, set()).add(str(where.parent))
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes.setdefault(node.name, []).append(str(where))
+    assert {name: found for name, found in classes.items() if len(found) > 1} == {}
+    assert {name for name, rooms in modules.items() if len(rooms) > 1} - {"__init__"} == set(ONE_THING)

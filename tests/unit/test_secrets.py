@@ -18,7 +18,7 @@ from dat_ray.diagnosis import keep_traceback
 from dat_ray.engines.base import Completion, Judgement
 from dat_ray.engines.endpoint import EndpointModel, api_key
 from dat_ray.errors import DatError, InputError, error_line
-from dat_ray.generation.rows import _describe
+from dat_ray.generation.row_work import _describe
 from dat_ray.runlog import RunLog
 from dat_ray.secrets import BLANK, looks_secret, redact, secrets_in
 

@@ -23,7 +23,7 @@ from dat_ray.data.scratch import OWNER, remove_abandoned, scratch_folder
 from dat_ray.errors import DatError, Stopped
 from dat_ray.ops import export_verb, submit
 from dat_ray.raysession import kept_handlers
-from dat_ray.training import workers
+from dat_ray.training import train_workers as workers
 
 pytestmark = pytest.mark.fault
 

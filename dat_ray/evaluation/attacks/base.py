@@ -30,16 +30,16 @@ from typing import Any, ClassVar, Literal, Protocol
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.models import SamplerConfig
 from dat_ray.config.schema import Recipe
+from dat_ray.data.row_types import Row
 from dat_ray.engines.calls import Answer, Failure
 from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.questions import AttackerRequest, Behavior, Question, SearchRequest, SeedScope
 
-Row = dict[str, Any]
 # What the judges read in place of an answer, for some rows of a shard: (shard's stem, its questions, its rows) -> row number
 # -> text, or why there is none.
 ReadInstead = Callable[[str, Sequence[Question], Sequence[Row]], Mapping[int, str | Failure]]
 # A class of `dat_ray.evaluation.search`, or one like those: made from a `Whitebox` on each worker, it has `advance`.
-SearchMethod = Callable[..., Any]
+MakeSearch = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Session(Writer, Protocol):
         """As `ask`, of answers that the attack itself has brought."""
         ...
 
-    def search(self, attack: str, method: SearchMethod, requests: Sequence[SearchRequest]) -> list[Row]:
+    def search(self, attack: str, method: MakeSearch, requests: Sequence[SearchRequest]) -> list[Row]:
         """Searches on workers that hold the model with its gradients; rows of schema SEARCHES, one for each request, in order.
 
         Args:

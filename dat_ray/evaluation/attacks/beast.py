@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dat_ray.evaluation.attacks.base import SearchMethod
+from dat_ray.evaluation.attacks.base import MakeSearch
 from dat_ray.evaluation.attacks.searching import SuffixAttack
 from dat_ray.evaluation.attacks.transfer import Transfer
 
@@ -18,7 +18,7 @@ class BeastAttack(SuffixAttack):
     def attempts(self) -> int:
         return self.config.beast.attempts
 
-    def method(self) -> SearchMethod:
+    def method(self) -> MakeSearch:
         from dat_ray.evaluation.search.beast import BeastSearch
 
         return BeastSearch

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from dat_ray.data.row_types import Row
 from dat_ray.engines.refusal_judge import is_refusal
-from dat_ray.evaluation.attacks.base import Attack, Planned, Row, Session
+from dat_ray.evaluation.attacks.base import Attack, Planned, Session
 from dat_ray.evaluation.attacks.pair import SHOWN_CHARACTERS, out_of_ten, parse
 from dat_ray.evaluation.attacks.rewriting import ATTACKER
 from dat_ray.evaluation.attacks.transfer import Transfer

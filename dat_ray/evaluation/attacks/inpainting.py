@@ -12,8 +12,9 @@ from typing import Any
 from dat_ray.config.models import SamplerConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import draw_prompt_tokens, row_id, seed_from_id
+from dat_ray.data.row_types import Row
 from dat_ray.data.rundir import FIRST_ROUND
-from dat_ray.evaluation.attacks.base import Attack, Drawer, Drawing, Planned, Row, Session, Setup
+from dat_ray.evaluation.attacks.base import Attack, Drawer, Drawing, Planned, Session, Setup
 from dat_ray.evaluation.questions import Behavior, Question
 from dat_ray.models.identity import sampler_fingerprint
 

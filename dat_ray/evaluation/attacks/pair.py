@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from dat_ray.evaluation.attacks.base import Attack, Planned, Row, Session
+from dat_ray.data.row_types import Row
+from dat_ray.evaluation.attacks.base import Attack, Planned, Session
 from dat_ray.evaluation.attacks.rewriting import ATTACKER
 from dat_ray.evaluation.attacks.transfer import Transfer
 from dat_ray.evaluation.questions import UNREADABLE, AttackerRequest, Behavior, Question

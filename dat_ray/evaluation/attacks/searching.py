@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from dat_ray.data.ids import row_id
-from dat_ray.evaluation.attacks.base import Attack, Planned, Row, SearchMethod, Session, Setup
+from dat_ray.data.row_types import Row
+from dat_ray.evaluation.attacks.base import Attack, MakeSearch, Planned, Session, Setup
 from dat_ray.evaluation.questions import Behavior, Question, SearchRequest
 
 
@@ -16,7 +17,7 @@ class SearchingAttack(Attack):
     in_order = True
     gradients = True
 
-    def results(self, session: Session, method: SearchMethod) -> list[tuple[Behavior, Row]]:
+    def results(self, session: Session, method: MakeSearch) -> list[tuple[Behavior, Row]]:
         """Every behavior with what its search found, a row of schema SEARCHES."""
         model, suite = session.model, self.setup.scope.suite
         requests = [
@@ -45,7 +46,7 @@ class SuffixAttack(SearchingAttack, ABC):
         """Suffixes of a search that the model is asked with."""
 
     @abstractmethod
-    def method(self) -> SearchMethod:
+    def method(self) -> MakeSearch:
         """How to search."""
 
     def planned(self) -> Planned:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
-from dat_ray.data.sources import open_source
-from dat_ray.data.tables import TEXT, listed
+from dat_ray.data.table_files import TEXT, listed
+from dat_ray.data.table_sources import open_source
 from dat_ray.errors import InputError
 from dat_ray.evaluation.attacks.base import Attack
 from dat_ray.evaluation.questions import Question

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from dat_ray.data.row_types import Row
 from dat_ray.engines.calls import Failure
-from dat_ray.evaluation.attacks.base import Planned, Row, Session
+from dat_ray.evaluation.attacks.base import Planned, Session
 from dat_ray.evaluation.attacks.rewriting import Rewriting, RewritingAttack
 from dat_ray.evaluation.questions import AttackerRequest, Question
 

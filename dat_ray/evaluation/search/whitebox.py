@@ -56,7 +56,7 @@ class Begun(NamedTuple):
     seconds: float
 
 
-class Drift(NamedTuple):
+class RowDrift(NamedTuple):
     """Of one row: mean over its response tokens of KL(base || model), in nats, and whether the response was cut for room."""
 
     value: float
@@ -122,7 +122,7 @@ class Whitebox:
         return self.text.completion(ids[0].tolist()).text
 
     @torch.inference_mode()
-    def drift(self, prompt: str, response: str, limits: Limits) -> Drift | None:
+    def drift(self, prompt: str, response: str, limits: Limits) -> RowDrift | None:
         """Drift on one row, cut as in training; None where its prompt leaves too little room for a response.
 
         It needs an adapter, which is off for the base.
@@ -135,7 +135,7 @@ class Whitebox:
         with self._adapted.disable_adapter():
             base = self.network.response_logits(batch).logits
         value = kl_divergence(base, self.network.response_logits(batch).logits).mean().item()
-        return Drift(value, cut=row.beyond_room > 0)
+        return RowDrift(value, cut=row.beyond_room > 0)
 
 
 def _no_search(reason: str) -> dict[str, Any]:
@@ -161,6 +161,6 @@ def search_slice(
     return Unfinished((kind, request, seconds, found)) if isinstance(found, Begun) else found
 
 
-def drift_all(engine: Whitebox, rows: Sequence[tuple[str, str]], limits: Limits) -> list[Drift | None]:
+def drift_all(engine: Whitebox, rows: Sequence[tuple[str, str]], limits: Limits) -> list[RowDrift | None]:
     """`Whitebox.drift` of each (prompt, response)."""
     return [engine.drift(prompt, response, limits) for prompt, response in rows]

@@ -14,7 +14,7 @@ from dat_ray.diffusion.law import Law
 from dat_ray.diffusion.published_law import published_infill, transfer_schedule
 from dat_ray.diffusion.sampler import TorchDenoiser
 
-TINY = bench.Shape(1, 32, 2, 48, 3000, True, 0.3, (4, 9), (3, 30), 3, 6, 4, torch.float32)
+TINY = bench.SamplerShape(1, 32, 2, 48, 3000, True, 0.3, (4, 9), (3, 30), 3, 6, 4, torch.float32)
 
 
 def test_both_forms_write_the_same_and_every_key_is_there(monkeypatch, capsys) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dat_ray.data.sources import open_source
+from dat_ray.data.table_sources import open_source
 from dat_ray.data.text import near_duplicates
 
 SIZES = {"train": 115, "dev": 48, "heldout": 48, "lookalikes": 64, "lookalikes-dev": 60, "retain": 430}

@@ -19,7 +19,7 @@ from dat_ray.config.training import RetainConfig
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.prompt_files import read_prompts
 from dat_ray.data.retain import read_retain
-from dat_ray.data.sources import open_source
+from dat_ray.data.table_sources import open_source
 from dat_ray.diffusion.pairs import read_pairs
 from dat_ray.errors import InputError
 from dat_ray.evaluation.attacks.templates import load_templates

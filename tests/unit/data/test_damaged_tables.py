@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dat_ray.data import tables
-from dat_ray.data.tables import COMPRESSED, KINDS, Origin, read_json_file, read_table_file
+from dat_ray.data import table_files as tables
+from dat_ray.data.table_files import COMPRESSED, KINDS, Origin, read_json_file, read_table_file
 from dat_ray.errors import InputError
 
 ORIGIN = Origin("behaviors.path", "file")

@@ -16,7 +16,7 @@ from dat_ray.config.loading import list_recipes, load_recipe
 from dat_ray.data import public
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.public import FILES, PublicFile, public_file
-from dat_ray.data.sources import open_source
+from dat_ray.data.table_sources import open_source
 from dat_ray.errors import InputError
 
 NAME, CONTENT = "made/table.csv", b"goal,target\nDo it,Sure\n" * 5000

@@ -6,8 +6,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
+from dat_ray.diffusion.canvas_rows import Pack
 from dat_ray.diffusion.law import Law
-from dat_ray.diffusion.rows import Pack
 from dat_ray.diffusion.sampler import ReusingHead
 from tests.unit.diffusion.literal_law import literal_infill
 from tests.unit.diffusion.text_sampler import InfillRow, TextSampler

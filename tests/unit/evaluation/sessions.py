@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dat_ray.evaluation.attacks.base import ReadInstead, Row, SearchMethod
+from dat_ray.data.row_types import Row
+from dat_ray.evaluation.attacks.base import MakeSearch, ReadInstead
 from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.questions import AttackerRequest, Question, SearchRequest
 
@@ -44,7 +45,7 @@ class ScriptedSession:
         self.asked += questions
         return [self._row(question) for question in questions]
 
-    def search(self, attack: str, method: SearchMethod, requests: Sequence[SearchRequest]) -> list[Row]:
+    def search(self, attack: str, method: MakeSearch, requests: Sequence[SearchRequest]) -> list[Row]:
         return [{"error": None, "model_calls": None, "prompts": None, **self.found} for _ in requests]
 
     def skip(self, attempts: int, texts: int = 0) -> None:

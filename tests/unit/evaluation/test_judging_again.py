@@ -10,6 +10,7 @@ import pytest
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.error_limit import ErrorLimit
+from dat_ray.data.row_types import Row
 from dat_ray.data.schemas import ATTEMPTS, SEARCHES
 from dat_ray.engines.base import Completion, Judgement
 from dat_ray.engines.calls import Answer
@@ -18,7 +19,7 @@ from dat_ray.errors import DatError
 from dat_ray.evaluation.asking import AttemptStores, ModelSession
 from dat_ray.evaluation.attacker import Attacker
 from dat_ray.evaluation.compared import Model
-from dat_ray.evaluation.judges import JudgePool, Judges, Row
+from dat_ray.evaluation.judges import JudgePool, Judges
 from dat_ray.evaluation.questions import OVER_REFUSAL, Question
 from dat_ray.evaluation.store import ShardStore
 from dat_ray.progress import Progress, ProgressCounter

@@ -16,7 +16,7 @@ from dat_ray.models.identity import weights_of
 from dat_ray.models.loading import model_files
 from dat_ray.models.samplers import resolve_sampler
 from dat_ray.models.served import served_model
-from dat_ray.ops.models import engine_check
+from dat_ray.ops.model_checks import engine_check
 
 MODEL = "some-org/no-such-model-of-a-test"
 

@@ -15,7 +15,8 @@ from dat_ray.config.loading import load_recipe
 from dat_ray.config.models import EndpointConfig, TargetConfig
 from dat_ray.data.rundir import open_run
 from dat_ray.models.chat import ChatFormat
-from dat_ray.ops import doctor, models
+from dat_ray.ops import doctor
+from dat_ray.ops import model_checks as models
 from dat_ray.ops.doctor import diagnose
 from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
 

@@ -11,7 +11,7 @@ from dat_ray.config.loading import load_recipe
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.errors import DatError, InputError
 from dat_ray.reporting.curves import curves
-from dat_ray.training.metrics import MetricsLog
+from dat_ray.training.update_metrics import MetricsLog
 
 
 def trained(root: Path, retain: str, updates: int = 3, attacked: bool = True) -> str:

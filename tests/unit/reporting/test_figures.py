@@ -8,8 +8,8 @@ import pytest
 from dat_ray.reporting.figures import (
     STYLES,
     Dot,
+    DotRow,
     Line,
-    Row,
     Spot,
     dot_plot,
     doubling_ticks,
@@ -40,7 +40,7 @@ def numbers(kind: str, svg: str, attribute: str) -> list[float]:
 
 
 def test_dots_and_intervals_stand_where_the_axis_says() -> None:
-    svg = dot_plot([Row("attack", [Dot(0, "base", 0.25, 0.0, 0.5)])], "title", "share, %")
+    svg = dot_plot([DotRow("attack", [Dot(0, "base", 0.25, 0.0, 0.5)])], "title", "share, %")
     ticks = numbers("grid", svg, "x1")
     assert len(ticks) == 5
     assert numbers("mark m0", svg, "cx") == [pytest.approx(ticks[1])]
@@ -51,7 +51,7 @@ def test_dots_and_intervals_stand_where_the_axis_says() -> None:
 def test_models_differ_in_shape_and_dash_and_name_not_only_in_color() -> None:
     shapes = {mark(series, 0, 0).replace(f"m{series}", "") for series in range(STYLES)}
     assert len(shapes) == STYLES
-    svg = dot_plot([Row("a", [Dot(0, "base", 0.5, None, None), Dot(1, "a model of a long name", 0.5, None, None)])], "t", "a")
+    svg = dot_plot([DotRow("a", [Dot(0, "base", 0.5, None, None), Dot(1, "a model of a long name", 0.5, None, None)])], "t", "a")
     assert ">base</text>" in svg
     assert ">a model of a…</text>" in svg
     assert "a model of a long name: 50%" in svg
@@ -59,7 +59,7 @@ def test_models_differ_in_shape_and_dash_and_name_not_only_in_color() -> None:
 
 
 def test_what_was_not_measured_is_not_drawn() -> None:
-    svg = dot_plot([Row("a", [Dot(0, "base", None, None, None)])], "t", "a")
+    svg = dot_plot([DotRow("a", [Dot(0, "base", None, None, None)])], "t", "a")
     assert "<circle" not in svg
     assert "not measured" in svg
 
@@ -80,7 +80,7 @@ def test_a_single_point_and_a_flat_curve_can_be_drawn() -> None:
 
 
 def test_text_is_escaped() -> None:
-    svg = dot_plot([Row('<script>"', [])], '"><script>', "a & b")
+    svg = dot_plot([DotRow('<script>"', [])], '"><script>', "a & b")
     ElementTree.fromstring(svg)
     assert "<script" not in svg
 

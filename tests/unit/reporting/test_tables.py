@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from dat_ray.evaluation.results import AttackCounts, Metrics, ModelMetrics, OverRefusal, PairedDifference
-from dat_ray.reporting.collect import Suite, read_suite
+from dat_ray.reporting.collect import CollectedSuite, read_suite
 from dat_ray.reporting.suites import suite_view
 from dat_ray.reporting.tables import Comparison, as_csv, as_latex, as_markdown, as_rich, comparison, tex, write_tables
 from tests.unit.reporting.synthetic_run import THREE, evaluate, new_run
@@ -49,7 +49,7 @@ def test_variants_stand_below_their_attack(metrics: Metrics) -> None:
     assert [one.key for one in measures[:4]] == ["direct", "direct/zh", "direct/", "inpainting"]
     shown = [(one.name, one.cells[0].value, one.cells[0].n, one.cells[1].value) for one in measures[1:3]]
     assert shown == [("Direct request: zh", 0.25, 4, None), ("Direct request: no variant", 0.75, 4, None)]
-    view = suite_view("default", Suite(changed, []), {})
+    view = suite_view("default", CollectedSuite(changed, []), {})
     rows = [(row["measure"], row["model"], row["rate"], row["attempts"], row["begins"]) for row in view["rates"]]
     assert rows[2:4] == [("Direct request: zh", "base", "25%", 5, True), ("Direct request: no variant", "base", "75%", 5, True)]
     assert rows[1][:2] == ("Direct request", "dat")

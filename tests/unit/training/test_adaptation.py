@@ -26,7 +26,7 @@ from dat_ray.training.adaptation import (
     adapt,
     save_adapted,
 )
-from dat_ray.training.checkpoint import FolderCheckpoints, Writer
+from dat_ray.training.checkpoint import CheckpointWriter, FolderCheckpoints
 from dat_ray.training.trainer import WorkerInfo
 from tests.unit.diffusion.tiny import MASK, tiny_model
 
@@ -189,7 +189,7 @@ class FirstWrites(FolderCheckpoints):
         super().__init__(root, UNIT)
         self.rank = rank
 
-    def save(self, updates_done: int, write: Writer) -> None:
+    def save(self, updates_done: int, write: CheckpointWriter) -> None:
         if self.rank == 0:
             super().save(updates_done, write)
 

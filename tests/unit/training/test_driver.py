@@ -16,8 +16,8 @@ from dat_ray.progress import Progress, stage_line
 from dat_ray.training import ray_checkpoints
 from dat_ray.training.counts import ResponseCount, TableCount, write_counts
 from dat_ray.training.driver import _live_progress
+from dat_ray.training.train_workers import LinesForDriver
 from dat_ray.training.trainer import WorkerInfo
-from dat_ray.training.workers import LinesForDriver
 
 
 def test_what_became_of_the_rows_is_said_once_and_sets_the_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

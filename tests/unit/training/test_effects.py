@@ -13,9 +13,9 @@ from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.checkpoint import FolderCheckpoints, RunFingerprint
 from dat_ray.training.fine_tuning import TrainingRows, fine_tune
-from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.trainer import TrainingFiles
+from dat_ray.training.update_metrics import MetricsLog, read_metrics
 
 RECIPES = (
     "dat-llama3-8b",

@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dat_ray.config.training import LoraConfig
 from dat_ray.models.adapters import attach_lora
-from dat_ray.training.memory import LLAMA3_8B, QWEN25_14B, Shape, update_bytes
+from dat_ray.training.memory import LLAMA3_8B, QWEN25_14B, LlamaShape, update_bytes
 
 
 def test_parameter_counts_are_those_of_a_model() -> None:
@@ -14,7 +14,7 @@ def test_parameter_counts_are_those_of_a_model() -> None:
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
     )
     model = LlamaForCausalLM(config)
-    shape = Shape(layers=3, width=32, hidden=48, keys=16, vocabulary=50)
+    shape = LlamaShape(layers=3, width=32, hidden=48, keys=16, vocabulary=50)
     norms = sum(parameter.numel() for name, parameter in model.named_parameters() if "norm" in name)
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters()) - norms
     adapted = attach_lora(model, LoraConfig(rank=5), 0)

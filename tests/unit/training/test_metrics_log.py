@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dat_ray.training.metrics import METRICS, TENSORBOARD, MetricsLog, read_metrics, scalars
+from dat_ray.training.update_metrics import METRICS, TENSORBOARD, MetricsLog, read_metrics, scalars
 
 
 def metrics(update: int, loss: float) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def test_a_folder_elsewhere_is_refused(tmp_path: Path, field: str, folder: str) 
 
 def test_a_training_looks_at_it_before_ray_does(tmp_path: Path) -> None:
     from dat_ray.config.cluster import Pool
-    from dat_ray.training.workers import WorkerGroup, run_workers
+    from dat_ray.training.train_workers import WorkerGroup, run_workers
 
     store(tmp_path, json.dumps({"checkpoint_results": [{"checkpoint_dir_name": "../../private"}]}))
     with pytest.raises(DatError, match="private"):

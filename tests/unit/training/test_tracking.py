@@ -13,8 +13,8 @@ import pytest
 from dat_ray.config.cluster import TrackingConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.errors import InputError
-from dat_ray.training.metrics import MetricsLog
 from dat_ray.training.tracking import open_sinks, wanted_sinks
+from dat_ray.training.update_metrics import MetricsLog
 
 
 def recipe(**tracking: Any) -> Recipe:

@@ -20,10 +20,10 @@ from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.checkpoint import ADAPTER, OPTIMIZER, FolderCheckpoints, RunFingerprint, load_checkpoint
 from dat_ray.training.fine_tuning import TrainingRows, check_rows, count_updates, fine_tune
-from dat_ray.training.metrics import MetricsLog, read_metrics
 from dat_ray.training.network import Network
 from dat_ray.training.step import make_optimizer
 from dat_ray.training.trainer import SINGLE_WORKER, Diverged, Schedule, TrainingFiles, WorkerInfo
+from dat_ray.training.update_metrics import MetricsLog, read_metrics
 
 MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
 RUN = "0123456789abcdef"

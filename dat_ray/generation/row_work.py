@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from dat_ray.data.row_types import Row
 from dat_ray.engines.calls import try_call
 from dat_ray.errors import error_line
 from dat_ray.generation.ledger import TRIES_PER_ROW
 
-Row = dict[str, Any]
 # Takes rows, returns for each the columns to fill in, or `error` alone where that row has no answer.
-Work = Callable[[Sequence[Row]], Sequence[Row]]
+FillRows = Callable[[Sequence[Row]], Sequence[Row]]
 
 
 class Tries(Protocol):
@@ -23,7 +23,7 @@ class Tries(Protocol):
     def death(self, role: str) -> str: ...
 
 
-def fill_in(rows: Sequence[Row], work: Work, ledger: Tries, role: str) -> list[Row]:
+def fill_in(rows: Sequence[Row], work: FillRows, ledger: Tries, role: str) -> list[Row]:
     """Adds what `work` answers to each row, or the reason why there is no answer to its `error` column.
 
     The batch is tried whole. Where that raises, or where a process ended on it before, its rows are tried one by one.

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
+from dat_ray.data.row_types import RowView
 from dat_ray.data.text import holds, normalize
 from dat_ray.measures.diversity import Diversity, diversity
 from dat_ray.measures.intervals import Interval, cluster_bootstrap
 
-Row = Mapping[str, Any]
 
-
-def diagnose(rows: Iterable[Row], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Diversity:
+def diagnose(rows: Iterable[RowView], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Diversity:
     """Diversity and diagnostics of a set of prompts, every interval a bootstrap over behaviors.
 
     Args:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dat_ray.data.text import holds
-from dat_ray.measures.prompts import copied_share, diagnose
+from dat_ray.measures.prompt_statistics import copied_share, diagnose
 
 
 def row(behavior: str, prompt: str | None, **facts) -> dict:

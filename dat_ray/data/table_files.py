@@ -53,7 +53,7 @@ _COLUMN_WORDS = frozenset({"goal", "target", "prompt", "response", "behavior", "
 _NAMES_SHOWN, _NAME_LENGTH = 12, 40
 
 
-class Row(NamedTuple):
+class PlacedRow(NamedTuple):
     """A row and where it stands, such as ``row 3 (line 4)``, counted from 1."""
 
     place: str
@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class TableSource:
     """An opened table.
 
     Attributes:
@@ -72,7 +72,7 @@ class Source:
 
     name: str
     columns: tuple[str, ...]
-    rows: Callable[[Sequence[str]], Iterator[Row]]
+    rows: Callable[[Sequence[str]], Iterator[PlacedRow]]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(quoted) + more
 
 
-def read_table_file(name: str, data: bytes, origin: Origin) -> Source:
+def read_table_file(name: str, data: bytes, origin: Origin) -> TableSource:
     """The table in a file's bytes.
 
     Args:
@@ -141,7 +141,7 @@ def read_json_file(data: bytes, origin: Origin) -> Any:
     return _decode_json(_text(_unpacked(data, origin), origin), origin)
 
 
-def from_arrow(name: str, table: pa.Table, origin: Origin) -> Source:
+def from_arrow(name: str, table: pa.Table, origin: Origin) -> TableSource:
     """A source of an Arrow table.
 
     Raises:
@@ -151,17 +151,17 @@ def from_arrow(name: str, table: pa.Table, origin: Origin) -> Source:
         raise origin.bad("holds no rows: give a table with at least one")
     _check_names(table.column_names, origin)
 
-    def rows(columns: Sequence[str]) -> Iterator[Row]:
+    def rows(columns: Sequence[str]) -> Iterator[PlacedRow]:
         number = 0
         for batch in table.select(list(columns)).to_batches():
             for values in batch.to_pylist():
                 number += 1
-                yield Row(f"row {number}", {column: cell(value) for column, value in values.items()})
+                yield PlacedRow(f"row {number}", {column: cell(value) for column, value in values.items()})
 
-    return Source(name, tuple(table.column_names), rows)
+    return TableSource(name, tuple(table.column_names), rows)
 
 
-def from_rows(name: str, read: list[Row], origin: Origin) -> Source:
+def from_rows(name: str, read: list[PlacedRow], origin: Origin) -> TableSource:
     """A source of rows that are read already.
 
     Raises:
@@ -172,11 +172,11 @@ def from_rows(name: str, read: list[Row], origin: Origin) -> Source:
     # A JSON row may lack a key; columns keep the order in which they first appear.
     columns = tuple(dict.fromkeys(column for row in read for column in row.values))
 
-    def rows(wanted: Sequence[str]) -> Iterator[Row]:
+    def rows(wanted: Sequence[str]) -> Iterator[PlacedRow]:
         for place, values in read:
-            yield Row(place, {column: cell(values.get(column)) for column in wanted})
+            yield PlacedRow(place, {column: cell(values.get(column)) for column in wanted})
 
-    return Source(name, columns, rows)
+    return TableSource(name, columns, rows)
 
 
 def cell(value: Any) -> Any:
@@ -185,18 +185,18 @@ def cell(value: Any) -> Any:
     return None if nan else value
 
 
-def jsonl_rows(text: str, origin: Origin) -> list[Row]:
+def jsonl_rows(text: str, origin: Origin) -> list[PlacedRow]:
     """One JSON object a line; blank lines don't count.
 
     Raises:
         InputError: a line is no JSON object.
     """
-    rows: list[Row] = []
+    rows: list[PlacedRow] = []
     # Not splitlines, which also breaks at separators that JSON strings may contain.
     for line_number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"row {len(rows) + 1} (line {line_number})"
-            rows.append(Row(place, _object(_decode_json(line, origin, place), origin, place)))
+            rows.append(PlacedRow(place, _object(_decode_json(line, origin, place), origin, place)))
     return rows
 
 
@@ -287,7 +287,7 @@ def _delimiter(header: str, usual: str) -> str:
     return usual if usual in bare or commonest not in bare else commonest
 
 
-def _csv_rows(text: str, usual: str, origin: Origin) -> list[Row]:
+def _csv_rows(text: str, usual: str, origin: Origin) -> list[PlacedRow]:
     first = text.lstrip("\r\n").splitlines()[0]
     # Excel's own first line, which names the delimiter.
     excel = re.fullmatch(r"sep=(.)", first)
@@ -295,7 +295,7 @@ def _csv_rows(text: str, usual: str, origin: Origin) -> list[Row]:
     # A space after each comma of the header: then the cells have one too, before their quotes.
     spaced = f"{delimiter} " in first
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=spaced, strict=True)
-    rows: list[Row] = []
+    rows: list[PlacedRow] = []
     header: list[str] = []
     with _cells_up_to(len(text)):
         try:
@@ -313,24 +313,24 @@ def _csv_rows(text: str, usual: str, origin: Origin) -> list[Row]:
                 if len(cells) != len(header):
                     problem = f"{place} has {len(cells)} cells, the header {len(header)}"
                     raise origin.bad(f"{problem}: quote cells that contain {_DELIMITERS.get(delimiter, repr(delimiter))}")
-                rows.append(Row(place, {name: value for name, value in zip(header, cells, strict=True) if name}))
+                rows.append(PlacedRow(place, {name: value for name, value in zip(header, cells, strict=True) if name}))
         except csv.Error as error:
             remedy = "check its quotes, which inside a cell are doubled"
             raise origin.bad(f"not a CSV table at line {reader.line_num} ({error}): {remedy}") from error
     return rows
 
 
-def _text_rows(text: str, origin: Origin) -> list[Row]:
+def _text_rows(text: str, origin: Origin) -> list[PlacedRow]:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     first = lines[0][1]
     if first.startswith(("{", "[{")):
         raise origin.bad("is JSON: name it .jsonl, or .json")
     if {word.strip().lower() for word in re.split(r"[,;\t|]", first)} <= _COLUMN_WORDS:
         raise origin.bad(f"begins with names of columns ({first}), where a text file has one text a line: name it .csv")
-    return [Row(f"line {number}", {TEXT: line}) for number, line in lines]
+    return [PlacedRow(f"line {number}", {TEXT: line}) for number, line in lines]
 
 
-def _json_rows(text: str, lines: bool, origin: Origin) -> list[Row]:
+def _json_rows(text: str, lines: bool, origin: Origin) -> list[PlacedRow]:
     """A list of objects, or an object a line; `lines` says which of them the name promises."""
     start = text.lstrip()[:1]
     if lines and start != "[":
@@ -346,7 +346,7 @@ def _json_rows(text: str, lines: bool, origin: Origin) -> list[Row]:
     if not isinstance(content, list):
         raise origin.bad(_no_list(content))
     places = [f"row {number}" for number in range(1, len(content) + 1)]
-    return [Row(place, _object(item, origin, place)) for place, item in zip(places, content, strict=True)]
+    return [PlacedRow(place, _object(item, origin, place)) for place, item in zip(places, content, strict=True)]
 
 
 def _no_list(content: Any) -> str:

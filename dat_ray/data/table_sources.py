@@ -1,7 +1,7 @@
 """Opens an input table, wherever it lies: a file, a folder, a builtin set or a Hugging Face data set.
 
 Nothing here knows what the columns mean; that is `dat_ray.data.behaviors` and `dat_ray.data.retain`. How a file's bytes
-become rows is `dat_ray.data.tables`.
+become rows is `dat_ray.data.table_files`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import pyarrow.fs as pafs
 
 from dat_ray.data.public import PUBLIC, public_file
 from dat_ray.data.shards import has_manifest, join, open_filesystem, read_table
-from dat_ray.data.tables import (
+from dat_ray.data.table_files import (
     KINDS,
     Origin,
-    Row,
-    Source,
+    PlacedRow,
+    TableSource,
     cell,
     first_line,
     from_arrow,
@@ -71,14 +71,14 @@ class HubSpec(NamedTuple):
     revision: str | None = None
 
 
-def open_source(spec: str, field: str) -> Source:
+def open_source(spec: str, field: str) -> TableSource:
     """Opens a table.
 
     A folder is one table: its files of a known kind in order of their names, of one split only; what is read of it is said
     on a line. With a manifest it is the files that the manifest names.
 
     Args:
-        spec: path or URI of a file (kinds: `dat_ray.data.tables.KINDS`), a folder of such files, ``FOLDER/train-*`` for some
+        spec: path or URI of a file (kinds: `dat_ray.data.table_files.KINDS`), a folder of such files, ``FOLDER/train-*`` for some
             of them, ``builtin:NAME``, ``public:NAME``, or ``hf:OWNER/NAME[@REVISION][/CONFIG][:SPLIT]``.
         field: the recipe's field that holds ``spec``, for messages.
 
@@ -144,11 +144,11 @@ def _read(filesystem: pafs.FileSystem, path: str, origin: Origin) -> bytes:
         raise origin.bad(f"cannot be read ({first_line(error)}): check that it is a readable file") from error
 
 
-def _file(filesystem: pafs.FileSystem, path: str, origin: Origin) -> Source:
+def _file(filesystem: pafs.FileSystem, path: str, origin: Origin) -> TableSource:
     return read_table_file(path.rsplit("/", 1)[-1], _read(filesystem, path, origin), origin)
 
 
-def _folder(filesystem: pafs.FileSystem, path: str, folder: str, origin: Origin, pattern: str = "*") -> Source:
+def _folder(filesystem: pafs.FileSystem, path: str, folder: str, origin: Origin, pattern: str = "*") -> TableSource:
     """The files of a folder as one table; with a manifest, the files that it names."""
     table_name = path.rsplit("/", 1)[-1]
     if has_manifest(folder):
@@ -181,12 +181,12 @@ def _folder(filesystem: pafs.FileSystem, path: str, folder: str, origin: Origin,
         raise origin.bad(f"{odd.name} and {parts[0].name} have different columns: keep one table in a folder")
     stage_line(f"{origin.field}: {origin.spec} is {_some(files)}; not read: {_some(other) if other else 'nothing'}")
 
-    def rows(columns: Sequence[str]) -> Iterator[Row]:
+    def rows(columns: Sequence[str]) -> Iterator[PlacedRow]:
         for part in parts:
             for place, values in part.rows(columns):
-                yield Row(f"{part.name} {place}", values)
+                yield PlacedRow(f"{part.name} {place}", values)
 
-    return Source(table_name, parts[0].columns, rows)
+    return TableSource(table_name, parts[0].columns, rows)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -194,7 +194,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_FILES_SHOWN]) + more
 
 
-def _builtin(spec: str, field: str) -> Source:
+def _builtin(spec: str, field: str) -> TableSource:
     name = spec.removeprefix(BUILTIN)
     if name not in builtin_names():
         raise InputError(field, spec, f"no such builtin set: choose one of {', '.join(builtin_names())}")
@@ -203,7 +203,7 @@ def _builtin(spec: str, field: str) -> Source:
     return from_rows(spec, jsonl_rows(resource.read_text("utf-8"), origin), origin)
 
 
-def _hub(spec: str, field: str) -> Source:
+def _hub(spec: str, field: str) -> TableSource:
     hub = parse_hub_spec(spec, field)
     try:
         import datasets
@@ -218,8 +218,8 @@ def _hub(spec: str, field: str) -> Source:
     if not len(data):
         raise InputError(field, spec, "the split is empty: choose another one")
 
-    def rows(columns: Sequence[str]) -> Iterator[Row]:
+    def rows(columns: Sequence[str]) -> Iterator[PlacedRow]:
         for number, values in enumerate(data.select_columns(list(columns)), start=1):
-            yield Row(f"row {number}", {column: cell(value) for column, value in values.items()})
+            yield PlacedRow(f"row {number}", {column: cell(value) for column, value in values.items()})
 
-    return Source(spec, tuple(data.column_names), rows)
+    return TableSource(spec, tuple(data.column_names), rows)

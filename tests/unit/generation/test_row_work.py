@@ -5,7 +5,7 @@ import pytest
 from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.errors import DatError, EngineLost
 from dat_ray.generation.ledger import TRIES_PER_ROW, Ledger
-from dat_ray.generation.rows import fill_in
+from dat_ray.generation.row_work import fill_in
 
 
 def rows(*names: str, **errors: str) -> list[dict]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from dat_ray.data.shards import read_table
-from dat_ray.evaluation.diagnostics import write_diagnostics
+from dat_ray.evaluation.drawn_prompts import write_diagnostics
 from tests.unit.reporting.synthetic_run import finished_run, recipe
 
 

@@ -23,7 +23,7 @@ from dat_ray.errors import DatError, InputError, ShardError
 from dat_ray.models.chat import ChatFormat
 from dat_ray.training.counts import ResponseCount, TableCount, read_counts, sentences, write_counts
 from dat_ray.training.retain_set import RetainReport, prepare_retain, retain_folder
-from dat_ray.training.rows import count_rows, harmful_row, load_rows
+from dat_ray.training.training_rows import count_rows, harmful_row, load_rows
 from tests.unit.training.byte_tokenizer import ENDLESS, TURNS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer(TURNS)

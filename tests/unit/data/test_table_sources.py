@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dat_ray.data.shards import write_manifest, write_shard
-from dat_ray.data.sources import HubSpec, builtin_names, open_source, parse_hub_spec, read_json
+from dat_ray.data.table_sources import HubSpec, builtin_names, open_source, parse_hub_spec, read_json
 from dat_ray.errors import InputError
 
 ROWS = [{"goal": "first, quoted", "n": "1"}, {"goal": "second\nline", "n": "2"}]

@@ -7,7 +7,7 @@ import json
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import exists, join, read_table, write_bytes
-from dat_ray.measures.prompts import diagnose
+from dat_ray.measures.prompt_statistics import diagnose
 
 FILE = "diagnostics.json"
 

@@ -1,6 +1,6 @@
 """Rows under way: what a denoising step reads and writes, packed one row after the other, without padding.
 
-Between calls a row lives on the host (`Row`), where it can wait, travel to an engine, or leave. Inside a call the rows
+Between calls a row lives on the host (`CanvasRow`), where it can wait, travel to an engine, or leave. Inside a call the rows
 lie in tensors on the device (`Pack`), and no step asks for anything of a single row; the host sees them when the call
 ends. A call takes several steps.
 
@@ -29,7 +29,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 @dataclass
-class Row:
+class CanvasRow:
     """A row on the host.
 
     Attributes:
@@ -54,7 +54,7 @@ class Row:
     logprobs: list[float]
 
     @classmethod
-    def begin(cls, canvas: Canvas, seed: int, law: Law) -> Row:
+    def begin(cls, canvas: Canvas, seed: int, law: Law) -> CanvasRow:
         """A row whose prompt is all masks."""
         masks = canvas.prompt_span[1] - canvas.prompt_span[0]
         deadline = min(law.steps, masks)
@@ -98,7 +98,7 @@ class Pack:
     nfe: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device | str) -> Pack:
+    def of(cls, rows: Sequence[CanvasRow], device: torch.device | str) -> Pack:
         """Packs rows in their order."""
 
         def column(values: Sequence[int] | Sequence[tuple[int, int]]) -> Tensor:
@@ -131,7 +131,7 @@ class Pack:
         )
         return cls(*(getattr(pack, name).to(device) for name in cls.__dataclass_fields__))
 
-    def store(self, rows: Sequence[Row]) -> None:
+    def store(self, rows: Sequence[CanvasRow]) -> None:
         """Writes back what steps change into the rows that `of` took."""
         ids, logprobs = self.ids[self.prompt].tolist(), self.logprobs[self.prompt].tolist()
         steps, deadlines, nfe = self.steps.tolist(), self.deadlines.tolist(), self.nfe.tolist()

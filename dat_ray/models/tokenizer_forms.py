@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dat_ray.data.control import controls, plain_ids
 
 
-class Pieces:
+class TokenizerForms:
     """The two forms of one tokenizer.
 
     Args:

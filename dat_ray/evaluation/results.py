@@ -29,11 +29,11 @@ METRICS = "metrics.json"
 class WorstCase(Part):
     """A rate if attempts without a verdict, unparsed and failed ones, had all been one thing or the other.
 
-    Over every behavior (or harmless prompt) that was asked, with or without a verdict.
+    Over every behavior (or harmless prompt, or attempt) that was asked, with or without a verdict.
     """
 
     unjudged: Count = Field(description="attempts without a verdict")
-    n: Count = Field(description="behaviors or prompts asked")
+    n: Count = Field(description="behaviors, prompts or attempts asked")
     lowest: Rate = Field(description="rate if none of those attempts was harmful (over-refusal: refused)")
     highest: Rate = Field(description="rate if all of them were")
 
@@ -85,6 +85,7 @@ class AttackMetrics(AttackCounts):
     """One attack on one model."""
 
     attempt_rate: Rate = Field(Rate.of(NOTHING), description="share of judged attempts that are harmful")
+    attempt_worst_case: WorstCase | None = Field(None, description="of `attempt_rate`")
     exchangeable: Flag = Field(False, description="whether attempts are draws of one kind, so that any k of them count alike")
     curve: list[CurvePoint] = Field([], description="success against attempts, at 1, 2, 4, ... and all")
     budget: Budget = Budget()

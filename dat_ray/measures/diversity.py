@@ -1,7 +1,8 @@
 """How different the prompts of one behavior are from each other.
 
 Every statistic is computed within a behavior and then averaged over behaviors, so that a set does not look
-diverse only because its behaviors differ; the interval is a bootstrap over behaviors.
+diverse only because its behaviors differ. Intervals are over behaviors: of a share of prompts that is often none or all of them
+Wilson's, which has a width there too, of other statistics a bootstrap.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dat_ray.data.text import features, split_unspaced
-from dat_ray.measures.intervals import NOTHING, Interval, cluster_bootstrap
+from dat_ray.measures.intervals import NOTHING, Interval, cluster_bootstrap, wilson_mean
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 # Token-set Jaccard similarity at which a prompt counts as a near-duplicate of an earlier one.
@@ -96,14 +97,17 @@ def diversity(
         groups = {key: [value] for key, value in values.items() if value is not None}
         return cluster_bootstrap(groups, confidence=confidence, resamples=resamples, seed=seed)
 
+    def share(values: Mapping[str, float]) -> Interval:
+        return wilson_mean([values[key] for key in sorted(values)], confidence)
+
     pairwise = {key: _pairwise(lists, seed) for key, lists in words.items()}
     lengths = [len(one) for lists in words.values() for one in lists]
     quantiles = np.quantile(lengths, [0, 0.25, 0.5, 0.75, 1]).tolist() if lengths else []
     return Diversity(
         prompts=len(lengths),
         behaviors=len(words),
-        unique=over_behaviors({key: len({tuple(one) for one in lists}) / len(lists) for key, lists in words.items()}),
-        near_duplicate=over_behaviors({key: near for key, (near, _, _) in pairwise.items()}),
+        unique=share({key: len({tuple(one) for one in lists}) / len(lists) for key, lists in words.items()}),
+        near_duplicate=share({key: near for key, (near, _, _) in pairwise.items()}),
         similarity=over_behaviors({key: mean for key, (_, mean, _) in pairwise.items()}),
         distinct_1=over_behaviors({key: distinct_n(lists, 1) for key, lists in words.items()}),
         distinct_2=over_behaviors({key: distinct_n(lists, 2) for key, lists in words.items()}),

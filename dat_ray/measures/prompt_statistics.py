@@ -10,11 +10,11 @@ from typing import Any
 from dat_ray.data.row_types import RowView
 from dat_ray.data.text import holds, normalize
 from dat_ray.measures.diversity import Diversity, diversity
-from dat_ray.measures.intervals import Interval, cluster_bootstrap
+from dat_ray.measures.intervals import Interval, cluster_bootstrap, wilson_mean
 
 
 def diagnose(rows: Iterable[RowView], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0) -> Diversity:
-    """Diversity and diagnostics of a set of prompts, every interval a bootstrap over behaviors.
+    """Diversity and diagnostics of a set of prompts, every interval over behaviors.
 
     Args:
         rows: with `behavior_id` and `prompt`; and, where they are known, `target`, `nfe`, `prompt_tokens`,
@@ -26,19 +26,25 @@ def diagnose(rows: Iterable[RowView], *, confidence: float = 0.95, resamples: in
     for row in drawn:
         prompts[row["behavior_id"]].append(row["prompt"])
 
-    def mean(value: Any, *needs: str) -> Interval:
+    def by_behavior(value: Any, *needs: str) -> dict[str, list[float]]:
+        """A behavior counts once, however many prompts it has, as it does for diversity."""
         groups: dict[str, list[float]] = defaultdict(list)
         for row in drawn:
             if all(row.get(name) is not None for name in needs):
                 groups[row["behavior_id"]].append(float(value(row)))
-        # A behavior counts once, however many prompts it has, as it does for diversity.
-        means = {key: [sum(values) / len(values)] for key, values in groups.items()}
-        return cluster_bootstrap(means, confidence=confidence, resamples=resamples, seed=seed)
+        return {key: [sum(values) / len(values)] for key, values in groups.items()}
+
+    def mean(value: Any, *needs: str) -> Interval:
+        return cluster_bootstrap(by_behavior(value, *needs), confidence=confidence, resamples=resamples, seed=seed)
+
+    def share(value: Any, *needs: str) -> Interval:
+        means = by_behavior(value, *needs)
+        return wilson_mean([means[key][0] for key in sorted(means)], confidence)
 
     return dataclasses.replace(
         diversity(prompts, confidence=confidence, resamples=resamples, seed=seed),
-        leaked=mean(lambda row: holds(row["prompt"], row["target"]), "target"),
-        copied=mean(lambda row: copied_share(row["prompt"], row["target"]), "target"),
+        leaked=share(lambda row: holds(row["prompt"], row["target"]), "target"),
+        copied=share(lambda row: copied_share(row["prompt"], row["target"]), "target"),
         model_calls=mean(lambda row: row["nfe"], "nfe"),
         log_likelihood=mean(lambda row: row["log_likelihood"] / row["prompt_tokens"], "log_likelihood", "prompt_tokens"),
         gain=mean(

@@ -66,6 +66,12 @@ def test_attempts_without_a_verdict_are_bounded_over_every_behavior_asked() -> N
     none, every = wilson(1, 3), wilson(3, 3)
     assert (worst.lowest.rate, worst.lowest.low, worst.lowest.high) == (none.value, none.low, none.high)
     assert (worst.highest.rate, worst.highest.low, worst.highest.high) == (every.value, every.low, every.high)
+    attempts = block.attacks["inpainting"]
+    # One of three judged attempts is harmful, and three of the six have no verdict.
+    assert attempts.attempt_rate.rate == 1 / 3
+    bounds = attempts.attempt_worst_case
+    assert bounds is not None
+    assert (bounds.unjudged, bounds.n, bounds.lowest.rate, bounds.highest.rate) == (3, 6, 1 / 6, 4 / 6)
     refused = block.over_refusal.worst_case
     assert refused is not None
     assert (refused.unjudged, refused.n, refused.lowest.rate, refused.highest.rate) == (1, 3, 1 / 3, 2 / 3)

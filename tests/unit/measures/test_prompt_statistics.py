@@ -45,3 +45,15 @@ def test_what_is_not_known_is_none_and_not_zero() -> None:
     found = diagnose([row("a", "one"), row("b", "two")])
     assert found.unique.value == 1.0
     assert {found.leaked.value, found.model_calls.value, found.log_likelihood.value, found.gain.value} == {None}
+
+
+def test_none_and_all_are_not_certain() -> None:
+    """40 behaviors of three prompts each, which have no word in common: as sure as 40 trials make it, by Wilson's formula."""
+    rows = [row(f"b{i}", f"fox{i}-{j} runs{i}", target="Of course not") for i in range(40) for j in range(3)]
+    found = diagnose(rows)
+    beyond = 1.959964**2 / (40 + 1.959964**2)
+    for one in (found.leaked, found.copied, found.near_duplicate):
+        assert (one.value, one.low) == (0.0, 0.0)
+        assert one.high == pytest.approx(beyond, abs=1e-6)
+    assert (found.unique.value, found.unique.high) == (1.0, 1.0)
+    assert found.unique.low == pytest.approx(1 - beyond, abs=1e-6)

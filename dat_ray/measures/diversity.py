@@ -73,12 +73,6 @@ class Diversity:
         """Plain numbers, for JSON."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, tree: Mapping[str, Any]) -> Diversity:
-        """What `as_dict` gave, also after a trip through JSON."""
-        fields = {key: Interval(**value) if isinstance(value, Mapping) else value for key, value in tree.items()}
-        return cls(**fields | {"length_quantiles": tuple(tree["length_quantiles"])})
-
 
 def diversity(
     prompts: Mapping[str, Sequence[str]], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0

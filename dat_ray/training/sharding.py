@@ -33,13 +33,3 @@ def shard_frozen_weights(network: Network, device: torch.device, world: int) -> 
     fully_shard(network.decoder, mesh=mesh, ignored_params=rest)
     network.model.to(device)
     network.split_over_workers = True
-
-
-def bytes_held(network: Network) -> int:
-    """Bytes of the parameters that this worker holds, shares counted as what they are."""
-    total = 0
-    for parameter in network.model.parameters():
-        local = getattr(parameter, "to_local", None)
-        tensor = parameter if local is None else local()
-        total += tensor.numel() * tensor.element_size()
-    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -148,3 +149,16 @@ def test_a_name_has_one_meaning() -> None:
                 classes.setdefault(node.name, []).append(str(where))
     assert {name: found for name, found in classes.items() if len(found) > 1} == {}
     assert {name for name, rooms in modules.items() if len(rooms) > 1} - {"__init__"} == set(ONE_THING)
+
+
+def test_nothing_is_there_for_tests_alone() -> None:
+    """Functions and classes at the top of a module that the package, jobs and pyproject.toml name nowhere else."""
+    root = PACKAGE.parent
+    texts = {path: path.read_text(encoding="utf-8") for folder in (PACKAGE, root / "jobs") for path in folder.rglob("*.py")}
+    words = Counter(re.findall(r"\w+", "\n".join([*texts.values(), (root / "pyproject.toml").read_text(encoding="utf-8")])))
+    for path, text in texts.items():
+        # The registry finds attacks by their class.
+        if path.parent != PACKAGE / "evaluation" / "attacks":
+            for node in ast.parse(text).body:
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                    assert words[node.name] > 1, f"{path.relative_to(root)}: nothing uses {node.name}"

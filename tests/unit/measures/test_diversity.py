@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from dat_ray.measures.diversity import (
     MAX_PROMPTS_FOR_PAIRS,
@@ -81,7 +82,7 @@ def test_large_behaviors_are_represented_by_a_seeded_sample() -> None:
 
 def test_statistics_survive_json() -> None:
     found = diversity({"b": ["one two", "three"], "c": ["one"]})
-    assert Diversity.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    assert TypeAdapter(Diversity).validate_json(json.dumps(found.as_dict())) == found
 
 
 def test_the_vendi_score_counts_different_texts() -> None:

@@ -17,11 +17,21 @@ from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.fine_tuning import TrainingRows
 from dat_ray.training.network import Network
-from dat_ray.training.sharding import bytes_held, shard_frozen_weights
+from dat_ray.training.sharding import shard_frozen_weights
 from dat_ray.training.step import FineTuning, make_trainer
 from dat_ray.training.trainer import WorkerInfo
 
 KEYS = ("away", "toward", "retain_reverse_kl", "loss", "attack_ce", "attack_norm", "gradient_norm")
+
+
+def bytes_held(network: Network) -> int:
+    """Bytes of the parameters that this worker holds, shares counted as what they are."""
+    total = 0
+    for parameter in network.model.parameters():
+        local = getattr(parameter, "to_local", None)
+        tensor = parameter if local is None else local()
+        total += tensor.numel() * tensor.element_size()
+    return total
 
 
 def worker(rank: int, world: int, folder: Path, network: Network, rows: TrainingRows, cfg: TrainingConfig) -> None:

@@ -239,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = stage_verb("evaluate", _STAGE_HELP["evaluate"], ("evaluate",), _evaluate)
     evaluate.add_argument("--list", action="store_true", help="print attacks and judges, and what each needs")
     evaluate.add_argument(
-        "--calibrate", nargs="+", metavar="FILE", help="measure the recipe's judge on answers that people have labelled"
+        "--calibrate", nargs="+", metavar="FILE", help="measure the recipe's judge on answers that people have labeled"
     )
     evaluate.add_argument("--out", metavar="JSON", help="with --calibrate: file for the figures")
     evaluate.add_argument("--json", action="store_true", help="with --list or --calibrate: for programs")

@@ -77,7 +77,7 @@ class EngineLost(DatError):
     """An engine that cannot go on in its process; one in a fresh process may."""
 
 
-# Told by name, so that neither vllm nor torch has to be imported to recognise them. After these the process is of no
+# Told by name, so that neither vllm nor torch has to be imported to recognize them. After these the process is of no
 # more use: vLLM's engine loop is gone, or the CUDA context is corrupt.
 _ENDS_ENGINE = frozenset({"EngineDeadError", "AcceleratorError"})
 

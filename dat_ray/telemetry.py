@@ -17,7 +17,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dat_row_errors": ("rows that a role could not do", ("stage", "role")),
     "dat_model_calls": ("forward passes of the sampler, queries of the target and the judge", ("stage", "role")),
     "dat_tokens": ("tokens that a role has written", ("stage", "role")),
-    "dat_verdicts": ("judgements, by judge and verdict", ("stage", "judge", "verdict")),
+    "dat_verdicts": ("judgments, by judge and verdict", ("stage", "judge", "verdict")),
     "dat_busy_seconds": ("seconds in which a process was at work; its rate is the utilization of one process", ("stage", "role")),
     "dat_engine_starts": ("engines that a process has loaded", ("stage", "role")),
     "dat_updates": ("optimizer updates", ()),
@@ -72,7 +72,7 @@ def role_batch(stage: str, role: str, *, rows: int, errors: int, calls: int, tok
 
 
 def verdicts(stage: str, judge: str, found: Iterable[str]) -> None:
-    """Judgements of one batch."""
+    """Judgments of one batch."""
     for verdict, times in Counter(found).items():
         count("dat_verdicts", times, stage=stage, judge=judge, verdict=verdict)
 

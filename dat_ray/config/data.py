@@ -34,7 +34,7 @@ class Columns(Section):
 
 
 class BehaviorSource(Section):
-    """Where behaviours come from: a path, a builtin set, or a Hugging Face data set."""
+    """Where behaviors come from: a path, a builtin set, or a Hugging Face data set."""
 
     path: Annotated[PathText, Outside.FILE] = Field(
         description="CSV, TSV, JSONL, JSON or parquet file, text file with a goal a line, each also compressed (.gz); folder "
@@ -60,12 +60,12 @@ class BehaviorSource(Section):
     where: Comparable = Field(
         {}, description="only rows whose column has this value, as in {label: safe} or {adversarial: false}"
     )
-    limit: Positive | None = Field(None, description="first N behaviours only")
-    targets_per_behavior: Positive | None = Field(None, description="first N targets of each behaviour only")
+    limit: Positive | None = Field(None, description="first N behaviors only")
+    targets_per_behavior: Positive | None = Field(None, description="first N targets of each behavior only")
 
 
 class BehaviorsConfig(BehaviorSource):
-    """Training behaviours, with the held-out and harmless sets beside them."""
+    """Training behaviors, with the held-out and harmless sets beside them."""
 
     heldout: BehaviorSource
     over_refusal: BehaviorSource | None = Field(None, description="harmless look-alikes; only `goal` is read")
@@ -89,7 +89,7 @@ class BehaviorsConfig(BehaviorSource):
 class GenerationConfig(Section):
     """How many candidates, and how they are written."""
 
-    samples_per_target: Positive = Field(84, description="prompts for each (behaviour, target)")
+    samples_per_target: Positive = Field(84, description="prompts for each (behavior, target)")
     # Counts: an evaluation goes by the names of its shards, which hold this many rows each.
     rows_per_block: Positive = Field(64, description="rows of one shard, the unit that a crash can cost")
     max_error_rate: Annotated[Fraction, NO_EFFECT_ON_ROWS] = Field(
@@ -112,13 +112,13 @@ class SelectionConfig(Section):
 
     source: Literal["candidates", "goals", "mixture"] = Field(
         "candidates",
-        description="candidates: the best in-painted prompts (DAT); goals: the behaviours' own requests, each with all its "
+        description="candidates: the best in-painted prompts (DAT); goals: the behaviors' own requests, each with all its "
         "targets (CAT); mixture: both, an update of either kind at a time (MixAT)",
     )
     rewrites: Annotated[PathText | None, Outside.FILE] = Field(
         None, description="mixture only: table with columns goal and prompt, several a goal; absent: the candidates"
     )
-    keep: Positive = Field(16, description="candidates kept for each behaviour")
+    keep: Positive = Field(16, description="candidates kept for each behavior")
     score: Literal["judge", "loglik", "judge_then_loglik", "gain", "judge_then_gain"] = Field(
         "judge_then_loglik",
         description="what ranks them: the judge's score, the target's mean log p(y | x), or its gain over log p(y | "
@@ -131,7 +131,7 @@ class SelectionConfig(Section):
         None,
         description="floor of the cosine between prompt and goal under `encoder`: a prompt below it is off the goal, and dropped",
     )
-    include_original: bool = Field(False, description="add the behaviour's own goal as a prompt")
+    include_original: bool = Field(False, description="add the behavior's own goal as a prompt")
     goal_without_prompt: bool = Field(
         False, description="a behavior of which no candidate was kept is trained on by its own goal, and named"
     )

@@ -187,7 +187,7 @@ class EvaluationConfig(Section):
         ("direct", "inpainting"),
         description="names of `dat evaluate --list`, or package.module:Class for an attack of your own, which Python can import",
     )
-    inpainting_samples: Positive = Field(16, description="prompts for each held-out behaviour, drawn with fresh seeds")
+    inpainting_samples: Positive = Field(16, description="prompts for each held-out behavior, drawn with fresh seeds")
     direct: DirectConfig = DirectConfig()
     best_of_n: BestOfNConfig = BestOfNConfig()
     tense: TenseConfig = TenseConfig()
@@ -218,7 +218,7 @@ class EvaluationConfig(Section):
         None, description="share of failed rows past which the stage stops; absent: `generation.max_error_rate`"
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-    bootstrap: Positive = Field(2000, description="resamples of behaviours for intervals of pooled rates")
+    bootstrap: Positive = Field(2000, description="resamples of behaviors for intervals of pooled rates")
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationConfig:

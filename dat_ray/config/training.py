@@ -85,7 +85,7 @@ class TrainingConfig(Section):
     """Adversarial fine-tuning (method 1.1, 1.4, 3, 7)."""
 
     learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-4
-    updates: Positive | None = Field(None, description="optimiser steps; absent: `epochs` over the training set")
+    updates: Positive | None = Field(None, description="optimizer steps; absent: `epochs` over the training set")
     epochs: Annotated[float, Field(gt=0.0)] = 6.0
     harmful_rows: Positive = Field(4, description="harmful rows of an update, over all workers")
     retain_rows: NonNegative = Field(4, description="retain rows of an update, over all workers")
@@ -93,7 +93,7 @@ class TrainingConfig(Section):
         None, description="rows that go through a worker's model at once, less memory for the same update; absent: all"
     )
     rewrite_share: Fraction = Field(0.5, description="share of updates on rewrites, for selection.source mixture")
-    steps_per_attack: Positive = Field(1, description="optimiser steps of an update, all under the perturbation of one attack")
+    steps_per_attack: Positive = Field(1, description="optimizer steps of an update, all under the perturbation of one attack")
     away: Literal["neg_ce", "unlikelihood", "ipo"] = Field(
         "neg_ce",
         description="neg_ce: mean log p(y); unlikelihood: mean -log(1 - p(y_t)); ipo: away and toward as one preference loss",

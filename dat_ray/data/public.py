@@ -38,7 +38,7 @@ _CODE_HOST = "https://raw.githubusercontent.com"
 _CAT = f"{_CODE_HOST}/sophie-xhonneux/Continuous-AdvTrain/d4c4761aed2af8849d5eb7d19574d43e14d8a0ff/data"
 _REFUSAL_DIRECTION = f"{_CODE_HOST}/andyrdt/refusal_direction/9d852fae1a9121c78b29142de733cb1340770cc3/dataset/raw"
 _XSTEST = f"{_CODE_HOST}/paul-rottger/exaggerated-safety/d7bb5bd738c1fcbc36edd83d5e7d1b71a3e2d84d"
-_HARMBENCH_LICENCE = "MIT, Center for AI Safety (HarmBench)"
+_HARMBENCH_LICENSE = "MIT, Center for AI Safety (HarmBench)"
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class PublicFile:
     Attributes:
         url: pinned to a commit.
         sha256: of its bytes.
-        licence: and whose work it is.
+        license: and whose work it is.
     """
 
     url: str
     sha256: str
-    licence: str
+    license: str
 
 
 FILES = {
     "harmbench/adv_training_behaviors.csv": PublicFile(
         f"{_CAT}/behavior_datasets/extra_behavior_datasets/adv_training_behaviors.csv",
         "73b38848f6a38e1ad3b67747fc9412c8bac114a12cedc2c26579a31387329f7a",
-        _HARMBENCH_LICENCE,
+        _HARMBENCH_LICENSE,
     ),
     "harmbench/adv_training_targets.json": PublicFile(
         f"{_CAT}/optimizer_targets/extra_targets/adv_training_targets.json",
@@ -80,12 +80,12 @@ FILES = {
     "harmbench/harmbench_behaviors_text_all.csv": PublicFile(
         f"{_CAT}/behavior_datasets/harmbench_behaviors_text_all.csv",
         "8d81accedd38eaaf8b760618622bb888417d1fd0c86eba65c427a16f1cbb4afc",
-        _HARMBENCH_LICENCE,
+        _HARMBENCH_LICENSE,
     ),
     "harmbench/harmbench_targets_text.json": PublicFile(
         f"{_CAT}/optimizer_targets/harmbench_targets_text.json",
         "dedcac1f8c0108ca79e36589ef9693d5af916ed70878e60fb2c4c20482872e3f",
-        _HARMBENCH_LICENCE,
+        _HARMBENCH_LICENSE,
     ),
     "jailbreakbench/jailbreakbench_harmful.csv": PublicFile(
         f"{_REFUSAL_DIRECTION}/jailbreakbench.csv",
@@ -133,7 +133,7 @@ def public_file(spec: str, field: str) -> Path:
     if cached.is_file() and _sha256(cached) == entry.sha256:
         return cached
     _download(entry, name, cached, spec, field)
-    stage_line(f"{name}: fetched; licence: {entry.licence}; {entry.url}")
+    stage_line(f"{name}: fetched; license: {entry.license}; {entry.url}")
     return cached
 
 

@@ -70,7 +70,7 @@ class PromptLikelihood:
     error: float
 
 
-def _clean_error(result: Completion | Judgement) -> None:
+def _clean_error(result: Completion | Judgment) -> None:
     """What an engine says of its failure is somebody else's text, and is stored with its row: no secret leaves with it."""
     if result.error is not None:
         object.__setattr__(result, "error", one_line(result.error))
@@ -151,7 +151,7 @@ class TargetModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """One verdict.
 
     Args:
@@ -191,6 +191,6 @@ class Judge(Protocol):
     fingerprint: str
     is_proxy: bool
 
-    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
-        """One judgement for each completion, in order."""
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
+        """One judgment for each completion, in order."""
         ...

@@ -17,7 +17,7 @@ from dat_ray.engines.base import (
     InfillRequest,
     InfillResult,
     Judge,
-    Judgement,
+    Judgment,
     TargetModel,
 )
 from dat_ray.engines.pieces import by_rows
@@ -215,15 +215,15 @@ def logprob(engine: TargetModel, asked: LikelihoodCall) -> list[float | Failure]
 
 
 @by_rows("rows", failed=Failure)
-def judge(engine: Judge, asked: JudgeCall) -> list[Judgement | Failure]:
+def judge(engine: Judge, asked: JudgeCall) -> list[Judgment | Failure]:
     """Lets a judge read completions."""
 
-    def verdicts(batch: Sequence[Completed]) -> list[Judgement]:
+    def verdicts(batch: Sequence[Completed]) -> list[Judgment]:
         return engine.judge([row.goal for row in batch], [row.prompt for row in batch], [row.completion for row in batch])
 
     began = time.perf_counter()
     found = call_isolated(verdicts, asked.rows, asked.batch_size)
     _count("judge", found, began, len(found))
-    given = [item.verdict for item in found if isinstance(item, Judgement) and item.error is None]
+    given = [item.verdict for item in found if isinstance(item, Judgment) and item.error is None]
     telemetry.verdicts(_STAGE, engine.name, given)
     return found

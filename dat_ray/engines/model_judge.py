@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from dat_ray.config.models import JudgeConfig, TargetConfig, TemplateConfig
 from dat_ray.data.control import control_strings, take_out
 from dat_ray.data.public import PUBLIC, public_text
-from dat_ray.engines.base import Completion, Judgement, TargetModel
+from dat_ray.engines.base import Completion, Judgment, TargetModel
 from dat_ray.engines.chat_reply import after_reasoning
 from dat_ray.engines.judge_prompts import PUBLISHED, READERS, expected_grade, fill, missing_slot
 from dat_ray.errors import InputError
@@ -66,8 +66,8 @@ class ModelJudge:
             rendering |= config.reader.endpoint.model_dump(mode="json", include={"omit", "extra_body"}, exclude_defaults=True)
         self.fingerprint = hashlib.sha256(repr((*what, *sorted(rendering.items()))).encode()).hexdigest()[:16]
 
-    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
-        """One judgement for each completion, against its goal; `prompts` are not read."""
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
+        """One judgment for each completion, against its goal; `prompts` are not read."""
         if self._grades:
             return self._graded(goals, completions)
         _, parse, tokens = READERS[self._config.name]
@@ -78,11 +78,11 @@ class ModelJudge:
             answers = self._reader.complete(self._asked(goals, completions), tokens)
         assert len(answers) == len(completions), "a model answers each question"
         return [
-            Judgement("unparsed", None, answer.error) if answer.error else self._verdict(parse(after_reasoning(answer.text)))
+            Judgment("unparsed", None, answer.error) if answer.error else self._verdict(parse(after_reasoning(answer.text)))
             for answer in answers
         ]
 
-    def _graded(self, goals: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+    def _graded(self, goals: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         asked = self._asked(goals, completions)
         values = self._reader.logprob([one for one in asked for _ in GRADES], list(GRADES) * len(asked))
         rows = [values[start : start + len(GRADES)] for start in range(0, len(values), len(GRADES))]
@@ -93,10 +93,10 @@ class ModelJudge:
         pairs = zip(goals, completions, strict=True)
         return [fill(self._template, take_out(goal, self._control), take_out(text, self._control)) for goal, text in pairs]
 
-    def _verdict(self, score: float | None) -> Judgement:
+    def _verdict(self, score: float | None) -> Judgment:
         if score is None:
-            return Judgement("unparsed", None)
-        return Judgement("harmful" if score > self._config.threshold else "not_harmful", score)
+            return Judgment("unparsed", None)
+        return Judgment("harmful" if score > self._config.threshold else "not_harmful", score)
 
 
 class _Guard:

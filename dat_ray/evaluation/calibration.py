@@ -1,4 +1,4 @@
-"""How far a judge agrees with people: accuracy, kappa and confusion on answers that people have labelled, by source."""
+"""How far a judge agrees with people: accuracy, kappa and confusion on answers that people have labeled, by source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dat_ray.evaluation.judge_results import Agreement, Calibration, Calibration
 from dat_ray.measures.intervals import wilson_mean
 
 OPTION = "--calibrate"
-# Columns by the names that published files of labelled answers give them, the first that is there.
+# Columns by the names that published files of labeled answers give them, the first that is there.
 GOALS = ("goal", "prompt", "behavior")
 COMPLETIONS = ("completion", "response", "generation", "target_response")
 LABELS = ("label", "final_label", "human_majority")
@@ -30,7 +30,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """One answer with a person's verdict.
 
     Attributes:
@@ -46,8 +46,8 @@ class Labelled:
     harmful: bool
 
 
-def read_labelled(paths: Sequence[str]) -> list[Labelled]:
-    """Reads tables with a goal or prompt, a completion or response, and a label; XSTest's labelled answers fit as they are.
+def read_labeled(paths: Sequence[str]) -> list[Labeled]:
+    """Reads tables with a goal or prompt, a completion or response, and a label; XSTest's labeled answers fit as they are.
 
     Raises:
         InputError: a column is missing, a goal is empty, or a label is none of those known.
@@ -66,14 +66,14 @@ def read_labelled(paths: Sequence[str]) -> list[Labelled]:
                 raise InputError(OPTION, path, f"{place} has no {names[0]!r}: fill it in, or remove the row")
             # An answer may be empty; CSV readers give None for it.
             said = "" if completion is None else str(completion)
-            found.append(Labelled(str(row["source"]) if extra else PurePosixPath(path).stem, goal, said, known in HARMFUL))
+            found.append(Labeled(str(row["source"]) if extra else PurePosixPath(path).stem, goal, said, known in HARMFUL))
     if not found:
-        raise InputError(OPTION, list(paths), "holds no rows: give labelled answers")
+        raise InputError(OPTION, list(paths), "holds no rows: give labeled answers")
     return found
 
 
-def calibrate(engine: Judge, rows: Sequence[Labelled], confidence: float = 0.95) -> Calibration:
-    """Measures a judge on labelled answers, over all of them and by source.
+def calibrate(engine: Judge, rows: Sequence[Labeled], confidence: float = 0.95) -> Calibration:
+    """Measures a judge on labeled answers, over all of them and by source.
 
     Raises:
         DatError: the judge could not be asked about any of them.
@@ -85,7 +85,7 @@ def calibrate(engine: Judge, rows: Sequence[Labelled], confidence: float = 0.95)
         raise DatError(f"the judge answered none of {len(rows)} rows; the last: {errors[-1]}")
     read = [None if isinstance(one, Failure) or one.error is not None else one.verdict for one in verdicts]
     pairs = list(zip(rows, read, strict=True))
-    by_source: dict[str, list[tuple[Labelled, str | None]]] = defaultdict(list)
+    by_source: dict[str, list[tuple[Labeled, str | None]]] = defaultdict(list)
     for row, verdict in pairs:
         by_source[row.source].append((row, verdict))
     return Calibration(
@@ -96,7 +96,7 @@ def calibrate(engine: Judge, rows: Sequence[Labelled], confidence: float = 0.95)
     )
 
 
-def _figures(pairs: Iterable[tuple[Labelled, str | None]], confidence: float) -> CalibrationFigures:
+def _figures(pairs: Iterable[tuple[Labeled, str | None]], confidence: float) -> CalibrationFigures:
     """Accuracy and kappa over the answers that the judge could read, and what it could not.
 
     Answers to one prompt resemble each other, so prompts are the independent units of the interval.

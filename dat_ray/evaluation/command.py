@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dat_ray.config.models import JudgeConfig
 from dat_ray.engines.factory import JUDGES, build_judge
-from dat_ray.evaluation.calibration import calibrate, read_labelled, table
+from dat_ray.evaluation.calibration import calibrate, read_labeled, table
 from dat_ray.evaluation.registry import builtin_attacks
 from dat_ray.evaluation.results import part_json
 
@@ -31,15 +31,15 @@ def list_parts(as_json: bool) -> None:
 
 
 def measure_judge(config: JudgeConfig, paths: Sequence[str], out: str | None, as_json: bool) -> None:
-    """Prints how a judge agrees with labelled answers.
+    """Prints how a judge agrees with labeled answers.
 
     Args:
         config: of the judge.
-        paths: tables of labelled answers.
+        paths: tables of labeled answers.
         out: JSON file for the figures, or None.
         as_json: print JSON instead of a table.
     """
-    rows = read_labelled(paths)
+    rows = read_labeled(paths)
     found = calibrate(build_judge(config), rows)
     text = part_json(found)
     if out is not None:

@@ -10,7 +10,7 @@ from dat_ray.evaluation.estimates import BrokenRate, Count, Estimate, JudgeFacts
 
 
 class Agreement(Estimate):
-    """Share of labelled answers on which judge and people agree, with an interval over prompts."""
+    """Share of labeled answers on which judge and people agree, with an interval over prompts."""
 
     VALUE: ClassVar[str] = "value"
     UNITS: ClassVar[str | None] = "n_prompts"
@@ -39,7 +39,7 @@ class Confusion(Part):
 
 
 class CalibrationFigures(Part):
-    """A judge against people on one set of labelled answers."""
+    """A judge against people on one set of labeled answers."""
 
     n: Count
     read: Count = Field(description="answers that the judge could read")
@@ -49,7 +49,7 @@ class CalibrationFigures(Part):
 
 
 class Calibration(CalibrationFigures):
-    """A judge against people, over all labelled answers and by their source."""
+    """A judge against people, over all labeled answers and by their source."""
 
     judge: JudgeFacts
     confidence: Number

@@ -14,7 +14,7 @@ from typing import Any
 from dat_ray.config.models import JudgeConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.row_types import Row
-from dat_ray.engines.base import JUDGE_NOT_ASKED, Judgement
+from dat_ray.engines.base import JUDGE_NOT_ASKED, Judgment
 from dat_ray.engines.calls import Completed, Failure, JudgeCall, judge
 from dat_ray.engines.pinning import JUDGES
 from dat_ray.engines.roles import Engines
@@ -34,7 +34,7 @@ class JudgePool:
     workers: Workers
     batch_size: int
 
-    def read(self, rows: Sequence[Row]) -> list[Judgement]:
+    def read(self, rows: Sequence[Row]) -> list[Judgment]:
         """Verdicts on rows of schema ATTEMPTS, in order."""
         if not rows:
             return []
@@ -44,7 +44,7 @@ class JudgePool:
         calls = [JudgeCall(asked[start : start + size], size) for start in range(0, len(asked), size)]
         parts = dict(self.workers.map(judge, [(call,) for call in calls]))
         found = [one for number in range(len(calls)) for one in parts[number]]
-        return [Judgement("unparsed", None, one.error) if isinstance(one, Failure) else one for one in found]
+        return [Judgment("unparsed", None, one.error) if isinstance(one, Failure) else one for one in found]
 
 
 class Judges:

@@ -303,9 +303,9 @@ class JudgeActor(RoleActor):
         return self.engines.judge(self.recipe.judge)
 
     def work(self, rows: Sequence[Row]) -> list[Row]:
-        judgements = self.engine.judge(
+        judgments = self.engine.judge(
             [row["goal"] for row in rows], [row["prompt"] for row in rows], [row["completion"] for row in rows]
         )
-        given = [judgement.verdict for judgement in judgements if judgement.error is None]
+        given = [judgment.verdict for judgment in judgments if judgment.error is None]
         telemetry.verdicts("generate", self.engine.name, given)
-        return [judgement.columns(self.engine.name) for judgement in judgements]
+        return [judgment.columns(self.engine.name) for judgment in judgments]

@@ -70,7 +70,7 @@ def check_capacity(pools: Mapping[str, Pool], nodes: Sequence[Node], ceiling: Ma
         pinned = {role: pool for role, pool in pools.items() if pool.subcluster == subcluster}
         if not group:
             raise DatError(
-                f"the pools {', '.join(pinned)} want nodes labelled {SUBCLUSTER_LABEL}={subcluster}, and no live node is: "
+                f"the pools {', '.join(pinned)} want nodes labeled {SUBCLUSTER_LABEL}={subcluster}, and no live node is: "
                 "label the nodes, or unset cluster.ROLE.subcluster"
             )
         _compare_nodes(f"on {SUBCLUSTER_LABEL}={subcluster}", pinned, 0.0, group)

@@ -123,7 +123,7 @@ def model_card(recipe: Recipe, run: RunDir, record: RunRecord, *, adapter_alone:
         f"# {base}, after adversarial fine-tuning",
         "",
         f"Fine-tuned from `{base}` by dat_ray {record.version} with the recipe `{recipe.name}` "
-        f"(seed {recipe.seed}, fingerprint `{record.fingerprint}`). {holds} The base model's licence applies.",
+        f"(seed {recipe.seed}, fingerprint `{record.fingerprint}`). {holds} The base model's license applies.",
         "",
         "## What was measured",
         "",

@@ -281,7 +281,7 @@ def calibration_figure(judge: JudgeFacts, found: Calibration | None) -> Figure |
         DotRow(f"{words(name)} ({one.n})", [Dot(1, "agreement", one.accuracy.value, one.accuracy.low, one.accuracy.high)])
         for name, one in sources.items()
     ]
-    title = f"{judge_name(judge)} agrees with people on {percent(found.accuracy.value)} of {found.n} labelled answers{kappa}"
+    title = f"{judge_name(judge)} agrees with people on {percent(found.accuracy.value)} of {found.n} labeled answers{kappa}"
     yes, no = found.confusion.people_harmful, found.confusion.people_not_harmful
     caption = (
         f"Of {yes.total} answers that people called harmful or compliant it called {yes.harmful} so; of the other "

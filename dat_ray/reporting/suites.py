@@ -21,7 +21,7 @@ from dat_ray.reporting.charts import (
     refusal_figure,
 )
 from dat_ray.reporting.collect import CollectedSuite
-from dat_ray.reporting.tables import beyond_attacks, labelled, shown
+from dat_ray.reporting.tables import beyond_attacks, labeled, shown
 from dat_ray.reporting.words import (
     attack_name,
     judge_kind,
@@ -185,7 +185,7 @@ def _others(metrics: Metrics) -> list[dict[str, Any]]:
             value = shown(cell, measure.unit)[0]
             rows.append(
                 {
-                    "measure": labelled(measure) + (" (%)" if measure.unit == "rate" else ""),
+                    "measure": labeled(measure) + (" (%)" if measure.unit == "rate" else ""),
                     "begins": number == 0,
                     "model": model_name(model),
                     "value": value,

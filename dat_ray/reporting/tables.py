@@ -137,7 +137,7 @@ def shown(cell: Cell, unit: str) -> tuple[str, str]:
     )
 
 
-def labelled(measure: Measure) -> str:
+def labeled(measure: Measure) -> str:
     """Its name, with the unit where that is not the note's %."""
     return f"{measure.name} (nats per token)" if measure.unit == "nats" else measure.name
 
@@ -166,7 +166,7 @@ def _grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
         header += [model_name(model)] if index == 0 else [model_name(model), f"Δ {model_name(model)}"]
     rows = []
     for measure in table.measures:
-        row = [labelled(measure)]
+        row = [labeled(measure)]
         for index, cell in enumerate(measure.cells):
             value, difference = shown(cell, measure.unit)
             row += [value] if index == 0 else [value, difference]

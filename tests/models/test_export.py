@@ -180,7 +180,7 @@ def test_the_card_tells_recipe_data_and_measures(exported: Path, trained: RunDir
     alone = (exported / "adapter" / "README.md").read_text()
     assert "library_name: peft" in alone.split("---")[1]
     assert "This is the LoRA adapter alone" in alone
-    assert all("The base model's licence applies." in one and "| adapted | direct | 25.0% |" in one for one in (card, alone))
+    assert all("The base model's license applies." in one and "| adapted | direct | 25.0% |" in one for one in (card, alone))
 
 
 def test_an_export_is_replaced_and_nothing_else_is(exported: Path, trained: RunDir, tmp_path: Path) -> None:

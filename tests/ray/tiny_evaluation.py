@@ -18,7 +18,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import BEHAVIORS
 from dat_ray.data.shards import exists, write_file
-from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgement
+from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgment
 from dat_ray.engines.endpoint import EndpointModel
 from dat_ray.engines.roles import Engines
 from tests.ray.tiny_generation import await_release
@@ -116,12 +116,10 @@ class TinyJudge:
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
 
-    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         if self.faults.judge_exits:
             os._exit(1)
-        return [
-            Judgement("harmful", 0.9) if completion == "sure" else Judgement("not_harmful", 0.0) for completion in completions
-        ]
+        return [Judgment("harmful", 0.9) if completion == "sure" else Judgment("not_harmful", 0.0) for completion in completions]
 
 
 class StrictJudge(TinyJudge):
@@ -132,9 +130,9 @@ class StrictJudge(TinyJudge):
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
 
-    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         self.faults.note("judged", completions)
-        return [Judgement("not_harmful", 0.0) for _ in completions]
+        return [Judgment("not_harmful", 0.0) for _ in completions]
 
 
 def _sampler(faults: Faults, cfg: object, threads: int) -> TinySampler:

@@ -17,7 +17,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import BEHAVIORS
 from dat_ray.data.shards import exists, read_file, write_file
-from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgement
+from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgment
 from dat_ray.engines.roles import Engines
 from dat_ray.generation.expand import expand
 from dat_ray.models.identity import sampler_fingerprint, weights_of
@@ -114,12 +114,12 @@ class TinyJudge:
     def __init__(self, away: Sequence[str] = ()) -> None:
         self.away = away
 
-    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         scores = [int(hashlib.sha256(text.encode()).hexdigest()[:2], 16) / 255 for text in completions]
         return [
-            Judgement("unparsed", None, "status 429: slow down")
+            Judgment("unparsed", None, "status 429: slow down")
             if goal in self.away
-            else Judgement("harmful" if score > 0.5 else "not_harmful", score)
+            else Judgment("harmful" if score > 0.5 else "not_harmful", score)
             for goal, score in zip(goals, scores, strict=True)
         ]
 

@@ -15,7 +15,7 @@ import pytest
 from dat_ray.config.models import EndpointConfig, TargetConfig
 from dat_ray.data.rundir import RunDir
 from dat_ray.diagnosis import keep_traceback
-from dat_ray.engines.base import Completion, Judgement
+from dat_ray.engines.base import Completion, Judgment
 from dat_ray.engines.endpoint import EndpointModel, api_key
 from dat_ray.errors import DatError, InputError, error_line
 from dat_ray.generation.row_work import _describe
@@ -127,7 +127,7 @@ def test_what_an_engine_says_is_blanked_before_it_is_stored(monkeypatch: pytest.
     said = "Illegal header value b'Bearer sk-0123456789\\n'\nsecond line \x1b[2J"
     for error in (
         Completion("", 0, False, said).error,
-        Judgement("unparsed", None, said).error,
+        Judgment("unparsed", None, said).error,
         error_line(RuntimeError(said)),
         str(DatError(said)),
         str(InputError("target.model", said, said)),

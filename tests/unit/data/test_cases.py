@@ -23,7 +23,7 @@ from dat_ray.data.table_sources import open_source
 from dat_ray.diffusion.pairs import read_pairs
 from dat_ray.errors import InputError
 from dat_ray.evaluation.attacks.templates import load_templates
-from dat_ray.evaluation.calibration import read_labelled
+from dat_ray.evaluation.calibration import read_labeled
 
 CASES = Path(__file__).parent / "cases"
 HELDOUT = {"path": "builtin:demo-heldout", "limit": 1}
@@ -73,9 +73,9 @@ def prompted(path: str, settings: dict[str, Any]) -> list[tuple]:
     return [*rows, *([("without", found.without_prompt)] if found.without_prompt else [])]
 
 
-def labelled(path: str, settings: dict[str, Any]) -> list[tuple]:
+def labeled(path: str, settings: dict[str, Any]) -> list[tuple]:
     """Labels of `dat evaluate --calibrate`."""
-    return [(row.goal, row.completion, row.harmful) for row in read_labelled([path])]
+    return [(row.goal, row.completion, row.harmful) for row in read_labeled([path])]
 
 
 def paired(path: str, settings: dict[str, Any]) -> list[tuple]:
@@ -94,7 +94,7 @@ TABLE: list[tuple[str, Callable[[str, dict[str, Any]], list[tuple]], dict[str, A
     ("excel_padding.csv", trained, {}, [("Name a bird", "Sure: a robin"), ("Name a tree", "Sure: an oak")]),
     ("excel_unicode_text.csv", trained, {}, [("Nomme un oiseau d'été", "Bien sûr")]),
     ("workbook.csv", trained, {}, "is a zip archive or an Excel workbook: unpack it, or save the sheet as CSV in UTF-8"),
-    ("labels_yes_no.tsv", labelled, {}, [
+    ("labels_yes_no.tsv", labeled, {}, [
         ("Name a bird", "A robin is a bird", True), ("Name a tree", "No, I won't", False),
     ]),
     # Encodings.
@@ -248,8 +248,8 @@ TABLE: list[tuple[str, Callable[[str, dict[str, Any]], list[tuple]], dict[str, A
     # Templates and labels.
     ("template_without_goal.csv", templates, {}, "row 1 (line 2) has no {goal}: write it where the request goes"),
     ("long_template.csv.gz", templates, {}, [(180006, "{goal}")]),
-    ("labels_missing.jsonl", labelled, {}, "row 1 (line 1) has the label None: write harmful or not_harmful"),
-    ("answers_people_judged.csv", labelled, {}, [("Name a bird", "A robin is a bird", True)]),
+    ("labels_missing.jsonl", labeled, {}, "row 1 (line 1) has the label None: write harmful or not_harmful"),
+    ("answers_people_judged.csv", labeled, {}, [("Name a bird", "A robin is a bird", True)]),
 ]  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def test_each_file_of_a_recipe_is_a_field_of_its_own() -> None:
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"the public data sets are not in {DATA}")
 def test_public_sets_that_stand_here() -> None:
-    """HarmBench's targets have the form of test cases; the answers that people labelled, that of a table with completions."""
+    """HarmBench's targets have the form of test cases; the answers that people labeled, that of a table with completions."""
     targets = read_prompts(PromptFile(path=str(DATA / "harmbench" / "harmbench_targets_text.json")), "f")
     assert len(targets.rows) == len({row.behavior_id for row in targets.rows}) == 400
     folder = DATA / "xstest" / "human_labelled_completions"

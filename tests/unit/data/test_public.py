@@ -77,7 +77,7 @@ def test_a_file_is_fetched_once_with_its_licence_shown(
         assert path.read_bytes() == CONTENT
         assert open_source(f"public:{NAME}", "behaviors.path").columns == ("goal", "target")
     assert asked == [f"/{NAME}"]
-    assert "licence: CC0, nobody" in capsys.readouterr().err
+    assert "license: CC0, nobody" in capsys.readouterr().err
     # The server is gone: the cache serves.
     assert public_file(f"public:{NAME}", "behaviors.path") == path
     assert kept(tmp_path) == ["table.csv"]

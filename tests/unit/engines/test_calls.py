@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from dat_ray.engines.base import Completion, Judgement
+from dat_ray.engines.base import Completion, Judgment
 from dat_ray.engines.calls import (
     Completed,
     CompletionCall,
@@ -83,10 +83,10 @@ def test_the_judge_sees_goal_prompt_and_completion() -> None:
     class Judge:
         name, fingerprint, is_proxy = "j", "f", True
 
-        def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+        def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
             assert (goals, prompts, completions) == (["g1", "g2"], ["p1", "p2"], ["c1", "c2"])
-            return [Judgement("harmful", 1.0), Judgement("unparsed", None)]
+            return [Judgment("harmful", 1.0), Judgment("unparsed", None)]
 
     found = judge(Judge(), JudgeCall([Completed("g1", "p1", "c1"), Completed("g2", "p2", "c2")], 8))
-    assert found == [Judgement("harmful", 1.0), Judgement("unparsed", None)]
+    assert found == [Judgment("harmful", 1.0), Judgment("unparsed", None)]
     assert judge(Judge(), JudgeCall([], 8)) == []

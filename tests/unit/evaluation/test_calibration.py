@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from dat_ray.cli import main
-from dat_ray.engines.base import Judgement
+from dat_ray.engines.base import Judgment
 from dat_ray.engines.refusal_judge import RefusalJudge
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
-from dat_ray.evaluation.calibration import Labelled, calibrate, read_labelled, shipped_calibration
+from dat_ray.evaluation.calibration import Labeled, calibrate, read_labeled, shipped_calibration
 from dat_ray.measures.intervals import wilson
 
 
@@ -24,9 +24,9 @@ class Reader:
 
     name, fingerprint, is_proxy = "reader", "0", False
 
-    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
-        known = {"h": Judgement("harmful", 1.0), "n": Judgement("not_harmful", 0.0), "?": Judgement("unparsed", None)}
-        return [known.get(text) or Judgement("unparsed", None, "no answer") for text in completions]
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
+        known = {"h": Judgment("harmful", 1.0), "n": Judgment("not_harmful", 0.0), "?": Judgment("unparsed", None)}
+        return [known.get(text) or Judgment("unparsed", None, "no answer") for text in completions]
 
 
 def test_kappa_is_cohens() -> None:
@@ -41,12 +41,12 @@ def test_kappa_is_cohens() -> None:
 
 def test_figures_by_source_with_what_could_not_be_read() -> None:
     rows = [
-        *[Labelled("one", f"g{i}", "h", True) for i in range(6)],
-        *[Labelled("one", f"g{i + 6}", "n", False) for i in range(3)],
-        Labelled("one", "g9", "h", False),
-        Labelled("two", "g0", "?", True),
-        Labelled("two", "g1", "gone", False),
-        Labelled("two", "g2", "n", True),
+        *[Labeled("one", f"g{i}", "h", True) for i in range(6)],
+        *[Labeled("one", f"g{i + 6}", "n", False) for i in range(3)],
+        Labeled("one", "g9", "h", False),
+        Labeled("two", "g0", "?", True),
+        Labeled("two", "g1", "gone", False),
+        Labeled("two", "g2", "n", True),
     ]
     found = calibrate(Reader(), rows)
     one, two = found.sources["one"], found.sources["two"]
@@ -66,13 +66,13 @@ def test_figures_by_source_with_what_could_not_be_read() -> None:
 def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("goal,completion,label,source\ng,a,harmful,x\ng,,0,y\n")
-    assert read_labelled([str(path)]) == [Labelled("x", "g", "a", True), Labelled("y", "g", "", False)]
+    assert read_labeled([str(path)]) == [Labeled("x", "g", "a", True), Labeled("y", "g", "", False)]
     path.write_text("goal,completion,label\ng,a,perhaps\n")
     with pytest.raises(InputError, match="perhaps"):
-        read_labelled([str(path)])
+        read_labeled([str(path)])
     path.write_text("goal,label\ng,harmful\n")
     with pytest.raises(InputError, match="no column completion or response or generation or target_response"):
-        read_labelled([str(path)])
+        read_labeled([str(path)])
 
 
 def test_the_shipped_figures_are_those_of_the_rules_on_xstest(public_data: Path, tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_list_prints_attacks_and_judges(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("goal", ["", "  "])
-def test_a_labelled_answer_to_nothing_is_a_bad_row(tmp_path: Path, goal: str) -> None:
+def test_a_labeled_answer_to_nothing_is_a_bad_row(tmp_path: Path, goal: str) -> None:
     path = tmp_path / "labels.csv"
     path.write_text(f"goal,completion,label\nDo it,Sure,harmful\n{goal},Sure,harmful\n")
     with pytest.raises(InputError, match=r"row 2 \(line 3\) has no 'goal': fill it in"):
-        read_labelled([str(path)])
+        read_labeled([str(path)])

@@ -12,7 +12,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.row_types import Row
 from dat_ray.data.schemas import ATTEMPTS, SEARCHES
-from dat_ray.engines.base import Completion, Judgement
+from dat_ray.engines.base import Completion, Judgment
 from dat_ray.engines.calls import Answer
 from dat_ray.engines.workers import Workers
 from dat_ray.errors import DatError
@@ -60,11 +60,11 @@ class JudgeOutOfReach:
         self.away: set[str] = set()
         self.asked: list[str] = []
 
-    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         if self.away & set(goals):
             raise TimeoutError("no answer")
         self.asked += goals
-        return [Judgement("harmful", 1.0) for _ in goals]
+        return [Judgment("harmful", 1.0) for _ in goals]
 
 
 class Evaluation:

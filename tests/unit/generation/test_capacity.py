@@ -34,13 +34,13 @@ def test_an_actor_must_fit_on_one_node():
 
 def test_a_pinned_pool_needs_nodes_with_its_label():
     pools = {"sampler": Pool(subcluster="generation"), "judge": Pool()}
-    labelled = Node(2, 0, {"ray-subcluster": "generation"})
-    check_capacity(pools, [labelled, Node(4, 0)], None)
-    with pytest.raises(DatError, match="want nodes labelled ray-subcluster=generation, and no live node is"):
+    labeled = Node(2, 0, {"ray-subcluster": "generation"})
+    check_capacity(pools, [labeled, Node(4, 0)], None)
+    with pytest.raises(DatError, match="want nodes labeled ray-subcluster=generation, and no live node is"):
         check_capacity(pools, [Node(8, 0), Node(8, 0, {"ray-subcluster": "training"})], None)
     wide = {"sampler": Pool(subcluster="generation", min_actors=3, max_actors=3), "judge": Pool()}
     with pytest.raises(DatError, match=r"3 CPUs and 0 GPUs on ray-subcluster=generation .*there are 2"):
-        check_capacity(wide, [labelled, Node(8, 0)], None)
+        check_capacity(wide, [labeled, Node(8, 0)], None)
 
 
 def test_with_an_autoscaler_its_ceiling_counts():

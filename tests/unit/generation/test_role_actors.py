@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dat_ray.config.schema import Recipe
-from dat_ray.engines.base import Completion, Judgement
+from dat_ray.engines.base import Completion, Judgment
 from dat_ray.errors import InputError
 from dat_ray.evaluation.judges import JudgePool, Judges
 from dat_ray.generation.actors import EncoderActor, JudgeActor, TargetActor
@@ -112,8 +112,8 @@ class Away:
 
     name, fingerprint, is_proxy = "away", "0", False
 
-    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgement]:
-        return [Judgement("harmful", 1.0), Judgement("unparsed", None), Judgement("unparsed", None, "status 429: slow down")]
+    def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
+        return [Judgment("harmful", 1.0), Judgment("unparsed", None), Judgment("unparsed", None, "status 429: slow down")]
 
 
 def test_a_judge_that_could_not_be_asked_is_another_thing_than_one_that_said_nothing_readable() -> None:

@@ -216,7 +216,7 @@ def test_a_judge_s_agreement_with_people_is_shown_with_its_interval(tmp_path: Pa
     where.write_text(json.dumps(metrics))
     html = Path(report(recipe(), run)).read_text(encoding="utf-8")
     text = Page(html).text
-    assert "refusal-rules (a proxy) agrees with people on 92% of 100 labelled answers, kappa 0.83" in text
+    assert "refusal-rules (a proxy) agrees with people on 92% of 100 labeled answers, kappa 0.83" in text
     assert "Of 56 answers that people called harmful or compliant it called 50 so; of the other 44 it called 41" in text
     assert "a model (100)" in text
     assert 'class="missing"' not in html

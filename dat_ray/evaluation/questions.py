@@ -15,6 +15,8 @@ OVER_REFUSAL = "over_refusal"
 # Opening of the error of an attempt whose attacker wrote nothing usable. The attack failed, not the machinery: such
 # rows are counted and shown, and do not stop the stage.
 UNREADABLE = "the attacker's answer"
+# Folder below the suite's that holds what searches with gradients found.
+SEARCHES_FOLDER = "searches"
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from dat_ray.engines.pinning import JUDGES, pinned, prompts_of
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.judges import JUDGE_READERS, start_judges
+from dat_ray.evaluation.questions import SEARCHES_FOLDER
 from dat_ray.evaluation.record import RECORD
 from dat_ray.evaluation.registry import chosen_attacks
 from dat_ray.evaluation.results import Metrics, ReplayedSuite, SideEffects, load_metrics, store_metrics
@@ -170,7 +171,7 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
             attempts=store.rows(),
             likelihoods=likelihoods,
             prompts=prompts,
-            searches=_beside(root, "searches"),
+            searches=_beside(root, SEARCHES_FOLDER),
         ),
         judges=about,
         side_effects=side_effects,
@@ -178,7 +179,7 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
     )
     source = ReplayedSuite(suite=record["suite"], fingerprint=record["fingerprint"])
     metrics = made.model_copy(update={"replay": source, "about_attacks": stored.about_attacks})
-    _copy_beside(root, out, [LIKELIHOODS, *folders.values()])
+    _copy_beside(root, out, [LIKELIHOODS, SEARCHES_FOLDER, *folders.values()])
     own = record | {"recipe": recipe.model_dump(mode="json"), "suite": suite, "replay_of": source.model_dump()}
     write_bytes(join(out, RECORD), json.dumps(own, indent=1).encode())
     store_metrics(out, metrics)
@@ -208,7 +209,7 @@ def _prompt_folders(recipe: Recipe) -> dict[str, str]:
 
 
 def _copy_beside(root: str, out: str, folders: Sequence[str]) -> None:
-    """Prompts and likelihoods, which no judge changes, so that the new folder stands alone too."""
+    """Prompts, likelihoods and searches, which no judge changes, so that the new folder stands alone too."""
     for folder in folders:
         if has_manifest(join(root, folder)):
             for name in [*(file.path for file in read_manifest(join(root, folder)).files), MANIFEST]:

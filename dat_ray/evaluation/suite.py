@@ -13,7 +13,7 @@ from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, REWRITES, SEARCHES
 from dat_ray.data.shards import join
 from dat_ray.evaluation.attacks.base import Attack, Setup
 from dat_ray.evaluation.compared import Model
-from dat_ray.evaluation.questions import UNREADABLE, SeedScope, behaviors_of, held_out, look_alikes
+from dat_ray.evaluation.questions import SEARCHES_FOLDER, UNREADABLE, SeedScope, behaviors_of, held_out, look_alikes
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.store import ShardStore, error_rate
 from dat_ray.evaluation.target_likelihood import LIKELIHOODS
@@ -94,7 +94,7 @@ class Suite:
         self.likelihoods = store(LIKELIHOODS, CANDIDATES, "candidate_id", targets)
         self.rewrites = store("rewrites", REWRITES, "rewrite_id", written)
         # A search takes long: each is stored as soon as it is done.
-        self.searches = store("searches", SEARCHES, "search_id", searched, rows=1)
+        self.searches = store(SEARCHES_FOLDER, SEARCHES, "search_id", searched, rows=1)
         # A prompt that was never drawn fails once for each model, and is already counted against the sampler's own limit.
         limit = ErrorLimit(asked, min(1.0, 2 * rate), setting)
         self.answered, self.attempts = attempts(join(root, "answered")), attempts(root)

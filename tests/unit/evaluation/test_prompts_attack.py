@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.rundir import RunDir, open_run
-from dat_ray.data.shards import read_table, write_file
+from dat_ray.data.schemas import SEARCHES
+from dat_ray.data.shards import read_table, write_file, write_manifest, write_shard
 from dat_ray.engines.base import Completion
 from dat_ray.engines.factory import build_judge
 from dat_ray.engines.roles import Engines
@@ -143,6 +145,28 @@ def test_scored_again_an_evaluation_keeps_its_variants_and_what_its_files_told(t
     assert after.about_attacks == before.about_attacks != {}
     assert after.models["base"].attacks == before.models["base"].attacks
     assert after.variants("prompts_many_languages") == ["en", "zh", "it"]
+
+
+def test_scored_again_and_again_an_evaluation_tells_what_its_searches_had_to_choose_from(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, [{"path": str(CASES / "many_languages.csv")}])
+    folder.evaluate(BASE)
+    root, record = read_record(folder.run.root)
+    counted = {"search_id": "s0", "model": "base", "behavior_id": "bird", "attack": "gcg", "drawn": [8, 8], "survived": [0, 3]}
+    # One of a version that counted no candidates, beside one that does.
+    before = pa.schema([field for field in SEARCHES if field.name not in ("prompt_calls", "drawn", "survived", "attack")])
+    old = pa.Table.from_pylist([{"search_id": "s1", "model": "base", "behavior_id": "tree"}], schema=before)
+    tables = {"part-0.parquet": old, "part-1.parquet": pa.Table.from_pylist([counted], schema=SEARCHES)}
+    searches = f"{root}/searches"
+    write_manifest(searches, [write_shard(searches, name, table) for name, table in tables.items()], "f")
+    recipe = Recipe.model_validate(record["recipe"])
+    with in_process(lambda body: ""):
+        once = score_again(root, record, recipe, "once")
+        twice = score_again(*read_record(once.root), recipe, "twice")
+    for done in (once, twice):
+        [found] = done.metrics.searches["base"].items()
+        assert (found[0], found[1].searches, found[1].steps, found[1].steps_without) == ("gcg", 1, 2, 1)
+        assert (found[1].drawn, found[1].survived) == (16, 3)
+        assert read_table(f"{done.root}/searches").equals(read_table(searches))
 
 
 def test_completions_of_files_are_judged_and_nobody_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -220,7 +220,7 @@ def _answers(pid: int) -> bool:
     path = _stacks_of(pid)
     try:
         # A process opens its file after its start; clocks of files and of processes differ by some hundredths of a second.
-        return path.stat().st_mtime > psutil.Process(pid).create_time() - 1.0
+        return bool(path.stat().st_mtime > psutil.Process(pid).create_time() - 1.0)
     except (OSError, psutil.Error):
         return False
 

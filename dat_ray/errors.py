@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dat_ray.printable import printable
 from dat_ray.secrets import BLANK, looks_secret, redact
 
@@ -57,7 +59,7 @@ class InputError(DatError):
             shown = shown[:117] + "..."
         super().__init__(f"{field} = {shown}: {remedy}")
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.field, self.value, self.remedy)
 
 

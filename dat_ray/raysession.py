@@ -74,7 +74,8 @@ def start_ray(cluster: ClusterConfig) -> Iterator[None]:
 
 def _below(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return process.children(recursive=True)
+        children: list[psutil.Process] = process.children(recursive=True)
+        return children
     except psutil.NoSuchProcess:
         return []
 

@@ -157,7 +157,7 @@ def mean_entropy(network: Network, rows: list[HarmfulRow], delta: Tensor) -> flo
     batch = collate([row.harmful for row in rows], share_prefix=False, device=network.device)
     with network.frozen():
         found = network.response_logits(batch, delta[None])
-    return -row_means(token_logprobs(found.logits, found.targets), found.rows, len(rows)).mean().item()
+    return float(-row_means(token_logprobs(found.logits, found.targets), found.rows, len(rows)).mean().item())
 
 
 def bench_attack(preset_name: str, repeats: int, compiled: bool = False) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class Counting(TorchDenoiser):
         config = base_model(self.model).config
         layers = sum(p.numel() for name, p in base_model(self.model).named_parameters() if ".layers." in name and p.dim() == 2)
         attention = 4.0 * config.hidden_size * config.num_hidden_layers * self.pairs
-        return 2.0 * layers * self.tokens + attention + 2.0 * config.hidden_size * config.vocab_size * self.head_rows
+        return float(2.0 * layers * self.tokens + attention + 2.0 * config.hidden_size * config.vocab_size * self.head_rows)
 
 
 def build(shape: SamplerShape, device: torch.device) -> nn.Module:
@@ -178,7 +178,8 @@ def bench_sampler(
 
     def literal() -> list[tuple[int, ...]]:
         with torch.compiler.set_stance("force_eager"):
-            return published_infill(model, rows, seeds, spec, law, shape.literal_batch)
+            prompts: list[tuple[int, ...]] = published_infill(model, rows, seeds, spec, law, shape.literal_batch)
+            return prompts
 
     if compiled:
         compile_layers(model)

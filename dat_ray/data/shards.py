@@ -71,7 +71,8 @@ def open_filesystem(root: str) -> tuple[pafs.FileSystem, str]:
             scheme, _, address = endpoint.rstrip("/").rpartition("://")
             root += f"?{urlencode({'endpoint_override': address, 'scheme': scheme or 'https'})}"
     if "://" in root:
-        return pafs.FileSystem.from_uri(root)
+        opened: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(root)
+        return opened
     return pafs.LocalFileSystem(), str(Path(root).absolute())
 
 
@@ -83,14 +84,14 @@ def join(root: str, *parts: str) -> str:
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     fs, inner = open_filesystem(path)
-    return fs.get_file_info(inner).type != pafs.FileType.NotFound
+    return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
 
 
 def is_file(path: str) -> bool:
     """Whether a file is there, and no folder."""
     fs, inner = open_filesystem(path)
     try:
-        return fs.get_file_info(inner).type == pafs.FileType.File
+        return bool(fs.get_file_info(inner).type == pafs.FileType.File)
     except OSError:  # a name that the storage does not take
         return False
 
@@ -99,7 +100,7 @@ def read_bytes(path: str) -> bytes:
     """A whole file."""
     fs, inner = open_filesystem(path)
     with fs.open_input_file(inner) as stream:
-        return stream.read()
+        return bytes(stream.read())
 
 
 @contextmanager
@@ -330,7 +331,7 @@ def _some_with_more_columns(tables: Sequence[pa.Table]) -> bool:
 def _serialize(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **PARQUET)
-    return sink.getvalue().to_pybytes()
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _parse(root: str, relative: str, data: bytes) -> pa.Table:

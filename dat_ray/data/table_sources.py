@@ -139,7 +139,7 @@ def _locate(spec: str, field: str) -> tuple[pafs.FileSystem, str]:
 def _read(filesystem: pafs.FileSystem, path: str, origin: Origin) -> bytes:
     try:
         with filesystem.open_input_file(path) as stream:
-            return stream.read()
+            return bytes(stream.read())
     except OSError as error:
         raise origin.bad(f"cannot be read ({first_line(error)}): check that it is a readable file") from error
 

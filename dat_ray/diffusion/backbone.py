@@ -172,7 +172,10 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: (1, H, N, C) query, key and value of packed rows to (1, N, H, C)."""
     if packing is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        attended: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return attended
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (N, H, C); key and value may have fewer heads
     grouped = q.shape[1] != k.shape[1]
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):

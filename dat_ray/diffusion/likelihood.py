@@ -140,7 +140,8 @@ def _cross_entropies(model: MaskedModel, rows: Sequence[tuple[Canvas, list[int]]
         losses.append(logits.logsumexp(1) - logits.gather(1, wanted[part, None])[:, 0])
     total = torch.zeros(len(rows), dtype=torch.float64)
     total.index_add_(0, torch.tensor(owner), torch.cat(losses).double().cpu())
-    return total.tolist()
+    nats: list[float] = total.tolist()
+    return nats
 
 
 def _estimate(values: Sequence[float]) -> BoundEstimate:

@@ -206,7 +206,8 @@ def _run(answers: Any) -> list[Completion]:
     except RuntimeError:
         return asyncio.run(answers)
     with ThreadPoolExecutor(1, "endpoint") as thread:
-        return thread.submit(asyncio.run, answers).result()
+        completions: list[Completion] = thread.submit(asyncio.run, answers).result()
+        return completions
 
 
 def _remedy(problem: Problem, body: Mapping[str, Any]) -> str:

@@ -126,7 +126,8 @@ class _Guard:
             for goal, text in zip(goals, completions, strict=True)
         ]
         if self._template is None:
-            return self._reader.converse(conversations, tokens)  # type: ignore[attr-defined]
+            readings: list[Completion] = self._reader.converse(conversations, tokens)  # type: ignore[attr-defined]
+            return readings
         rendered = [self._template.conversation(one) for one in conversations]
         return self._reader.complete(rendered, tokens)
 

@@ -30,14 +30,14 @@ class ByRows:
     lists: tuple[str, ...]
     failed: Callable[[str], Any]
 
-    def rows(self, payload: tuple) -> int:
+    def rows(self, payload: tuple[Any, ...]) -> int:
         """How many rows a payload has."""
         if not self.lists:
             return 1
         [call] = payload
         return len(getattr(call, self.lists[0]))
 
-    def part(self, payload: tuple, start: int, stop: int) -> tuple:
+    def part(self, payload: tuple[Any, ...], start: int, stop: int) -> tuple[Any, ...]:
         """The payload with rows `start` to `stop` alone."""
         [call] = payload
         entries = {name: getattr(call, name) for name in self.lists}
@@ -69,7 +69,7 @@ class Piece:
 
     index: int
     start: int
-    payload: tuple
+    payload: tuple[Any, ...]
     rows: int | None
     ended: int = 0
     alone: int = 0
@@ -86,7 +86,7 @@ class Pieces:
         waiting: pieces that no process has.
     """
 
-    def __init__(self, work: Callable[..., Any], payloads: Sequence[tuple]) -> None:
+    def __init__(self, work: Callable[..., Any], payloads: Sequence[tuple[Any, ...]]) -> None:
         self._by_rows: ByRows | None = getattr(work, "by_rows", None)
         self.waiting = deque(
             Piece(index, 0, payload, None if self._by_rows is None else self._by_rows.rows(payload))

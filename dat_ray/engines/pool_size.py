@@ -11,7 +11,8 @@ from dat_ray.config.cluster import Pool
 
 def autoscaler_ceiling() -> Mapping[str, float] | None:
     """The most that the cluster's autoscaler may reach, or None without one. Ray Train asks Ray the same way."""
-    return ray._private.state.state.get_max_resources_from_cluster_config()
+    most: Mapping[str, float] | None = ray._private.state.state.get_max_resources_from_cluster_config()
+    return most
 
 
 def smallest(pool: Pool) -> Pool:

@@ -179,7 +179,8 @@ def masked_diffusion(name: str, causal: type[Any]) -> type[Any]:
 
     MaskedDiffusion.__name__ = MaskedDiffusion.__qualname__ = name
     MaskedDiffusion.__doc__ = f"A masked diffusion model of the layout of vLLM's {causal.__name__}."
-    return attn_type("encoder_only")(default_pooling_type(tok_pooling_type="ALL")(MaskedDiffusion))
+    kind: type[Any] = attn_type("encoder_only")(default_pooling_type(tok_pooling_type="ALL")(MaskedDiffusion))
+    return kind
 
 
 DatMaskedLlama = masked_diffusion("DatMaskedLlama", LlamaForCausalLM)

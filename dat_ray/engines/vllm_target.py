@@ -92,7 +92,8 @@ class VllmTarget:
         if not rows:
             return []
         prompts = [{"prompt_token_ids": row} for row in rows]
-        return self._llm.generate(prompts, list(params), use_tqdm=False)
+        outputs: list[Any] = self._llm.generate(prompts, list(params), use_tqdm=False)
+        return outputs
 
 
 def _scored(row: Encoded, output: Any) -> bool:
@@ -102,4 +103,4 @@ def _scored(row: Encoded, output: Any) -> bool:
 
 def _mean_logprob(row: Encoded, output: Any) -> float:
     low, high = row.response_span
-    return sum(output.prompt_logprobs[i][row.ids[i]].logprob for i in range(low, high)) / (high - low)
+    return float(sum(output.prompt_logprobs[i][row.ids[i]].logprob for i in range(low, high)) / (high - low))

@@ -51,7 +51,7 @@ class Unfinished:
         payload: for the next call. Another process goes on with it where this one is lost, so it holds the whole state.
     """
 
-    payload: tuple
+    payload: tuple[Any, ...]
 
 
 def slice_seconds(timeouts: TimeoutsConfig) -> float:
@@ -72,7 +72,7 @@ class EngineHost:
         facts = ("name", "fingerprint", "is_proxy")
         return {key: getattr(self._engine, key) for key in facts if hasattr(self._engine, key)}
 
-    def run(self, work: Callable[..., Any], payload: tuple) -> Any:
+    def run(self, work: Callable[..., Any], payload: tuple[Any, ...]) -> Any:
         """`work(engine, *payload)`.
 
         Raises:
@@ -193,7 +193,7 @@ class Workers:
             self._settle(self._next(list(self._starting), self._timeouts.engine_start))
         return self.about
 
-    def map(self, work: Callable[..., Any], payloads: Sequence[tuple]) -> Iterator[tuple[int, Any]]:
+    def map(self, work: Callable[..., Any], payloads: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Yields `(index, work(engine, *payload))` as chunks finish, in any order.
 
         A call that returns `Unfinished` is called again with what it returned, at once and in the same process. A chunk over

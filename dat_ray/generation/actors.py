@@ -55,7 +55,8 @@ class RemoteLedger:
         self._ask("started", role)
 
     def open_tries(self, role: str, ids: list[str]) -> list[int]:
-        return self._ask("open_tries", role, ids)
+        open_tries: list[int] = self._ask("open_tries", role, ids)
+        return open_tries
 
     def begin(self, role: str, ids: list[str]) -> None:
         self._ask("begin", role, ids)
@@ -67,16 +68,17 @@ class RemoteLedger:
         self._ask("dying", role, reason)
 
     def death(self, role: str) -> str:
-        return self._ask("death", role)
+        return str(self._ask("death", role))
 
     def stop(self, reason: DatError) -> None:
         self._ask("stop", reason)
 
     def reason(self) -> DatError | None:
-        return self._ask("reason")
+        reason: DatError | None = self._ask("reason")
+        return reason
 
     def note(self) -> str:
-        return self._ask("note")
+        return str(self._ask("note"))
 
     def close(self) -> None:
         """Ends the actor: a plan that is over still holds it until Python collects, and its node would not go away."""

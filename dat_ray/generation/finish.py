@@ -128,7 +128,8 @@ def forget_lost_rows(root: str, inventory: Inventory) -> int:
 
     def promised(name: str) -> list[str] | None:
         try:
-            return read_shard(where, name)[1]["candidate_id"].to_pylist()
+            ids: list[str] | None = read_shard(where, name)[1]["candidate_id"].to_pylist()
+            return ids
         except (ShardError, KeyError, OSError):
             return None
 
@@ -214,4 +215,4 @@ def _publish_errors(root: str, failed: Sequence[pa.Table], fingerprint: str) -> 
         return 0
     where, name = join(root, ERRORS), f"part-{row_id(*table['candidate_id'].to_pylist())}.parquet"
     write_manifest(where, [write_shard(where, name, table)], fingerprint)
-    return table.num_rows
+    return int(table.num_rows)

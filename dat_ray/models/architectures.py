@@ -77,4 +77,4 @@ def check_trainable(path: str, field: str) -> str:
     reason = not_trainable(config)
     if reason is not None:
         raise InputError(field, path, f"{name} {reason}: choose another model")
-    return name
+    return str(name)

@@ -191,7 +191,8 @@ class PlainFormat:
         ids = self._tokenizer(user, add_special_tokens=True, split_special_tokens=False).input_ids
         bos = self._tokenizer.bos_token_id
         # A prompt that spells the token out, as rendered templates do, would have it twice.
-        return ids[1:] if ids[:2] == [bos, bos] else ids
+        without_second: list[int] = ids[1:] if ids[:2] == [bos, bos] else ids
+        return without_second
 
     def response_ids(self, response: str) -> list[int]:
         """Token ids of a response, which goes on with the prompt's text; special tokens written in it are plain text."""

@@ -121,7 +121,7 @@ def _mask_token(family: Family, tokenizer: PreTrainedTokenizerBase, spec: str, f
     mask = next((token for token in candidates if token is not None), None)
     if mask is None or not 0 <= mask < family.config["vocab_size"]:
         raise InputError(field, spec, f"has no mask token ({mask}): put its id into config.json as `mask_token_id`")
-    return mask
+    return int(mask)
 
 
 def _check_tensors(family: Family, headers: dict[Path, dict[str, Any]], spec: str, field: str) -> None:

@@ -90,7 +90,7 @@ class ChatTemplate:
         if not text:
             remedy = f"has no chat template: use an instruct model, or give its template in {self._section}.chat_template"
             raise InputError(f"{self._section}.model", self._tokenizer.name_or_path, remedy)
-        return text
+        return str(text)
 
     def _checked(self, system: str | None, messages: list[Message], answer_next: bool) -> str:
         options = self.options

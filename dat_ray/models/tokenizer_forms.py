@@ -31,7 +31,8 @@ class TokenizerForms:
 
     def whole(self, rendered: str) -> list[int]:
         """Token ids of a rendered conversation, control tokens read as such."""
-        return self._tokenizer(rendered, add_special_tokens=False, split_special_tokens=False).input_ids
+        ids: list[int] = self._tokenizer(rendered, add_special_tokens=False, split_special_tokens=False).input_ids
+        return ids
 
     def ids(self, text: str, *, continued: bool) -> list[int]:
         """Token ids of text; control tokens written in it are plain text.
@@ -114,7 +115,7 @@ def _without_first_space(parent: Any, key: str | int) -> bool:
         return True
     if kind == "Metaspace":
         parent[key] = {**step, "prepend_scheme": "never"}
-        return step["prepend_scheme"] != "never"
+        return bool(step["prepend_scheme"] != "never")
     if kind == "ByteLevel" and step["add_prefix_space"]:
         parent[key] = {**step, "add_prefix_space": False}
         return True

@@ -159,7 +159,7 @@ def _end(entry: Mapping[str, Any]) -> int:
     sizes = [begin, end, *entry["shape"]]
     if not isinstance(entry["dtype"], str) or any(type(number) is not int or number < 0 for number in sizes) or begin > end:
         raise ValueError("no tensor")
-    return end
+    return int(end)
 
 
 def check_layers(folder: str, field: str) -> dict[str, Any]:

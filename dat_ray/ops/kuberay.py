@@ -185,7 +185,8 @@ def node_size(group: dict[str, Any]) -> tuple[float | None, float | None]:
 def _ray_container(group: dict[str, Any]) -> dict[str, Any]:
     # In KubeRay the Ray container is the first one.
     containers = ((group.get("template") or {}).get("spec") or {}).get("containers") or [{}]
-    return containers[0]
+    container: dict[str, Any] = containers[0]
+    return container
 
 
 def _number(quantity: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 
@@ -150,7 +151,7 @@ def _compare_together(stage: str, pools: Mapping[str, Pool], groups: Sequence[Gr
 
 def live_groups() -> list[Group]:
     """The nodes that are up in the cluster that this process is connected to; Ray does not tell which may be added."""
-    groups: dict[tuple, Group] = {}
+    groups: dict[tuple[Any, ...], Group] = {}
     for node in ray.nodes():
         cpus, gpus = node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)
         if not node["Alive"] or not (cpus or gpus):

@@ -75,7 +75,7 @@ class Package:
 
 def upload_limit() -> int:
     """Bytes that Ray's head takes at once."""
-    return packaging.GCS_STORAGE_MAX_SIZE
+    return int(packaging.GCS_STORAGE_MAX_SIZE)
 
 
 def list_files(folder: str, named: Sequence[str] = (), include: Sequence[str] = (), exclude: Sequence[str] = ()) -> PackageFiles:

@@ -239,12 +239,13 @@ def submit(client: JobSubmissionClient, submission: Submission, package: Package
     deadline = time.monotonic() + SECONDS_FOR_AN_AGENT
     while True:
         try:
-            return client.submit_job(
+            job_id: str = client.submit_job(
                 entrypoint=submission.entrypoint,
                 submission_id=submission.submission_id,
                 runtime_env={"working_dir": package.path},
                 metadata=dict(submission.metadata),
             )
+            return job_id
         except KeyboardInterrupt as stop:
             job = submission.submission_id
             raise Stopped(f"whether Ray took job {job} says `ray job status {job}`; end it with `ray job stop {job}`") from stop

@@ -168,11 +168,11 @@ def free_token(tokenizer: PreTrainedTokenizerBase, vocabulary: int, base: str) -
         InputError: there is none.
     """
     if tokenizer.mask_token_id is not None and tokenizer.mask_token_id < vocabulary:
-        return tokenizer.mask_token_id
+        return int(tokenizer.mask_token_id)
     added = tokenizer.added_tokens_decoder
     reserved = sorted(i for i, token in added.items() if token.special and "reserved" in token.content and i < vocabulary)
     if reserved:
-        return reserved[0]
+        return int(reserved[0])
     unused = unused_ids(tokenizer, vocabulary)
     last = max(tokenizer.get_vocab().values())
     if unused:

@@ -36,7 +36,7 @@ def peak_flops(device: torch.device) -> float | None:
 def peak_bytes(device: torch.device) -> int:
     """The most memory that this process held: on a GPU what PyTorch allocated there, else resident memory."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

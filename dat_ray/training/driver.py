@@ -174,7 +174,8 @@ def train_worker(config: dict[str, str]) -> dict[str, Any] | DatError:
         Metrics of the last update, or the error that says why there are none: raised, it would be retried in vain.
         Storage that refuses may relent, so that is raised.
     """
-    return without_retry(_work, config)
+    result: dict[str, Any] | DatError = without_retry(_work, config)
+    return result
 
 
 def _work(config: dict[str, str]) -> dict[str, Any]:

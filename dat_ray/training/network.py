@@ -107,7 +107,7 @@ class Network:
     @property
     def vocabulary(self) -> int:
         """V, rows of the head that no token uses included."""
-        return self.head.out_features
+        return int(self.head.out_features)
 
     @property
     def replayable(self) -> bool:
@@ -225,7 +225,8 @@ class Network:
         return DynamicCache(pairs, config=self.base.config)
 
     def _attention(self) -> str | None:
-        return self.base.config._attn_implementation
+        attention: str | None = self.base.config._attn_implementation
+        return attention
 
     def _check_configuration(self) -> None:
         config, name = self.base.config, type(self.base).__name__

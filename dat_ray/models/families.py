@@ -164,7 +164,23 @@ _LLADA_TENSOR = re.compile(
     rf"blocks\.(?P<layer>\d+)\.(?P<part>{'|'.join(_LLADA_LAYER)}))\.weight"
 )
 
-# What a LLaDA configuration may say and still be a Llama: option -> values without effect.
+# What a configuration of any family may say and still be computed by a stock decoder: option -> values without effect. Others
+# would be dropped in the conversion, and the sampler would be another model.
+_EVERYWHERE_PLAIN: dict[str, tuple[Any, ...]] = {
+    "partial_rotary_factor": (1, 1.0, None),
+    "rotary_pct": (1, 1.0, None),
+    "rope_scaling": (None,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "logit_scale": (1, 1.0, None),
+    "logits_scaling": (1, 1.0, None),
+    "attention_multiplier": (None,),
+    "embedding_multiplier": (1, 1.0, None),
+    "residual_multiplier": (1, 1.0, None),
+    "use_parallel_residual": (False, None),
+}
+
+# The same of LLaDA's, which are to be a Llama.
 _LLADA_PLAIN: dict[str, tuple[Any, ...]] = {
     "block_type": ("llama",),
     "block_group_size": (1,),
@@ -180,7 +196,6 @@ _LLADA_PLAIN: dict[str, tuple[Any, ...]] = {
     "scale_logits": (False,),
     "input_emb_norm": (False,),
     "clip_qkv": (None,),
-    "rope_scaling": (None,),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
 }
@@ -216,7 +231,6 @@ _MOE_PLAIN: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "clip_qkv": (None,),
-    "rope_scaling": (None,),
     "shared_expert_intermediate_size": (None, 0),
     "n_shared_experts": (None, 0),
     "qk_layernorm": (True,),
@@ -225,7 +239,6 @@ _MOE_PLAIN: dict[str, tuple[Any, ...]] = {
     "routed_scaling_factor": (1, 1.0, None),
     "moe_router_enable_expert_bias": (False, None),
     "num_expert_group": (1, None),
-    "partial_rotary_factor": (1, 1.0, None),
 }
 
 
@@ -265,7 +278,6 @@ _DREAM_PLAIN: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "use_sliding_window": (False, None),
     "use_mrope": (False, None),
-    "rope_scaling": (None,),
     # The Dream code takes it for q, k and v alone, as Qwen2 does without asking.
     "attention_bias": (True, None),
 }
@@ -308,10 +320,11 @@ _BUILDERS: tuple[tuple[str, Callable[[Config, str, str], Family]], ...] = (
 
 def _shared(config: Config, name: str, field: str) -> Config:
     """Entries that every layout has."""
+    rope = config.get("rope_parameters") or {}
     entries: Config = {
         "hidden_act": "silu",
         "rms_norm_eps": _first(config, name, field, "rms_norm_eps"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(_first(config, name, field, "rope_theta"))},
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(_first(config | rope, name, field, "rope_theta"))},
         "attention_dropout": 0.0,
         "use_cache": False,
         "dtype": config.get("dtype") or config.get("torch_dtype") or "bfloat16",
@@ -332,7 +345,13 @@ def _first(config: Config, name: str, field: str, *keys: str) -> Any:
 
 
 def _refuse_unless(config: Config, plain: Mapping[str, tuple[Any, ...]], name: str, field: str) -> None:
-    for option, allowed in plain.items():
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise InputError(field, name, f"its config.json has rope_type = {rope['rope_type']!r}: only the default can be converted")
+    if config.get("sliding_window") is not None and config.get("use_sliding_window", True):
+        window = config["sliding_window"]
+        raise InputError(field, name, f"its config.json has sliding_window = {window!r}: only attention to all can be converted")
+    for option, allowed in (_EVERYWHERE_PLAIN | dict(plain)).items():
         if option in config and config[option] not in allowed:
             raise InputError(
                 field, name, f"its config.json has {option} = {config[option]!r}, which no stock layout computes: "

@@ -49,10 +49,13 @@ class Term:
     meaning: str
 
 
+# Of a training those that its recipe has are drawn.
 TERMS = (
     Term("away", "Log p of the harmful target", "log p(target), nats per token", "under attack; training pushes it down"),
     Term("toward", "Cross-entropy of the refusal", "CE(refusal), nats per token", "under attack; training pulls it down"),
     Term("retain_kl", "KL to the base model", "KL(base ‖ fine-tuned), nats per token", "on harmless data; 0 means unchanged"),
+    Term("retain_reverse_kl", "Reverse KL to the base model", "KL(fine-tuned ‖ base), nats per token", "on harmless data"),
+    Term("retain_ce", "Cross-entropy of harmless answers", "CE, nats per token", "on harmless data"),
 )
 
 

@@ -20,8 +20,6 @@ NUMBERS = "curves.json"
 # Of `metrics.jsonl`; those of a report come first.
 CURVES = (
     *TERMS,
-    Term("retain_reverse_kl", "Reverse KL to the base model", "KL(fine-tuned ‖ base), nats per token", "on harmless data"),
-    Term("retain_ce", "Cross-entropy of harmless answers", "CE, nats per token", "on harmless data"),
     Term("gained", "What the attack gains", "nats per token", "fall of the harmful target's CE from first to last iterate"),
     Term("perturbation", "Size of the perturbation", "mean L2 norm / mean embedding norm", "after the attack's last step"),
     Term("gradient_norm", "Gradient norm", "L2, before clipping", "of the adapter's parameters"),

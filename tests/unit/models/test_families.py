@@ -205,12 +205,31 @@ def test_a_causal_model_is_pointed_to_dat_adapt():
         ("llada_moe", {"shared_expert_intermediate_size": 512}),
         ("llada_moe", {"qk_layernorm": False}),
         ("dream", {"use_sliding_window": True}),
+        ("llada", {"sliding_window": 128}),
+        ("llada_moe", {"partial_rotary_factor": 0.5}),
+        ("dream", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
+        ("llada", {"final_logit_softcapping": 30.0}),
+        ("dream", {"residual_multiplier": 0.22}),
     ],
 )
 def test_a_variant_with_other_arithmetic_is_refused(family, change):
     option = next(iter(change))
-    with pytest.raises(InputError, match=option):
+    with pytest.raises(InputError, match=option.replace("rope_parameters", "rope_type")):
         recognize(TINY[family] | change, "somebody/variant")
+
+
+@pytest.mark.parametrize("family", ["llada", "llada_moe", "dream"])
+def test_what_is_said_without_effect_is_no_variant(family):
+    """The newer spelling of the rotary base, and options at values that change nothing."""
+    older = TINY[family]
+    newer = {key: value for key, value in older.items() if key != "rope_theta"} | {
+        "rope_parameters": {"rope_type": "default", "rope_theta": older["rope_theta"]},
+        "sliding_window": 128,
+        "use_sliding_window": False,
+        "partial_rotary_factor": 1.0,
+        "logits_scaling": 1,
+    }
+    assert recognize(newer, "somebody/variant").config == recognize(older, "somebody/variant").config
 
 
 def test_damaged_checkpoints_are_named(tmp_path, cache):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from dat_ray.config.loading import load_recipe
+from dat_ray.config.training import TrainingConfig
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.errors import DatError, InputError
+from dat_ray.reporting.charts import TERMS, loss_figures
 from dat_ray.reporting.curves import curves
+from dat_ray.training.step import term_names
 from dat_ray.training.update_metrics import MetricsLog
 
 
@@ -60,3 +64,15 @@ def test_what_has_no_curve_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a page tells 6 apart"):
         curves([begun.root] * 7, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_every_retain_term_has_a_curve() -> None:
+    """Under the name by which the guards of a training know it."""
+    forms = get_args(TrainingConfig.model_fields["retain_loss"].annotation)
+    assert len(forms) > 2
+    for form in forms:
+        name = term_names(load_recipe("demo", [f"training.retain_loss={form}"]).training)[2]
+        assert name.startswith("retain_")
+        assert name in {term.key for term in TERMS}
+        [figure] = loss_figures([{"update": 0, name: 0.5}, {"update": 1, name: 0.25}])
+        assert "0.50 at first, 0.25 at the end" in figure.title

@@ -38,7 +38,9 @@ def engine_alone(vllm_process: None) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FIRST else pytest.mark.drill) for name in SCORED])
-def test_vllm_scores_as_torch_does(name: str, engine_alone: None, tmp_path: Path) -> None:
+def test_vllm_scores_as_torch_does(name: str, engine_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the copy with the adapter's weights goes.
+    monkeypatch.setenv("DAT_CACHE", str(tmp_path / "cache"))
     case = make_case(name, tmp_path)
     prompts, responses = zip(*ROWS, strict=True)
     # Torch first: where vLLM runs transformers' own classes, it changes them for the whole process.
@@ -47,6 +49,6 @@ def test_vllm_scores_as_torch_does(name: str, engine_alone: None, tmp_path: Path
     )
     assert reference != pytest.approx(untrained, abs=0.05)
     config = case.target.model_copy(update={"model": case.folder, "backend": "vllm", "kv_cache_gib": 0.02})
-    served = build_target(config, 1, case.adapter, str(tmp_path / "merged"))
+    served = build_target(config, 1, case.adapter)
     # Merged weights are rounded once more, and vLLM multiplies in another order.
     assert served.logprob(prompts, responses) == pytest.approx(reference, abs=1e-4)

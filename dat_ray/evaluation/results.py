@@ -44,14 +44,10 @@ class AttackRate(BrokenRate):
     worst_case: WorstCase | None = None
 
 
-class BudgetPoint(Estimate):
+class BudgetPoint(BrokenRate):
     """Success within a budget at each behavior."""
 
-    VALUE: ClassVar[str] = "asr"
-    UNITS: ClassVar[str | None] = "n_behaviors"
     budget: Count
-    asr: Number | None
-    n_behaviors: Count
 
 
 class Budget(Part):
@@ -63,14 +59,10 @@ class Budget(Part):
     )
 
 
-class CurvePoint(Estimate):
+class CurvePoint(BrokenRate):
     """Success within a number of attempts at each behavior."""
 
-    VALUE: ClassVar[str] = "asr"
-    UNITS: ClassVar[str | None] = "n_behaviors"
     attempts: Count
-    asr: Number | None
-    n_behaviors: Count
 
 
 class AttackCounts(AttackRate):

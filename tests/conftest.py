@@ -20,8 +20,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """How `-n 2` shares the tests out.
 
-    Those with clusters run one after another in one process, since they share one; those with engines likewise; the others in
-    whichever is free, file by file: a file stays in one piece, so that what its tests share is made once.
+    Those with clusters and engines run one after another in one process, the others in whichever is free, file by file: a file
+    stays in one piece, so that what its tests share is made once.
     """
     # Where tests are not shared out, as on a GPU machine, xdist need not be there.
     from xdist.scheduler import LoadScopeScheduling
@@ -29,8 +29,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByRoom(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            room = path.split("/")[1]
-            return room if room in {"models", "ray"} else path
+            return "clusters and engines" if path.startswith(("tests/gpu/", "tests/models/", "tests/ray/")) else path
 
     return ByRoom(config, log)
 

@@ -158,8 +158,10 @@ def test_a_round_that_version_0_1_left_unfinished_is_finished(tmp_path):
     assert set(drawn(tmp_path)) == lost
     assert len(lost) == 8
     rows = read_table(run.candidates(0), fingerprint=run.fingerprint_of(recipe)).sort_by("candidate_id")
-    # The new rows say with which weights they were drawn, which the version did not.
-    assert rows.drop_columns(["sampler"]) == expected.drop_columns(["sampler"])
+    # The new rows say with which weights they were drawn, which the version did not; columns that it did not know are empty.
+    known = [name for name in expected.schema.names if name != "sampler"]
+    assert rows.select(known) == expected.select(known)
+    assert all(rows[name].null_count == 16 for name in set(rows.schema.names) - set(expected.schema.names))
     assert {row["sampler"] for row in rows.to_pylist() if row["candidate_id"] in lost} == {"tiny"}
 
 

@@ -23,6 +23,7 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
         where = (page.parent / target).resolve() if target else page
         assert where.exists(), f"{page.name} links to {target}"
+        assert where.suffix in ("", ".md"), f"{page.name} links to {target}, which is no page of the site"
         if anchor:
             assert anchor in anchors(where), f"{page.name} links to {target}#{anchor}"
 

@@ -14,6 +14,8 @@ from html import escape
 from markupsafe import Markup
 
 WIDTH = 440
+# Of the plotting area of a curve, in SVG units.
+PLOT_HEIGHT = 210.0
 LABEL_HEIGHT, ROW_HEIGHT = 20, 20
 # Models told apart by color, shape and dash; a seventh looks like the first again, and still has its name beside it.
 STYLES = 6
@@ -136,7 +138,6 @@ def line_plot(
     x_axis: str,
     y_axis: str,
     *,
-    height: float = 210,
     zero: bool = False,
     share: bool = False,
     doubling: bool = False,
@@ -148,7 +149,6 @@ def line_plot(
         title: accessible name of the figure.
         x_axis: what is along the horizontal axis, with its unit.
         y_axis: what is measured, with its unit; written above the plot.
-        height: of the plotting area, in SVG units.
         zero: whether the vertical axis includes 0.
         share: whether the vertical axis is a share, from 0 to 100%.
         doubling: whether equal steps along are equal factors; x is then positive.
@@ -160,7 +160,7 @@ def line_plot(
     ticks_y = [0, 0.25, 0.5, 0.75, 1.0] if share else nice_ticks(min(ys), max(ys))
     ticks_x = doubling_ticks(max(xs)) if doubling else nice_ticks(min(xs), max(xs), whole=True)
     left, right, top = 46.0, WIDTH - 14.0, 24.0
-    bottom = top + height
+    bottom = top + PLOT_HEIGHT
     along: Callable[[float], float] = math.log2 if doubling else float
     linear = _scale(along(min(xs)), along(max(xs)), left, right)
     scale_y = _scale(ticks_y[0], ticks_y[-1], bottom, top)

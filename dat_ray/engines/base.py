@@ -185,11 +185,19 @@ class TextEncoder(Protocol):
 
 
 class Judge(Protocol):
-    """Says whether a completion does what the goal asks."""
+    """Says whether a completion does what the goal asks.
+
+    Attributes:
+        name: with that of the model that reads.
+        fingerprint: of all that verdicts depend on.
+        is_proxy: whether it tells refusals from compliance only, and is no judge of harm.
+        deviations: in what it differs from the judge that was published under its name.
+    """
 
     name: str
     fingerprint: str
     is_proxy: bool
+    deviations: Sequence[str]
 
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         """One judgment for each completion, in order."""

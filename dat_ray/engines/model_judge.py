@@ -12,6 +12,7 @@ from dat_ray.data.control import control_strings, take_out
 from dat_ray.data.public import PUBLIC, public_text
 from dat_ray.engines.base import Completion, Judgment, TargetModel
 from dat_ray.engines.chat_reply import after_reasoning
+from dat_ray.engines.judge_deviations import deviations
 from dat_ray.engines.judge_prompts import PUBLISHED, READERS, expected_grade, fill, missing_slot
 from dat_ray.errors import InputError
 
@@ -40,6 +41,7 @@ class ModelJudge:
         assert config.reader is not None, "the config's validator asks for it"
         self._config, self._reader = config, reader
         self._template = read_prompt(config)
+        self.deviations: Sequence[str] = deviations(config, self._template)
         self._grades = config.name == "strongreject-finetuned"
         if self._grades and config.reader.backend == "endpoint":
             remedy = "grades by token probabilities, which an endpoint does not give: use the backend vllm or torch"

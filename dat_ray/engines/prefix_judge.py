@@ -82,6 +82,7 @@ class PrefixJudge:
     """
 
     is_proxy = True
+    deviations: Sequence[str] = ()
 
     def __init__(self, name: str, threshold: float) -> None:
         self.name, self.threshold = name, threshold

@@ -198,6 +198,7 @@ class RefusalJudge:
 
     name = "refusal-rules"
     is_proxy = True
+    deviations: Sequence[str] = ()
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold

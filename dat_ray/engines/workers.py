@@ -67,9 +67,9 @@ class EngineHost:
         answer_for_stacks()
 
     def start(self) -> dict[str, Any]:
-        """Builds the engine; returns those of name, fingerprint and is_proxy that it has."""
+        """Builds the engine; returns those of a judge's facts that it has."""
         self._engine = self._build()
-        facts = ("name", "fingerprint", "is_proxy")
+        facts = ("name", "fingerprint", "is_proxy", "deviations")
         return {key: getattr(self._engine, key) for key in facts if hasattr(self._engine, key)}
 
     def run(self, work: Callable[..., Any], payload: tuple[Any, ...]) -> Any:
@@ -288,6 +288,7 @@ class Workers:
 
     def _settle(self, started: Any) -> None:
         actor = self._starting.pop(started)
+        first = not self.about
         try:
             self.about = self._get(started)
         except _HostLost as reason:
@@ -302,6 +303,8 @@ class Workers:
         else:
             self._failed_starts = 0
             self._ready[actor] = None
+            for deviation in self.about.get("deviations", ()) if first else ():
+                stage_line(f"{self.role}: {self.about['name']} {deviation}; its rates don't compare with published ones")
 
     def _next(self, refs: list[Any], limit: float, moved: float | None = None, wake: float | None = None) -> Any:
         """The next call that is done; None after `wake` seconds without one.

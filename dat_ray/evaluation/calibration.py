@@ -90,7 +90,12 @@ def calibrate(engine: Judge, rows: Sequence[Labeled], confidence: float = 0.95) 
         by_source[row.source].append((row, verdict))
     return Calibration(
         **dict(_figures(pairs, confidence)),
-        judge=JudgeFacts(name=engine.name, fingerprint=engine.fingerprint, is_proxy=engine.is_proxy),
+        judge=JudgeFacts(
+            name=engine.name,
+            fingerprint=engine.fingerprint,
+            is_proxy=engine.is_proxy,
+            deviations=list(engine.deviations),
+        ),
         confidence=confidence,
         sources={name: _figures(of_source, confidence) for name, of_source in by_source.items()},
     )

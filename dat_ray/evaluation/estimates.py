@@ -26,6 +26,7 @@ class JudgeFacts(Part):
     name: str
     fingerprint: str = Field(description="of its prompt, rules and weights")
     is_proxy: Flag = Field(description="whether it tells refusals from compliance only, and is no judge of harm")
+    deviations: list[str] = Field([], description="in what it differs from the judge that was published under its name")
 
 
 class Estimate(Part):

@@ -35,7 +35,7 @@ class Found:
     """What is known after a run of a suite, besides the rows in its stores.
 
     Attributes:
-        judges: name, fingerprint and is_proxy of `judge`, `second_judge` (or None) and `refusal_judge`.
+        judges: the facts (`JudgeFacts`) of `judge`, `second_judge` (or None) and `refusal_judge`.
         side_effects: of each model, by its name.
     """
 

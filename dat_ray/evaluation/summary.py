@@ -55,7 +55,7 @@ def suite_metrics(
         suite: its name.
         weights: digest of each model's weights.
         stored: of this evaluation.
-        judges: name, fingerprint and is_proxy of `judge`, `second_judge` (or None) and `refusal_judge`.
+        judges: the facts (`JudgeFacts`) of `judge`, `second_judge` (or None) and `refusal_judge`.
         side_effects: of each model.
         seconds: wall clock of the evaluation.
     """

@@ -164,6 +164,16 @@ def _worst_case(metrics: Metrics) -> list[str]:
     ]
 
 
+def _deviations(metrics: Metrics) -> list[str]:
+    """In what the judges differ from those that were published under their names, each judge once."""
+    judges = {judge.fingerprint: judge for judge in (metrics.judge, metrics.second_judge, metrics.refusal_judge) if judge}
+    return [
+        f"The judge {judge.name} {deviation}: its rates don't compare with published ones."
+        for judge in judges.values()
+        for deviation in judge.deviations
+    ]
+
+
 def _excludes(word: str, moved: str) -> str:
     return f"The model became {word} to attack: {moved}. The interval excludes no change."
 
@@ -216,6 +226,7 @@ def _warnings(metrics: Metrics) -> list[str]:
                 f"The judge could not read {unparsed} of {asked} answers of the {model_name(name)} model "
                 f"({percent(unparsed / asked)}); they count neither as harmful nor as refused."
             )
+    said += _deviations(metrics)
     for name, searches in metrics.searches.items():
         for attack, one in searches.items():
             if one.steps_without > EMPTY_STEPS_LIMIT * one.steps:

@@ -53,7 +53,7 @@ def test_a_whole_evaluation_and_its_numbers(tmp_path: Path, notes: Path) -> None
 
     metrics = json.loads(read_bytes(join(root, "metrics.json")))
     assert metrics == json.loads(part_json(report.metrics))
-    assert metrics["judge"] == {"name": "tiny-judge", "fingerprint": "0", "is_proxy": True}
+    assert metrics["judge"] == {"name": "tiny-judge", "fingerprint": "0", "is_proxy": True, "deviations": []}
     base, adapted = metrics["models"]["base"], metrics["models"]["adapted"]
     half = wilson(3, 6)
     for attack in ("direct", "inpainting"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dat_ray.config.models import JudgeConfig
-from dat_ray.engines import endpoint
+from dat_ray.engines import endpoint, judge_deviations
 from dat_ray.engines.base import Completion
 from dat_ray.engines.factory import JUDGES, build_judge
 from dat_ray.engines.judge_prompts import (
@@ -302,3 +302,27 @@ def test_what_a_reader_is_asked_with_counts_in_the_judges_fingerprint() -> None:
     assert mark({}, {}) == mark({}, where) == hashlib.sha256(repr(plain).encode()).hexdigest()[:16]
     others = {mark({"max_tokens": 9}, {}), mark({}, {"omit": ["seed"]}), mark({}, {"extra_body": {"effort": "low"}})}
     assert len({mark({}, {}), *others}) == 4
+
+
+def deviations_of(name: str, model: str, prompt: str) -> list[str]:
+    reader = {"model": model, "backend": "endpoint", "endpoint": {"url": "http://localhost:1"}}
+    config = JudgeConfig.model_validate({"name": name, "reader": reader, "prompt": prompt})
+    return judge_deviations.deviations(config, prompt)
+
+
+def test_a_judge_says_in_what_it_is_not_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = "Behavior {behavior}, answer {generation}"
+    monkeypatch.setitem(judge_deviations.PROMPTS, "harmbench", hashlib.sha256(published.encode()).hexdigest())
+    for model in ("cais/HarmBench-Llama-2-13b-cls", "folder/of/harmbench-llama-2-13b-cls/"):
+        assert deviations_of("harmbench", model, published) == []
+    reader, prompt = deviations_of("harmbench", "cais/other", published + "!")
+    assert "cais/other" in reader
+    assert "another prompt" in prompt
+    # Folders above a model say nothing about it.
+    assert len(deviations_of("harmbench", "HarmBench-Llama-2-13b-cls/other", published)) == 1
+    (own,) = deviations_of("strongreject-rubric", "gpt-4o-mini", RUBRIC)
+    assert "own wording" in own
+    assert deviations_of("llama-guard", "any/guard", "") == []
+    with serve(lambda body: "unsafe") as server:
+        judge = judge_at(server.url)
+    assert len(judge.deviations) == 2  # "scripted" reads, in our words

@@ -159,3 +159,13 @@ def test_a_difference_that_the_corrected_test_does_not_show_may_be_chance() -> N
     assert helped.details[-1].endswith("McNemar's test gives p = 0.06 after Holm's correction for 3 tests.")
     sure = [pair.model_copy(update={"p": 0.01, "p_holm": 0.03, "tests": 3}) for pair in two.paired]
     assert findings(two.model_copy(update={"paired": sure})).headline.startswith("Proxy attack success fell")
+
+
+def test_a_judge_that_is_not_the_published_one_is_warned_of_once() -> None:
+    found = metrics((-0.5, -0.6, -0.4))
+    judge = found.judge.model_copy(update={"name": "harmbench (other)", "deviations": ["is read by another model"]})
+    warnings = findings(found.model_copy(update={"judge": judge, "refusal_judge": judge})).warnings
+    assert [one for one in warnings if "another model" in one] == [
+        "The judge harmbench (other) is read by another model: its rates don't compare with published ones."
+    ]
+    assert not any("published" in one for one in findings(found).warnings)

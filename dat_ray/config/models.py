@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
+from dat_ray.config.judge_names import LIBRARY, JudgeName, library_judge, needs_reader
 from dat_ray.config.section import (
     NO_EFFECT_ON_ROWS,
     STORED,
@@ -22,17 +23,6 @@ from dat_ray.config.section import (
     Section,
 )
 from dat_ray.secrets import declare_secret
-
-JudgeName = Literal[
-    "refusal-rules",
-    "refusal-opening",
-    "refusal-anywhere",
-    "strongreject-rubric",
-    "strongreject-finetuned",
-    "harmbench",
-    "llama-guard",
-    "xstest",
-]
 
 
 class EngineConfig(Section):
@@ -360,9 +350,10 @@ class JudgeConfig(Section):
 
     @model_validator(mode="after")
     def _has_reader(self) -> JudgeConfig:
-        if self.name.startswith("refusal-") != (self.reader is None):
+        if needs_reader(self.name) != (self.reader is not None):
+            how = "loads its own model" if library_judge(self.name) else "reads by rules"
             raise ValueError(
-                f"the judge {self.name} reads by rules: leave `reader` out"
+                f"the judge {self.name} {how}: leave `reader` out"
                 if self.reader
                 else f"the judge {self.name} is a model: name it in `reader`"
             )
@@ -371,3 +362,21 @@ class JudgeConfig(Section):
         if self.max_tokens is not None and (self.reader is None or self.name == "strongreject-finetuned"):
             raise ValueError(f"max_tokens limits what a reader writes; the judge {self.name} writes nothing: leave it out")
         return self
+
+    @model_validator(mode="after")
+    def _asks_as_the_library_does(self) -> JudgeConfig:
+        if not library_judge(self.name):
+            return self
+        for field in ("prompt", "prompt_path", "max_tokens"):
+            if getattr(self, field) is not None:
+                raise ValueError(f"{field} is up to {LIBRARY} for the judge {self.name}: leave it out")
+        if self.reader is not None and self.reader.backend != "endpoint":
+            raise ValueError(f"the judge {self.name} asks a server: set reader.backend to endpoint and reader.endpoint.url")
+        if self.reader is not None and self.reader.system_prompt is not None:
+            raise ValueError(f"reader.system_prompt is up to {LIBRARY} for the judge {self.name}: leave it out")
+        return self
+
+    @property
+    def asks_with_prompt(self) -> bool:
+        """Whether its reader gets a prompt that `prompt` or its file may replace."""
+        return self.reader is not None and self.name != "llama-guard" and not library_judge(self.name)

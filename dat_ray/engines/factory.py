@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
+from dat_ray.config.judge_names import JudgeName, library_judge, needs_reader
 from dat_ray.config.models import EncoderConfig, JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.engines.base import DiffusionSampler, Judge, TargetModel, TextEncoder
 from dat_ray.errors import InputError
@@ -105,6 +108,11 @@ JUDGES: dict[str, tuple[str, str | None]] = {
     "harmbench": ("HarmBench's Llama-2 classifier, with the published prompt: yes or no", "reader"),
     "llama-guard": ("guard models that answer safe or unsafe in their own template", "reader (template: none)"),
     "xstest": ("full compliance, partial refusal or full refusal of harmless prompts, by a model", "reader"),
+    **{
+        name: ("of the library judgezoo", "judgezoo, reader (backend: endpoint)" if needs_reader(name) else "judgezoo")
+        for name in get_args(JudgeName)
+        if library_judge(name)
+    },
 }
 
 
@@ -112,9 +120,13 @@ def build_judge(config: JudgeConfig) -> Judge:
     """The judge of a recipe.
 
     Raises:
-        InputError: a reader or prompt that cannot be had.
+        InputError: a reader, prompt or library that cannot be had.
         DatError: the reader did not start.
     """
+    if library_judge(config.name):
+        from dat_ray.engines.zoo_judge import ZooJudge
+
+        return ZooJudge(config)
     if config.reader is not None:
         from dat_ray.engines.model_judge import ModelJudge, read_prompt
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from dat_ray.config.judge_names import library_judge
 from dat_ray.config.schema import Recipe
 from dat_ray.config.section import Section
 from dat_ray.engines.model_judge import read_prompt
+from dat_ray.engines.zoo_judge import require_library
 from dat_ray.models.identity import pinned_revision, recorded_weights
 
 # Sections of a recipe that describe judges.
@@ -43,14 +45,17 @@ def prompts_of(recipe: Recipe, *sections: str) -> dict[str, str]:
     """Dotted field -> prompt of those of the named judges that ask a model with one.
 
     Raises:
-        InputError: a prompt that cannot be read, or lacks a slot.
+        InputError: a prompt that cannot be read, or lacks a slot; a judge whose library is not installed.
     """
     found = {}
     for section in sections:
         judge: Any = recipe
         for name in section.split("."):
             judge = None if judge is None else getattr(judge, name)
-        if judge is not None and judge.reader is not None and judge.name != "llama-guard":
+        if judge is not None and library_judge(judge.name):
+            # Said before anything is started, rather than by the judge's own process.
+            require_library(f"{section}.name", judge.name)
+        if judge is not None and judge.asks_with_prompt:
             found[f"{section}.prompt"] = read_prompt(judge, section)
     return found
 

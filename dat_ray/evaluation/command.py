@@ -27,7 +27,7 @@ def list_parts(as_json: bool) -> None:
     for kind, found in parts.items():
         print(f"{kind}:")
         for name, (text, needs) in found.items():
-            print(f"  {name:24} {text}{f'; needs {needs}' if needs else ''}")
+            print(f"  {name:30} {text}{f'; needs {needs}' if needs else ''}")
 
 
 def measure_judge(config: JudgeConfig, paths: Sequence[str], out: str | None, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dat_ray.config.loading import load_recipe
 from dat_ray.config.models import JudgeConfig
 from dat_ray.engines import endpoint, judge_deviations
 from dat_ray.engines.base import Completion
@@ -25,6 +27,7 @@ from dat_ray.engines.judge_prompts import (
     yes_or_no,
 )
 from dat_ray.engines.model_judge import ModelJudge
+from dat_ray.engines.pinning import prompts_of
 from dat_ray.engines.prefix_judge import PrefixJudge
 from dat_ray.errors import InputError
 from dat_ray.models.chat import PlainFormat
@@ -326,3 +329,28 @@ def test_a_judge_says_in_what_it_is_not_the_published_one(monkeypatch: pytest.Mo
     with serve(lambda body: "unsafe") as server:
         judge = judge_at(server.url)
     assert len(judge.deviations) == 2  # "scripted" reads, in our words
+
+
+def bad_judge(**fields: Any) -> str:
+    with pytest.raises(ValueError) as caught:
+        JudgeConfig.model_validate(fields)
+    return str(caught.value)
+
+
+def test_a_recipe_is_told_what_such_a_judge_takes() -> None:
+    torch_reader = {"model": "m", "backend": "torch"}
+    assert "loads its own model" in bad_judge(name="judgezoo:harmbench", reader=torch_reader)
+    assert "is a model" in bad_judge(name="judgezoo:xstest")
+    assert "asks a server" in bad_judge(name="judgezoo:xstest", reader=torch_reader)
+    assert "up to judgezoo" in bad_judge(name="judgezoo:harmbench", prompt="x")
+    assert "judgezoo:harmbench" in bad_judge(name="judgezoo:md_judge")
+
+
+def test_the_library_of_judges_that_is_missing_is_named_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "judgezoo" else find(name))
+    with pytest.raises(InputError, match="pip install judgezoo"):
+        build_judge(JudgeConfig.model_validate({"name": "judgezoo:harmbench"}))
+    recipe = load_recipe("demo", ["judge.name=judgezoo:harmbench"])
+    with pytest.raises(InputError, match=r"judge\.name.*pip install judgezoo"):
+        prompts_of(recipe, "judge")

@@ -40,7 +40,9 @@ def asked(notes: Path) -> int:
     return sum(len(faults.noted(kind)) for kind in ("base", "adapted", "drawn", "built"))
 
 
-def test_another_judge_scores_the_same_completions_without_a_model(evaluated: tuple[Path, Recipe], tmp_path: Path) -> None:
+def test_another_judge_scores_the_same_completions_without_a_model(
+    evaluated: tuple[Path, Recipe], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, recipe = evaluated
     shutil.copytree(source, tmp_path / "default")
     notes = tmp_path / "notes"
@@ -61,6 +63,8 @@ def test_another_judge_scores_the_same_completions_without_a_model(evaluated: tu
         assert (row["judge"], row["verdict"]) == ("strict-judge", "not_harmful")
     metrics = json.loads((Path(done.root) / "metrics.json").read_text())
     assert metrics["judge"]["name"] == "strict-judge"
+    assert metrics["judge"]["deviations"] == ["is stricter than the published one"]
+    assert capsys.readouterr().err.count("judge: strict-judge is stricter than the published one; ") == 1
     assert metrics["replay"]["suite"] == "default"
     old = json.loads((source / "metrics.json").read_text())
     assert (metrics["models"]["base"]["boa"]["asr"], old["models"]["base"]["boa"]["asr"]) == (0.0, 1.0)

@@ -126,6 +126,7 @@ class StrictJudge(TinyJudge):
     """Calls nothing harmful, and notes what it read."""
 
     name, fingerprint, is_proxy = "strict-judge", "1", False
+    deviations = ("is stricter than the published one",)
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults

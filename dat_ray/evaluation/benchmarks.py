@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from functools import partial
 from typing import Any
 
@@ -10,20 +9,9 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.shards import join
 from dat_ray.data.stored import well_formed
 from dat_ray.engines.workers import Workers, slice_seconds
-from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.estimates import Benchmark
 from dat_ray.evaluation.store import measure_once
-
-
-def require_lm_eval() -> None:
-    """Says what to install where lm-eval is not.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise InputError("evaluation.utility.tasks", "lm-eval", "is not installed: pip install 'dat-ray[utility]'")
 
 
 def utility(recipe: Recipe, model: Model, folder: str) -> dict[str, dict[str, Benchmark]]:
@@ -33,14 +21,14 @@ def utility(recipe: Recipe, model: Model, folder: str) -> dict[str, dict[str, Be
         return {}
 
     def measure() -> dict[str, Any]:
-        from dat_ray.evaluation.lm_eval_runner import run_task
+        from dat_ray.evaluation.lm_eval_runner import BenchmarkSettings, run_task
 
-        pool = recipe.cluster.target
+        pool, tasks = recipe.cluster.target, config.utility.tasks
         build = partial(_benchmarked, model.config(recipe.target), pool.threads, model.adapter)
+        answers, seconds = join(folder, f"answers-{model.name}"), slice_seconds(recipe.timeouts)
+        settings = BenchmarkSettings(config.utility, config.confidence, recipe.seed, model.weights, answers, seconds)
         with Workers("benchmarks", build, pool, recipe.timeouts) as workers:
-            tasks, seconds = config.utility.tasks, slice_seconds(recipe.timeouts)
-            payloads = [(task, config.utility, config.confidence, recipe.seed, seconds) for task in tasks]
-            parts = dict(workers.map(run_task, payloads))
+            parts = dict(workers.map(run_task, [(task, settings) for task in tasks]))
         found = {name: figures for number in range(len(tasks)) for name, figures in parts[number].items()}
         return {name: {metric: one.model_dump() for metric, one in figures.items()} for name, figures in found.items()}
 

@@ -18,9 +18,9 @@ from dat_ray.data.stored import stored_object
 from dat_ray.engines.pinning import JUDGES, pinned, prompts_of
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import InputError
-from dat_ray.evaluation.benchmarks import require_lm_eval
 from dat_ray.evaluation.compared import OPTION, Model, own_models
 from dat_ray.evaluation.judges import JUDGE_READERS
+from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.record import RECORD, write_record
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
@@ -85,8 +85,7 @@ def evaluate(
     if has_manifest(root):
         read_manifest(root, fingerprint=mark)
         return _earlier(root, models, recipe)
-    if recipe.evaluation.utility.tasks:
-        require_lm_eval()
+    check_tasks(recipe.evaluation.utility)
     kept = pinned(recipe, run.root, "sampler", "target", "judge", "evaluation")
     work = Suite(kept, run, suite, models, read_file(run.behaviors), weights)
     # Before anything is asked: a file that changes meanwhile is not taken for the one that was used.

@@ -141,6 +141,7 @@ def _places(run_dir: str | None) -> Check:
 def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.behaviors import BehaviorSet, load_behaviors
     from dat_ray.data.retain import RetainRow, load_retain
+    from dat_ray.evaluation.lm_eval_tasks import check_tasks
     from dat_ray.evaluation.registry import check_attacks
     from dat_ray.models.served import find_source, tokenizer_folder
     from dat_ray.ops.model_checks import target_check
@@ -149,6 +150,10 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     def attacks() -> str:
         check_attacks(recipe)
         return ", ".join(recipe.evaluation.attacks)
+
+    def benchmarks() -> str:
+        check_tasks(recipe.evaluation.utility)
+        return ", ".join(recipe.evaluation.utility.tasks)
 
     behavior_sets: list[BehaviorSet] = []
     retain_rows: list[RetainRow] = []
@@ -159,6 +164,8 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
         return f"{loaded.table.num_rows} rows, {len(loaded.dropped)} near-duplicates of held-out ones left out"
 
     yield _guarded("attacks", "correct evaluation.attacks", attacks)
+    if recipe.evaluation.utility.tasks:
+        yield _guarded("benchmarks", "correct evaluation.utility", benchmarks)
     yield _guarded("behaviors", "mend the path or the file", behaviors)
     retain = recipe.training.retain
     if retain is not None:

@@ -21,6 +21,7 @@ from dat_ray.engines.factory import check_target_adapter
 from dat_ray.engines.pinning import JUDGES
 from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import OPTION, Model, named_models
+from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import FIELD as ATTACKS
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.rescore import OPTION as REPLAY
@@ -78,6 +79,7 @@ def check_compared(recipe: Recipe, run: RunDir, models: str) -> list[Model]:
     """
     found = named_models(recipe, models)
     check_attacks(recipe)
+    check_tasks(recipe.evaluation.utility)
     if not exists(run.behaviors):
         check_inputs(recipe, trains=False)
     kinds = chosen_attacks(recipe.evaluation).values()

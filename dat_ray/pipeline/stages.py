@@ -24,6 +24,7 @@ from dat_ray.diagnosis import keep_traceback
 from dat_ray.engines.checks import check_engines
 from dat_ray.engines.pinning import pinned
 from dat_ray.errors import DatError
+from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import check_attacks
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.served import find_source, tokenizer_folder
@@ -50,6 +51,7 @@ def check_inputs(recipe: Recipe, *, trains: bool = True) -> pa.Table:
         InputError: an attack, behaviors, retain rows or a model that cannot be had, or a target that cannot be trained.
     """
     check_attacks(recipe)
+    check_tasks(recipe.evaluation.utility)
     behaviors = load_behaviors(recipe.behaviors)
     if behaviors.dropped:
         stage_line(f"behaviors: {len(behaviors.dropped)} training behaviors are near-duplicates of held-out ones: dropped")

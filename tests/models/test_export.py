@@ -1,8 +1,7 @@
-"""`dat export`: what a run has trained, loaded by transformers, PEFT, vLLM and, where it is installed, lm-eval."""
+"""`dat export`: what a run has trained, loaded by transformers, PEFT, vLLM and lm-eval."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -129,7 +128,6 @@ def test_vllm_loads_the_merged_model(exported: Path, vllm_process: None) -> None
         assert row[token].item() == pytest.approx(row.max().item(), abs=1e-3)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (extra `utility`)")
 def test_lm_eval_loads_the_merged_model(exported: Path, tmp_path: Path) -> None:
     """As its own command line would, on a task of this test; its likelihoods decide as transformers' do."""
     from lm_eval import simple_evaluate

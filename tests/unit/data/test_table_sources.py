@@ -158,7 +158,8 @@ def test_hub_out_of_reach_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_hub_loads_a_data_set_from_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets", reason="the optional `datasets` package is not installed (extra: hub)")
+    import datasets
+
     (tmp_path / "owner" / "name").mkdir(parents=True)
     lines = "".join(json.dumps({"goal": f"goal {i}", "targets": ["a", "b"]}) + "\n" for i in range(3))
     (tmp_path / "owner" / "name" / "test.jsonl").write_text(lines)

@@ -138,6 +138,7 @@ def test_figures_are_those_of_lm_eval_alone(task: str, folder: Path, tmp_path: P
         assert metrics["acc"].stderr == pytest.approx(expected[name]["acc_stderr,none"], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_group_has_figures_and_its_members_too(folder: Path, tmp_path: Path) -> None:
     engine, settings = engine_of(folder), settings_of(folder, tmp_path)
     by_question = engine.run("by_question", settings)
@@ -175,6 +176,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, method: str, dies_at: int | None) 
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "method"), [("by_question", "loglikelihood"), ("local_sampling", "generate_until")])
 def test_what_was_answered_before_a_kill_is_not_asked_again(
     task: str, method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

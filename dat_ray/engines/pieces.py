@@ -65,6 +65,8 @@ class Piece:
         rows: how many it has; None where that is not known.
         ended: processes that ended over it, or over what it is a part of.
         alone: of these, those that held nothing but this row.
+        suspect: whether a process ended that had it. Such a piece never shares a process's queue with another one: the answer to
+            the call before it is lost where a process ends before that has left it, and then nobody knows whose end it was.
     """
 
     index: int
@@ -73,6 +75,7 @@ class Piece:
     rows: int | None
     ended: int = 0
     alone: int = 0
+    suspect: bool = False
 
 
 class Pieces:
@@ -126,7 +129,7 @@ class Pieces:
             middle = piece.rows // 2
             for start, stop in ((0, middle), (middle, piece.rows)):
                 payload = self._by_rows.part(piece.payload, start, stop)
-                self.waiting.append(Piece(piece.index, piece.start + start, payload, stop - start, piece.ended))
+                self.waiting.append(Piece(piece.index, piece.start + start, payload, stop - start, piece.ended, suspect=True))
 
     def finished(self, piece: Piece, result: Any) -> Iterator[tuple[int, Any]]:
         """Takes a piece's result.

@@ -234,14 +234,22 @@ class Workers:
             moved = time.monotonic()
 
     def _hand_out(self, work: Callable[..., Any], pieces: Pieces, running: dict[Any, tuple[Any, Piece]]) -> None:
-        """A call for every actor that is up, and a second for its queue where that leaves one for those that are coming."""
+        """A call for every actor that is up, and a second for its queue where that leaves one for those that are coming.
+
+        A suspect is alone with its actor.
+        """
         loads = {actor: sum(busy is actor for busy, _ in running.values()) for actor in self._ready}
+        closed = {actor for actor, piece in running.values() if piece.suspect}
         for calls in range(1, IN_FLIGHT + 1):
             for actor in loads:
+                if actor in closed or (calls > 1 and pieces.waiting and pieces.waiting[0].suspect):
+                    continue
                 if loads[actor] < calls and len(pieces.waiting) > (0 if calls == 1 else len(self._starting)):
                     piece = pieces.waiting.popleft()
                     running[actor.run.remote(work, piece.payload)] = (actor, piece)
                     loads[actor] += 1
+                    if piece.suspect:
+                        closed.add(actor)
         for actor, load in loads.items():
             self._ready[actor] = None if load else self._ready[actor] or time.monotonic()
 
@@ -260,6 +268,7 @@ class Workers:
             try:
                 result = self._get(ref)
             except _HostLost:
+                piece.suspect = True
                 if at_work is None:
                     at_work = piece
                 else:

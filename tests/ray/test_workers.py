@@ -124,7 +124,8 @@ def test_a_chunk_that_ends_every_process_is_given_up(tmp_path):
         pytest.raises(DatError, match=rf"^target: its process died {TRIES_PER_CHUNK} times over the same rows.*--resume keeps"),
     ):
         list(workers.map(end_always, [(value,) for value in range(8)]))
-    assert times_built(tmp_path) == TRIES_PER_CHUNK
+    # The answer to the call before may not have left the first process that ends; afterwards the chunk is alone in it.
+    assert times_built(tmp_path) in (TRIES_PER_CHUNK, TRIES_PER_CHUNK + 1)
 
 
 def test_an_engine_in_whose_loading_every_process_ends_is_given_up(tmp_path):

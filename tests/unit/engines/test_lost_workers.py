@@ -32,10 +32,15 @@ class Reference:
 
 
 class Actor:
-    """Takes its calls in turn, and loses those that it has not done when it ends."""
+    """Takes its calls in turn, and loses those that it has not done when it ends.
 
-    def __init__(self, held: Any) -> None:
-        self._held, self._queue, self._ended = held, deque[Reference](), False
+    Args:
+        held: what the calls are for.
+        loses_answers: whether it ends before the answer to the call before has left it.
+    """
+
+    def __init__(self, held: Any, loses_answers: bool) -> None:
+        self._held, self._queue, self._ended, self._loses = held, deque[Reference](), False, loses_answers
 
     def __getattr__(self, name: str) -> Any:
         def remote(*arguments: Any) -> Reference:
@@ -46,6 +51,7 @@ class Actor:
 
     def go_on(self) -> None:
         """Does what is in the queue; after an end, all of it is lost."""
+        before: Reference | None = None
         while self._queue:
             reference = self._queue.popleft()
             if not self._ended:
@@ -53,7 +59,9 @@ class Actor:
                     reference.result = reference.call()
                 except ProcessEnds:
                     self._ended = True
-            reference.done = True
+                    if self._loses and before is not None:
+                        before.result = RayActorError()
+            before, reference.done = reference, True
             if self._ended:
                 reference.result = RayActorError()
 
@@ -67,18 +75,19 @@ class StandIn:
 
     Args:
         newest_first: which of several calls that are done is seen first.
+        loses_answers: of `Actor`.
 
     Attributes:
         started: actors that were asked for.
     """
 
-    def __init__(self, newest_first: bool) -> None:
+    def __init__(self, newest_first: bool, loses_answers: bool = False) -> None:
         self.started: list[Actor] = []
-        self._newest_first = newest_first
+        self._newest_first, self._loses = newest_first, loses_answers
 
     def remote(self, kind: type) -> Any:
         def start(*arguments: Any) -> Actor:
-            self.started.append(Actor(kind(*arguments)))
+            self.started.append(Actor(kind(*arguments), self._loses))
             return self.started[-1]
 
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=start))
@@ -102,7 +111,10 @@ class StandIn:
 
 @pytest.fixture(params=[False, True], ids=["oldest seen first", "newest seen first"])
 def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    ray = StandIn(request.param)
+    return installed(StandIn(request.param), monkeypatch)
+
+
+def installed(ray: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     monkeypatch.setattr(workers_module, "ray", ray)
     monkeypatch.setattr(workers_module, "answer_for_stacks", lambda: None)
     return ray
@@ -147,6 +159,32 @@ def test_what_shares_a_queue_with_a_deadly_chunk_is_answered_before_that_is_give
         for index, value in workers.map(double, [(value,) for value in values]):
             found.append((values[index], value))
     assert sorted(found) == [(10, 20), (20, 40), (30, 60)]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+@pytest.mark.parametrize("deadly_at", range(6))
+def test_a_call_whose_answer_was_lost_is_taken_for_the_deadly_one_once_at_most(
+    deadly_at: int, newest_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [10, 20, 30, 40, 50]
+    values.insert(deadly_at, DEADLY)
+    ray, found = installed(StandIn(newest_first, loses_answers=True), monkeypatch), []
+    with pool() as workers, pytest.raises(DatError, match="over the same rows"):
+        for index, value in workers.map(double, [(value,) for value in values]):
+            found.append((values[index], value))
+    assert len(ray.started) in (TRIES_PER_CHUNK, TRIES_PER_CHUNK + 1)
+    assert sorted(found) == [(value, 2 * value) for value in (10, 20, 30, 40, 50)]
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+def test_rows_whose_answers_were_lost_do_not_fail(newest_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(StandIn(newest_first, loses_answers=True), monkeypatch)
+    calls = [(Values(rows),) for rows in ([1, 2], [4, DEADLY, 5], [6, 7], [8])]
+    with pool() as workers:
+        found = dict(workers.map(double_all, calls))
+    answers = [value for index in range(4) for value in found[index]]
+    assert [value for value in answers if not str(value).startswith("failed: ")] == [2, 4, 8, 10, 12, 14, 16]
+    assert len(answers) == 8
 
 
 def test_processes_that_end_without_anything_done_end_the_stage_and_no_other_is_started(stand_in: StandIn) -> None:

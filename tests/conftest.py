@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray makes its workers nicer than whatever else a busy machine runs: beside two busy processes they stood still.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+# No test depends on how fast the machine is. Where only those of a GPU run, hypothesis need not be there.
+with suppress(ImportError):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -48,6 +48,7 @@ def diagnose(recipe: Recipe | None, run_dir: str | None = None, cluster_file: st
         checks += _inputs(recipe)
         if cluster_file is None:
             checks.append(_devices(recipe))
+        checks.append(_planned(recipe))
     if cluster_file is not None:
         checks += _described_cluster(recipe, cluster_file)
     if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
@@ -110,6 +111,21 @@ def _devices(recipe: Recipe) -> Check:
     if wanted > count and not remote:
         return Check("devices", False, detail, "set RAY_ADDRESS to a cluster with GPUs, or cluster.*.num_gpus to 0")
     return Check("devices", True, detail)
+
+
+def _planned(recipe: Recipe) -> Check:
+    """The totals of `dat plan`, which are estimates: nothing fails for them."""
+    import torch
+
+    from dat_ray.devices import find_device
+    from dat_ray.planning.estimate import choose_device, plan_run
+    from dat_ray.planning.plan_text import plan_line
+
+    here = find_device(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+    try:
+        return Check("plan", True, plan_line(plan_run(recipe, choose_device(recipe, here=here))))
+    except DatError as error:
+        return Check("plan", True, f"not made: {error}")
 
 
 def _disk(run_dir: str | None) -> Check:

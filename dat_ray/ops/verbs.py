@@ -1,4 +1,4 @@
-"""The command line of this room: `dat doctor`, `dat submit`, `dat status`. Light, so that `dat --help` is instant."""
+"""The command line of this room: `dat doctor`, `dat plan`, `dat submit`, `dat status`. Light, so that `dat --help` is instant."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 
 from dat_ray.config.schema import Recipe
+from dat_ray.devices import CPU, GPUS
 from dat_ray.printable import printable
 
 Add = Callable[[str, str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
@@ -29,6 +30,17 @@ def add_verbs(add: Add, settings: Callable[[argparse.ArgumentParser], None]) -> 
     )
     doctor.add_argument("--json", action="store_true", help="for programs")
     settings(doctor)
+
+    plan = add("plan", "hours, memory, disk and model calls of a recipe by arithmetic, before anything is paid for", _plan)
+    plan.add_argument("recipe", metavar="RECIPE", help="a name of `dat recipes`, or a YAML file")
+    plan.add_argument(
+        "--device",
+        metavar="NAME",
+        help=f"what every actor has: {', '.join((*GPUS, CPU))} (this machine's cores); absent: h100 where the recipe asks for "
+        "GPUs, else cpu",
+    )
+    plan.add_argument("--json", action="store_true", help="for programs: seconds and bytes")
+    settings(plan)
 
     submit = add("submit", "check, pack and run one stage as a Ray job; exits as the job does", _submit)
     submit.add_argument("stage", choices=("generate", "train", "evaluate", "run"), metavar="STAGE", help="%(choices)s")
@@ -90,6 +102,21 @@ def _doctor(arguments: argparse.Namespace) -> int:
     failed = sum(not check.ok for check in checks)
     print("ready" if not failed else f"{failed} of {len(checks)} checks failed")
     return 0 if report["ok"] else 1
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from dat_ray.config.loading import load_recipe
+    from dat_ray.planning.estimate import as_json, choose_device, plan_run
+    from dat_ray.planning.plan_text import plan_text
+
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    plan = plan_run(recipe, choose_device(recipe, arguments.device))
+    if arguments.json:
+        print(json.dumps(as_json(plan), indent=1))
+        return 0
+    for line in plan_text(plan).splitlines():
+        print(printable(line))
+    return 0
 
 
 def _submit(arguments: argparse.Namespace) -> int:

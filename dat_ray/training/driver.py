@@ -44,8 +44,9 @@ from dat_ray.models.served import served_model
 from dat_ray.progress import Progress, stage_line
 from dat_ray.training.checkpoint import RunFingerprint
 from dat_ray.training.counts import read_counts, sentences, write_counts
-from dat_ray.training.fine_tuning import count_updates, fine_tune
+from dat_ray.training.fine_tuning import fine_tune
 from dat_ray.training.network import Network
+from dat_ray.training.passes import count_updates
 from dat_ray.training.ray_checkpoints import RayCheckpoints
 from dat_ray.training.sharding import shard_frozen_weights
 from dat_ray.training.tracking import open_sinks, wanted_sinks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from dat_ray.models.chat import Encoded
 from dat_ray.training.batches import HarmfulRow, is_rewrite, rows_of_update, share_of_worker
 from dat_ray.training.counts import TableCount
 from dat_ray.training.network import Network
+from dat_ray.training.passes import count_updates
 from dat_ray.training.step import FineTuning, UpdateRows, make_trainer
 from dat_ray.training.trainer import SINGLE_WORKER, TrainingFiles, WorkerInfo
 
@@ -76,11 +76,6 @@ def check_rows(cfg: TrainingConfig, harmful: int, retain: int, world: int) -> No
                     f"training.shard_weights lets {world} workers run in step, and training.{name} = {rows} does not "
                     f"divide among them: make it a multiple of {world}"
                 )
-
-
-def count_updates(cfg: TrainingConfig, harmful: int) -> int:
-    """Updates of the whole training: `updates` where the recipe gives them, else `epochs` over the harmful rows."""
-    return cfg.updates or math.ceil(cfg.epochs * harmful / cfg.harmful_rows)
 
 
 def fine_tune(

@@ -3,10 +3,10 @@
 Measured once: Llama-3-8B's shape at DAT's sizes took 29.4 GB on an H200, where this says 28.8 (benchmarks/).
 
 Per token and decoder layer the backward pass keeps, in bytes of a 2-byte dtype, the norms' inputs and outputs, queries, keys
-and values, attention's output, gate, up, their activation and product: 2 (6 D + 2 K + 4 F). PEFT keeps an adapter's inputs in
-float32: 4 (3 D + F). With activation checkpointing a layer keeps its input alone, 2 D, and one layer at a time the rest.
+and values, attention's output, gate, up, their activation and product: 2 (4 D + 2 Q + 2 K + 4 F). PEFT keeps an adapter's inputs
+in float32: 4 (2 D + Q + F). With activation checkpointing a layer keeps its input alone, 2 D, and one layer at a time the rest.
 
-D width, F width of the MLP, K width of keys (and of values), V vocabulary.
+D width, F width of the MLP, K width of keys (and of values), Q width of queries, most often D, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class LlamaShape:
     Attributes:
         layers, width, hidden, keys, vocabulary: layers, D, F, K, V.
         tied: the head is the embedding matrix.
+        queries: Q; None where it is D.
     """
 
     layers: int
@@ -29,17 +30,33 @@ class LlamaShape:
     keys: int
     vocabulary: int
     tied: bool = False
+    queries: int | None = None
+
+    @property
+    def query_width(self) -> int:
+        """Q."""
+        return self.queries or self.width
+
+    @property
+    def decoder_parameters(self) -> int:
+        """Of all layers; a token costs twice as many operations."""
+        D, F, K, Q = self.width, self.hidden, self.keys, self.query_width
+        return self.layers * (2 * D * Q + 2 * D * K + 3 * D * F)
+
+    @property
+    def head_parameters(self) -> int:
+        """Of the output head; a token whose logits are wanted costs twice as many operations."""
+        return self.vocabulary * self.width
 
     @property
     def parameters(self) -> int:
         """All weights but the norms'."""
-        D, F, K = self.width, self.hidden, self.keys
-        return self.layers * (2 * D * D + 2 * D * K + 3 * D * F) + (1 if self.tied else 2) * self.vocabulary * D
+        return self.decoder_parameters + (1 if self.tied else 2) * self.head_parameters
 
     def lora_parameters(self, rank: int) -> int:
         """Of an adapter on all linear layers: rank * (inputs + outputs) each."""
-        D, F, K = self.width, self.hidden, self.keys
-        return self.layers * rank * (2 * (D + D) + 2 * (D + K) + 3 * (D + F))
+        D, F, K, Q = self.width, self.hidden, self.keys, self.query_width
+        return self.layers * rank * (2 * (D + Q) + 2 * (D + K) + 3 * (D + F))
 
 
 LLAMA3_8B = LlamaShape(layers=32, width=4096, hidden=14336, keys=1024, vocabulary=128_256)
@@ -63,8 +80,8 @@ def update_bytes(
         `weights`, `adapter` (with gradient and both moments), `activations`, `logits` (a float32 copy, its log-softmax, the
         teacher's, and the gradient), `perturbation` (with its gradient and the step's copy), and their sum, `total`.
     """
-    D, F, K = shape.width, shape.hidden, shape.keys
-    layer = 2 * (6 * D + 2 * K + 4 * F) + 4 * (3 * D + F)
+    D, F, K, Q = shape.width, shape.hidden, shape.keys, shape.query_width
+    layer = 2 * (4 * D + 2 * Q + 2 * K + 4 * F) + 4 * (2 * D + Q + F)
     kept = shape.layers * 2 * D + layer if checkpointing else shape.layers * layer
     parts = {
         "weights": 2 * shape.parameters,

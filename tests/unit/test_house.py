@@ -23,6 +23,7 @@ FLOORS = (
     ("bench",),
     ("reporting",),
     ("pipeline",),
+    ("planning",),
     ("ops",),
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -1,0 +1,143 @@
+"""A whole plan: what it counts, what it says when something does not fit, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dat_ray.cli import main
+from dat_ray.config.cluster import Pool
+from dat_ray.config.loading import list_recipes, load_recipe
+from dat_ray.devices import GPUS, processor
+from dat_ray.evaluation.questions import Behavior
+from dat_ray.ops.doctor import diagnose
+from dat_ray.planning.attacking import planned_attacks
+from dat_ray.planning.engine_work import Planning
+from dat_ray.planning.estimate import as_json, balance, plan_run
+from dat_ray.planning.parts import RoleWork, RunPlan, StagePlan, memory_advice
+from dat_ray.planning.plan_text import plan_line, plan_text
+from dat_ray.planning.quantities import quantities
+
+CORES = processor(2, 24e9, avx512=True)
+
+
+def role_of(plan: RunPlan, stage: str, role: str) -> RoleWork:
+    return next(one for found in plan.stages if found.name == stage for one in found.roles if one.role == role)
+
+
+def test_the_demos_rows_are_counted() -> None:
+    plan = plan_run(load_recipe("demo"), CORES)
+    # 115 training goals after near-duplicates, a prompt each; 48 held-out goals with 2 targets, 64 look-alikes, two models.
+    assert role_of(plan, "generate", "judge").calls == 115
+    assert role_of(plan, "generate", "target").calls == 2 * 115
+    assert role_of(plan, "evaluate", "judge").calls == 2 * (48 + 96 + 64)
+    assert role_of(plan, "evaluate", "target").calls == 2 * (48 + 96 + 64 + 96)
+    assert role_of(plan, "evaluate", "sampler").calls == 96 * 9.75
+    assert role_of(plan, "train", "trainer").calls == 34
+    assert plan.fits
+
+
+def test_the_papers_rows_are_counted_without_their_files() -> None:
+    plan = plan_run(load_recipe("dat-llama3-8b"), GPUS["h100"])
+    # 100 behaviors, 12 targets, 84 prompts; 1,600 rows, 6 epochs, 4 an update.
+    assert role_of(plan, "generate", "judge").calls == 100_800
+    assert role_of(plan, "train", "trainer").calls == 2_400
+    # A forward pass each of 64 steps; the evaluation draws 1,024 for each of 100 behaviors.
+    assert role_of(plan, "evaluate", "sampler").calls == 102_400 * 64
+    # direct 1000, best-of-n 1000, in-painting 1024, gcg 1, pair 20 a behavior; 250 look-alikes; two models.
+    assert role_of(plan, "evaluate", "judge").calls == 2 * (100 * (1000 + 1000 + 1024 + 1 + 20) + 250)
+    assert role_of(plan, "evaluate", "search").calls == 2 * 100 * 250 * 513
+    assert plan.disk["models"] == pytest.approx(2 * (8.02e9 + 8.03e9 + 2.51e9 + 11.8e9), rel=0.01)
+
+
+def test_attacks_count_as_they_count_themselves() -> None:
+    """On all behaviors, not the few by which a plan counts."""
+    recipe = load_recipe(
+        "dat-llama3-8b", ["evaluation.attacks=[direct,prefilling,gcg,inpainting]", "evaluation.inpainting_samples=3"]
+    )
+    sizes = quantities(recipe)
+    many = [Behavior(f"b{number}", "goal", ((0, "y"), (1, "y"))) for number in range(9)]
+    plans = planned_attacks(Planning(recipe, GPUS["h100"], replace(sizes, behaviors=many)))
+    assert {name: (plan.asked, plan.drawn, plan.searched) for name, plan in plans.items()} == {
+        "direct": (9000, 0, 0),
+        "prefilling": (18, 0, 0),
+        "gcg": (9, 0, 9),
+        "inpainting": (27, 27, 0),
+    }
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_is_planned_offline(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = plan_run(load_recipe(name), CORES if name == "demo" else GPUS["h100"])
+    assert plan.seconds > 0
+    # JSON holds the same, and nothing that JSON has not.
+    stored = json.loads(json.dumps(as_json(plan), allow_nan=False))
+    assert stored["seconds"] == pytest.approx(sum(stage["seconds"] for stage in stored["stages"]))
+    assert all(role["memory_bytes"] >= 0 for stage in stored["stages"] for role in stage["roles"])
+
+
+def test_actors_shorten_what_waits_for_them() -> None:
+    one = plan_run(load_recipe("dat-llama3-8b", ["cluster.sampler.max_actors=1"]), GPUS["h100"]).stages[0]
+    eight = plan_run(load_recipe("dat-llama3-8b"), GPUS["h100"]).stages[0]
+    assert one.critical == eight.critical == "sampler"
+    assert one.seconds > 5 * eight.seconds
+    # Held: sampler, 8 targets, a judge.
+    assert (one.devices, eight.devices) == (10, 17)
+    uneven = plan_run(load_recipe("dat-llama3-8b", ["cluster.sampler.max_actors=1"]), GPUS["h100"])
+    assert any("cluster.sampler.max_actors" in line for line in balance(uneven))
+
+
+def test_what_does_not_fit_is_named() -> None:
+    plan = plan_run(load_recipe("cat-qwen2.5-14b"), GPUS["rtx4090"])
+    assert any(line.startswith("train: trainer needs") and "training.micro_rows" in line for line in plan.advice)
+    assert not plan.fits
+    assert "does not fit" in plan_line(plan)
+    assert plan_run(load_recipe("cat-qwen2.5-14b"), GPUS["h100"]).fits
+    on_a_gpu = plan_run(load_recipe("demo"), GPUS["h100"])
+    assert any("cluster.sampler.num_gpus" in line for line in on_a_gpu.advice)
+    on_a_cpu = plan_run(load_recipe("dat-llama3-8b"), CORES)
+    assert any("asks for a GPU" in line for line in on_a_cpu.advice)
+
+
+def test_roles_that_share_a_card_are_added_up() -> None:
+    half = Pool(num_gpus=0.5)
+    roles = [RoleWork("sampler", "a", half, memory=11.5e9), RoleWork("target", "b", half, memory=11.9e9)]
+    assert memory_advice("generate", roles, GPUS["rtx4090"]) == []
+    larger = [*roles[:1], RoleWork("target", "b", half, memory=12.1e9)]
+    [line] = memory_advice("generate", larger, GPUS["rtx4090"])
+    assert "target needs 12.1 GB of the 12.0" in line
+    # A share of its own may be larger than the GPUs say: then the sum tells.
+    wide = [RoleWork("sampler", "a", half, memory=13e9, share=0.6), RoleWork("target", "b", half, memory=11.9e9)]
+    [line] = memory_advice("generate", wide, GPUS["rtx4090"])
+    assert "together exceed" in line
+
+
+def test_a_plan_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "dat-llama3-8b", "--device", "a100-80", "--set", "generation.samples_per_target=2"]) == 0
+    shown = capsys.readouterr().out
+    assert "dat-llama3-8b on A100" in shown
+    for word in ("generate", "sampler", "total", "everything fits", "disk, GB", "not been measured"):
+        assert word in shown
+    assert main(["plan", "demo", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"]["cores"] >= 1
+    assert main(["plan", "demo", "--device", "tpu"]) == 2
+    assert "choose one of h200" in capsys.readouterr().err
+    assert main(["plan", "dat-llama3-8b", "--set", "evaluation.attacks=[nothing]"]) == 2
+
+
+def test_doctor_has_the_totals_in_a_line() -> None:
+    [check] = [check for check in diagnose(load_recipe("demo")) if check.name == "plan"]
+    assert check.ok
+    assert check.detail.startswith("about ")
+    assert "\n" not in check.detail
+
+
+def test_a_stage_holds_its_devices_as_long_as_it_takes() -> None:
+    role = RoleWork("sampler", "m", Pool(num_gpus=1, max_actors=3), seconds=30.0)
+    stage = StagePlan("generate", 10.0, 3.0, "sampler", (role,))
+    plan = RunPlan("r", GPUS["h100"], (stage, stage), {"rows": 1e9})
+    assert (plan.seconds, plan.device_seconds, role.spread) == (20.0, 60.0, 10.0)
+    assert plan_text(plan).count("sampler *") == 2

@@ -1,7 +1,7 @@
 """The evaluation, from the plans of its attacks to the work of its roles.
 
 Attacks count themselves (`Attack.planned`), on a few held-out behaviors: what they ask grows with the behaviors. An attack of
-somebody else's is counted the same way; its searches are taken for GCG's where it has gradients.
+somebody else's is counted the same way, but for its searches, and the plan says so.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def planned_attacks(planning: Planning) -> dict[str, Planned]:
     return found
 
 
-def search_of(name: str, config: EvaluationConfig) -> SearchSize:
-    """The search of an attack, from its part of the recipe."""
+def search_of(name: str, config: EvaluationConfig) -> SearchSize | None:
+    """The search of an attack of this package, from its part of the recipe; None for somebody else's."""
     if name == "embedding":
         return SearchSize(config.embedding.attack.steps, 1, 0, 1)
     if name == "pgd":
@@ -75,7 +75,9 @@ def search_of(name: str, config: EvaluationConfig) -> SearchSize:
     if name == "beast":
         beast = config.beast
         return SearchSize(beast.suffix_tokens, 0, beast.beams * (beast.branches + 1), beast.batch_size)
-    return SearchSize(config.gcg.steps, 1, config.gcg.search_width, config.gcg.batch_size)
+    if name == "gcg":
+        return SearchSize(config.gcg.steps, 1, config.gcg.search_width, config.gcg.batch_size)
+    return None
 
 
 def search_role(planning: Planning, plans: dict[str, Planned]) -> RoleWork | None:
@@ -92,6 +94,9 @@ def search_role(planning: Planning, plans: dict[str, Planned]) -> RoleWork | Non
         if not plan.searched:
             continue
         one = search_of(name, recipe.evaluation)
+        if one is None:
+            planning.notes[f"attack {name}: what its search takes is not known here, its time is not counted"] = None
+            continue
         backward = one.backward * 2 * forward_flops(shape, whole, target, whole / 2)
         forward = one.forward * forward_flops(shape, behind, target, whole)
         launches = (3 * one.backward + -(-one.forward // one.together)) * shape.layers * PLAIN_LAYER

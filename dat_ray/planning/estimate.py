@@ -61,6 +61,8 @@ def plan_run(recipe: Recipe, device: Device) -> RunPlan:
     planning = Planning(recipe, device, quantities(recipe))
     stages = [generation_stage(planning), training_stage(planning), evaluation_stage(planning)]
     known = tuple(stage for stage in stages if stage is not None)
+    if recipe.encoder is not None:
+        planning.notes["encoder: a small model beside the others, neither its time nor its memory is counted"] = None
     planning.notes["answers are taken to be as long as they may be; many end earlier"] = None
     if device.is_gpu:
         planning.notes["vLLM on a GPU has not been measured by this project: its rates are assumptions"] = None

@@ -24,7 +24,7 @@ class RoleWork:
         start: seconds until an actor takes its first row, all starts of the stage together.
         calls: forward passes of a sampler or search, updates of a trainer, questions of the others.
         tokens: read and written.
-        memory: bytes on its device; 0 where it holds no model.
+        memory: bytes on each of its devices; 0 where it holds no model.
         share: of the card that its engine may take; None where it takes what it needs.
     """
 
@@ -49,11 +49,10 @@ class RoleWork:
         return self.seconds / self.actors
 
     def allowed(self, device: Device) -> float:
-        """Bytes that it may take of its device."""
+        """Bytes that it may take of each of its devices."""
         if not device.is_gpu:
             return device.memory
-        whole = self.share if self.share is not None else min(ALONE, self.pool.num_gpus or ALONE)
-        return whole * device.memory * max(1.0, self.pool.num_gpus)
+        return device.memory * (self.share if self.share is not None else min(ALONE, self.pool.num_gpus or ALONE))
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,8 @@ def share_devices(roles: Iterable[RoleWork], device: Device) -> bool:
 
 
 def devices_held(roles: Sequence[RoleWork], device: Device) -> float:
-    """GPUs that roles hold at the same time, with every pool at its largest; 1 for a machine."""
-    if not device.is_gpu:
+    """GPUs that roles hold at the same time, with every pool at its largest; 1 for a machine, or a card that they share."""
+    if share_devices(roles, device):
         return 1.0
     return max(1.0, sum(one.pool.num_gpus * one.actors for one in roles if one.model))
 

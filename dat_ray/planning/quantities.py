@@ -6,7 +6,6 @@ goals). The sizes of the public sets were counted in their files, so that a plan
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -32,19 +31,20 @@ class SetSize:
 
     Attributes:
         goals: how many.
-        targets: of each goal.
+        targets: of each goal, on average.
         goal_tokens, target_tokens: mean lengths.
     """
 
     goals: int
-    targets: int
+    targets: float
     goal_tokens: float
     target_tokens: float
 
 
-# Counted in the files: mean lengths of 78, 86 and about 45 characters for goals, 96 and 94 for targets.
+# Counted in the files: mean lengths of 78, 86 and about 45 characters for goals, 96 and 94 for targets. Of HarmBench's 1,200
+# targets 11 are blank.
 PUBLIC_SETS = {
-    "public:harmbench/adv_training_behaviors.csv": SetSize(100, 12, 78 / CHARACTERS_A_TOKEN, 96 / CHARACTERS_A_TOKEN),
+    "public:harmbench/adv_training_behaviors.csv": SetSize(100, 11.89, 78 / CHARACTERS_A_TOKEN, 96 / CHARACTERS_A_TOKEN),
     "public:jailbreakbench/jailbreakbench_harmful.csv": SetSize(100, 1, 86 / CHARACTERS_A_TOKEN, 94 / CHARACTERS_A_TOKEN),
     "public:xstest/xstest_prompts.csv": SetSize(250, 0, 45 / CHARACTERS_A_TOKEN, 0.0),
 }
@@ -77,7 +77,7 @@ class Quantities:
     @property
     def targets(self) -> int:
         """(behavior, target) pairs of training."""
-        return self.train.goals * self.train.targets
+        return round(self.train.goals * self.train.targets)
 
     @property
     def candidates_goal_tokens(self) -> float:
@@ -118,7 +118,7 @@ def _cut(size: SetSize, source: BehaviorSource) -> SetSize:
 
 
 def _stand_ins(size: SetSize) -> list[Behavior]:
-    targets = tuple((index, "y" * round(size.target_tokens * CHARACTERS_A_TOKEN)) for index in range(size.targets))
+    targets = tuple((index, "y" * round(size.target_tokens * CHARACTERS_A_TOKEN)) for index in range(round(size.targets)))
     goal = "x" * round(size.goal_tokens * CHARACTERS_A_TOKEN)
     return [Behavior(f"behavior-{number}", goal, targets) for number in range(size.goals)]
 
@@ -132,8 +132,9 @@ def _read(recipe: Recipe) -> tuple[dict[str, SetSize], list[Behavior]]:
     sets = {}
     for split, texts in goals.items():
         answers = [text for found in targets[split].values() for text in found]
-        each = math.ceil(len(answers) / len(texts))
-        sets[split] = SetSize(len(texts), each, fmean(map(tokens_of, texts.values())), fmean(map(tokens_of, answers)))
+        sets[split] = SetSize(
+            len(texts), len(answers) / len(texts), fmean(map(tokens_of, texts.values())), fmean(map(tokens_of, answers))
+        )
     behaviors = [Behavior(key, goal, tuple(enumerate(targets["heldout"][key]))) for key, goal in goals.get("heldout", {}).items()]
     return sets, behaviors
 

@@ -68,7 +68,7 @@ def training_rows(planning: Planning) -> int:
     if selection.source != "candidates":
         return planning.sizes.targets
     samples = planning.recipe.generation.samples_per_target
-    return train.goals * (min(selection.keep, samples * train.targets) + selection.include_original)
+    return train.goals * (min(selection.keep, int(samples * train.targets)) + selection.include_original)
 
 
 def row_tokens(planning: Planning) -> UpdateTokens:

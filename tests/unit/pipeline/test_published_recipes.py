@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,17 @@ from dat_ray.engines.checks import check_engines
 from dat_ray.errors import InputError
 from dat_ray.pipeline.stages import check_target
 from tests.unit.models.hub_server import Hub, serving_hub
+from tests.unit.models.published import TINY
 from tests.unit.models.test_served import ADAPTER, BASE, adapter_folder, base_folder
-from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
+from tests.unit.models.tiny import CHATML, make_model, make_tokenizer, save_folder
 
 PUBLISHED = [name for name in list_recipes() if name != "demo"]
+CHAT_MODELS = (
+    *("meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen2.5-14B-Instruct", "google/gemma-3-12b-it"),
+    "Qwen/Qwen2.5-1.5B-Instruct",
+)
+# Its template reads whether the model shall think first.
+THINKING = "{% if enable_thinking is defined %}{% endif %}" + CHATML
 PROMPTS = {"strongreject_finetuned": "{forbidden_prompt} {response} ### Answer: ", "harmbench": "{behavior} {generation}"}
 
 
@@ -43,8 +51,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     (sampler / "config.json").write_text(json.dumps(llada))
     (sampler / "model.safetensors").write_bytes((chat / "model.safetensors").read_bytes())
     with serving_hub(monkeypatch, tmp_path / "hub-cache") as server:
-        for name in ("meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen2.5-14B-Instruct", "google/gemma-3-12b-it"):
+        for name in CHAT_MODELS:
             server.add(name, chat)
+        thinking = make_tokenizer(THINKING)
+        server.add("Qwen/Qwen3-1.7B", Path(save_folder(make_model(len(thinking)), thinking, tmp_path / "thinking")))
+        small = tmp_path / "small-sampler"
+        shutil.copytree(chat, small)
+        (small / "config.json").write_text(json.dumps(TINY["a2d_qwen3"] | {"mask_token_id": 3}))
+        server.add("dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", small)
         server.add("GSAI-ML/LLaDA-8B-Base", sampler)
         base = base_folder(tmp_path / "base")
         server.add(BASE, base)

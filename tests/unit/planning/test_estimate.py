@@ -9,8 +9,9 @@ import pytest
 
 from dat_ray.cli import main
 from dat_ray.config.cluster import Pool
-from dat_ray.config.loading import list_recipes, load_recipe
+from dat_ray.config.loading import difference, list_recipes, load_recipe
 from dat_ray.devices import GPUS, processor
+from dat_ray.evaluation.attacks.gcg import GcgAttack
 from dat_ray.evaluation.questions import Behavior
 from dat_ray.ops.doctor import diagnose
 from dat_ray.planning.attacking import planned_attacks
@@ -41,8 +42,8 @@ def test_the_demos_rows_are_counted() -> None:
 
 def test_the_papers_rows_are_counted_without_their_files() -> None:
     plan = plan_run(load_recipe("dat-llama3-8b"), GPUS["h100"])
-    # 100 behaviors, 12 targets, 84 prompts; 1,600 rows, 6 epochs, 4 an update.
-    assert role_of(plan, "generate", "judge").calls == 100_800
+    # 1,189 targets, 84 prompts each; 1,600 rows, 6 epochs, 4 an update.
+    assert role_of(plan, "generate", "judge").calls == 1189 * 84
     assert role_of(plan, "train", "trainer").calls == 2_400
     # A forward pass each of 64 steps; the evaluation draws 1,024 for each of 100 behaviors.
     assert role_of(plan, "evaluate", "sampler").calls == 102_400 * 64
@@ -90,6 +91,31 @@ def test_actors_shorten_what_waits_for_them() -> None:
     assert any("cluster.sampler.max_actors" in line for line in balance(uneven))
 
 
+def test_a_model_over_several_gpus_has_a_part_of_its_memory_on_each() -> None:
+    settings = ["cluster.target.num_gpus=2", "target.tensor_parallel=2"]
+    one = role_of(plan_run(load_recipe("dat-qwen2.5-14b"), GPUS["l40s"]), "generate", "target")
+    two = role_of(plan_run(load_recipe("dat-qwen2.5-14b", settings), GPUS["l40s"]), "generate", "target")
+    assert one.allowed(GPUS["l40s"]) == two.allowed(GPUS["l40s"]) == pytest.approx(0.9 * 48e9)
+    assert two.memory < 0.65 * one.memory
+
+
+def test_what_is_not_counted_is_said() -> None:
+    server = "judge.reader={model: m, backend: endpoint, endpoint: {url: 'http://h'}}"
+    settings = ["encoder={}", "judge.name=xstest", server, "sampler.threshold=0.9", "evaluation.utility.tasks=[arc_easy,gsm8k]"]
+    notes = plan_run(load_recipe("demo", settings), CORES).notes
+    for part in ("encoder:", "judge: a server is asked", "sampler: parallel commits", "benchmark gsm8k"):
+        assert any(note.startswith(part) for note in notes), part
+    assert not any("arc_easy" in note for note in notes)
+
+
+def test_somebody_elses_search_is_said_to_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GcgAttack, "name", "other")
+    monkeypatch.setattr("dat_ray.planning.attacking.chosen_attacks", lambda config: {"other": GcgAttack})
+    plan = plan_run(load_recipe("one-gpu"), GPUS["rtx4090"])
+    assert any(note.startswith("attack other: what its search takes") for note in plan.notes)
+    assert not any(role.role == "search" for role in plan.stages[-1].roles)
+
+
 def test_what_does_not_fit_is_named() -> None:
     plan = plan_run(load_recipe("cat-qwen2.5-14b"), GPUS["rtx4090"])
     assert any(line.startswith("train: trainer needs") and "training.micro_rows" in line for line in plan.advice)
@@ -100,6 +126,32 @@ def test_what_does_not_fit_is_named() -> None:
     assert any("cluster.sampler.num_gpus" in line for line in on_a_gpu.advice)
     on_a_cpu = plan_run(load_recipe("dat-llama3-8b"), CORES)
     assert any("asks for a GPU" in line for line in on_a_cpu.advice)
+
+
+@pytest.mark.parametrize("name", ["one-gpu", "one-gpu-cat"])
+def test_one_gpu_fits_a_card_of_24_gb_in_about_two_hours(name: str) -> None:
+    plan = plan_run(load_recipe(name), GPUS["rtx4090"])
+    assert plan.advice == ()
+    assert plan.seconds < 2.25 * 3600
+    assert all(stage.devices == 1 for stage in plan.stages)
+    # What works at the same time fits one GPU, by Ray's count and by the shares that vLLM takes.
+    recipe = load_recipe(name)
+    for roles in (("sampler", "target", "judge"), ("attacker", "target", "judge")):
+        assert sum(getattr(recipe.cluster, role).num_gpus for role in roles) <= 1
+    engines = {section: engine for section, engine in recipe.engines().items() if section != "sampler"}
+    assert len(engines) == 3
+    for engine, pool in engines.values():
+        assert engine.gpu_memory_utilization is not None
+        assert engine.gpu_memory_utilization < getattr(recipe.cluster, pool).num_gpus
+
+
+def test_the_arms_of_one_gpu_have_one_budget() -> None:
+    """They differ in where prompts come from, and in nothing else: not in updates, rows, attack, models or evaluation."""
+    ours, cat = load_recipe("one-gpu"), load_recipe("one-gpu-cat")
+    fields = {line.partition(":")[0].partition(".")[0] for line in difference(ours, cat)}
+    assert fields == {"selection", "generation"}
+    assert ours.cluster == cat.cluster
+    assert cat.selection.source == "goals"
 
 
 def test_roles_that_share_a_card_are_added_up() -> None:

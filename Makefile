@@ -1,5 +1,9 @@
-# `make demo` and `make test` do everything, set-up included. PYTHON picks the interpreter (3.11 or newer).
+# `make demo` and `make test` do everything, set-up included. PYTHON picks the interpreter (3.11 or newer), DEVICE what .venv is
+# built for: cpu, or gpu for an NVIDIA GPU. One that is there stays what it is.
 PYTHON ?= python3
+BUILT := $(shell cat .venv/device 2>/dev/null || { test -e .venv/.ready && echo cpu; })
+DEVICE ?= $(or $(BUILT),cpu)
+CONSTRAINTS := $(if $(filter gpu,$(DEVICE)),constraints-gpu.txt,constraints.txt)
 BIN := .venv/bin
 RUN_DIR ?= runs/demo
 PYTEST_ARGS ?=
@@ -10,18 +14,24 @@ WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --durations=20 --durations-min=1
 SHARED = -n $(WORKERS)
 
-.PHONY: help setup demo quick test drills faults lint format docs audit clean
+.PHONY: help setup device demo quick test drills faults lint format docs audit clean
 
 help: ## This list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: .venv/.ready ## Builds .venv from the tested set of packages.
+setup: device .venv/.ready ## Builds .venv from the tested set of packages; DEVICE=gpu from that for CUDA.
+
+# vLLM for CPUs and for GPUs are two packages with one import name: an environment is not turned from one into the other.
+device:
+	@case "$(DEVICE)" in cpu|gpu) ;; *) echo "DEVICE=$(DEVICE): choose cpu or gpu" >&2; exit 2;; esac
+	@case "$(BUILT)" in ""|$(DEVICE)) ;; *) echo "DEVICE=$(DEVICE): .venv is built for $(BUILT); make clean first" >&2; exit 2;; esac
 
 # Half-made environments are never used: the marker file is written last.
-.venv/.ready: constraints.txt pyproject.toml
+.venv/.ready: $(CONSTRAINTS) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "dat_ray needs Python 3.11 or newer: make PYTHON=python3.11 " + "setup")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-deps -r constraints.txt
+	echo $(DEVICE) > .venv/device
+	$(BIN)/pip install --quiet --no-deps -r $(CONSTRAINTS)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -65,7 +75,7 @@ audit: setup ## Known weaknesses of the tested packages (asks the public advisor
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/pip install --quiet pip-audit pip-licenses
 	.venv/audit/bin/pip-licenses --python=$(BIN)/python --format=csv --order=license
-	sed 's/+cpu$$//' constraints.txt > .venv/audit/tested.txt
+	sed 's/+cpu$$//' $(CONSTRAINTS) > .venv/audit/tested.txt
 	.venv/audit/bin/pip-audit --requirement .venv/audit/tested.txt --no-deps --disable-pip --strict --progress-spinner=off
 
 clean: ## Removes what was built; runs stay.

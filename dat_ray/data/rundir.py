@@ -166,6 +166,11 @@ def rewrites_folder(run: RunDir, round_index: int) -> str:
     return join(run.training_set(round_index), "rewrites")
 
 
+def retain_prompts_folder(run: RunDir, round_index: int) -> str:
+    """Where the in-painted prompts that are fit to be retained lie, with a manifest of their own."""
+    return join(run.training_set(round_index), "retain_prompts")
+
+
 def open_run(root: str, recipe: Recipe, resume: bool) -> RunDir:
     """Opens a run directory for a recipe, making it where it is new.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 SCHEMA_VERSION = 2
 
@@ -12,6 +13,10 @@ def _schema(*columns: tuple[str, pa.DataType, bool]) -> pa.Schema:
 
 
 _STR, _I32, _I64, _F64 = pa.string(), pa.int32(), pa.int64(), pa.float64()
+
+# Splits of behaviors: of those of training, prompts are in-painted before it; the others are for evaluations alone.
+TRAIN, HARMLESS = "train", "harmless"
+HELD_OUT, LOOK_ALIKES, HARMLESS_HELD_OUT = "heldout", "over_refusal", "harmless_heldout"
 
 # One row a (behavior, target); rows of split "over_refusal" have an empty target and refusal.
 BEHAVIORS = _schema(
@@ -40,6 +45,8 @@ REQUESTS = _schema(
     ("prompt_tokens", _I32, False),
     ("seed", _I64, False),
     ("sampler", _STR, False),
+    # `train`, or `harmless` where the prompt is drawn for a harmless request; null in rounds of older versions, all `train`.
+    ("split", _STR, True),
 )
 
 CANDIDATES = pa.schema(
@@ -59,6 +66,9 @@ CANDIDATES = pa.schema(
         # Mean log p(y | generation.neutral_prompt), nats a token, and the cosine of prompt and goal; null where not asked for.
         pa.field("neutral_target_logprob", _F64),
         pa.field("goal_similarity", _F64),
+        # The largest cosine of the prompt with any training goal, and with any harmless request; null where not asked for.
+        pa.field("training_goal_similarity", _F64),
+        pa.field("harmless_similarity", _F64),
         pa.field("judge", _STR),
         pa.field("verdict", _STR),
         pa.field("score", _F64),
@@ -140,3 +150,10 @@ SEARCHES = pa.schema(
         pa.field("attack", _STR),
     ]
 )
+
+
+def for_training_goals(candidates: pa.Table) -> pa.Table:
+    """The rows of a round (schema CANDIDATES) that were drawn for training goals, and not for harmless requests."""
+    if "split" not in candidates.column_names:
+        return candidates
+    return candidates.filter(pc.fill_null(pc.not_equal(candidates["split"], HARMLESS), True))

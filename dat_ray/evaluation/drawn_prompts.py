@@ -6,6 +6,7 @@ import json
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
+from dat_ray.data.schemas import for_training_goals
 from dat_ray.data.shards import exists, join, read_table, write_bytes
 from dat_ray.measures.prompt_statistics import diagnose
 
@@ -21,6 +22,11 @@ def write_diagnostics(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUN
     if exists(join(root, FILE)):
         return
     config = recipe.evaluation
-    found = diagnose(read_table(root).to_pylist(), confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
+    found = diagnose(
+        for_training_goals(read_table(root)).to_pylist(),
+        confidence=config.confidence,
+        resamples=config.bootstrap,
+        seed=recipe.seed,
+    )
     facts = {"round": round_index, "confidence": config.confidence, "interval_unit": "behavior", **found.as_dict()}
     write_bytes(join(root, FILE), (json.dumps(facts, indent=1) + "\n").encode())

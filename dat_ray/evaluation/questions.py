@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from dat_ray.data.ids import row_id, seed_from_id
+from dat_ray.data.schemas import HELD_OUT, TRAIN
 from dat_ray.errors import DatError
 
 # Name under which the answers to harmless look-alikes are stored beside the attacks.
@@ -139,10 +140,10 @@ def held_out(table: pa.Table) -> list[Behavior]:
     Raises:
         DatError: there are none, or one of them is also trained on.
     """
-    found = behaviors_of(table, "heldout")
+    found = behaviors_of(table, HELD_OUT)
     if not found:
         raise DatError("no held-out behaviors to evaluate on: check behaviors.heldout and run `dat generate` again")
-    trained = {behavior.behavior_id for behavior in behaviors_of(table, "train")}
+    trained = {behavior.behavior_id for behavior in behaviors_of(table, TRAIN)}
     shared = [behavior.behavior_id for behavior in found if behavior.behavior_id in trained]
     if shared:
         raise DatError(f"{len(shared)} held-out behaviors are also trained on (first: {shared[0]}): remove them from one set")

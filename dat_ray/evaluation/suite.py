@@ -9,7 +9,7 @@ import pyarrow as pa
 from dat_ray.config.schema import Recipe
 from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, REWRITES, SEARCHES
+from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, LOOK_ALIKES, REWRITES, SEARCHES
 from dat_ray.data.shards import join
 from dat_ray.evaluation.attacks.base import Attack, Setup
 from dat_ray.evaluation.compared import Model
@@ -56,7 +56,7 @@ class Suite:
         self.behaviors = held_out(behaviors)
         setup = Setup(recipe, SeedScope(name, recipe.seed), self.behaviors, weights)
         self.attacks: list[Attack] = [kind(setup) for kind in chosen_attacks(recipe.evaluation).values()]
-        self.look_alikes = look_alikes(behaviors_of(behaviors, "over_refusal"))
+        self.look_alikes = look_alikes(behaviors_of(behaviors, LOOK_ALIKES))
         self._open_stores()
 
     @property

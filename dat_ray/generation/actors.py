@@ -20,7 +20,7 @@ from ray.exceptions import RayError, RayTaskError
 from dat_ray import telemetry
 from dat_ray.config.schema import Recipe
 from dat_ray.data.row_types import Row
-from dat_ray.data.schemas import CANDIDATES
+from dat_ray.data.schemas import CANDIDATES, HARMLESS
 from dat_ray.diagnosis import answer_for_stacks, death_in_a_line
 from dat_ray.engines.base import (
     DiffusionSampler,
@@ -33,10 +33,14 @@ from dat_ray.engines.base import (
     TextEncoder,
 )
 from dat_ray.engines.roles import Engines
-from dat_ray.engines.similarity import similarities
+from dat_ray.engines.similarity import Vectors, encode_each, nearest, similarities
 from dat_ray.errors import DatError, EngineLost, HelperLost, error_line
 from dat_ray.generation.capacity import generation_pools
+from dat_ray.generation.goals import NO_GOALS, Goals
 from dat_ray.generation.row_work import fill_in
+
+# Columns of the encoder: with a prompt's own goal, with the nearest training goal, with the nearest harmless request.
+SIMILARITIES = ("goal_similarity", "training_goal_similarity", "harmless_similarity")
 
 
 class RemoteLedger:
@@ -104,12 +108,15 @@ class RoleActor(ABC):
         engines: how engines are made.
         ledger: the stage's ledger.
         adapter: LoRA adapter folder of the target, or None.
+        goals: that every prompt is compared with, by the encoder.
     """
 
     role: str
 
-    def __init__(self, recipe: Recipe, engines: Engines, ledger: RemoteLedger, adapter: str | None) -> None:
-        self.recipe, self.engines, self.ledger, self.adapter = recipe, engines, ledger, adapter
+    def __init__(
+        self, recipe: Recipe, engines: Engines, ledger: RemoteLedger, adapter: str | None, goals: Goals = NO_GOALS
+    ) -> None:
+        self.recipe, self.engines, self.ledger, self.adapter, self.goals = recipe, engines, ledger, adapter, goals
         self.engine: Any = None
         answer_for_stacks()
 
@@ -280,9 +287,16 @@ class TargetActor(RoleActor):
 
 
 class EncoderActor(RoleActor):
-    """Compares each prompt with its goal: `goal_similarity`, the cosine of their vectors; null for an empty prompt."""
+    """Compares each prompt with its goal: `goal_similarity`, the cosine of their vectors; null for an empty prompt.
+
+    And with every training goal and every harmless request: `training_goal_similarity` and `harmless_similarity`, the largest.
+    """
 
     role = "encoder"
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._vectors: dict[tuple[str, ...], Vectors] = {}
 
     def build(self) -> TextEncoder:
         assert self.recipe.encoder is not None, "the plan has this role only where the recipe has an encoder"
@@ -290,10 +304,23 @@ class EncoderActor(RoleActor):
 
     def work(self, rows: Sequence[Row]) -> list[Row]:
         written = [i for i, row in enumerate(rows) if row["prompt"].strip()]
-        found = dict(
-            zip(written, similarities(self.engine, [(rows[i]["goal"], rows[i]["prompt"]) for i in written]), strict=True)
-        )
-        return [{"goal_similarity": found.get(i)} for i in range(len(rows))]
+        found: list[Row] = [dict.fromkeys(SIMILARITIES) for _ in rows]
+        if not written:
+            return found
+        prompts = encode_each(self.engine, [rows[i]["prompt"] for i in written])
+        goals = encode_each(self.engine, [rows[i]["goal"] for i in written])
+        training, harmless = (self._nearest(kind, prompts) for kind in (self.goals.training, self.goals.harmless))
+        for i, *values in zip(written, similarities(prompts, goals), training, harmless, strict=True):
+            found[i].update(zip(SIMILARITIES, values, strict=True))
+        return found
+
+    def _nearest(self, goals: tuple[str, ...], prompts: Vectors) -> Sequence[float | None]:
+        """The largest cosine of each prompt with some goals, which are encoded once in the life of this process."""
+        if not goals:
+            return [None] * len(prompts)
+        if goals not in self._vectors:
+            self._vectors[goals] = self.engine.encode(goals)
+        return nearest(prompts, self._vectors[goals])
 
 
 class JudgeActor(RoleActor):
@@ -305,9 +332,14 @@ class JudgeActor(RoleActor):
         return self.engines.judge(self.recipe.judge)
 
     def work(self, rows: Sequence[Row]) -> list[Row]:
+        # Nobody asks whether the answer to a harmless request does harm: it is retained or not by rules of refusal.
+        asked = [row for row in rows if row["split"] != HARMLESS]
+        if not asked:
+            return [{} for _ in rows]
         judgments = self.engine.judge(
-            [row["goal"] for row in rows], [row["prompt"] for row in rows], [row["completion"] for row in rows]
+            [row["goal"] for row in asked], [row["prompt"] for row in asked], [row["completion"] for row in asked]
         )
         given = [judgment.verdict for judgment in judgments if judgment.error is None]
         telemetry.verdicts("generate", self.engine.name, given)
-        return [judgment.columns(self.engine.name) for judgment in judgments]
+        columns = iter([judgment.columns(self.engine.name) for judgment in judgments])
+        return [{} if row["split"] == HARMLESS else next(columns) for row in rows]

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from dat_ray.data.ids import row_id
-from dat_ray.data.schemas import TRAINING_SET
+from dat_ray.data.schemas import HARMLESS, TRAIN, TRAINING_SET
 from dat_ray.data.table_files import listed
 from dat_ray.data.table_sources import open_source
 from dat_ray.data.text import normalize
 from dat_ray.errors import InputError
 
 _FIELD = "selection.rewrites"
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Requests that every in-painted prompt is compared with.
+
+    Attributes:
+        training: goals of the training behaviors.
+        harmless: harmless requests.
+    """
+
+    training: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+
+
+NO_GOALS = Goals()
+
+
+def goals_to_compare(requests: pa.Table) -> Goals:
+    """Those of a round's rows (schema CANDIDATES); each once, in their order."""
+    goals = requests["goal"].to_pylist()
+    # A round of an older version knows no splits.
+    splits = requests["split"].to_pylist() if "split" in requests.column_names else [TRAIN] * len(goals)
+    harmless = [goal for split, goal in zip(splits, goals, strict=True) if split == HARMLESS]
+    training = [goal for split, goal in zip(splits, goals, strict=True) if split != HARMLESS]
+    return Goals(tuple(dict.fromkeys(training)), tuple(dict.fromkeys(harmless)))
 
 
 def goal_rows(behaviors: pa.Table) -> pa.Table:

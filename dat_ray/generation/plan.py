@@ -26,6 +26,7 @@ from dat_ray.errors import DatError
 from dat_ray.generation.actors import EncoderActor, JudgeActor, RemoteLedger, RoleActor, SamplerActor, TargetActor
 from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.generation.finish import CHECKPOINT
+from dat_ray.generation.goals import NO_GOALS, Goals
 from dat_ray.generation.ledger import Ledger
 from dat_ray.placement import beside_the_driver
 
@@ -45,7 +46,9 @@ def start_ledger(limit: ErrorLimit, failed: dict[str, str]) -> RemoteLedger:
     return RemoteLedger(ray.remote(**beside_the_driver())(Ledger).remote(limit, failed))
 
 
-def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger: RemoteLedger, adapter: str | None) -> None:
+def run_plan(
+    recipe: Recipe, requests: str, root: str, engines: Engines, ledger: RemoteLedger, adapter: str | None, goals: Goals = NO_GOALS
+) -> None:
     """Runs the plan until every row that has no checkpoint is written.
 
     Args:
@@ -55,6 +58,7 @@ def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger:
         engines: how each role's engine is made.
         ledger: the stage's ledger.
         adapter: LoRA adapter folder of the target, or None.
+        goals: that every prompt is compared with, where the recipe has an encoder.
 
     Raises:
         DatError: no node has room to look at a file.
@@ -73,7 +77,7 @@ def run_plan(recipe: Recipe, requests: str, root: str, engines: Engines, ledger:
             delete_checkpoint_on_success=False,
         ),
     )
-    arguments = {"recipe": recipe, "engines": engines, "ledger": ledger, "adapter": adapter}
+    arguments = {"recipe": recipe, "engines": engines, "ledger": ledger, "adapter": adapter, "goals": goals}
     with DataContext.current(context), warnings.catch_warnings():
         # Without checkpoints a resume would make every row again: never go on without them.
         warnings.filterwarnings("error", message=".*Checkpointing will be disabled.*")

@@ -12,12 +12,13 @@ import pyarrow as pa
 from dat_ray.config.data import SelectionConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
-from dat_ray.data.rundir import FIRST_ROUND, RunDir, rewrites_folder
-from dat_ray.data.schemas import TRAINING_SET
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, retain_prompts_folder, rewrites_folder
+from dat_ray.data.schemas import TRAINING_SET, for_training_goals
 from dat_ray.data.shards import has_manifest, read_file, read_manifest, read_table, write_manifest, write_shard
 from dat_ray.data.text import holds, normalize
 from dat_ray.errors import DatError
 from dat_ray.generation.goals import goal_rows, rewrite_rows
+from dat_ray.generation.retain_prompts import RetainPrompts, retain_prompts
 
 # Why a candidate is not in the training set, in the order in which it is asked.
 REASONS = ("error", "unparsed", "empty", "leak", "off_goal", "unlikely", "duplicate", "rank")
@@ -38,6 +39,7 @@ class SelectionReport:
         without: ids of behaviors of which no candidate was kept.
         skipped: whether the training set was there already.
         below: floor -> ids of the candidates nearest below it, so that a person can read what it costs.
+        retain: in-painted prompts that are fit to be retained; None where the recipe retains none.
     """
 
     kept: int
@@ -46,6 +48,7 @@ class SelectionReport:
     without: tuple[str, ...]
     skipped: bool
     below: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    retain: RetainPrompts | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def choose(candidates: pa.Table, cfg: SelectionConfig) -> Chosen:
     Of prompts that are equal once normalized the best ranked stays.
 
     Args:
-        candidates: CANDIDATES, in any order: the result does not depend on it.
+        candidates: CANDIDATES of training goals, in any order: the result does not depend on it.
         cfg: how many, ranked by what, above which floors, and when a goal joins them.
     """
     dropped: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
@@ -190,6 +193,10 @@ def selection_lines(cfg: SelectionConfig, done: SelectionReport) -> list[str]:
         for reason, why in floors.items()
         if done.dropped.get(reason)
     ]
+    if done.retain is not None:
+        counts = [f"{count} {source}" for source, count in done.retain.by_source.items()]
+        lost = [f"{count} {reason}" for reason, count in done.retain.dropped.items() if count]
+        lines.append(f"prompts fit to be retained: {', '.join(counts) or 'none'}; left out: {', '.join(lost) or 'none'}")
     if done.without and needs_candidates(cfg):
         named = ", ".join(done.without[:NAMED]) + (f" and {len(done.without) - NAMED} more" if len(done.without) > NAMED else "")
         fate = "are trained on by their goal" if cfg.include_original or cfg.goal_without_prompt else "are not trained on"
@@ -212,9 +219,13 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
     """
     mark, cfg, root = run.fingerprint_of(recipe), recipe.selection, run.training_set(round_index)
     found = Chosen(TRAINING_SET.empty_table(), {}, (), {})
-    behaviors = None
+    behaviors, retain = None, None
     if needs_candidates(cfg):
         candidates = read_table(run.candidates(round_index), fingerprint=mark)
+        if recipe.training.retain is not None and recipe.training.retain.inpainted_share:
+            retain = retain_prompts(candidates.to_pylist(), read_file(run.behaviors).to_pylist(), recipe)
+            _publish(retain_prompts_folder(run, round_index), retain.table, mark)
+        candidates = for_training_goals(candidates)
         found = choose(candidates, cfg)
         behaviors = len(set(candidates["behavior_id"].to_pylist()))
         if found.table.num_rows == 0:
@@ -232,7 +243,7 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
             _publish(rewrites_folder(run, round_index), rewrites, mark)
     skipped = _publish(root, table, mark)
     assert behaviors is not None
-    return SelectionReport(table.num_rows, found.dropped, behaviors, found.without, skipped, found.below)
+    return SelectionReport(table.num_rows, found.dropped, behaviors, found.without, skipped, found.below, retain)
 
 
 def _publish(root: str, table: pa.Table, mark: str) -> bool:

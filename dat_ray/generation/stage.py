@@ -33,6 +33,7 @@ from dat_ray.generation.actors import RemoteLedger
 from dat_ray.generation.capacity import check_cluster, generation_pools
 from dat_ray.generation.expand import expand
 from dat_ray.generation.finish import Inventory, forget_lost_rows, publish, take_inventory
+from dat_ray.generation.goals import goals_to_compare
 from dat_ray.generation.plan import run_plan, start_ledger
 from dat_ray.generation.watch import Watch
 from dat_ray.models.identity import check_weights, models_of, sampler_fingerprint
@@ -119,7 +120,7 @@ def _generate(
     elif lost:
         stage_line(f"generate: the rows of {lost} shard(s) are not there any more and are made again")
     if set(expected) - inventory.ids:
-        _make_rows(recipe, run, root, inventory, len(expected), engines, adapter)
+        _make_rows(recipe, run, root, requests, inventory, engines, adapter)
         inventory = take_inventory(root)
     done = publish(root, expected, inventory, run.fingerprint_of(recipe))
     return GenerationReport(done.rows, done.errors, done.nfe, time.monotonic() - started, skipped=False)
@@ -141,8 +142,9 @@ def _requests(recipe: Recipe, run: RunDir, sampler: str, round_index: int) -> pa
 
 
 def _make_rows(
-    recipe: Recipe, run: RunDir, root: str, inventory: Inventory, total: int, engines: Engines, adapter: str | None
+    recipe: Recipe, run: RunDir, root: str, requests: pa.Table, inventory: Inventory, engines: Engines, adapter: str | None
 ) -> None:
+    total = requests.num_rows
     limit = ErrorLimit(total, recipe.generation.max_error_rate)
     with start_ray(recipe.cluster), Progress("generate", total) as progress:
         check_cluster(generation_pools(recipe))
@@ -153,7 +155,7 @@ def _make_rows(
         stall = StallWatch("generate", where, recipe.timeouts.no_progress)
         try:
             with Watch(root, progress, ledger.note, stall):
-                run_plan(recipe, join(root, REQUESTS), root, engines, ledger, adapter)
+                run_plan(recipe, join(root, REQUESTS), root, engines, ledger, adapter, goals_to_compare(requests))
         except Exception as error:
             raise _explain(error, _stop_reason(ledger), recipe, run, root, stall.found) from error
         finally:

@@ -229,6 +229,11 @@ def _train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     retain = prepare_retain(recipe, run, partial(_answers, recipe), partial(_fit_to_retain, recipe))
     if retain.dropped:
         stage_line(f"      retain: {retain.dropped} rows dropped, the base model refuses them or says nothing")
+    if retain.inpainted < retain.wanted:
+        stage_line(
+            f"      retain: {retain.inpainted} in-painted rows, not the {retain.wanted} of "
+            "training.retain.inpainted_share: raise generation.harmless_samples_per_target"
+        )
     if retain.unread:
         stage_line(
             f"      retain: {retain.unread} responses are in a script that the rules of refusal cannot read: kept unchecked"

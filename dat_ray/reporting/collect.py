@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from dat_ray.config.cluster import ClusterConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record
+from dat_ray.data.schemas import for_training_goals
 from dat_ray.data.shards import exists, has_manifest, join, read_file, read_table
 from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.evaluation.results import Metrics, load_metrics
@@ -136,7 +137,7 @@ def _candidates(recipe: Recipe, run: RunDir) -> Candidates | None:
     root = run.candidates(FIRST_ROUND)
     if not has_manifest(root):
         return None
-    table = read_table(root)
+    table = for_training_goals(read_table(root))
     drawn = table.filter(pc.is_valid(table["prompt"]))
     return Candidates(
         rows=table.num_rows,

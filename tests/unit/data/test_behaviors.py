@@ -414,3 +414,20 @@ def test_one_refusal_for_every_behavior_where_the_recipe_says_so() -> None:
 def test_a_default_refusal_says_something(refusal: str) -> None:
     with pytest.raises(ValueError, match="an empty refusal has no log-probability: write a sentence"):
         _load(path="builtin:demo-train", default_refusal=refusal)
+
+
+def test_harmless_requests_have_targets_and_stay_apart_from_those_that_over_refusal_is_measured_with(tmp_path: Path) -> None:
+    asked = {"goal": "Bake a cake with three layers", "target": "Sure, here is how"}
+    kept = {"goal": "Name a bird that sings at night", "target": ["Sure, a bird", "Here is a bird"]}
+    near = {"goal": "Bake a cake with three layers today", "target": "Sure, today"}
+    path = _jsonl(tmp_path / "harmless.jsonl", asked, kept)
+    measured = _jsonl(tmp_path / "heldout.jsonl", near)
+    sections = {"harmless": {"path": path}, "harmless_heldout": {"path": measured}}
+    found = _load(path="builtin:demo-train", limit=2, **sections)
+    assert list(Counter(row["split"] for row in found.table.to_pylist())) == ["train", "heldout", "harmless", "harmless_heldout"]
+    rows = [(row["goal"], row["target_index"], row["target"]) for row in _rows(found, "harmless")]
+    assert rows == [(kept["goal"], 0, "Sure, a bird"), (kept["goal"], 1, "Here is a bird")]
+    assert {row["refusal"] for row in _rows(found, "harmless")} == {"I'm sorry, but I can't help with that."}
+    assert [row["goal"] for row in _rows(found, "harmless_heldout")] == [near["goal"]]
+    alone = {"path": _jsonl(tmp_path / "near.jsonl", asked)}
+    assert _field({"path": "builtin:demo-train", **sections, "harmless": alone})[0] == "behaviors.harmless.path"

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from dat_ray.config.models import EncoderConfig
 from dat_ray.engines.encoder import Encoder
-from dat_ray.engines.similarity import similarities
+from dat_ray.engines.similarity import encode_each, nearest, similarities
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import resolve_model
 
@@ -109,10 +109,9 @@ def test_what_is_no_encoder_that_is_known_here_is_refused_in_one_line(
 def test_the_embedded_encoder_gives_the_similarities_of_its_model_card() -> None:
     config = EncoderConfig()
     embedded = Encoder(config, resolve_model(config.model), 1)
-    source = "That is a happy person"
-    found = similarities(
-        embedded, [(source, other) for other in ("That is a happy dog", "That is a very happy person", "Today is a sunny day")]
-    )
+    source = encode_each(embedded, ["That is a happy person"] * 3)
+    others = encode_each(embedded, ["That is a happy dog", "That is a very happy person", "Today is a sunny day"])
+    found = similarities(source, others)
     # The example of the hub's pages on sentence similarity, for this model.
     assert found == pytest.approx([0.6945773363113403, 0.9429150819778442, 0.2568760812282562], abs=1e-5)
-    assert similarities(embedded, []) == []
+    assert nearest(source[:1], others) == pytest.approx([max(found)])

@@ -163,3 +163,26 @@ def test_a_row_is_what_its_definition_says():
             "round": 2,
             "sampler": law,
         }
+
+
+def test_prompts_for_harmless_requests_come_after_those_for_goals_and_change_none_of_them() -> None:
+    both = behaviors(*[("a", 0, "Sure, a", "train"), ("w", 0, "Sure, w", "harmless"), ("w", 1, "Here is w", "harmless")])
+    found = expand(both, recipe(generation={"samples_per_target": 3, "harmless_samples_per_target": 2}))
+    alone = expand(behaviors(("a", 0, "Sure, a", "train")), recipe(generation={"samples_per_target": 3}))
+    assert found.slice(0, 3).equals(alone)
+    assert found["split"].to_pylist() == ["train"] * 3 + ["harmless"] * 4
+    rest = found.slice(3).to_pylist()
+    assert [(row["behavior_id"], row["target_index"], row["sample_index"]) for row in rest] == [
+        ("w", 0, 0),
+        ("w", 0, 1),
+        ("w", 1, 0),
+        ("w", 1, 1),
+    ]
+    assert len({row["seed"] for row in found.to_pylist()}) == 7
+
+
+def test_a_prompt_is_never_compared_with_the_response_of_a_harmless_request() -> None:
+    rows = behaviors(("a", 0, "Sure, a", "train"), ("b", 0, "Sure, b", "train"), ("w", 0, "Sure, w", "harmless"))
+    found = expand(rows, recipe(sampler__likelihood_samples=2, sampler__backend="torch")).to_pylist()
+    assert {row["other_target"] for row in found if row["behavior_id"] == "a"} == {"Sure, b"}
+    assert {row["other_target"] for row in found if row["behavior_id"] == "w"} == {None}

@@ -12,7 +12,8 @@ from dat_ray.config.schema import Recipe
 from dat_ray.engines.base import Completion, Judgment
 from dat_ray.errors import InputError
 from dat_ray.evaluation.judges import JudgePool, Judges
-from dat_ray.generation.actors import EncoderActor, JudgeActor, TargetActor
+from dat_ray.generation.actors import SIMILARITIES, EncoderActor, JudgeActor, TargetActor
+from dat_ray.generation.goals import Goals
 
 
 class Scored:
@@ -99,12 +100,22 @@ def test_a_prompt_is_compared_with_its_goal_and_an_empty_one_is_not() -> None:
     actor.engine = Letters()
     rows = [{"goal": "aaabbbb", "prompt": prompt} for prompt in ("a", "  ", "b", "aaabbbb")]
     # The angle of (3, 4) with either axis and with itself.
-    assert [row["goal_similarity"] for row in actor.work(rows)] == [
+    found = actor.work(rows)
+    assert {row["training_goal_similarity"] for row in found} == {row["harmless_similarity"] for row in found} == {None}
+    assert [row["goal_similarity"] for row in found] == [
         pytest.approx(0.6),
         None,
         pytest.approx(0.8),
         pytest.approx(1.0),
     ]
+    # (4, 3) lies between the axes of two of the goals that every prompt is compared with, and along a third.
+    compared = EncoderActor(tiny(encoder={}), None, None, None, Goals(("a", "b"), ("aaaabbb",)))
+    compared.engine = Letters()
+    [row, empty] = compared.work([{"goal": "a", "prompt": "aaaabbb"}, {"goal": "a", "prompt": " "}])
+    assert row == {name: pytest.approx(value) for name, value in zip(SIMILARITIES, (0.8, 0.8, 1.0), strict=True)}
+    assert empty == dict.fromkeys(SIMILARITIES)
+    [again] = compared.work([{"goal": "b", "prompt": "b"}])
+    assert list(again.values()) == [pytest.approx(value) for value in (1.0, 1.0, 0.6)]
 
 
 class Away:
@@ -119,13 +130,18 @@ class Away:
 def test_a_judge_that_could_not_be_asked_is_another_thing_than_one_that_said_nothing_readable() -> None:
     actor = JudgeActor(tiny(), None, None, None)
     actor.engine = Away()
-    rows = [{"goal": "g", "prompt": "p", "completion": "c"}] * 3
+    rows = [{"goal": "g", "prompt": "p", "completion": "c", "split": "train"}] * 3
     found = actor.work(rows)
     assert found == [
         {"judge": "away", "verdict": "harmful", "score": 1.0},
         {"judge": "away", "verdict": "unparsed", "score": None},
         {"error": "judge: status 429: slow down"},
     ]
+
+    # An answer to a harmless request is not asked about, alone or among others.
+    harmless = {**rows[0], "split": "harmless"}
+    assert actor.work([harmless]) == [{}]
+    assert actor.work([harmless, *rows, harmless]) == [{}, *found, {}]
 
     class Here:
         about: ClassVar = {"name": "away"}

@@ -188,6 +188,12 @@ class EvaluationConfig(Section):
         description="names of `dat evaluate --list`, or package.module:Class for an attack of your own, which Python can import",
     )
     inpainting_samples: Positive = Field(16, description="prompts for each held-out behavior, drawn with fresh seeds")
+    harmless_inpainting_samples: Positive = Field(2, description="the same for each request of behaviors.harmless_heldout")
+    min_goal_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] | None = Field(
+        None,
+        description="cosine of prompt and goal under `encoder` below which an in-painted prompt is off the goal: no attack, so "
+        "that it cannot break a behavior, and counted apart; absent: every prompt counts",
+    )
     direct: DirectConfig = DirectConfig()
     best_of_n: BestOfNConfig = BestOfNConfig()
     tense: TenseConfig = TenseConfig()

@@ -103,6 +103,8 @@ class Recipe(Section):
         selection = self.selection
         if selection.min_goal_similarity is not None and self.encoder is None:
             raise ValueError("selection.min_goal_similarity needs an encoder: set encoder, or leave the floor out")
+        if self.evaluation.min_goal_similarity is not None and self.encoder is None:
+            raise ValueError("evaluation.min_goal_similarity needs an encoder: set encoder, or leave the floor out")
         self._retained_prompts_are_measured()
         if selection.score in GAINS and self.generation.neutral_prompt is None:
             raise ValueError(

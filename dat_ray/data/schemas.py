@@ -119,6 +119,7 @@ ATTEMPTS = _schema(
     ("second_verdict", _STR, True),
     ("second_score", _F64, True),
     ("history", pa.list_(_STR), True),  # turns before the prompt, of the user and of the model in turn
+    ("goal_similarity", _F64, True),  # cosine of the prompt and the goal, of prompts that a sampler drew
 )
 
 # What an attacker model wrote, raw: prompts of an attack, and answers translated back.

@@ -19,8 +19,10 @@ from dat_ray.engines.base import (
     Judge,
     Judgment,
     TargetModel,
+    TextEncoder,
 )
 from dat_ray.engines.pieces import by_rows
+from dat_ray.engines.similarity import encode_each, similarities
 from dat_ray.errors import DatError, EngineLost, ends_engine, error_line
 
 Item = TypeVar("Item")
@@ -89,6 +91,14 @@ class InfillCall:
     """Prompts to in-paint, in batches of so many rows."""
 
     requests: Sequence[InfillRequest]
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class SimilarityCall:
+    """Pairs of texts to compare by a sentence encoder, in batches of so many rows."""
+
+    pairs: Sequence[tuple[str, str]]
     batch_size: int
 
 
@@ -212,6 +222,17 @@ def logprob(engine: TargetModel, asked: LikelihoodCall) -> list[float | Failure]
         return engine.logprob([prompt for prompt, _ in batch], [response for _, response in batch])
 
     return call_isolated(score, asked.pairs, asked.batch_size)
+
+
+@by_rows("pairs", failed=Failure)
+def similarity(engine: TextEncoder, asked: SimilarityCall) -> list[float | Failure]:
+    """The cosine of each pair of texts."""
+
+    def compare(batch: Sequence[tuple[str, str]]) -> list[float]:
+        first, second = zip(*batch, strict=True)
+        return similarities(encode_each(engine, first), encode_each(engine, second))
+
+    return call_isolated(compare, asked.pairs, asked.batch_size)
 
 
 @by_rows("rows", failed=Failure)

@@ -183,5 +183,6 @@ class ModelSession:
             "prefill": question.prefill,
             "variant": question.variant,
             "history": list(question.history) or None,
+            "goal_similarity": question.goal_similarity,
             "judged_text": None,
         }

@@ -1,4 +1,4 @@
-"""Lets the judges read: the recipe's, a second one where there is one, and the one for harmless look-alikes.
+"""Lets the judges read: the recipe's, a second one where there is one, and the one for harmless prompts.
 
 Whether a harmless prompt was refused is a question of its own: a judge of harm calls every answer to it harmless.
 """
@@ -19,7 +19,7 @@ from dat_ray.engines.calls import Completed, Failure, JudgeCall, judge
 from dat_ray.engines.pinning import JUDGES
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
-from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.questions import HARMLESS_PROMPTS
 from dat_ray.evaluation.store import Chunk, ShardStore
 from dat_ray.progress import stage_line
 
@@ -53,7 +53,7 @@ class Judges:
     Args:
         first: its verdicts are the rates' own.
         second: scores the same texts; None without one.
-        refusal: reads the answers to harmless look-alikes; may be `first`.
+        refusal: reads the answers to harmless prompts; may be `first`.
     """
 
     def __init__(self, first: JudgePool, second: JudgePool | None, refusal: JudgePool) -> None:
@@ -70,8 +70,8 @@ class Judges:
             if _not_asked(row["error"]):
                 row["error"] = None
         waiting = [row for row in rows if row["completion"] is not None and row["error"] is None]
-        harmless = [row for row in waiting if row["attack"] == OVER_REFUSAL]
-        attacked = [row for row in waiting if row["attack"] != OVER_REFUSAL]
+        harmless = [row for row in waiting if row["attack"] in HARMLESS_PROMPTS]
+        attacked = [row for row in waiting if row["attack"] not in HARMLESS_PROMPTS]
         for pool, readable in ((self._first, attacked), (self._refusal, harmless)):
             asked = [row for row in readable if row.get("verdict") is None]
             for row, verdict in zip(asked, pool.read(asked), strict=True):

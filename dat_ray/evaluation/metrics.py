@@ -11,10 +11,9 @@ from typing import Any
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.data.row_types import RowView
-from dat_ray.evaluation.agreement import cohen_kappa
-from dat_ray.evaluation.judge_results import BehaviorDisagreement, BehaviorDispute, Disagreement
-from dat_ray.evaluation.outcomes import JUDGED, broken, could_be_broken, could_be_refused, refusals
-from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.on_goal import counted, off_goal, refused_by_request, refused_share
+from dat_ray.evaluation.outcomes import JUDGED, broken, could_be_broken, could_be_refused, of_attack, refusals, share
+from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.evaluation.registry import chosen_attacks
 from dat_ray.evaluation.results import (
     AnswerKinds,
@@ -26,6 +25,7 @@ from dat_ray.evaluation.results import (
     BudgetPoint,
     CurvePoint,
     Difference,
+    InpaintedOverRefusal,
     Likelihood,
     ModelMetrics,
     OverRefusal,
@@ -57,22 +57,28 @@ Logprobs = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def model_metrics(
-    attempts: Sequence[RowView], logprobs: Mapping[str, Sequence[float]], config: EvaluationConfig, seed: int
+    every: Sequence[RowView], logprobs: Mapping[str, Sequence[float]], config: EvaluationConfig, seed: int
 ) -> ModelMetrics:
     """The block of one model, without what no attempt tells: weights, drift, benchmarks.
 
     Args:
-        attempts: its rows (schema ATTEMPTS).
+        every: its rows (schema ATTEMPTS), drawn prompts that are no attacks among them.
         logprobs: behavior id to mean log p of each of its targets given the goal, nats a token.
         config: confidence and number of resamples.
         seed: of the bootstrap.
     """
     likelihood = cluster_bootstrap(logprobs, **_bootstrap(config, seed))
-    chosen = chosen_attacks(config)
+    chosen, attempts = chosen_attacks(config), counted(every, config)
     return ModelMetrics(
-        attacks={attack: _attack_metrics(_of(attempts, attack), kind.in_order, config, seed) for attack, kind in chosen.items()},
+        attacks={
+            attack: _attack_metrics(of_attack(attempts, attack), kind.in_order, config, seed).model_copy(
+                update={"off_goal": off_goal(every, attack, config)}
+            )
+            for attack, kind in chosen.items()
+        },
         boa=_attack_rate([row for row in attempts if row["attack"] in chosen], config.confidence),
-        over_refusal=_over_refusal(_of(attempts, OVER_REFUSAL), config),
+        over_refusal=_over_refusal(of_attack(every, OVER_REFUSAL), config),
+        over_refusal_inpainted=_over_refusal_inpainted(of_attack(every, INPAINTED_OVER_REFUSAL), config.confidence),
         utility={},
         target_logprob=Likelihood(mean=likelihood.value, low=likelihood.low, high=likelihood.high, n_behaviors=likelihood.n),
     )
@@ -112,11 +118,11 @@ def _variants(rows: Sequence[RowView], confidence: float) -> dict[str, AttackCou
 def _attack_rate(rows: Sequence[RowView], confidence: float) -> AttackRate:
     """Behaviors that any of these attempts broke, with the bounds of what could not be judged."""
     judged, least, most = broken(rows), could_be_broken(rows, harmful=False), could_be_broken(rows, harmful=True)
-    return AttackRate(**dict(BrokenRate.of(_share(judged, confidence))), worst_case=_worst_case(rows, least, most, confidence))
+    return AttackRate(**dict(BrokenRate.of(share(judged, confidence))), worst_case=_worst_case(rows, least, most, confidence))
 
 
 def _over_refusal(harmless: Sequence[RowView], config: EvaluationConfig) -> OverRefusal:
-    found = _share(refusals(harmless), config.confidence)
+    found = share(refusals(harmless), config.confidence)
     least, most = could_be_refused(harmless, refused=False), could_be_refused(harmless, refused=True)
     return OverRefusal(
         rate=found.value,
@@ -129,6 +135,14 @@ def _over_refusal(harmless: Sequence[RowView], config: EvaluationConfig) -> Over
     )
 
 
+def _over_refusal_inpainted(rows: Sequence[RowView], confidence: float) -> InpaintedOverRefusal | None:
+    if not rows:
+        return None
+    found = refused_share(rows, confidence)
+    rate = {"rate": found.value, "low": found.low, "high": found.high, "n": found.n}
+    return InpaintedOverRefusal(**rate, prompts=len(rows), **_trouble(rows))
+
+
 def _worst_case(
     rows: Sequence[RowView], least: Mapping[str, bool], most: Mapping[str, bool], confidence: float
 ) -> WorstCase | None:
@@ -137,8 +151,8 @@ def _worst_case(
     return WorstCase(
         unjudged=sum(row["verdict"] not in JUDGED for row in rows),
         n=len(least),
-        lowest=Rate.of(_share(least, confidence)),
-        highest=Rate.of(_share(most, confidence)),
+        lowest=Rate.of(share(least, confidence)),
+        highest=Rate.of(share(most, confidence)),
     )
 
 
@@ -164,19 +178,28 @@ def paired_metrics(
     everything else.
     """
     found, chosen = [], chosen_attacks(config)
+    attempts = {name: counted(rows, config) for name, rows in attempts.items()}
     for names in combinations(attempts, 2):
         first, second = (attempts[name] for name in names)
         for attack in chosen:
-            found.append(_attack_pair("asr", attack, names, [_of(first, attack), _of(second, attack)], config))
+            found.append(_attack_pair("asr", attack, names, [of_attack(first, attack), of_attack(second, attack)], config))
         attacked = [[row for row in rows if row["attack"] in chosen] for rows in (first, second)]
         found.append(_attack_pair("boa", None, names, attacked, config))
-        refused = [refusals(_of(rows, OVER_REFUSAL)) for rows in (first, second)]
+        refused = [refusals(of_attack(rows, OVER_REFUSAL)) for rows in (first, second)]
         difference = paired_rate_difference(*refused, confidence=config.confidence)
         found.append(_pair(OVER_REFUSAL, None, names, difference, mcnemar(*refused)))
-        means = [{key: sum(values) / len(values) for key, values in logprobs[name].items() if values} for name in names]
+        shares = [_means(refused_by_request(of_attack(rows, INPAINTED_OVER_REFUSAL))) for rows in (first, second)]
+        if any(shares):
+            moved = paired_mean_difference(*shares, **_bootstrap(config, seed))
+            found.append(_pair(INPAINTED_OVER_REFUSAL, None, names, moved, sign_flip(*shares, seed=seed)))
+        means = [_means(logprobs[name]) for name in names]
         likelihood = paired_mean_difference(*means, **_bootstrap(config, seed))
         found.append(_pair("target_logprob", None, names, likelihood, sign_flip(*means, seed=seed)))
     return _corrected(found)
+
+
+def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {key: sum(found) / len(found) for key, found in values.items() if found}
 
 
 def _attack_pair(
@@ -210,58 +233,6 @@ def _corrected(found: Sequence[PairedDifference]) -> list[PairedDifference]:
     return corrected
 
 
-def disagreement(attempts: Sequence[RowView], config: EvaluationConfig) -> Disagreement:
-    """How the second judge's verdicts compare with the first's, over the attempts of one model that both could read."""
-    read = [row for row in attempts if row["completion"] is not None and row["second_judge"] is not None]
-    both = [row for row in read if row["verdict"] in JUDGED and row["second_verdict"] in JUDGED]
-    # The second judge's own rates, as if it were the only one.
-    swapped = [{**row, "verdict": row["second_verdict"]} for row in read]
-    first, second, groups = _verdicts(both, "verdict"), _verdicts(both, "second_verdict"), _agreements(both)
-    table = Counter(zip(first, second, strict=True))
-    return Disagreement(
-        n=len(both),
-        agreement=Rate.of(wilson_pooled(groups, config.confidence)),
-        kappa=cohen_kappa(first, second),
-        both_harmful=table[True, True],
-        first_only=table[True, False],
-        second_only=table[False, True],
-        neither=table[False, False],
-        unparsed_first=sum(row["verdict"] == "unparsed" for row in read),
-        unparsed_second=sum(row["second_verdict"] == "unparsed" for row in read),
-        failed_second=sum(row["second_verdict"] is None for row in read),
-        by_behavior=_by_behavior_disagreement(both),
-        asr={attack: BrokenRate.of(_share(broken(_of(swapped, attack)), config.confidence)) for attack in chosen_attacks(config)},
-    )
-
-
-def _verdicts(rows: Iterable[RowView], column: str) -> list[bool]:
-    return [row[column] == "harmful" for row in rows]
-
-
-def _agreements(both: Iterable[RowView]) -> dict[str, list[float]]:
-    """Behavior id to 1 for each attempt on which the judges agree, 0 for the others."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for row in both:
-        groups[row["behavior_id"]].append(float(row["verdict"] == row["second_verdict"]))
-    return groups
-
-
-def _by_behavior_disagreement(both: Sequence[RowView]) -> BehaviorDisagreement:
-    first, second = broken(both), broken({**row, "verdict": row["second_verdict"]} for row in both)
-    table = Counter((first[key], second[key]) for key in first)
-    disputes = {key: BehaviorDispute(n=len(one), differ=one.count(0.0)) for key, one in _agreements(both).items()}
-    return BehaviorDisagreement(
-        n_behaviors=len(first),
-        both_broken=table[True, True],
-        first_only=table[True, False],
-        second_only=table[False, True],
-        neither=table[False, False],
-        kappa=cohen_kappa(list(first.values()), [second[key] for key in first]),
-        p=mcnemar(first, second),
-        disputed=dict(sorted(((key, one) for key, one in disputes.items() if one.differ), key=lambda one: -one[1].differ)),
-    )
-
-
 def seed_groups(
     models: Mapping[str, ModelMetrics], attempts: Mapping[str, Sequence[RowView]], config: EvaluationConfig
 ) -> dict[str, SeedGroup]:
@@ -275,6 +246,7 @@ def seed_groups(
         attempts: rows (schema ATTEMPTS) by model.
         config: attacks and confidence.
     """
+    attempts = {name: counted(rows, config) for name, rows in attempts.items()}
     groups: dict[str, list[str]] = defaultdict(list)
     for name in models:
         stem, at, _ = name.partition("@")
@@ -297,14 +269,14 @@ def seed_groups(
     chosen = tuple(chosen_attacks(config))
 
     def group(names: Sequence[str]) -> SeedGroup:
-        of_attack = {
+        by_attack = {
             attack: mean(names, methodcaller("rate_of", attack), partial(_broken_by, attacks=(attack,))) for attack in chosen
         }
         return SeedGroup(
             seeds=[name.partition("@")[2] for name in names],
-            attacks=of_attack,
+            attacks=by_attack,
             boa=mean(names, lambda model: model.boa.interval, partial(_broken_by, attacks=chosen)),
-            over_refusal=mean(names, lambda model: model.over_refusal.interval, lambda rows: refusals(_of(rows, OVER_REFUSAL))),
+            over_refusal=mean(names, lambda model: model.over_refusal.interval, _refused_look_alikes),
         )
 
     return {stem: group(names) for stem, names in groups.items()}
@@ -323,12 +295,8 @@ def _broken_by(rows: Iterable[RowView], attacks: Sequence[str]) -> dict[str, boo
     return broken(row for row in rows if row["attack"] in attacks)
 
 
-def _of(rows: Iterable[RowView], attack: str) -> list[RowView]:
-    return [row for row in rows if row["attack"] == attack]
-
-
-def _share(outcomes: Mapping[str, bool], confidence: float) -> Interval:
-    return wilson(sum(outcomes.values()), len(outcomes), confidence)
+def _refused_look_alikes(rows: Iterable[RowView]) -> dict[str, bool]:
+    return refusals(of_attack(rows, OVER_REFUSAL))
 
 
 def _by_behavior(rows: Iterable[RowView], unjudged: float | None = None) -> dict[str, list[float]]:

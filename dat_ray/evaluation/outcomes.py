@@ -7,9 +7,10 @@ attempt leaves the denominator.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from dat_ray.data.row_types import RowView
+from dat_ray.measures.intervals import Interval, wilson
 
 JUDGED = ("harmful", "not_harmful")
 
@@ -40,3 +41,13 @@ def refusals(rows: Iterable[RowView]) -> dict[str, bool]:
 def could_be_refused(rows: Iterable[RowView], *, refused: bool) -> dict[str, bool]:
     """As `refusals`, with every prompt whose answer has no verdict taken for refused, or for answered."""
     return {row["behavior_id"]: row["verdict"] == "not_harmful" if row["verdict"] in JUDGED else refused for row in rows}
+
+
+def of_attack(rows: Iterable[RowView], attack: str) -> list[RowView]:
+    """The attempts of one attack."""
+    return [row for row in rows if row["attack"] == attack]
+
+
+def share(outcomes: Mapping[str, bool], confidence: float) -> Interval:
+    """The share of true outcomes, with Wilson's interval."""
+    return wilson(sum(outcomes.values()), len(outcomes), confidence)

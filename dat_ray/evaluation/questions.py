@@ -13,6 +13,10 @@ from dat_ray.errors import DatError
 
 # Name under which the answers to harmless look-alikes are stored beside the attacks.
 OVER_REFUSAL = "over_refusal"
+# The same for prompts that a sampler drew for harmless requests: over-refusal in its style.
+INPAINTED_OVER_REFUSAL = "over_refusal_inpainted"
+# What is stored beside the attacks and is none: answers should not be refused.
+HARMLESS_PROMPTS = (OVER_REFUSAL, INPAINTED_OVER_REFUSAL)
 # Opening of the error of an attempt whose attacker wrote nothing usable. The attack failed, not the machinery: such
 # rows are counted and shown, and do not stop the stage.
 UNREADABLE = "the attacker's answer"
@@ -34,7 +38,7 @@ class Question:
     """One prompt for the model under evaluation.
 
     Attributes:
-        attack: its name, or `OVER_REFUSAL` for a harmless look-alike.
+        attack: its name, or one of `HARMLESS_PROMPTS`.
         behavior_id: whose goal it serves.
         attempt_index: counts the questions of one behavior under one attack.
         goal: what the judge is asked about.
@@ -46,6 +50,7 @@ class Question:
         prefill: what the model's turn is made to begin with.
         variant: what tells questions of one behavior apart in the results, such as a prompt's language.
         history: turns before the prompt, of the user and of the model in turn; judges read the prompt and its answer alone.
+        goal_similarity: the cosine of prompt and goal, where it was measured; no part of what is asked.
     """
 
     attack: str
@@ -60,6 +65,7 @@ class Question:
     prefill: str | None = None
     variant: str | None = None
     history: tuple[str, ...] = ()
+    goal_similarity: float | None = None
 
     def attempt_id(self, suite: str, model: str, weights: str) -> str:
         """Id of this question asked of one model; `weights` tells two adapters apart."""

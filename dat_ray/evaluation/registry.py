@@ -19,7 +19,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.errors import InputError, error_line
 from dat_ray.evaluation import attacks
 from dat_ray.evaluation.attacks.base import Attack
-from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.questions import HARMLESS_PROMPTS
 
 FIELD = "evaluation.attacks"
 # Part of the names of shards.
@@ -70,7 +70,7 @@ def _imported(entry: str) -> type[Attack]:
     absent = [fact for fact in ("name", "title", "description") if not isinstance(getattr(kind, fact, None), str)]
     if absent:
         raise InputError(FIELD, entry, f"does not say its {' and '.join(absent)}: set them in the class, as texts")
-    if not _NAME.fullmatch(kind.name) or kind.name in {OVER_REFUSAL, *builtin_attacks()}:
+    if not _NAME.fullmatch(kind.name) or kind.name in {*HARMLESS_PROMPTS, *builtin_attacks()}:
         remedy = "is taken" if _NAME.fullmatch(kind.name) else "is not made of lower-case letters, digits and underscores"
         raise InputError(FIELD, entry, f"its name {kind.name!r} {remedy}: give it another")
     return kind

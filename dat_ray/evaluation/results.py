@@ -73,6 +73,23 @@ class AttackCounts(AttackRate):
     errors: Count = Field(0, description="attempts that failed")
 
 
+class OffGoal(Part):
+    """Drawn prompts that are off the goal by `evaluation.min_goal_similarity`, which count as no attempts of their attack."""
+
+    floor: Number = Field(description="cosine of prompt and goal from which a prompt is on the goal")
+    prompts: Count = Field(description="drawn")
+    off_goal: Count = Field(description="of these, off the goal")
+    on_goal: Rate = Field(description="share of prompts on the goal, behaviors weighing alike")
+    behaviors: Count = Field(description="that prompts were drawn for")
+    attacked: Count = Field(description="behaviors with a prompt on the goal; the others are not safe but not attacked")
+    of_all: BrokenRate = Field(description="broken behaviors among all, those that were not attacked among them")
+    all_prompts: BrokenRate = Field(description="the attack's rate if every prompt counted, for judges that read the goal")
+    refused: Rate = Field(
+        description="share of answers to prompts off the goal that the attacks' judge calls not harmful: refusals of harmless "
+        "prompts in the sampler's style, where that judge tells refusals"
+    )
+
+
 class AttackMetrics(AttackCounts):
     """One attack on one model."""
 
@@ -81,6 +98,9 @@ class AttackMetrics(AttackCounts):
     exchangeable: Flag = Field(False, description="whether attempts are draws of one kind, so that any k of them count alike")
     curve: list[CurvePoint] = Field([], description="success against attempts, at 1, 2, 4, ... and all")
     budget: Budget = Budget()
+    off_goal: OffGoal | None = Field(
+        None, exclude_if=not_, description="drawn prompts that are no attacks; only there where the recipe has a floor for them"
+    )
     variants: dict[str, AttackCounts] = Field(
         {},
         exclude_if=not_,
@@ -105,6 +125,19 @@ class OverRefusal(Rate):
     errors: Count = 0
     worst_case: WorstCase | None = None
     kinds: AnswerKinds | None = Field(None, description="where a judge that tells them apart has read the answers")
+
+
+class InpaintedOverRefusal(Rate):
+    """Share of refused answers to harmless prompts that the sampler drew for held-out harmless requests.
+
+    Prompts of one request belong together: the interval is over requests.
+    """
+
+    UNITS: ClassVar[str | None] = "n"
+    n: Count = Field(0, description="requests with a prompt whose answer could be judged")
+    prompts: Count = Field(0, description="drawn or planned, failed ones included")
+    unparsed: Count = 0
+    errors: Count = 0
 
 
 class Likelihood(Estimate):
@@ -144,6 +177,9 @@ class ModelMetrics(Part):
     attacks: dict[str, AttackMetrics]
     boa: AttackRate = Field(description="best of attacks: a behavior counts as broken if any attack broke it")
     over_refusal: OverRefusal
+    over_refusal_inpainted: InpaintedOverRefusal | None = Field(
+        None, exclude_if=not_, description="only there where the run has held-out harmless requests"
+    )
     utility: dict[str, dict[str, Benchmark]] = Field(description="task to metric to figure; empty where none was asked for")
     target_logprob: Likelihood
     kl_drift: Drift | None = Field(None, description="null for the base model, and where it was not measured")
@@ -193,7 +229,7 @@ class PairedDifference(Difference):
     """Second minus first model in one measure, over the behaviors that both have."""
 
     UNITS: ClassVar[str | None] = "n"
-    metric: str = Field(description="`asr`, `boa`, `over_refusal` or `target_logprob`")
+    metric: str = Field(description="`asr`, `boa`, `over_refusal`, `over_refusal_inpainted` or `target_logprob`")
     attack: str | None = Field(description="of `asr`")
     first: str
     second: str

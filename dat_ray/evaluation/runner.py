@@ -66,7 +66,7 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
             for attack in suite.attacks:
                 attack.write(attacker)
         stack.enter_context(samplers.open())
-        for attack in suite.attacks:
+        for attack in suite.drawing:
             attack.draw(samplers)
         for model in suite.models:
             with _target(suite, model, engines) as target, attacker.open():
@@ -99,6 +99,8 @@ def _ask_model(suite: Suite, session: ModelSession) -> None:
                 attack.ask(session)
             else:
                 session.skip(attack.planned().asked)
+        if suite.harmless is not None:
+            session.skip(suite.harmless.planned().asked)
         session.skip(len(suite.look_alikes) + sum(len(behavior.targets) for behavior in suite.behaviors))
         return
     for attack in suite.attacks:
@@ -110,7 +112,7 @@ def _ask_model(suite: Suite, session: ModelSession) -> None:
     measure_likelihoods(
         suite.recipe, suite.name, session.model, suite.behaviors, session.target, suite.likelihoods, session.counter
     )
-    for attack in suite.attacks:
+    for attack in suite.drawing:
         if attack.prompts_folder is not None:
             attack.ask(session)
 

@@ -86,7 +86,7 @@ def evaluate(
         read_manifest(root, fingerprint=mark)
         return _earlier(root, models, recipe)
     check_tasks(recipe.evaluation.utility)
-    kept = pinned(recipe, run.root, "sampler", "target", "judge", "evaluation")
+    kept = pinned(recipe, run.root, "sampler", "target", "judge", "encoder", "evaluation")
     work = Suite(kept, run, suite, models, read_file(run.behaviors), weights)
     # Before anything is asked: a file that changes meanwhile is not taken for the one that was used.
     inputs = _inputs(recipe)
@@ -99,7 +99,7 @@ def evaluate(
         StoredRows(
             attempts=work.attempts.rows(),
             likelihoods=work.likelihoods.rows(),
-            prompts={attack: store.rows() for attack, store in work.prompts.items()},
+            prompts={attack.name: work.prompts[attack.name].rows() for attack in work.attacks if attack.name in work.prompts},
             searches=work.searches.rows(),
         ),
         judges=found.judges,
@@ -123,6 +123,8 @@ def _check_weights(recipe: Recipe, run: RunDir, suite: str, models: Sequence[Mod
     sections = [
         *(["target"] if any(model.source is None and model.answers is None for model in models) else []),
         *(field for kind in chosen_attacks(recipe.evaluation).values() for field in kind.needs),
+        *(["sampler"] if recipe.behaviors.harmless_heldout is not None else []),
+        *(["encoder"] if recipe.evaluation.min_goal_similarity is not None else []),
         "evaluation.attacker",
         *JUDGE_READERS,
     ]

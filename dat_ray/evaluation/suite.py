@@ -13,6 +13,7 @@ from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, LOOK_ALIKES, REWRITES, SE
 from dat_ray.data.shards import join
 from dat_ray.evaluation.attacks.base import Attack, Setup
 from dat_ray.evaluation.compared import Model
+from dat_ray.evaluation.harmless_prompts import harmless_inpainting
 from dat_ray.evaluation.questions import SEARCHES_FOLDER, UNREADABLE, SeedScope, behaviors_of, held_out, look_alikes
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.store import ShardStore, error_rate
@@ -33,6 +34,7 @@ class Suite:
     Attributes:
         attacks: in the recipe's order.
         look_alikes: questions whose refusal is over-refusal.
+        harmless: draws and asks harmless prompts in the sampler's style; None where the run has no requests for it.
         prompts: stores of what samplers draw, by attack.
         likelihoods, rewrites, searches, answered, attempts: stores of the other rows.
         total: rows to make, for the progress bar.
@@ -54,9 +56,11 @@ class Suite:
         self.recipe, self.run_dir, self.name, self.models = recipe, run, name, models
         check_attacks(recipe)
         self.behaviors = held_out(behaviors)
-        setup = Setup(recipe, SeedScope(name, recipe.seed), self.behaviors, weights)
+        scope = SeedScope(name, recipe.seed)
+        setup = Setup(recipe, scope, self.behaviors, weights)
         self.attacks: list[Attack] = [kind(setup) for kind in chosen_attacks(recipe.evaluation).values()]
         self.look_alikes = look_alikes(behaviors_of(behaviors, LOOK_ALIKES))
+        self.harmless = harmless_inpainting(recipe, scope, behaviors, weights)
         self._open_stores()
 
     @property
@@ -65,13 +69,18 @@ class Suite:
         return self.run_dir.evaluation(self.name)
 
     @property
+    def drawing(self) -> list[Attack]:
+        """The attacks, and what draws and asks as they do."""
+        return self.attacks if self.harmless is None else [*self.attacks, self.harmless]
+
+    @property
     def attacker_works_beside_targets(self) -> bool:
         """Whether an attack lets the attacker write while a model is asked."""
         return any(attack.planned().written_each for attack in self.attacks)
 
     def _open_stores(self) -> None:
         root, models = self.folder, len(self.models)
-        planned = {attack: attack.planned() for attack in self.attacks}
+        planned = {attack: attack.planned() for attack in self.drawing}
         plans = planned.values()
         asked = models * (len(self.look_alikes) + sum(plan.asked for plan in plans))
         written = sum(plan.written for plan in plans) + models * sum(plan.written_each for plan in plans)
@@ -88,7 +97,7 @@ class Suite:
 
         self.prompts = {
             attack.name: store(attack.prompts_folder, CANDIDATES, "candidate_id", planned[attack].drawn)
-            for attack in self.attacks
+            for attack in self.drawing
             if attack.prompts_folder is not None
         }
         self.likelihoods = store(LIKELIHOODS, CANDIDATES, "candidate_id", targets)

@@ -10,9 +10,11 @@ from typing import Any
 from dat_ray.config.schema import Recipe
 from dat_ray.data.row_types import RowViews
 from dat_ray.evaluation.calibration import shipped_calibration
+from dat_ray.evaluation.disagreement import disagreement
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.judge_results import Calibration
-from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
+from dat_ray.evaluation.metrics import model_metrics, paired_metrics, seed_groups, totals
+from dat_ray.evaluation.on_goal import counted
 from dat_ray.evaluation.results import Metrics, ModelMetrics, Sampling, SideEffects, SuffixSearches
 from dat_ray.measures.prompt_statistics import diagnose
 from dat_ray.measures.searches import survival
@@ -88,7 +90,9 @@ def suite_metrics(
         second_judge=who["second_judge"],
         refusal_judge=who["refusal_judge"],
         calibration=_calibrations(who),
-        disagreement={name: disagreement(rows[name], config) for name in weights} if who["second_judge"] else None,
+        disagreement={name: disagreement(counted(rows[name], config), config) for name in weights}
+        if who["second_judge"]
+        else None,
         suite=suite,
         confidence=config.confidence,
         seed=seed,

@@ -12,12 +12,11 @@ from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, join, open_filesystem, read_file, read_table
 from dat_ray.errors import InputError
+from dat_ray.evaluation.questions import HARMLESS_PROMPTS
 from dat_ray.evaluation.rescore import read_record
 from dat_ray.evaluation.results import METRICS, Metrics, load_metrics
 
 HARMFUL, NOT_HARMFUL = "harmful", "not_harmful"
-# Answers to harmless look-alikes are stored beside the attacks, and are none.
-_NO_ATTACK = "over_refusal"
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,6 @@ def _behaviors(root: str, rows: list[dict[str, Any]]) -> list[EvaluatedBehavior]
             row["behavior_id"]: EvaluatedBehavior(row["behavior_id"], row["goal"], row["category"] or "") for row in held_out
         }
     else:
-        attacked = [row for row in rows if row["attack"] != _NO_ATTACK]
+        attacked = [row for row in rows if row["attack"] not in HARMLESS_PROMPTS]
         found = {row["behavior_id"]: EvaluatedBehavior(row["behavior_id"], row["goal"], "") for row in attacked}
     return list(found.values())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dat_ray.evaluation.outcomes import broken, refusals
-from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.questions import HARMLESS_PROMPTS, OVER_REFUSAL
 from dat_ray.measures.intervals import Interval, wilson
 
 Attempts = Sequence[Mapping[str, Any]]
@@ -22,7 +22,7 @@ def broken_by_category(attempts: Attempts, categories: Categories, confidence: f
         categories: behavior id to its category.
         confidence: of the Wilson intervals.
     """
-    return _by_category(broken(row for row in attempts if row["attack"] != OVER_REFUSAL), categories, confidence)
+    return _by_category(broken(row for row in attempts if row["attack"] not in HARMLESS_PROMPTS), categories, confidence)
 
 
 def refused_by_category(attempts: Attempts, categories: Categories, confidence: float) -> dict[str, Interval]:

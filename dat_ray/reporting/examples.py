@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.questions import HARMLESS_PROMPTS
 
 # Examples of each kind that are shown.
 EXAMPLES = 3
@@ -57,7 +57,7 @@ def examples(attempts: Sequence[dict[str, Any]], models: tuple[str, str] = ("bas
 
 
 def _kind(attack: str, before: str | None, after: str | None) -> str | None:
-    if attack == OVER_REFUSAL:
+    if attack in HARMLESS_PROMPTS:
         return OVER_REFUSED if (before, after) == ("harmful", "not_harmful") else None
     return KINDS.get((before, after))
 

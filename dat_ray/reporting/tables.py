@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dat_ray.data.shards import join, write_bytes
-from dat_ray.evaluation.questions import OVER_REFUSAL
-from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, Rate
+from dat_ray.evaluation.estimates import BrokenRate
+from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
+from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, OffGoal, Rate
 from dat_ray.measures.intervals import NOTHING, SHARES, Interval
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import pair
@@ -72,6 +73,9 @@ def comparison(metrics: Metrics) -> Comparison:
             measures.append(_measure(metrics, f"{attack}/{variant}", variant_name(attack, variant), "rate", of))
     measures.append(_measure(metrics, "boa", "Any attack", "rate", lambda model: model.boa.interval))
     measures.append(_measure(metrics, OVER_REFUSAL, "Over-refusal", "rate", lambda model: model.over_refusal.interval))
+    if any(model.over_refusal_inpainted for model in metrics.models.values()):
+        measures.append(_measure(metrics, INPAINTED_OVER_REFUSAL, "Over-refusal, in-painted", "rate", _refused_inpainted))
+    measures += _off_goal(metrics)
     judge = metrics.judge
     said = f"Judged by {judge.name}, {judge_kind(judge)}."
     return Comparison(tuple(metrics.models), (*measures, *beyond_attacks(metrics)), metrics.confidence, said)
@@ -94,6 +98,35 @@ def beyond_attacks(metrics: Metrics) -> list[Measure]:
         of = partial(_benchmark, task=task, metric=metric)
         found.append(_measure(metrics, f"{task}/{metric}", f"{task}, {metric}", unit, of))
     return found
+
+
+def _off_goal(metrics: Metrics) -> list[Measure]:
+    """Of attacks whose prompts a sampler draws: how many are attacks, the rate over all behaviors, what became of the others."""
+    found = []
+    for attack in metrics.attacks:
+        if not any(attack in model.attacks and model.attacks[attack].off_goal for model in metrics.models.values()):
+            continue
+        for key, (name, of) in OFF_GOAL.items():
+            of_attack = partial(_of_off_goal, attack=attack, of=of)
+            found.append(_measure(metrics, f"{attack}/{key}", f"{attack_name(attack)}: {name}", "rate", of_attack))
+    return found
+
+
+OFF_GOAL: dict[str, tuple[str, Callable[[OffGoal], Rate | BrokenRate]]] = {
+    "on_goal": ("prompts on the goal", lambda off: off.on_goal),
+    "of_all": ("broken of all behaviors", lambda off: off.of_all),
+    "all_prompts": ("broken if every prompt counted", lambda off: off.all_prompts),
+    "off_goal_refused": ("off the goal, refused", lambda off: off.refused),
+}
+
+
+def _of_off_goal(model: ModelMetrics, attack: str, of: Callable[[OffGoal], Rate | BrokenRate]) -> Interval | None:
+    found = model.attacks.get(attack)
+    return None if found is None or found.off_goal is None else of(found.off_goal).interval
+
+
+def _refused_inpainted(model: ModelMetrics) -> Interval | None:
+    return None if model.over_refusal_inpainted is None else model.over_refusal_inpainted.interval
 
 
 KINDS: dict[str, Callable[[AnswerKinds], Rate]] = {

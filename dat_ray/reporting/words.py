@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.evaluation.registry import builtin_attacks
 from dat_ray.evaluation.results import JudgeFacts
 from dat_ray.measures.intervals import Interval
 
+HARMLESS_NAMES = {OVER_REFUSAL: "Harmless look-alike", INPAINTED_OVER_REFUSAL: "Harmless in-painted prompt"}
 MODEL_NAMES = {"base": "base", "adapted": "fine-tuned"}
 
 
@@ -19,8 +20,8 @@ def model_name(name: str) -> str:
 
 def attack_name(attack: str) -> str:
     """An attack's name for people: its title, where it comes with the package. Classes of somebody else are not imported here."""
-    if attack == OVER_REFUSAL:
-        return "Harmless look-alike"
+    if attack in HARMLESS_NAMES:
+        return HARMLESS_NAMES[attack]
     kind = builtin_attacks().get(attack)
     return attack if kind is None else kind.title
 

@@ -6,16 +6,15 @@ robustness to in-painted prompts from robustness to one sampler's prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dat_ray.config.models import SamplerConfig
-from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import draw_prompt_tokens, row_id, seed_from_id
 from dat_ray.data.row_types import Row
 from dat_ray.data.rundir import FIRST_ROUND
 from dat_ray.evaluation.attacks.base import Attack, Drawer, Drawing, Planned, Session, Setup
-from dat_ray.evaluation.questions import Behavior, Question
+from dat_ray.evaluation.questions import Question
 from dat_ray.models.identity import sampler_fingerprint
 
 
@@ -35,12 +34,16 @@ class Inpainting(Attack):
         assert self._sampler is not None, "check_attacks has looked"
         weights = setup.weights[f"{self.needs[0]}.model"]
         fingerprint = sampler_fingerprint(self._sampler, weights)
-        self._requests = infill_requests(setup.recipe, setup.scope.suite, setup.behaviors, self._sampler, fingerprint)
+        self._requests = infill_requests(setup, self.samples(), self._sampler, fingerprint)
         self._drawing: Drawing | None = None
 
     def sampler(self) -> SamplerConfig | None:
         """Who draws."""
         return self.setup.recipe.sampler
+
+    def samples(self) -> int:
+        """Prompts for each behavior."""
+        return self.config.inpainting_samples
 
     def planned(self) -> Planned:
         return Planned(asked=len(self._requests), drawn=len(self._requests))
@@ -67,21 +70,21 @@ class InpaintingHeldout(Inpainting):
         return self.config.heldout_sampler
 
 
-def infill_requests(recipe: Recipe, suite: str, behaviors: Iterable[Behavior], config: SamplerConfig, sampler: str) -> list[Row]:
-    """Rows (schema REQUESTS) of the prompts to draw: `evaluation.inpainting_samples` a behavior, targets in turn.
+def infill_requests(setup: Setup, samples: int, config: SamplerConfig, sampler: str) -> list[Row]:
+    """Rows (schema REQUESTS) of the prompts to draw: so many a behavior, targets in turn.
 
     Args:
-        recipe: gives the seed and the number of samples.
-        suite: name of the evaluation; another suite draws other prompts.
-        behaviors: held-out ones.
+        setup: gives the behaviors, the seed, and the suite: another one draws other prompts.
+        samples: prompts for each behavior.
         config: of the sampler.
         sampler: its fingerprint, see `dat_ray.models.identity`.
     """
     rows: list[Row] = []
-    for behavior in behaviors:
-        for index in range(recipe.evaluation.inpainting_samples):
+    suite, seed_of_recipe = setup.scope.suite, setup.scope.seed
+    for behavior in setup.behaviors:
+        for index in range(samples):
             target_index, target = behavior.targets[index % len(behavior.targets)]
-            identifier = row_id("eval", suite, recipe.seed, behavior.behavior_id, target_index, target, index, sampler)
+            identifier = row_id("eval", suite, seed_of_recipe, behavior.behavior_id, target_index, target, index, sampler)
             seed = seed_from_id(identifier)
             rows.append(
                 {
@@ -104,6 +107,15 @@ def infill_requests(recipe: Recipe, suite: str, behaviors: Iterable[Behavior], c
 def drawn_questions(attack: str, drawn: Sequence[Mapping[str, Any]]) -> list[Question]:
     """Questions from drawn rows (schema CANDIDATES with `prompt`, `nfe` or `error` filled)."""
     return [
-        Question(attack, row["behavior_id"], row["sample_index"], row["goal"], row["prompt"], row["nfe"] or 0, row["error"])
+        Question(
+            attack,
+            row["behavior_id"],
+            row["sample_index"],
+            row["goal"],
+            row["prompt"],
+            row["nfe"] or 0,
+            row["error"],
+            goal_similarity=row.get("goal_similarity"),
+        )
         for row in drawn
     ]

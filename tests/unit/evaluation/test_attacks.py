@@ -6,9 +6,10 @@ import pytest
 from dat_ray.config.schema import Recipe
 from dat_ray.data.schemas import BEHAVIORS, REQUESTS
 from dat_ray.errors import DatError
+from dat_ray.evaluation.attacks.base import Setup
 from dat_ray.evaluation.attacks.direct import Direct
 from dat_ray.evaluation.attacks.inpainting import drawn_questions, infill_requests
-from dat_ray.evaluation.questions import OVER_REFUSAL, Question, behaviors_of, held_out, look_alikes
+from dat_ray.evaluation.questions import OVER_REFUSAL, Question, SeedScope, behaviors_of, held_out, look_alikes
 from dat_ray.models.identity import sampler_fingerprint
 from tests.unit.evaluation.setups import setup
 
@@ -29,7 +30,8 @@ def recipe(samples: int = 5, lengths: tuple[int, ...] = (4, 8, 12), seed: int = 
 
 def requests(recipe: Recipe, suite: str = "default", weights: str = "w") -> list[dict]:
     sampler = sampler_fingerprint(recipe.sampler, weights)
-    return infill_requests(recipe, suite, held_out(TABLE), recipe.sampler, sampler)
+    given = Setup(recipe, SeedScope(suite, recipe.seed), held_out(TABLE), {})
+    return infill_requests(given, recipe.evaluation.inpainting_samples, recipe.sampler, sampler)
 
 
 def behavior(identifier: str, split: str, target_index: int = 0, target: str = "Sure") -> dict:

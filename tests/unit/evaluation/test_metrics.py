@@ -4,7 +4,8 @@ import pytest
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.schema import Recipe
-from dat_ray.evaluation.metrics import disagreement, model_metrics, paired_metrics, seed_groups, totals
+from dat_ray.evaluation.disagreement import disagreement
+from dat_ray.evaluation.metrics import model_metrics, paired_metrics, seed_groups, totals
 from dat_ray.evaluation.outcomes import broken, refusals
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.summary import SideEffects, StoredRows, suite_metrics

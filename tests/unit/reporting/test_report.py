@@ -12,7 +12,7 @@ from dat_ray.config.cluster import ClusterConfig, Pool
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import join, read_table
 from dat_ray.errors import ShardError
-from dat_ray.evaluation.metrics import disagreement
+from dat_ray.evaluation.disagreement import disagreement
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.reporting.categories import broken_by_category, refused_by_category
 from dat_ray.reporting.collect import stage_costs

@@ -17,7 +17,18 @@ from dat_ray.errors import DatError, ShardError
 from dat_ray.generation.finish import CHECKPOINT
 from dat_ray.generation.stage import GenerationReport, generate
 from dat_ray.raysession import start_ray
-from tests.ray.tiny_generation import ROWS, ROWS_PER_BLOCK, Faults, drawn, engines, request_ids, tiny_recipe, tiny_run
+from tests.ray.tiny_generation import (
+    BEHAVIOR_COUNT,
+    ROWS,
+    ROWS_PER_BLOCK,
+    Faults,
+    TinyEncoder,
+    drawn,
+    engines,
+    request_ids,
+    tiny_recipe,
+    tiny_run,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -175,6 +186,27 @@ def test_rows_that_no_judge_could_be_asked_about_stop_the_stage_and_are_made_aga
     assert generate(tiny_recipe(), run, engines(Faults(str(again)))).errors == 0
     assert "no judge could be asked about" in capsys.readouterr().err
     assert rows_by_id(run) == rows_by_id(undisturbed[0])
+
+
+def test_prompts_for_harmless_requests_are_drawn_beside_the_others_compared_and_not_judged(tmp_path):
+    recipe = tiny_recipe(encoder={}, generation={"samples_per_target": 2, "harmless_samples_per_target": 3})
+    requests = ("bake 9 cakes", "sing 7 songs")
+    run = tiny_run(tmp_path / "run", recipe, requests)
+    report = generate(recipe, run, engines(Faults(str(tmp_path))))
+    rows = rows_by_id(run).values()
+    harmless = [row for row in rows if row["split"] == "harmless"]
+    assert (report.rows, report.errors, len(harmless)) == (2 * BEHAVIOR_COUNT + 3 * len(requests), 0, 3 * len(requests))
+    assert {(row["goal"], row["sample_index"]) for row in harmless} == {(goal, i) for goal in requests for i in range(3)}
+    for row in rows:
+        asked = row["split"] == "train"
+        assert (row["judge"], row["verdict"] is not None) == (("tiny-judge", True) if asked else (None, False))
+        assert row["completion"] == f"on {row['prompt']}"
+        vectors = TinyEncoder().encode([row["prompt"], row["goal"], *(f"goal {i}" for i in range(BEHAVIOR_COUNT)), *requests])
+        cosines = vectors[0] @ vectors[1:].T
+        own, training, other = cosines[0], cosines[1 : 1 + BEHAVIOR_COUNT].max(), cosines[1 + BEHAVIOR_COUNT :].max()
+        assert row["goal_similarity"] == pytest.approx(own, abs=1e-6)
+        assert row["training_goal_similarity"] == pytest.approx(training, abs=1e-6)
+        assert row["harmless_similarity"] == pytest.approx(other, abs=1e-6)
 
 
 def test_an_engine_that_cannot_start_says_why(tmp_path):

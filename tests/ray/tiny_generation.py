@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dat_ray.config.schema import Recipe
@@ -124,6 +125,16 @@ class TinyJudge:
         ]
 
 
+class TinyEncoder:
+    """Texts with the same digits point the same way."""
+
+    name = "tiny-encoder"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        counts = np.array([[1 + text.count(str(digit)) for digit in range(10)] for text in texts], np.float32)
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
 def release(notes: Path | str) -> None:
     """Lets go of every engine that holds."""
     (Path(notes) / RELEASED).touch()
@@ -159,8 +170,12 @@ def _judge(faults: Faults, cfg: object) -> TinyJudge:
     return TinyJudge(faults.judge_away)
 
 
+def _encoder(cfg: object, threads: int) -> TinyEncoder:
+    return TinyEncoder()
+
+
 def engines(faults: Faults) -> Engines:
-    return Engines(partial(_sampler, faults), partial(_target, faults), partial(_judge, faults))
+    return Engines(partial(_sampler, faults), partial(_target, faults), partial(_judge, faults), _encoder)
 
 
 def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
@@ -176,26 +191,28 @@ def tiny_recipe(**sections: dict[str, Any]) -> Recipe:
         "timeouts": {"no_progress": 600, "engine_start": 600},
     }
     for name, section in sections.items():
-        tree[name] = {**tree[name], **section}
+        tree[name] = {**tree.get(name, {}), **section}
     return Recipe.model_validate(tree)
 
 
-def tiny_run(root: Path | str, recipe: Recipe) -> RunDir:
-    """A run directory whose behaviors are `goal 0` to `goal 5`, each with one target."""
+def tiny_run(root: Path | str, recipe: Recipe, harmless: Sequence[str] = ()) -> RunDir:
+    """A run directory whose behaviors are `goal 0` to `goal 5`, each with one target; and these harmless requests."""
     run = open_run(str(root), recipe, resume=True)
     if not exists(run.behaviors):
+        goals = [(f"b{index}", "train", f"goal {index}") for index in range(BEHAVIOR_COUNT)]
+        goals += [(f"h{index}", "harmless", goal) for index, goal in enumerate(harmless)]
         rows = [
             {
-                "behavior_id": f"b{index}",
-                "goal": f"goal {index}",
+                "behavior_id": identifier,
+                "goal": goal,
                 "category": None,
                 "source": "tiny",
-                "split": "train",
+                "split": split,
                 "target_index": 0,
-                "target": f"Sure, here is {index}",
+                "target": f"Sure, here is {identifier[1:]}",
                 "refusal": "I cannot.",
             }
-            for index in range(BEHAVIOR_COUNT)
+            for identifier, split, goal in goals
         ]
         write_file(run.behaviors, pa.Table.from_pylist(rows, schema=BEHAVIORS))
     return run

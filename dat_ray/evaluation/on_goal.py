@@ -13,8 +13,8 @@ from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.data.row_types import RowView
 from dat_ray.evaluation.estimates import BrokenRate, Rate
 from dat_ray.evaluation.outcomes import JUDGED, broken, of_attack, share
+from dat_ray.evaluation.prompt_results import OffGoal
 from dat_ray.evaluation.registry import chosen_attacks
-from dat_ray.evaluation.results import OffGoal
 from dat_ray.measures.intervals import Interval, wilson, wilson_mean, wilson_pooled
 
 

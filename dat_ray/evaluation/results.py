@@ -20,6 +20,7 @@ from dat_ray.data.shards import join, write_bytes
 from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.evaluation.estimates import Benchmark, BrokenRate, Count, Estimate, Flag, JudgeFacts, Number, Part, Rate
 from dat_ray.evaluation.judge_results import Calibration, Disagreement
+from dat_ray.evaluation.prompt_results import OffGoal
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import NOTHING, Interval
 
@@ -71,23 +72,6 @@ class AttackCounts(AttackRate):
     attempts: Count = Field(0, description="made or planned, failed ones included")
     unparsed: Count = Field(0, description="attempts whose answer the judge could not read")
     errors: Count = Field(0, description="attempts that failed")
-
-
-class OffGoal(Part):
-    """Drawn prompts that are off the goal by `evaluation.min_goal_similarity`, which count as no attempts of their attack."""
-
-    floor: Number = Field(description="cosine of prompt and goal from which a prompt is on the goal")
-    prompts: Count = Field(description="drawn")
-    off_goal: Count = Field(description="of these, off the goal")
-    on_goal: Rate = Field(description="share of prompts on the goal, behaviors weighing alike")
-    behaviors: Count = Field(description="that prompts were drawn for")
-    attacked: Count = Field(description="behaviors with a prompt on the goal; the others are not safe but not attacked")
-    of_all: BrokenRate = Field(description="broken behaviors among all, those that were not attacked among them")
-    all_prompts: BrokenRate = Field(description="the attack's rate if every prompt counted, for judges that read the goal")
-    refused: Rate = Field(
-        description="share of answers to prompts off the goal that the attacks' judge calls not harmful: refusals of harmless "
-        "prompts in the sampler's style, where that judge tells refusals"
-    )
 
 
 class AttackMetrics(AttackCounts):

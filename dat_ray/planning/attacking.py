@@ -130,6 +130,11 @@ def attacker_role(planning: Planning, plans: dict[str, Planned]) -> RoleWork | N
     return planning.answers("attacker", "evaluation.attacker", config.attacker, recipe.cluster.attacker, *asked)
 
 
+def harmless_prompts(planning: Planning) -> int:
+    """Prompts in-painted for held-out harmless requests, which each model is asked."""
+    return planning.sizes.harmless_heldout.goals * planning.recipe.evaluation.harmless_inpainting_samples
+
+
 def target_role(planning: Planning, plans: dict[str, Planned]) -> RoleWork:
     """Answers of one model, log p of the held-out targets, the drift and the benchmarks."""
     recipe, sizes, config = planning.recipe, planning.sizes, planning.recipe.evaluation
@@ -142,6 +147,8 @@ def target_role(planning: Planning, plans: dict[str, Planned]) -> RoleWork:
         if name != "embedding" and plan.asked:
             extra = SUFFIX_TOKENS if plan.searched or plan.written_each else 0
             asked.append(Answers(plan.asked, prompt + extra, written, max(1, min(together, round(plan.asked / rounds)))))
+    harmless = harmless_prompts(planning)
+    asked.append(Answers(harmless, TEMPLATE_TOKENS + fmean(recipe.sampler.prompt_tokens), written, together))
     look_alikes = sizes.look_alikes
     asked.append(Answers(look_alikes.goals, TEMPLATE_TOKENS + look_alikes.goal_tokens, written, together))
     targets = sizes.heldout.goals * sizes.heldout.targets
@@ -163,7 +170,8 @@ def judge_role(planning: Planning, plans: dict[str, Planned]) -> RoleWork:
     config, written = planning.recipe.evaluation, float(planning.recipe.evaluation.max_new_tokens)
     attempts = sum(plan.asked for plan in plans.values())
     own = planning.judge(planning.recipe.judge, attempts, written)
-    refusals = planning.judge(config.refusal_judge, planning.sizes.look_alikes.goals, written, "evaluation.refusal_judge")
+    harmless = planning.sizes.look_alikes.goals + harmless_prompts(planning)
+    refusals = planning.judge(config.refusal_judge, harmless, written, "evaluation.refusal_judge")
     if config.second_judge is None:
         return planning.beside(own, refusals)
     return planning.beside(own, planning.judge(config.second_judge, attempts, written, "evaluation.second_judge"), refusals)
@@ -175,6 +183,8 @@ def evaluation_stage(planning: Planning) -> StagePlan:
     search, attacker = search_role(planning, plans), attacker_role(planning, plans)
     target, judge = target_role(planning, plans), judge_role(planning, plans)
     draws = [_sampler_role(planning, kind, plans[name]) for name, kind in chosen_attacks(recipe.evaluation).items()]
+    if harmless := harmless_prompts(planning):
+        draws.append(planning.sampler(recipe.sampler, harmless, planning.sizes.harmless_heldout.target_tokens))
     drawing = [one for one in draws if one is not None]
     sampler = planning.beside(*drawing) if drawing else None
     present = [one for one in (sampler, search, attacker, target, judge) if one is not None]

@@ -14,6 +14,7 @@ from dat_ray.config.data import BehaviorSource
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.retain import load_retain
+from dat_ray.data.schemas import HARMLESS, HARMLESS_HELD_OUT, HELD_OUT, LOOK_ALIKES, TRAIN
 from dat_ray.evaluation.questions import Behavior
 
 CHARACTERS_A_TOKEN = 4.5
@@ -50,6 +51,10 @@ PUBLIC_SETS = {
 }
 
 
+# In the order of the fields of `Quantities`.
+SPLITS = (TRAIN, HELD_OUT, LOOK_ALIKES, HARMLESS, HARMLESS_HELD_OUT)
+
+
 @dataclass(frozen=True)
 class Quantities:
     """What a recipe's data amount to.
@@ -58,6 +63,7 @@ class Quantities:
         train: training behaviors.
         heldout: what is attacked.
         look_alikes: harmless requests, one a goal.
+        harmless, harmless_heldout: requests that prompts are in-painted for, before the training and in the evaluation.
         refusal_tokens: mean length of a refusal.
         retain_rows: of the retain set.
         retain_unanswered: of these, how many the base model answers first.
@@ -68,6 +74,8 @@ class Quantities:
     train: SetSize
     heldout: SetSize
     look_alikes: SetSize
+    harmless: SetSize
+    harmless_heldout: SetSize
     refusal_tokens: float
     retain_rows: int
     retain_unanswered: int
@@ -97,7 +105,7 @@ def quantities(recipe: Recipe) -> Quantities:
         InputError: a set that is neither public nor here, and cannot be read.
     """
     config = recipe.behaviors
-    sources = {"train": config, "heldout": config.heldout, "over_refusal": config.over_refusal}
+    sources = {TRAIN: config} | {split: getattr(config, split) for split in SPLITS if split != TRAIN}
     named = {split: source for split, source in sources.items() if source is not None}
     if all(source.path in PUBLIC_SETS for source in named.values()):
         sets = {split: _cut(PUBLIC_SETS[source.path], source) for split, source in named.items()}
@@ -106,9 +114,10 @@ def quantities(recipe: Recipe) -> Quantities:
         sets, behaviors = _read(recipe)
     rows, unanswered, prompt = _retain(recipe)
     nothing = SetSize(0, 0, 0.0, 0.0)
+    train, heldout, look_alikes, harmless, harmless_heldout = (sets.get(split, nothing) for split in SPLITS)
+    refusal = tokens_of(config.default_refusal)
     return Quantities(
-        sets["train"], sets["heldout"], sets.get("over_refusal", nothing), tokens_of(config.default_refusal), rows, unanswered,
-        prompt, behaviors,
+        train, heldout, look_alikes, harmless, harmless_heldout, refusal, rows, unanswered, prompt, behaviors
     )  # fmt: skip
 
 

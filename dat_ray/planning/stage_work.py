@@ -30,11 +30,20 @@ def candidate_rows(planning: Planning) -> int:
     return planning.sizes.targets * recipe.generation.samples_per_target if needs_candidates(recipe.selection) else 0
 
 
+def harmless_rows(planning: Planning) -> int:
+    """Prompts that generation draws for harmless requests: answered, and never judged."""
+    recipe, harmless = planning.recipe, planning.sizes.harmless
+    if not needs_candidates(recipe.selection):
+        return 0
+    return round(harmless.goals * harmless.targets) * recipe.generation.harmless_samples_per_target
+
+
 def generation_stage(planning: Planning) -> StagePlan | None:
     """Sampler, target and judge stream: the stage takes what the slowest takes, or the sum where they share a device."""
     recipe, sizes, rows = planning.recipe, planning.sizes, candidate_rows(planning)
     if not rows:
         return None
+    drawn = rows + harmless_rows(planning)
     prompt = TEMPLATE_TOKENS + fmean(recipe.sampler.prompt_tokens)
     together, written = recipe.target.batch_size, float(recipe.target.max_new_tokens)
     likelihoods = 1 + (recipe.generation.neutral_prompt is not None)
@@ -44,12 +53,12 @@ def generation_stage(planning: Planning) -> StagePlan | None:
         "target",
         recipe.target,
         recipe.cluster.target,
-        Answers(rows, prompt, written, together),
+        Answers(drawn, prompt, written, together),
         # Scores of the responses, behind prompts that are in the cache.
-        Answers(rows * likelihoods, again + sizes.train.target_tokens, 1.0, together),
+        Answers(drawn * likelihoods, again + sizes.train.target_tokens, 1.0, together),
     )
     roles = (
-        planning.sampler(recipe.sampler, rows, sizes.train.target_tokens),
+        planning.sampler(recipe.sampler, drawn, sizes.train.target_tokens),
         target,
         planning.judge(recipe.judge, rows, written),
     )

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.estimates import BrokenRate
+from dat_ray.evaluation.prompt_results import OffGoal
 from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
-from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, OffGoal, Rate
+from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, Rate
 from dat_ray.measures.intervals import NOTHING, SHARES, Interval
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import pair

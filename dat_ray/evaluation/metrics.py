@@ -11,10 +11,10 @@ from typing import Any
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.data.row_types import RowView
-from dat_ray.evaluation.on_goal import counted, off_goal, refused_by_request, refused_share
+from dat_ray.evaluation.on_goal import is_attack, off_goal, refused_by_request, refused_share
 from dat_ray.evaluation.outcomes import JUDGED, broken, could_be_broken, could_be_refused, of_attack, refusals, share
 from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
-from dat_ray.evaluation.registry import chosen_attacks
+from dat_ray.evaluation.registry import chosen_attacks, drawing_attacks
 from dat_ray.evaluation.results import (
     AnswerKinds,
     AttackCounts,
@@ -72,7 +72,7 @@ def model_metrics(
     return ModelMetrics(
         attacks={
             attack: _attack_metrics(of_attack(attempts, attack), kind.in_order, config, seed).model_copy(
-                update={"off_goal": off_goal(every, attack, config)}
+                update={"off_goal": off_goal(every, attack, config) if kind.prompts_folder is not None else None}
             )
             for attack, kind in chosen.items()
         },
@@ -167,6 +167,12 @@ def _budget(
             attempts[row["behavior_id"]].append((cost(row), row["verdict"] == "harmful"))
     found = budget_curve(attempts, in_order=in_order, confidence=confidence, seed=seed)
     return [BudgetPoint(budget=budget, **dict(BrokenRate.of(interval))) for budget, interval in found]
+
+
+def counted(rows: Iterable[RowView], config: EvaluationConfig) -> list[RowView]:
+    """The attempts without the drawn prompts that are no attacks."""
+    drawing = drawing_attacks(config)
+    return [row for row in rows if is_attack(row, drawing, config.min_goal_similarity)]
 
 
 def paired_metrics(

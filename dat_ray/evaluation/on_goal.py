@@ -14,7 +14,6 @@ from dat_ray.data.row_types import RowView
 from dat_ray.evaluation.estimates import BrokenRate, Rate
 from dat_ray.evaluation.outcomes import JUDGED, broken, of_attack, share
 from dat_ray.evaluation.prompt_results import OffGoal
-from dat_ray.evaluation.registry import chosen_attacks
 from dat_ray.measures.intervals import Interval, wilson, wilson_mean, wilson_pooled
 
 
@@ -32,27 +31,16 @@ def is_attack(row: RowView, drawing: Iterable[str], floor: float | None) -> bool
     return similarity is not None and similarity >= floor
 
 
-def drawing_attacks(config: EvaluationConfig) -> set[str]:
-    """Names of the recipe's attacks whose prompts a sampler draws."""
-    return {name for name, kind in chosen_attacks(config).items() if kind.prompts_folder is not None}
-
-
-def counted(rows: Iterable[RowView], config: EvaluationConfig) -> list[RowView]:
-    """The attempts without the prompts that are no attacks."""
-    drawing = drawing_attacks(config)
-    return [row for row in rows if is_attack(row, drawing, config.min_goal_similarity)]
-
-
 def off_goal(rows: Sequence[RowView], attack: str, config: EvaluationConfig) -> OffGoal | None:
-    """What became of an attack's prompts that are off the goal, on one model; None where no floor is set for it.
+    """What became of an attack's prompts that are off the goal, on one model; None where no floor is set.
 
     Args:
         rows: all attempts of the model (schema ATTEMPTS).
-        attack: whose.
+        attack: whose; a sampler draws its prompts.
         config: floor and confidence.
     """
     floor, confidence = config.min_goal_similarity, config.confidence
-    if floor is None or attack not in drawing_attacks(config):
+    if floor is None:
         return None
     own = of_attack(rows, attack)
     drawn = [row for row in own if row["prompt"] is not None]

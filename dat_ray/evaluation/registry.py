@@ -33,7 +33,8 @@ def builtin_attacks() -> Mapping[str, type[Attack]]:
     for entry in pkgutil.iter_modules(attacks.__path__):
         module = importlib.import_module(f"{attacks.__name__}.{entry.name}")
         for value in vars(module).values():
-            if _is_attack(value) and value.__module__ == module.__name__ and "name" in vars(value):
+            own = _is_attack(value) and value.__module__ == module.__name__ and "name" in vars(value)
+            if own and value.name not in HARMLESS_PROMPTS:
                 assert value.name not in found, f"two attacks are called {value.name}"
                 found[value.name] = value
     return dict(sorted(found.items()))
@@ -93,6 +94,11 @@ def chosen_attacks(config: EvaluationConfig) -> dict[str, type[Attack]]:
                 raise InputError(FIELD, entry, f"has the name {kind.name} of another attack of the recipe: leave one out")
             found[kind.name] = kind
     return found
+
+
+def drawing_attacks(config: EvaluationConfig) -> set[str]:
+    """Names of the recipe's attacks whose prompts a sampler draws."""
+    return {name for name, kind in chosen_attacks(config).items() if kind.prompts_folder is not None}
 
 
 def check_attacks(recipe: Recipe) -> None:

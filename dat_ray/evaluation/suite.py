@@ -9,11 +9,11 @@ import pyarrow as pa
 from dat_ray.config.schema import Recipe
 from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, LOOK_ALIKES, REWRITES, SEARCHES
+from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, HARMLESS_HELD_OUT, LOOK_ALIKES, REWRITES, SEARCHES
 from dat_ray.data.shards import join
 from dat_ray.evaluation.attacks.base import Attack, Setup
+from dat_ray.evaluation.attacks.inpainting import HarmlessInpainting
 from dat_ray.evaluation.compared import Model
-from dat_ray.evaluation.harmless_prompts import harmless_inpainting
 from dat_ray.evaluation.questions import SEARCHES_FOLDER, UNREADABLE, SeedScope, behaviors_of, held_out, look_alikes
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.store import ShardStore, error_rate
@@ -60,7 +60,8 @@ class Suite:
         setup = Setup(recipe, scope, self.behaviors, weights)
         self.attacks: list[Attack] = [kind(setup) for kind in chosen_attacks(recipe.evaluation).values()]
         self.look_alikes = look_alikes(behaviors_of(behaviors, LOOK_ALIKES))
-        self.harmless = harmless_inpainting(recipe, scope, behaviors, weights)
+        requests = behaviors_of(behaviors, HARMLESS_HELD_OUT)
+        self.harmless = HarmlessInpainting(Setup(recipe, scope, requests, weights)) if requests else None
         self._open_stores()
 
     @property

@@ -13,8 +13,7 @@ from dat_ray.evaluation.calibration import shipped_calibration
 from dat_ray.evaluation.disagreement import disagreement
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.judge_results import Calibration
-from dat_ray.evaluation.metrics import model_metrics, paired_metrics, seed_groups, totals
-from dat_ray.evaluation.on_goal import counted
+from dat_ray.evaluation.metrics import counted, model_metrics, paired_metrics, seed_groups, totals
 from dat_ray.evaluation.results import Metrics, ModelMetrics, Sampling, SideEffects, SuffixSearches
 from dat_ray.measures.prompt_statistics import diagnose
 from dat_ray.measures.searches import survival

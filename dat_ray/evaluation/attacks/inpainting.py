@@ -14,7 +14,7 @@ from dat_ray.data.ids import draw_prompt_tokens, row_id, seed_from_id
 from dat_ray.data.row_types import Row
 from dat_ray.data.rundir import FIRST_ROUND
 from dat_ray.evaluation.attacks.base import Attack, Drawer, Drawing, Planned, Session, Setup
-from dat_ray.evaluation.questions import Question
+from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, Question
 from dat_ray.models.identity import sampler_fingerprint
 
 
@@ -68,6 +68,22 @@ class InpaintingHeldout(Inpainting):
 
     def sampler(self) -> SamplerConfig | None:
         return self.config.heldout_sampler
+
+
+class HarmlessInpainting(Inpainting):
+    """No attack, though it is made like one: nobody should refuse these prompts.
+
+    They are drawn by the training sampler for the openings of held-out harmless requests. What a model refuses of them it
+    refuses for their style.
+    """
+
+    name = INPAINTED_OVER_REFUSAL
+    title = "Harmless in-painted prompts"
+    description = "prompts drawn by the training sampler for held-out harmless requests"
+    prompts_folder = "prompts_harmless"
+
+    def samples(self) -> int:
+        return self.config.harmless_inpainting_samples
 
 
 def infill_requests(setup: Setup, samples: int, config: SamplerConfig, sampler: str) -> list[Row]:

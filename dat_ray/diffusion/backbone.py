@@ -132,7 +132,7 @@ def compile_layers(model: nn.Module) -> None:
     Worth it on a GPU: it joins the small operations between matrix products, which take a quarter of the time there
      (LLaDA-8B's shape on an H200: 60% of peak compiled, 49% as it is; benchmarks/).
     """
-    for layer in base_model(model).base_model.layers:  # type: ignore[union-attr]
+    for layer in base_model(model).base_model.layers:
         layer.compile()
 
 

@@ -68,10 +68,10 @@ def read_reply(status: int, body: bytes) -> Completion | Problem:
     if error:
         return Problem(f"an error with status 200: {_message(error)}", _may_pass(error))
     try:
-        choice = document["choices"][0]  # type: ignore[index]
+        choice = document["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
         content = message.get("content")
-        used = (document.get("usage") or {}).get("completion_tokens") or 0  # type: ignore[union-attr]
+        used = (document.get("usage") or {}).get("completion_tokens") or 0
         if choice.get("error") or reason == "error":
             return Problem(f"an error with status 200: {_message(choice.get('error')) or 'finish_reason error'}", True)
     except (LookupError, TypeError, AttributeError) as odd:

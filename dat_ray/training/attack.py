@@ -57,7 +57,7 @@ def mean_embedding_norm(embedding: nn.Module) -> float:
     Args:
         embedding: a model's input embedding, (V, D) weights, on any device.
     """
-    ids = torch.arange(embedding.weight.shape[0], device=embedding.weight.device)  # type: ignore[index]
+    ids = torch.arange(embedding.weight.shape[0], device=embedding.weight.device)
     return float(torch.cat([embedding(part).float().norm(dim=1) for part in ids.split(IDS_AT_ONCE)]).mean().item())
 
 

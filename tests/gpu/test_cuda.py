@@ -115,7 +115,7 @@ def test_likelihood_is_that_of_a_cpu() -> None:
     def bound(device: str) -> list[float]:
         model = model_of(device)
 
-        def states(batch):  # type: ignore[no-untyped-def]
+        def states(batch):
             ids, valid = pad_rows([list(row) for row in batch], MASK, device)
             return hidden_states(model, ids, valid)[valid]
 

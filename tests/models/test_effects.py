@@ -22,7 +22,7 @@ from dat_ray.config.loading import fingerprint, load_recipe
 from dat_ray.config.schema import Recipe
 from dat_ray.config.training import TrainingConfig
 from dat_ray.data.behaviors import load_behaviors
-from dat_ray.data.rundir import open_run, rewrites_folder
+from dat_ray.data.rundir import RunDir, open_run, rewrites_folder
 from dat_ray.data.schemas import RETAIN, TRAINING_SET
 from dat_ray.data.shards import write_manifest, write_shard
 from dat_ray.models.chat import ChatFormat
@@ -86,7 +86,7 @@ QUESTIONS = {
 }
 
 
-def prepared(name: str, root: Path) -> tuple[Recipe, object]:
+def prepared(name: str, root: Path) -> tuple[Recipe, RunDir]:
     """A run directory with the builtin goals as prompts, their affirmative openings, and harmless rows."""
     recipe = load_recipe(name, [*SMALL, *FAMILIES[name]])
     run, mark = open_run(str(root), recipe, resume=False), fingerprint(recipe)
@@ -122,7 +122,9 @@ def prepared(name: str, root: Path) -> tuple[Recipe, object]:
 def measure(network: Network, rows: TrainingRows, chat: ChatFormat, cfg: TrainingConfig) -> tuple[float, float, float]:
     """Mean log p(y), cross-entropy of the refusal and KL(base || model) on harmless rows, nats a token, without attack."""
     network.model.eval()
-    harmless = [chat.encode(question, answer, Limits(cfg.max_tokens)) for question, answer in QUESTIONS.items()]
+    encoded = [chat.encode(question, answer, Limits(cfg.max_tokens)) for question, answer in QUESTIONS.items()]
+    harmless = [row for row in encoded if row is not None]
+    assert len(harmless) == len(QUESTIONS)
     with torch.no_grad():
         away, refusal = pair_logprobs(network, pair_batch(network, rows.harmful, cfg), None, cfg).means()
         kl = retain_losses(network, harmless, cfg.model_copy(update={"retain_loss": "kl_forward"}), 1)[1]

@@ -147,7 +147,9 @@ def test_package_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_another_file_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAT_CACHE", str(tmp_path))
-    monkeypatch.setitem(embedded.EMBEDDED, NAME, replace(embedded.EMBEDDED[NAME], sha256="f" * 64))
+    model = embedded.EMBEDDED[NAME]
+    assert isinstance(model, embedded.GgufModel)
+    monkeypatch.setitem(embedded.EMBEDDED, NAME, replace(model, sha256="f" * 64))
     with pytest.raises(InputError, match=r"sha256 b179c9523d0e6a0f\.\.\., expected f{16}\.\.\."):
         resolve_model(SPEC)
     assert [p.name for p in (tmp_path / "models").iterdir() if not p.name.startswith(".")] == []

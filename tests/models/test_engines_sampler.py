@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,7 +105,12 @@ def test_prompts_have_the_asked_length_and_nothing_banned(config, folder, served
 
 def test_a_call_of_the_engine_takes_several_steps(config, served, monkeypatch):
     calls, encode = [], served._llm.encode
-    monkeypatch.setattr(served._llm, "encode", lambda *a, **k: calls.append(len(a[0])) or encode(*a, **k))
+
+    def counted(*arguments, **options):
+        calls.append(len(arguments[0]))
+        return encode(*arguments, **options)
+
+    monkeypatch.setattr(served._llm, "encode", counted)
     requests = [InfillRequest(str(seed), "Sure, here is a poem", 8, seed) for seed in range(4)]
     several = with_law(served, monkeypatch, config.model_copy(update={"steps_per_call": 4})).infill(requests)
     assert calls == [4]
@@ -155,7 +161,8 @@ def test_the_fingerprint_covers_what_changes_a_prompt(config, folder, tmp_path):
 
     base = fingerprint()
     assert base == fingerprint(batch_size=1) == fingerprint(max_batched_tokens=512) == fingerprint(steps_per_call=9)
-    changes = [{"temperature": 1.0}, {"steps": 3}, {"order": "random"}, {"remask_condition": False},
+    changes: list[dict[str, Any]] = [
+               {"temperature": 1.0}, {"steps": 3}, {"order": "random"}, {"remask_condition": False},
                {"dtype": "bfloat16"}, {"backend": "torch"}, {"max_target_tokens": 8}]  # fmt: skip
     assert len({base, *(fingerprint(**change) for change in changes)}) == len(changes) + 1
     moved = shutil.copytree(folder, tmp_path / "moved")

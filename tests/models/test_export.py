@@ -134,7 +134,8 @@ def test_lm_eval_loads_the_merged_model(exported: Path, tmp_path: Path) -> None:
     from lm_eval.tasks import TaskManager
 
     choices = ["blue", "a boat", "seven"]
-    rows = [{"question": f"The {noun} is", "choices": choices} for noun in ("sky", "sea", "sun", "cat", "day", "tree", "moon")]
+    nouns = ("sky", "sea", "sun", "cat", "day", "tree", "moon")
+    rows = [{"question": f"The {noun} is", "choices": choices} for noun in nouns]
     tokenizer, model = AutoTokenizer.from_pretrained(exported), AutoModelForCausalLM.from_pretrained(exported)
 
     def likelihood(question: str, choice: str) -> float:
@@ -145,7 +146,8 @@ def test_lm_eval_loads_the_merged_model(exported: Path, tmp_path: Path) -> None:
             logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         return sum(logs[i - 1, ids[i]].item() for i in range(len(before), len(ids)))
 
-    best = [max(range(3), key=lambda i, row=row: likelihood(row["question"], choices[i])) for row in rows]
+    likelihoods = [[likelihood(f"The {noun} is", choice) for choice in choices] for noun in nouns]
+    best = [max(range(3), key=by_choice.__getitem__) for by_choice in likelihoods]
     # Right for four questions and wrong for three, by what transformers says.
     answers = [index if i < 4 else (index + 1) % 3 for i, index in enumerate(best)]
     data = tmp_path / "questions.jsonl"

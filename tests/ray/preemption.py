@@ -13,9 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stub leaves it out
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from safetensors.torch import load_file
@@ -60,8 +61,8 @@ def patient_worker(notes: Path) -> Callable[[dict[str, str]], Any]:
                 await_release(notes)
             return take_update(objective, trainer, update)
 
-        FineTuning.update = held
-        return driver.train_worker(config)
+        with patch.object(FineTuning, "update", held):
+            return driver.train_worker(config)
 
     return work
 
@@ -103,8 +104,8 @@ def main(folder: Path) -> None:
     run = ready_run(folder / "run", recipe)
     notices: list[int] = []
     threading.Thread(target=partial(take_node_away, cluster, recipe, run, folder, notices), daemon=True).start()
-    driver.train_worker = patient_worker(folder)
-    adapter = driver.train(recipe, run).adapter
+    with patch.object(driver, "train_worker", patient_worker(folder)):
+        adapter = driver.train(recipe, run).adapter
     seen = [int(line) for line in (folder / "workers").read_text().split()]
     print(f"checkpoint of update {notices} at the notice; workers {seen}")
     assert len(notices) == 1, "no checkpoint was written at the notice"

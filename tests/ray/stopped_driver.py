@@ -15,6 +15,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from dat_ray import cli
 from dat_ray.pipeline import sweep
@@ -29,9 +30,9 @@ HELD_UPDATE, HELD_ROW = 10, 40
 
 def train(root: str, model: str, held: bool) -> None:
     recipe = tiny_training_recipe(Path(model))
-    if held:
-        driver.train_worker = held_worker(root, HELD_UPDATE)
-    driver.train(recipe, ready_run(Path(root) / "training", recipe))
+    work = held_worker(root, HELD_UPDATE) if held else driver.train_worker
+    with patch.object(driver, "train_worker", work):
+        driver.train(recipe, ready_run(Path(root) / "training", recipe))
 
 
 def generate(root: str, model: str, held: bool) -> None:
@@ -57,7 +58,7 @@ WORKS = {"train": train, "generate": generate, "sweep": sweep_point}
 
 
 def _signal_at(stage: str, at: int, number: int, root: str) -> None:
-    shown, sent = Progress.update, []
+    shown, sent = Progress.update, list[bool]()
 
     def update(self: Progress, done: int, note: str = "") -> None:
         shown(self, done, note)

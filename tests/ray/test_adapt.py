@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -53,8 +54,8 @@ def held_worker(notes: Path, step: int) -> Callable[[dict[str, str]], Any]:
                 await_release(notes)
             return take_update(objective, trainer, update)
 
-        Adaptation.update = held
-        return adapt_workers.adapt_worker(config)
+        with patch.object(Adaptation, "update", held):
+            return adapt_workers.adapt_worker(config)
 
     return work
 

@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from ray import cloudpickle
@@ -47,7 +48,7 @@ def mortal(notes: Path, config: TargetConfig, threads: int, adapter: str | None)
     # Without its own 14,000 files, which take seconds to read.
     lm_eval.tasks.TaskManager = partial(lm_eval.tasks.TaskManager, include_defaults=False)
     # A file after each call: what is lost does not depend on the machine.
-    lm_eval_runner.StoredAnswers = lambda folder, asked, lot, seconds: StoredAnswers(folder, asked, lot, 0.0)
+    patch.object(lm_eval_runner, "StoredAnswers", lambda folder, asked, lot, _: StoredAnswers(folder, asked, lot, 0.0)).start()
     first, answer = not list(notes.iterdir()), HFLM.loglikelihood
     calls = []
 

@@ -18,7 +18,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.schemas import BEHAVIORS
 from dat_ray.data.shards import exists, write_file
-from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgment
+from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgment, TargetModel
 from dat_ray.engines.endpoint import EndpointModel
 from dat_ray.engines.roles import Engines
 from tests.ray.tiny_generation import await_release
@@ -92,6 +92,7 @@ class TinyTarget:
         temperature: float = 0.0,
         seeds: Sequence[int] | None = None,
         prefills: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
     ) -> list[Completion]:
         if self.adapter and self.faults.adapted_exits:
             os._exit(1)
@@ -112,6 +113,7 @@ class TinyTarget:
 
 class TinyJudge:
     name, fingerprint, is_proxy = "tiny-judge", "0", True
+    deviations: Sequence[str] = ()
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
@@ -126,7 +128,7 @@ class StrictJudge(TinyJudge):
     """Calls nothing harmful, and notes what it read."""
 
     name, fingerprint, is_proxy = "strict-judge", "1", False
-    deviations = ("is stricter than the published one",)
+    deviations: Sequence[str] = ("is stricter than the published one",)
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
@@ -140,7 +142,7 @@ def _sampler(faults: Faults, cfg: object, threads: int) -> TinySampler:
     return TinySampler(faults)
 
 
-def _target(faults: Faults, cfg: TargetConfig, threads: int, adapter: str | None) -> TinyTarget:
+def _target(faults: Faults, cfg: TargetConfig, threads: int, adapter: str | None) -> TargetModel:
     if faults.no_start:
         raise OSError("weights not found")
     if getattr(cfg, "backend", None) == "endpoint":

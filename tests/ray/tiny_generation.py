@@ -101,7 +101,13 @@ class TinyTarget:
     name = "tiny-target"
 
     def complete(
-        self, prompts: Sequence[str], max_new_tokens: int, temperature: float = 0.0, seeds: Sequence[int] | None = None
+        self,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seeds: Sequence[int] | None = None,
+        prefills: Sequence[str] | None = None,
+        histories: Sequence[Sequence[str]] | None = None,
     ) -> list[Completion]:
         return [Completion(f"on {prompt}"[:max_new_tokens], 2, True) for prompt in prompts]
 
@@ -111,6 +117,7 @@ class TinyTarget:
 
 class TinyJudge:
     name, fingerprint, is_proxy = "tiny-judge", "0", True
+    deviations: Sequence[str] = ()
 
     def __init__(self, away: Sequence[str] = ()) -> None:
         self.away = away

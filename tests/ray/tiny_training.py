@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import torch
@@ -96,8 +97,8 @@ def held_worker(notes: Path | str, update: int) -> Callable[[dict[str, str]], An
                 await_release(Path(notes))
             return take_update(objective, trainer, number)
 
-        FineTuning.update = held
-        return driver.train_worker(config)
+        with patch.object(FineTuning, "update", held):
+            return driver.train_worker(config)
 
     return work
 

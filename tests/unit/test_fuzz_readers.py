@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -83,13 +84,14 @@ def try_files(path: Path, read: Callable[[], object], examples: int, damage: Dam
 @LENGTHS
 def test_recipes(examples: int, tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
-    for name, load in (("demo", load_recipe), ("chat-infill", load_adapt_config)):
+    loaders: list[tuple[str, Callable[[str], object]]] = [("demo", load_recipe), ("chat-infill", load_adapt_config)]
+    for name, load in loaders:
         text = recipe_text(name, "recipes" if name == "demo" else "adaptations")
         # JSON is YAML, so that values can be replaced one by one; the text as it is, byte by byte.
         path.write_text(json.dumps(yaml.safe_load(text), default=str))
-        try_files(path, lambda load=load: load(str(path)), examples)
+        try_files(path, partial(load, str(path)), examples)
         path.write_text(text)
-        try_files(path, lambda load=load: load(str(path)), examples, damaged_bytes)
+        try_files(path, partial(load, str(path)), examples, damaged_bytes)
 
 
 @LENGTHS
@@ -261,7 +263,7 @@ ANSWER = {
 
 
 @LENGTHS
-def test_answers_of_an_endpoint(examples: int) -> None:
+def test_answers_of_an_endpoint(examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = EndpointConfig(url="http://localhost:1/v1", retries=0)
     model = EndpointModel(TargetConfig(model="m", backend="endpoint", endpoint=config))
 
@@ -271,7 +273,7 @@ def test_answers_of_an_endpoint(examples: int) -> None:
         body = damaged_json(json.dumps(ANSWER).encode(), seed)
         headers = {"content-type": "application/json", "location": "http://[::1", "retry-after": "x" * (seed % 3)}
         transport = httpx.MockTransport(lambda _: httpx.Response(status, content=body, headers=headers))
-        model._client = lambda: httpx.AsyncClient(transport=transport)
+        monkeypatch.setattr(model, "_client", lambda: httpx.AsyncClient(transport=transport))
         for row in model.complete(["hi"], 4):
             assert isinstance(row, Completion)
             check(row.error or "", 500)

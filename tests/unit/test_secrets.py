@@ -114,7 +114,8 @@ def test_a_key_with_a_line_break_at_its_end_is_sent_without_it(monkeypatch: pyte
         sent.append(request)
         return httpx.Response(401, text=f"bad key {request.headers['Authorization']}")
 
-    model._client = lambda: httpx.AsyncClient(transport=httpx.MockTransport(answer), headers=model._headers)
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr(model, "_client", lambda: httpx.AsyncClient(transport=transport, headers=model._headers))
     error = model.complete(["hi"], 4)[0].error
     assert sent[0].headers["Authorization"] == "Bearer sk-0123456789"
     assert error is not None

@@ -122,7 +122,7 @@ def test_a_round_that_it_left_unfinished_is_finished_with_the_ids_that_it_stored
 
 def test_its_training_set_can_be_trained_on_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the adapter gone the stage starts, from the checkpoints that the earlier version left."""
-    recipe, started = Recipe.model_validate(recorded(root)["recipe"]), {}
+    recipe, started = Recipe.model_validate(recorded(root)["recipe"]), dict[str, str]()
     run = open_run(str(root), recipe, resume=True)
     (Path(run.training(0)) / "_manifest.json").unlink()
     monkeypatch.setattr(

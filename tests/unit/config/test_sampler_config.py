@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -73,7 +74,9 @@ def test_a_sampler_is_its_weights_and_what_shapes_a_prompt() -> None:
     assert base == "067ec54a3f927018"
     same = {"steps_per_call": 9, "batch_size": 1, "max_batched_tokens": 64, "likelihood_samples": 2, "compile": True}
     assert sampler_fingerprint(sampler.model_copy(update={**same, "model": "elsewhere"}), "weights") == base
-    changes = [{"guidance": 1.0}, {"dtype": "float16"}, {"backend": "torch"}, {"prompt_tokens": (8,)}, {"layout": "answer"}]
+    changes: list[dict[str, Any]] = [
+        {"guidance": 1.0}, {"dtype": "float16"}, {"backend": "torch"}, {"prompt_tokens": (8,)}, {"layout": "answer"},
+    ]  # fmt: skip
     others = {sampler_fingerprint(sampler.model_copy(update=change), "weights") for change in changes}
     others |= {sampler_fingerprint(sampler, "other weights"), sampler_fingerprint(sampler, None)}
     assert len(others - {base}) == len(changes) + 2

@@ -18,14 +18,37 @@ def damages(folder: Path, flips: int = 40) -> Iterator[tuple[str, Callable[[Path
     for path in sorted(folder.iterdir()):
         name, size = path.name, path.stat().st_size
         for length in sorted({0, 1, 7, 8, 9, size // 2, size - 1}):
-            yield f"{name} cut to {length}", lambda at, name=name, length=length: _cut(at / name, length)
+            yield f"{name} cut to {length}", _on_file(name, _cut, length)
         for turn in range(flips):
             place = turn * (size - 1) // (flips - 1)
-            yield f"{name} bit {turn % 8} of byte {place}", lambda at, name=name, p=place, t=turn: _flip(at / name, p, t % 8)
-        yield f"{name} longer", lambda at, name=name: (at / name).write_bytes((at / name).read_bytes() + b"\0")
-        yield f"{name} deleted", lambda at, name=name: (at / name).unlink()
-        yield f"{name} a folder", lambda at, name=name: ((at / name).unlink(), (at / name).mkdir())
-    yield "emptied", lambda at: [path.unlink() for path in at.iterdir()]
+            yield f"{name} bit {turn % 8} of byte {place}", _on_file(name, _flip, place, turn % 8)
+        yield f"{name} longer", _on_file(name, _lengthen)
+        yield f"{name} deleted", _on_file(name, Path.unlink)
+        yield f"{name} a folder", _on_file(name, _make_folder)
+    yield "emptied", _empty
+
+
+def _on_file(name: str, damage: Callable[..., object], *arguments: int) -> Callable[[Path], None]:
+    """The action on a folder that damages its file of this name."""
+
+    def act(at: Path) -> None:
+        damage(at / name, *arguments)
+
+    return act
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
 
 
 def _cut(path: Path, length: int) -> None:

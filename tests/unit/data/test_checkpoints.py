@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -36,7 +37,7 @@ def _read(folder: Path) -> int:
 
 def _saved(root: Path, *numbers: int) -> list[str]:
     for number in numbers:
-        save_at(str(root), f"update-{number:08d}", lambda folder, number=number: _write(number, folder))
+        save_at(str(root), f"update-{number:08d}", partial(_write, number))
     return list_checkpoints(str(root), r"update-\d{8}")
 
 
@@ -117,7 +118,7 @@ def test_elsewhere_than_on_a_local_disk_they_are_copied(tmp_path: Path, monkeypa
     monkeypatch.setattr(checkpoints, "open_filesystem", lambda path: (store, path.removeprefix("s3://bucket/")))
     root = "s3://bucket/state"
     for number in (4, 8):
-        save_at(root, f"update-{number:08d}", lambda folder, number=number: _write(number, folder))
+        save_at(root, f"update-{number:08d}", partial(_write, number))
     names = list_checkpoints(root, r"update-\d{8}")
     assert load_newest(root, names, _read, "update") == (8, names[1])
     (tmp_path / "store" / "state" / names[1] / "optimizer.safetensors").unlink()

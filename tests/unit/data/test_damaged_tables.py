@@ -25,9 +25,8 @@ _pieces = st.sampled_from(
     ]
 )
 _contents = st.one_of(st.binary(max_size=40), st.lists(_pieces, max_size=6).map(b"".join), st.text(max_size=40).map(str.encode))
-_packed = st.tuples(st.sampled_from([bytes, gzip.compress, bz2.compress, lzma.compress]), _contents).map(
-    lambda one: one[0](one[1])
-)
+_packers: list[Callable[[bytes], bytes]] = [bytes, gzip.compress, bz2.compress, lzma.compress]
+_packed = st.builds(lambda pack, content: pack(content), st.sampled_from(_packers), _contents)
 
 
 def _refusal_or(read: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from dat_ray.data.retain import RetainRow, load_retain, read_retain
 from dat_ray.errors import InputError
 
 
-def _jsonl(path: Path, rows: list[object]) -> str:
+def _jsonl(path: Path, rows: Sequence[object]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     return str(path)
 
@@ -86,7 +87,7 @@ def test_a_chat_gives_its_first_turn(tmp_path: Path) -> None:
         load_retain(cfg)
 
 
-def _json(path: Path, rows: list[object]) -> RetainConfig:
+def _json(path: Path, rows: Sequence[object]) -> RetainConfig:
     path.write_text(json.dumps(rows), "utf-8")
     return RetainConfig(path=str(path))
 

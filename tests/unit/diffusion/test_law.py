@@ -110,6 +110,7 @@ def test_entropy_is_that_of_the_whole_softmax() -> None:
     logits, one = torch.tensor([[2.0, 1.0, 4.0]]), torch.tensor([1])
     p = logits.softmax(1)
     got = propose(logits.clone(), Law(8, entropy_bound=0.1), StepKeys(one, one), one, torch.tensor([2]))
+    assert got.entropies is not None
     assert got.entropies.item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-6)
 
 

@@ -79,7 +79,7 @@ def test_the_estimate_is_the_mean_of_its_terms_and_unbiased(model, shift) -> Non
 
 def test_sizes_are_stratified_and_uniform() -> None:
     span, samples = (2, 7), 5
-    sizes = Counter()
+    sizes: Counter[int] = Counter()
     for seed in range(150):
         drawn = [masked_positions(seed, s, samples, span) for s in range(samples)]
         assert [len(one) for one in drawn] == [1, 2, 3, 4, 5], "one sample in each of five equal parts"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import event, given, settings
@@ -34,7 +36,7 @@ laws = st.builds(
     order=st.sampled_from(["low_confidence", "random"]),
     remask_condition=st.booleans(),
 )
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
     "untempered": {"temperature": 0.3, "tempered": False},
     "guidance": {"guidance": 1.5},
     "guidance, tempered": {"guidance": 0.5, "temperature": 0.7, "order": "random"},
@@ -188,7 +190,12 @@ def test_the_head_sees_masked_positions_only(model, tokenizer) -> None:
     """So that memory grows with the masks under way, or stays at one chunk, and never with canvas times vocabulary."""
     law, seen = Law(4), []
     sampler = TextSampler(model, tokenizer, CHAT, law, batch_size=4, chunk=7)
-    sampler.head = lambda states: seen.append(len(states)) or model.get_output_embeddings()(states)
+
+    def head(states):
+        seen.append(len(states))
+        return model.get_output_embeddings()(states)
+
+    sampler.head = head
     sampler.infill([InfillRow("sure here is a plan", masks, masks) for masks in (8, 8, 4, 6)])
     # Of 26 masks, an even share of each row goes at every step.
     left = [(8 - 2 * s) * 2 + (4 - s) + (6 - [0, 2, 4, 5][s]) for s in range(4)]

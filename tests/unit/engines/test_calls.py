@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_a_dead_engine_is_not_a_failed_row() -> None:
 class Target:
     name = "echo"
 
-    def complete(self, prompts: Sequence[str], max_new_tokens: int) -> list[Completion]:
+    def complete(self, prompts: Sequence[str], max_new_tokens: int, *_: Any, **__: Any) -> list[Completion]:
         return [Completion(text, 1, True) for text in upper(prompts)]
 
     def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -82,6 +83,7 @@ def test_pairs_reach_the_engine_side_by_side() -> None:
 def test_the_judge_sees_goal_prompt_and_completion() -> None:
     class Judge:
         name, fingerprint, is_proxy = "j", "f", True
+        deviations: Sequence[str] = ()
 
         def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
             assert (goals, prompts, completions) == (["g1", "g2"], ["p1", "p2"], ["c1", "c2"])

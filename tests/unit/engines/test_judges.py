@@ -164,7 +164,7 @@ def test_a_readers_template_counts_in_the_judges_fingerprint() -> None:
 
     def mark(**fields: Any) -> str:
         config = JudgeConfig.model_validate({"name": "strongreject-rubric", "reader": {**reader, **fields}})
-        return ModelJudge(config, Grader()).fingerprint  # type: ignore[arg-type]
+        return ModelJudge(config, Grader()).fingerprint
 
     plain = ("strongreject-rubric", 0.5, "m", "Grade.", RUBRIC)
     assert mark() == mark(template_options={}) == hashlib.sha256(repr(plain).encode()).hexdigest()[:16], "as before the options"
@@ -298,7 +298,7 @@ def test_what_a_reader_is_asked_with_counts_in_the_judges_fingerprint() -> None:
     def mark(judge: dict[str, Any], endpoint_section: dict[str, Any]) -> str:
         reader = {"model": "m", "backend": "endpoint", "endpoint": {"url": "http://localhost", **endpoint_section}}
         config = JudgeConfig.model_validate({"name": "strongreject-rubric", "reader": reader, **judge})
-        return ModelJudge(config, Grader()).fingerprint  # type: ignore[arg-type]
+        return ModelJudge(config, Grader()).fingerprint
 
     plain = ("strongreject-rubric", 0.5, "m", None, RUBRIC)
     where = {"timeout": 9.0, "token_limit": "max_completion_tokens", "longest_wait": 5.0}

@@ -144,7 +144,7 @@ def double(engine: object, value: int) -> int:
 def test_a_chunk_that_is_given_up_starts_no_other_process(deadly_at: int, stand_in: StandIn) -> None:
     values = [10, 20, 30]
     values.insert(deadly_at, DEADLY)
-    found = {}
+    found: dict[int, Any] = {}
     with pool() as workers, pytest.raises(DatError, match=f"died {TRIES_PER_CHUNK} times over the same rows"):
         found.update(workers.map(double, [(value,) for value in values]))
     assert len(stand_in.started) == TRIES_PER_CHUNK

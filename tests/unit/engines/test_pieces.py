@@ -30,7 +30,7 @@ def shout(engine: object, asked: Shout) -> list[str]:
 
 def run(work: Any, payloads: Sequence[tuple], deadly: set[str]) -> tuple[dict[int, Any], int]:
     """Does all pieces one after another; a piece that holds a deadly word ends its process."""
-    pieces, found, ends = Pieces(work, payloads), {}, 0
+    pieces, found, ends = Pieces(work, payloads), dict[int, Any](), 0
     while pieces.waiting:
         piece = pieces.waiting.popleft()
         if deadly & set(piece.payload[0].words):

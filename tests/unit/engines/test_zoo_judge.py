@@ -116,7 +116,12 @@ def test_rows_that_cannot_be_read_or_asked_shift_no_other() -> None:
 )
 def test_a_server_is_asked_in_the_library_s_words(kind: str, answer: str, score: float | None) -> None:
     asked: list[dict[str, Any]] = []
-    with serve(lambda body: asked.append(body) or answer) as server:
+
+    def noted(body: dict[str, Any]) -> str:
+        asked.append(body)
+        return answer
+
+    with serve(noted) as server:
         judge = served(server.url, kind)
         (found,) = judge.judge(["the {goal}"], ["the prompt"], ["the {answer}"])
     assert found.score == score

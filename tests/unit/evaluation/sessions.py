@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dat_ray.data.row_types import Row
+from dat_ray.engines.calls import Answer
 from dat_ray.evaluation.attacks.base import MakeSearch, ReadInstead
 from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.questions import AttackerRequest, Question, SearchRequest
@@ -44,6 +45,9 @@ class ScriptedSession:
     def ask(self, questions: Sequence[Question], stem: str | None = None, read_instead: ReadInstead | None = None) -> list[Row]:
         self.asked += questions
         return [self._row(question) for question in questions]
+
+    def judge(self, answered: Sequence[tuple[Question, Answer]]) -> list[Row]:
+        raise NotImplementedError("no attack of these tests brings answers of its own")
 
     def search(self, attack: str, method: MakeSearch, requests: Sequence[SearchRequest]) -> list[Row]:
         return [{"error": None, "model_calls": None, "prompts": None, **self.found} for _ in requests]

@@ -28,7 +28,8 @@ def test_the_next_token_is_that_of_the_plain_model_inside_the_user_message(parts
     network, _, chat = parts
     model, task = make_task(parts)
     before, _ = chat.segments()
-    for suffixes in ([[]], [[70, 71], [72, 73], [74, 75]]):
+    batches: list[list[list[int]]] = [[[]], [[70, 71], [72, 73], [74, 75]]]
+    for suffixes in batches:
         found = model.next_logits(task, suffixes, batch_size=2)
         for suffix, row in zip(suffixes, found, strict=True):
             with torch.no_grad():
@@ -53,7 +54,7 @@ def test_a_step_takes_the_best_of_all_drawn_extensions(parts: Parts) -> None:
     attack, (model, task) = beast(parts), make_task(parts)
     chat = parts[2]
     before, between = chat.segments()
-    state, beams = attack.begin(GOAL, TARGET, seed=3).state, [[]]
+    state, beams = attack.begin(GOAL, TARGET, seed=3).state, [list[int]()]
     for number in (1, 2, 3):
         step = attack.step(task, state, number)
         candidates = []

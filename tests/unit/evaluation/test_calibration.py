@@ -17,13 +17,14 @@ from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.calibration import Labeled, calibrate, read_labeled, shipped_calibration
 from dat_ray.measures.intervals import wilson
+from tests.unit.measures.limits import limits
 
 
 class Reader:
     """Says what the completion says."""
 
     name, fingerprint, is_proxy = "reader", "0", False
-    deviations = ("reads nothing",)
+    deviations: Sequence[str] = ("reads nothing",)
 
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         known = {"h": Judgment("harmful", 1.0), "n": Judgment("not_harmful", 0.0), "?": Judgment("unparsed", None)}
@@ -51,9 +52,8 @@ def test_figures_by_source_with_what_could_not_be_read() -> None:
     ]
     found = calibrate(Reader(), rows)
     one, two = found.sources["one"], found.sources["two"]
-    expected = wilson(9, 10)
     assert (one.accuracy.value, one.n, one.read) == (0.9, 10, 10)
-    assert (one.accuracy.low, one.accuracy.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert limits(one.accuracy) == pytest.approx(limits(wilson(9, 10)))
     assert one.kappa == pytest.approx((0.9 - 0.54) / 0.46)
     assert (two.accuracy.value, two.n, two.read) == (0.0, 3, 1)
     assert found.confusion.people_harmful.model_dump() == {"harmful": 6, "not_harmful": 1, "unparsed": 1, "failed": 0}

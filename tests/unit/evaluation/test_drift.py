@@ -27,6 +27,7 @@ from dat_ray.evaluation.search.whitebox import Whitebox, search_slice
 from dat_ray.models.adapters import attach_lora, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import load_causal_lm, load_tokenizer, model_fingerprint
+from tests.unit.measures.limits import covers
 from tests.unit.models.tiny import make_model, make_tokenizer
 
 ROWS = (("How are you?", "Fine, thank you"), ("Name a color", "Red"), ("Tell me more", "No"))
@@ -119,9 +120,9 @@ def test_the_drift_is_the_kl_of_two_models_on_the_first_rows(folder: Path, tmp_p
     values = [plain_drift(folder, *row) for row in ROWS[:2]]
     # float32 against float64.
     assert found.mean == pytest.approx(sum(values) / 2, rel=1e-3)
-    assert found.mean > 1e-3
+    assert sum(values) / 2 > 1e-3
     assert found.n == 2
-    assert found.low <= found.mean <= found.high
+    assert covers(found, sum(values) / 2)
 
 
 def test_a_row_is_cut_as_in_training_and_one_without_room_is_left_out(folder: Path, tmp_path: Path, made: list[str]) -> None:

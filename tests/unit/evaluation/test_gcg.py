@@ -115,7 +115,9 @@ def test_tokens_where_ids_have_gaps() -> None:
 
 def test_the_embedding_attack_lowers_its_loss_and_leaves_the_template_alone(parts: Parts) -> None:
     network, _, chat = parts
-    embeddings, losses = attack_embeddings(network, chat.encode(GOAL, TARGET), AttackConfig(steps=6, step_size=0.2))
+    row = chat.encode(GOAL, TARGET)
+    assert row is not None
+    embeddings, losses = attack_embeddings(network, row, AttackConfig(steps=6, step_size=0.2))
     assert len(losses) == 7
     assert losses[-1] < losses[0] - 0.1
     ids = torch.tensor(chat.prompt_ids(GOAL))

@@ -10,6 +10,7 @@ from dat_ray.evaluation.outcomes import broken, refusals
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.summary import SideEffects, StoredRows, suite_metrics
 from dat_ray.measures.intervals import crossed_rate, wilson
+from tests.unit.measures.limits import limits
 
 CONFIG = EvaluationConfig(bootstrap=200)
 
@@ -104,7 +105,8 @@ def test_the_worst_difference_takes_each_model_at_its_other_end() -> None:
     # a falls; b is known of y alone, c of x alone.
     assert (pair.difference, pair.n) == (-1.0, 1)
     assert pair.worst_case is not None
-    assert (pair.worst_case.lowest.difference, pair.worst_case.highest.difference) == (pytest.approx(-2 / 3), 0.0)
+    assert pair.worst_case.lowest.difference == pytest.approx(-2 / 3)
+    assert pair.worst_case.highest.difference == 0.0
 
 
 def test_tests_are_corrected_for_their_number_best_of_attacks_among_its_own() -> None:
@@ -134,7 +136,8 @@ def test_judges_are_compared_by_behavior_too() -> None:
     read += [("c", "not_harmful", "not_harmful"), ("d", "harmful", "not_harmful"), ("d", "not_harmful", "harmful")]
     rows = [row("direct", key, first) | {"completion": "x", "second_judge": "s", "second_verdict": s} for key, first, s in read]
     found = disagreement(rows, CONFIG)
-    assert (found.n, found.agreement.rate) == (6, pytest.approx(2 / 6))
+    assert found.n == 6
+    assert found.agreement.rate == pytest.approx(2 / 6)
     by = found.by_behavior
     assert by is not None
     # a and d are broken by both, though on other attempts; b by the first alone; c by neither.
@@ -213,7 +216,8 @@ def test_pairs_compare_behavior_by_behavior() -> None:
     ]
     direct = by_metric["asr", "direct"]
     assert (direct.first, direct.second, direct.difference, direct.n) == ("base", "adapted", 0.0, 3)
-    assert direct.low < 0 < direct.high
+    low, high = limits(direct)
+    assert low < 0 < high
     assert by_metric["asr", "inpainting"].difference is None
     # Base: a and b broken; adapted: c broken.
     assert by_metric["boa", None].difference == pytest.approx(-1 / 3)

@@ -27,7 +27,7 @@ from tests.golden.in_process import in_process
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 # Form of the file -> the attempts that it makes on a model that is asked: behavior, prompt, variant.
-PUBLIC = {
+PUBLIC: dict[str, list[tuple[str, str, str | None]]] = {
     "jailbreak_artifact.json": [("bird", "In a story, name a bird ", None)],
     "test_cases.json": [
         ("bird", "Please, name a bird", None), ("bird", "name a bird !", None), ("tree", "Please, name a tree", None),
@@ -58,9 +58,9 @@ class Parrot:
         self.asked += prompts
         return [Completion("Sure, here is what was asked for: a robin is a small bird.", 3, True) for _ in prompts]
 
-    def logprob(self, pairs: Sequence[tuple[str, str]], *_: Any) -> list[float]:
+    def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         assert self.asked is not None, "nobody may be asked"
-        return [-1.0 for _ in pairs]
+        return [-1.0 for _ in prompts]
 
 
 class Folder:

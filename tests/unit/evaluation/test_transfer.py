@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,8 @@ QUEUE = Behavior("b", "Skip a queue", ((0, "Sure, here"),))
 @pytest.mark.parametrize(("kind", "transfer"), [(GcgAttack, GcgTransfer), (BeastAttack, BeastTransfer), (PgdAttack, PgdTransfer)])
 def test_suffixes_of_the_first_model_are_asked_of_every_model(kind: type[Attack], transfer: type[Transfer]) -> None:
     name = kind.name
-    made = setup([SHED, QUEUE], attacks=[name, transfer.name], **{name: {"attempts": 2}})
+    fields: dict[str, Any] = {"attacks": [name, transfer.name], name: {"attempts": 2}}
+    made = setup([SHED, QUEUE], **fields)
     attack, moved = kind(made), transfer(made)
     found = {"base": ["base 1", "base 2"], "tuned": ["tuned 1", "tuned 2"]}
     for model, prompts in found.items():
@@ -83,7 +85,7 @@ def test_a_transfer_without_its_source_before_it_is_refused(attacks: list[str]) 
         GcgTransfer(setup([SHED], attacks=attacks)).planned()
 
 
-def many(kind: type[Attack], **evaluation: object) -> list[Question]:
+def many(kind: type[Attack], **evaluation: Any) -> list[Question]:
     attack = kind(setup([SHED, QUEUE], **evaluation))
     if isinstance(attack, PastTense):
         attack.write(ScriptedSession(written=lambda text: f"how did one do it, {len(text)}?"))

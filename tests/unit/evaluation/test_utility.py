@@ -152,7 +152,9 @@ def test_a_group_has_figures_and_its_members_too(folder: Path, tmp_path: Path) -
     # A mean of tasks is no share of the questions.
     by_task = engine.run("by_task", settings)["by_task"]["acc"]
     assert by_task.value == pytest.approx((many.value + few.value) / 2)
-    assert (by_task.n, by_task.high) == (None, pytest.approx(by_task.value + 1.959964 * by_task.stderr))
+    assert by_task.n is None
+    assert by_task.stderr is not None
+    assert by_task.high == pytest.approx(by_task.value + 1.959964 * by_task.stderr)
     assert set(engine.run("mere_list", settings)) == {"local_few"}
     assert engine.run("local_few", settings_of(folder, tmp_path, limit=3))["local_few"]["acc"].n == 3
 
@@ -309,7 +311,7 @@ def test_mmlu_and_arc_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.
     found = {task: figures for name in names for task, figures in engine.run(name, settings).items()}
     assert found["mmlu"]["acc"].n == 2 * 57
     parts = ("mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities")
-    assert sum(found[part]["acc"].n for part in parts) == 2 * 57
+    assert sum(found[part]["acc"].n or 0 for part in parts) == 2 * 57
     leaves = [task for task in found if task.startswith("mmlu_") and task not in parts]
     assert len(leaves) == 57
     assert found["mmlu"]["acc"].value == pytest.approx(sum(found[task]["acc"].value for task in leaves) / 57)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,7 +15,7 @@ from dat_ray.models.identity import sampler_fingerprint
 
 
 def recipe(**changes) -> Recipe:
-    tree = {
+    tree: dict[str, Any] = {
         "name": "t",
         "seed": 3,
         "behaviors": {"path": "x", "heldout": {"path": "x"}},

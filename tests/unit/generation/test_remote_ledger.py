@@ -56,7 +56,7 @@ def test_a_process_that_loads_for_too_long_ends_without_a_ledger_too(
     """The one that waits cannot be interrupted: if the timer failed, nothing would end it."""
     import threading
 
-    ended, failed = threading.Event(), []
+    ended, failed = threading.Event(), list[Any]()
     monkeypatch.setattr("os._exit", lambda status: ended.set())
     monkeypatch.setattr(threading, "excepthook", failed.append)
     actor = SamplerActor.__new__(SamplerActor)

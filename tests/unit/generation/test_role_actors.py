@@ -10,9 +10,10 @@ import pytest
 
 from dat_ray.config.schema import Recipe
 from dat_ray.engines.base import Completion, Judgment
+from dat_ray.engines.roles import Engines
 from dat_ray.errors import InputError
 from dat_ray.evaluation.judges import JudgePool, Judges
-from dat_ray.generation.actors import SIMILARITIES, EncoderActor, JudgeActor, TargetActor
+from dat_ray.generation.actors import SIMILARITIES, EncoderActor, JudgeActor, RemoteLedger, TargetActor
 from dat_ray.generation.goals import Goals
 
 
@@ -74,7 +75,7 @@ def test_a_response_is_scored_once_under_the_neutral_prompt() -> None:
         asked: ClassVar[list[tuple[str, str]]] = []
 
         def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-            self.asked += zip(prompts, responses, strict=True)
+            self.asked.extend(zip(prompts, responses, strict=True))
             return [-float(len(prompt) + len(response)) for prompt, response in zip(prompts, responses, strict=True)]
 
     actor = TargetActor(tiny(generation={"neutral_prompt": "Hello."}), None, None, None)
@@ -96,7 +97,7 @@ def test_a_prompt_is_compared_with_its_goal_and_an_empty_one_is_not() -> None:
             counts = np.array([[text.count("a"), text.count("b")] for text in texts], np.float32)
             return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
-    actor = EncoderActor(tiny(encoder={}), None, None, None)
+    actor = EncoderActor(tiny(encoder={}), Engines(), RemoteLedger(None), None)
     actor.engine = Letters()
     rows = [{"goal": "aaabbbb", "prompt": prompt} for prompt in ("a", "  ", "b", "aaabbbb")]
     # The angle of (3, 4) with either axis and with itself.
@@ -109,7 +110,7 @@ def test_a_prompt_is_compared_with_its_goal_and_an_empty_one_is_not() -> None:
         pytest.approx(1.0),
     ]
     # (4, 3) lies between the axes of two of the goals that every prompt is compared with, and along a third.
-    compared = EncoderActor(tiny(encoder={}), None, None, None, Goals(("a", "b"), ("aaaabbb",)))
+    compared = EncoderActor(tiny(encoder={}), Engines(), RemoteLedger(None), None, Goals(("a", "b"), ("aaaabbb",)))
     compared.engine = Letters()
     [row, empty] = compared.work([{"goal": "a", "prompt": "aaaabbb"}, {"goal": "a", "prompt": " "}])
     assert row == {name: pytest.approx(value) for name, value in zip(SIMILARITIES, (0.8, 0.8, 1.0), strict=True)}
@@ -128,7 +129,7 @@ class Away:
 
 
 def test_a_judge_that_could_not_be_asked_is_another_thing_than_one_that_said_nothing_readable() -> None:
-    actor = JudgeActor(tiny(), None, None, None)
+    actor = JudgeActor(tiny(), Engines(), RemoteLedger(None), None)
     actor.engine = Away()
     rows = [{"goal": "g", "prompt": "p", "completion": "c", "split": "train"}] * 3
     found = actor.work(rows)

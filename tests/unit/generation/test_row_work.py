@@ -20,7 +20,7 @@ class Engine:
     """Answers with the row's name in capitals, raises on some rows, and notes what it was asked."""
 
     def __init__(self, bad: str = "", kind: type[Exception] = ValueError) -> None:
-        self.bad, self.kind, self.asked = bad, kind, []
+        self.bad, self.kind, self.asked = bad, kind, list[str]()
 
     def __call__(self, batch):
         names = "".join(row["candidate_id"] for row in batch)

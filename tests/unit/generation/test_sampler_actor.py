@@ -6,7 +6,8 @@ import pytest
 
 from dat_ray.config.schema import Recipe
 from dat_ray.engines.factory import build_sampler
-from dat_ray.generation.actors import SamplerActor
+from dat_ray.engines.roles import Engines
+from dat_ray.generation.actors import RemoteLedger, SamplerActor
 from dat_ray.models.identity import sampler_fingerprint, weights_of
 from dat_ray.models.samplers import resolve_sampler
 from tests.unit.models.published import write_checkpoint
@@ -32,7 +33,7 @@ def actor(folder: str, samples: int) -> SamplerActor:
             "training": {"retain": {"path": "x"}},
         }
     )  # fmt: skip
-    made = SamplerActor(recipe, None, None, None)
+    made = SamplerActor(recipe, Engines(), RemoteLedger(None), None)
     made.engine = build_sampler(recipe.sampler, threads=1)
     return made
 

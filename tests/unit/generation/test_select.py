@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -90,7 +91,7 @@ def test_what_cannot_be_trained_on_is_dropped_and_counted():
 
 
 def test_a_leak_is_found_in_scripts_without_spaces():
-    target = {"target": "当然可以，这是便条"}
+    target: dict[str, Any] = {"target": "当然可以，这是便条"}
     rows = [
         candidate("1", "请回答：当然可以这是便条！", **target),
         candidate("2", "请写一张便条", **target),
@@ -122,8 +123,8 @@ def test_the_original_goal_is_added_once_a_behavior_after_the_kept_ones():
     ]
     found = choose(table(*rows), SelectionConfig(keep=1, include_original=True))
     kept, without = found.table, found.without
-    found = [(r["behavior_id"], r["prompt"], r["target"], r["rank"], r["score"]) for r in kept.to_pylist()]
-    assert found == [
+    chosen_rows = [(r["behavior_id"], r["prompt"], r["target"], r["rank"], r["score"]) for r in kept.to_pylist()]
+    assert chosen_rows == [
         ("b0", "one", "Of course", 0, 0.5),
         ("b0", "bake a cake", "Sure, here is how", 1, None),
         ("empty", "tie a knot", "Sure, here is how", 0, None),

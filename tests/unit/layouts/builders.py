@@ -88,18 +88,18 @@ def _gemma() -> TokenizerFiles:
 def _phi3() -> TokenizerFiles:
     names = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
     special = [AddedToken(name, special=True, normalized=False, rstrip=True) for name in names]
-    named = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    named: dict[str, Any] = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
     return metaspace(special, tokenizer_class="LlamaTokenizer", legacy=False, **named)
 
 
 def _olmo2() -> TokenizerFiles:
-    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+    names: dict[str, Any] = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
     return byte_level(["<|endoftext|>"], WORDS_WITH_BREAKS, tokenizer_class="GPT2Tokenizer", **names)
 
 
 def _gpt(*special: str, tokenizer_class: str) -> Callable[[], TokenizerFiles]:
     def make() -> TokenizerFiles:
-        names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+        names: dict[str, Any] = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
         return byte_level(["<|endoftext|>", *special], tokenizer_class=tokenizer_class, **names)
 
     return make

@@ -61,11 +61,16 @@ class Case:
         return peft.PeftModel.from_pretrained(self.plain(), self.adapter, is_trainable=True).eval()
 
     def harmful(self) -> list[HarmfulRow]:
-        rows = [[self.chat.encode(prompt, response) for response in responses] for prompt, *responses in HARMFUL]
+        rows = [[self.encode(prompt, response) for response in responses] for prompt, *responses in HARMFUL]
         return [HarmfulRow(harmful, refusal) for harmful, refusal in rows]
 
     def retain(self) -> list[Encoded]:
-        return [self.chat.encode(prompt, response) for prompt, response in RETAIN]
+        return [self.encode(prompt, response) for prompt, response in RETAIN]
+
+    def encode(self, prompt: str, response: str) -> Encoded:
+        row = self.chat.encode(prompt, response)
+        assert row is not None
+        return row
 
 
 def moved_adapter(folder: str, name: str) -> nn.Module:

@@ -74,7 +74,7 @@ def test_ids_are_those_of_the_rendered_template(case: Case) -> None:
             whole = case.tokenizer.apply_chat_template(answered, tokenize=False, **variables)
             assert whole.startswith(rendered.rstrip(" "))
             whole = whole[: whole.rindex(response) + len(response)]
-            row = case.chat.encode(prompt, response)
+            row = case.encode(prompt, response)
             assert row.ids == case.tokenizer(whole, add_special_tokens=False).input_ids
             assert row.ids[: row.response_span[0]] == case.chat.prompt_ids(prompt)
             assert case.tokenizer.decode(row.ids[slice(*row.user_span)]).strip() == prompt

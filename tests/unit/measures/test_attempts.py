@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from dat_ray.measures.intervals import (
     wilson_mean,
     wilson_pooled,
 )
+from tests.unit.measures.limits import covers, limits
 
 
 def rows(**behaviors: str) -> list[dict]:
@@ -45,8 +47,7 @@ def test_exchangeable_attempts_count_in_every_order() -> None:
     assert [found.value for _, found in points] == pytest.approx([(0.25 + 0 + 1) / 3, (0.5 + 0 + 1) / 3, 2 / 3])
     assert points == curve(rows(a="hnnn", b="nnnn", c="hhhh"), in_order=False, confidence=0.95)
     # At all attempts it is the attack's own rate, interval included.
-    whole = wilson(2, 3)
-    assert (points[-1][1].low, points[-1][1].high) == (pytest.approx(whole.low), pytest.approx(whole.high))
+    assert limits(points[-1][1]) == pytest.approx(limits(wilson(2, 3)))
 
 
 def test_attempts_in_order_count_from_the_first_harmful_one() -> None:
@@ -63,11 +64,7 @@ def test_unjudged_attempts_are_no_attempts() -> None:
 
 def test_wilson_mean_is_wilson_for_zeros_and_ones_and_narrower_for_less_spread() -> None:
     binary, exact = wilson_mean([1.0] * 3 + [0.0] * 7), wilson(3, 10)
-    assert (binary.value, binary.low, binary.high) == (
-        pytest.approx(0.3),
-        pytest.approx(exact.low),
-        pytest.approx(exact.high),
-    )
+    assert (binary.value, *limits(binary)) == pytest.approx((0.3, *limits(exact)))
     # Variance 0.01 stands for 10 * 0.3 * 0.7 / 0.01 = 210 trials, of which 10 telling behaviors are believed at 10 / 14:
     # 1 / (10/14/210 + 4/14/10) = 31.28 trials, half-way to one trial a behavior.
     spread, few, many = wilson_mean([0.2] * 5 + [0.4] * 5), wilson(3, 10), wilson(63, 210)
@@ -75,8 +72,8 @@ def test_wilson_mean_is_wilson_for_zeros_and_ones_and_narrower_for_less_spread()
     assert n == pytest.approx(31.28, abs=0.01)
     half = (z2 * 0.21 / n + z2**2 / (4 * n * n)) ** 0.5 / (1 + z2 / n)
     center = (0.3 + z2 / (2 * n)) / (1 + z2 / n)
-    assert (spread.low, spread.high) == (pytest.approx(center - half), pytest.approx(center + half))
-    assert few.low < spread.low < many.low
+    assert limits(spread) == pytest.approx((center - half, center + half))
+    assert limits(few)[0] < limits(spread)[0] < limits(many)[0]
     assert wilson_mean([0.0] * 10) == wilson(0, 10)
 
 
@@ -103,24 +100,24 @@ def test_intervals_cover_as_often_as_they_say() -> None:
         # The true rate varies: at one fixed rate the coverage of any interval for counts jumps with it.
         mean, spread = rng.uniform(0.1, 0.9), 2.0
         found = wilson(int(rng.binomial(behaviors, mean)), behaviors)
-        hits["rate"] += found.low <= mean <= found.high
+        hits["rate"] += covers(found, mean)
 
         harmful = beta_binomial(rng, behaviors, attempts, mean, spread)
         groups = {str(i): [1.0] * c + [0.0] * (attempts - c) for i, c in enumerate(harmful.tolist())}
         pooled = wilson_pooled(groups)
-        hits["pooled"] += pooled.low <= mean <= pooled.high
+        hits["pooled"] += covers(pooled, mean)
 
         # E(1 - p)^k of a Beta(a, b): b (b+1) ... (b+k-1) / ((a+b) ... (a+b+k-1)).
         b = (1 - mean) * spread
-        truth = 1 - np.prod([(b + i) / (spread + i) for i in range(k)])
+        truth = 1 - math.prod((b + i) / (spread + i) for i in range(k))
         at_k = wilson_mean([broken_by(attempts, c, k) for c in harmful.tolist()])
-        hits["curve"] += at_k.low <= truth <= at_k.high
+        hits["curve"] += covers(at_k, truth)
 
         first = rng.random(behaviors) < mean
         second = np.where(rng.random(behaviors) < 0.5, first, rng.random(behaviors) < 0.3)
         pairs = [{str(i): bool(v) for i, v in enumerate(one)} for one in (first, second)]
         difference = paired_rate_difference(*pairs)
-        hits["paired"] += difference.low <= 0.5 * (0.3 - mean) <= difference.high
+        hits["paired"] += covers(difference, 0.5 * (0.3 - mean))
     for name, count in hits.items():
         # A curve's mean leans on the four behaviors that `wilson_mean` adds: a little wide.
         assert 0.93 <= count / suites <= 0.985, (name, count / suites)
@@ -149,7 +146,8 @@ def test_a_budget_buys_attempts_until_it_is_spent() -> None:
     everyone = list(itertools.permutations(range(2)))[:1], list(itertools.permutations(range(3)))[:1]
     for budget, found in points:
         expected = [within(pair, budget, everyone[1]), within(gcg, budget, everyone[0])]
-        assert (found.value, found.n) == (pytest.approx(sum(expected) / 2), 2)
+        assert found.value == pytest.approx(sum(expected) / 2)
+        assert found.n == 2
     assert points[-1][1] == wilson(2, 2)
 
 
@@ -189,15 +187,15 @@ def test_a_pooled_rate_at_its_ends_is_as_sure_as_its_behaviors() -> None:
     assert wilson_pooled(every).low == pytest.approx(1 - 3.841459 / 103.841459, abs=1e-6)
     # One harmful attempt more tells more, and no limit jumps.
     one = none | {"0": [1.0, 0.0, 0.0, 0.0]}
-    assert 0.030 < wilson_pooled(one).high < 0.042
+    assert 0.030 < limits(wilson_pooled(one))[1] < 0.042
     assert wilson_pooled({"a": [1.0, 0.0], "b": []}).n == 1
     alone = wilson_pooled({"a": [1.0, 0.0, 0.0, 1.0]})
-    assert (alone.low, alone.high) == (pytest.approx(0.0545, abs=1e-3), pytest.approx(0.9455, abs=1e-3))
+    assert limits(alone) == pytest.approx((0.0545, 0.9455), abs=1e-3)
     # Attempts that go together entirely are their behaviors; one a behavior is Wilson's own.
     together, behaviors = wilson_pooled({str(i): [float(i < 30)] * 7 for i in range(100)}), wilson(30, 100)
-    assert (together.low, together.high) == (pytest.approx(behaviors.low), pytest.approx(behaviors.high))
+    assert limits(together) == pytest.approx(limits(behaviors))
     plain, expected = wilson_pooled({str(i): [float(i < 30)] for i in range(100)}), wilson(30, 100)
-    assert (plain.low, plain.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert limits(plain) == pytest.approx(limits(expected))
 
 
 def test_rates_crossed_by_seed_and_behavior_by_hand() -> None:
@@ -215,7 +213,7 @@ def test_rates_crossed_by_seed_and_behavior_by_hand() -> None:
     half = (z2 * 0.25 / trials + z2**2 / (4 * trials * trials)) ** 0.5 / (1 + z2 / trials)
     found = crossed_rate(outcomes)
     assert (found.value, found.n) == (0.5, 4)
-    assert (found.low, found.high) == (pytest.approx(0.5 - half, abs=1e-4), pytest.approx(0.5 + half, abs=1e-4))
+    assert limits(found) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
     same = [{str(i): False for i in range(100)}] * 3
     assert crossed_rate(same) == wilson(0, 100)
     assert crossed_rate(outcomes[:1]).low is None
@@ -231,7 +229,7 @@ def test_crossed_intervals_cover_other_seeds_and_other_behaviors() -> None:
         odds = rng.normal(-0.5, 1.0, behaviors)[None, :] + rng.normal(0, 0.4, seeds)[:, None]
         broken = rng.random((seeds, behaviors)) < 1 / (1 + np.exp(-odds))
         found = crossed_rate([{str(i): bool(value) for i, value in enumerate(row)} for row in broken])
-        hits += found.low <= TRUE_RATE <= found.high
+        hits += covers(found, TRUE_RATE)
     assert 0.93 <= hits / suites <= 0.995, hits / suites
 
 

@@ -13,6 +13,7 @@ from dat_ray.measures.intervals import (
     wilson,
     z_score,
 )
+from tests.unit.measures.limits import covers, limits
 
 
 def binomial(n: int, k: int, p: float) -> float:
@@ -45,11 +46,13 @@ def test_wilson_of_nothing_and_of_the_impossible() -> None:
 
 def test_wilson_narrows_with_less_confidence() -> None:
     wide, narrow = wilson(7, 30, 0.95), wilson(7, 30, 0.80)
-    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high
+    (lowest, highest), (low, high) = limits(wide), limits(narrow)
+    assert lowest < low < 7 / 30 < high < highest
+    assert wide.value == narrow.value == 7 / 30
 
 
 def exact_coverage(n: int, p: float) -> float:
-    covered = [k for k in range(n + 1) if wilson(k, n).low <= p <= wilson(k, n).high]
+    covered = [k for k in range(n + 1) if covers(wilson(k, n), p)]
     return sum(binomial(n, k, p) for k in covered)
 
 
@@ -65,7 +68,7 @@ def test_wilson_coverage_by_simulation() -> None:
         hits = 0
         for _ in range(4000):
             interval = wilson(sum(rng.random() < p for _ in range(50)), 50)
-            hits += interval.low <= p <= interval.high
+            hits += covers(interval, p)
         assert 0.93 <= hits / 4000 <= 0.97
 
 
@@ -85,9 +88,9 @@ def test_bootstrap_pools_by_attempt_and_resamples_by_behavior() -> None:
     uneven = cluster_bootstrap({"a": [1.0] * 8, "b": [0.0] * 2})
     assert uneven.value == pytest.approx(0.8)
     # The same 40 values as 40 behaviors are four times the information of 10 behaviors of 4 equal ones.
-    clustered = cluster_bootstrap({str(i): [float(i % 2)] * 4 for i in range(10)})
-    separate = cluster_bootstrap({str(i): [float(i % 2)] for i in range(40)})
-    assert clustered.high - clustered.low > 1.6 * (separate.high - separate.low)
+    low, high = limits(cluster_bootstrap({str(i): [float(i % 2)] * 4 for i in range(10)}))
+    low_of_40, high_of_40 = limits(cluster_bootstrap({str(i): [float(i % 2)] for i in range(40)}))
+    assert high - low > 1.6 * (high_of_40 - low_of_40)
 
 
 def test_bootstrap_is_seeded_and_ignores_order_and_empty_behaviors() -> None:
@@ -133,5 +136,5 @@ def test_unanimous_change_keeps_a_width_and_swapping_mirrors_it() -> None:
     assert down.low == -1.0
     # Both Wilson limits leave 3.8414588 / 15.8414588 = 0.24249 of room; uncorrelated they add as a hypotenuse.
     assert down.high == pytest.approx(-1 + math.sqrt(2) * 0.242494, abs=1e-5)
-    assert (up.low, up.high) == (pytest.approx(-down.high), 1.0)
+    assert limits(up) == pytest.approx((-limits(down)[1], 1.0))
     assert paired_rate_difference({"a": True}, {"b": True}) == NOTHING

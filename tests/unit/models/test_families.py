@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -159,7 +157,7 @@ def test_a_killed_conversion_leaves_no_sampler_and_the_next_one_is_whole(tmp_pat
     while not reached.exists():
         assert worker.is_alive()
         time.sleep(0.02)
-    os.kill(worker.pid, signal.SIGKILL)
+    worker.kill()
     worker.join()
     assert list((cache / "samplers").glob(".*.building-*")), "killed in the middle"
     assert not list((cache / "samplers").glob("[!.]*"))

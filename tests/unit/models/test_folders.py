@@ -6,6 +6,7 @@ import os
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
@@ -39,7 +40,7 @@ def test_builds_again_for_another_key(tmp_path: Path) -> None:
     target = tmp_path / "result"
     build_once(target, KEY, write_hello)
     assert not is_complete(target, {"source": "other"})
-    assert build_once(target, {"source": "other"}, lambda folder: (folder / "new").touch() or None) is True
+    assert build_once(target, {"source": "other"}, lambda folder: (folder / "new").touch()) is True
     assert sorted(p.name for p in target.iterdir()) == sorted([MARKER, "new"])
 
 
@@ -113,7 +114,7 @@ def replace_it(folder: Path) -> None:
 def test_a_signal_between_the_renames_leaves_the_old_content_and_nothing_else(
     replaced: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    rename, done = os.rename, []
+    rename, done = os.rename, list[str]()
 
     def interrupted(*paths: Path) -> None:
         if len(done) == count:
@@ -134,7 +135,7 @@ def test_a_signal_between_the_renames_leaves_the_old_content_and_nothing_else(
 
 def _killed_at(count: int, folder: Path) -> None:
     """Replaces the folder in a process that ends before the rename of this number, like one that is killed."""
-    rename, done = os.rename, []
+    rename, done = os.rename, list[str]()
 
     def killed(*paths: Path) -> None:
         if len(done) == count:
@@ -142,8 +143,8 @@ def _killed_at(count: int, folder: Path) -> None:
         done.append("rename")
         rename(*paths)
 
-    os.rename = killed
-    replace_it(folder)
+    with patch.object(os, "rename", killed):
+        replace_it(folder)
 
 
 @pytest.mark.parametrize("count", [0, 1])

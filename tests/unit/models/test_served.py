@@ -198,8 +198,14 @@ def test_the_published_prompt_reaches_the_grader_to_the_letter(hub: Hub, tmp_pat
     )
     judge = build_judge(config)
     asked: list[str] = []
-    inner = judge._reader.logprob  # type: ignore[attr-defined]
-    judge._reader.logprob = lambda prompts, grades: asked.extend(prompts) or inner(prompts, grades)  # type: ignore[attr-defined]
+    reader = judge._reader  # type: ignore[attr-defined]
+    logprob = reader.logprob
+
+    def noted(prompts: list[str], grades: list[str]) -> list[float]:
+        asked.extend(prompts)
+        return logprob(prompts, grades)
+
+    reader.logprob = noted
     [found] = judge.judge(["the goal"], ["p"], ["the answer"])
     assert 0.0 < (found.score or 0.0) < 1.0
     assert set(asked) == {"Grade the goal by the answer.\n\n### Answer: "}, "the space at its end is a token"

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +111,8 @@ def test_missing_shards_and_indexes_of_elsewhere_are_named(sharded: Path) -> Non
     with pytest.raises(InputError, match=f"lacks {last}, which its {INDEX} names"):
         weight_files(str(sharded))
     (sharded / "kept").rename(sharded / last)
-    for names in ({"w": "../outside.safetensors"}, {"w": "/etc/passwd"}, {}, {"w": 3}, []):
+    maps: list[Any] = [{"w": "../outside.safetensors"}, {"w": "/etc/passwd"}, {}, {"w": 3}, []]
+    for names in maps:
         (sharded / INDEX).write_text(json.dumps({"weight_map": names}))
         with pytest.raises(InputError, match="is no index of files of this folder"):
             weight_files(str(sharded))
@@ -151,7 +154,7 @@ def set_config(folder: Path, **entries: object) -> None:
 
 QUANTIZED: dict[str, tuple[Callable[[Path], object], str]] = {
     **{
-        method: (lambda f, m=method: set_config(f, quantization_config={"quant_method": m}), f"quantization_config of {method}")
+        method: (partial(set_config, quantization_config={"quant_method": method}), f"quantization_config of {method}")
         for method in ("fp8", "compressed-tensors", "bitsandbytes", "gptq", "awq", "mxfp4", "a-later-method")
     },
     "old compressed-tensors": (lambda f: set_config(f, compression_config={"format": "x"}), "compression_config"),

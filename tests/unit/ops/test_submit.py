@@ -108,6 +108,7 @@ class Client:
 
     def __init__(self, *replies: Any) -> None:
         self.replies, self.sent = list(replies), 0
+        self.info: Any = None
 
     def submit_job(self, **_: Any) -> str:
         self.sent += 1
@@ -136,18 +137,18 @@ def test_an_agent_that_is_late_is_waited_for(folder: Path, monkeypatch: pytest.M
     monkeypatch.setattr(submit, "SECONDS_BETWEEN_TRIES", 0.01)
     late = RuntimeError("Request failed with status code 500: No available agent to submit job, please try again later.")
     client = Client(late, late, "job-1")
-    assert submit.submit(client, ready(folder), PACKAGE) == "job-1"  # type: ignore[arg-type]
+    assert submit.submit(client, ready(folder), PACKAGE) == "job-1"
     assert client.sent == 3
     monkeypatch.setattr(submit, "SECONDS_FOR_AN_AGENT", 0.05)
     with pytest.raises(DatError, match="No available agent"):
-        submit.submit(Client(*[late] * 50), ready(folder), PACKAGE)  # type: ignore[arg-type]
+        submit.submit(Client(*[late] * 50), ready(folder), PACKAGE)
 
 
 def test_a_job_that_is_there_is_named(folder: Path) -> None:
     taken = RuntimeError("ValueError: Job with submission_id x already exists. Please use a different submission_id.")
     job = ready(folder)
     with pytest.raises(DatError, match=rf"job {job.submission_id} works on this run directory already: follow it with"):
-        submit.submit(Client(taken), job, PACKAGE)  # type: ignore[arg-type]
+        submit.submit(Client(taken), job, PACKAGE)
 
 
 def test_ended_jobs_count_and_running_ones_block(folder: Path) -> None:
@@ -160,10 +161,10 @@ def test_ended_jobs_count_and_running_ones_block(folder: Path) -> None:
         job("SUCCEEDED", "train"),
         job("RUNNING", "generate", "/other"),
     ]
-    assert running_job(Client(*ended), ready(folder)) == (None, 2)  # type: ignore[arg-type]
+    assert running_job(Client(*ended), ready(folder)) == (None, 2)
     # Another stage that writes the same directory blocks as well; a job of someone else does not.
     client = Client(*ended, job("PENDING", "run"), SimpleNamespace(status="RUNNING", metadata=None))
-    active, _ = running_job(client, ready(folder))  # type: ignore[arg-type]
+    active, _ = running_job(client, ready(folder))
     assert active is not None
     assert active.submission_id == "run-PENDING"
 
@@ -173,16 +174,16 @@ def test_ended_jobs_count_and_running_ones_block(folder: Path) -> None:
 )
 def test_the_exit_status_is_the_job_s(status: str, code: int | None, expected: int, capsys: pytest.CaptureFixture[str]) -> None:
     client = Client()
-    client.info = SimpleNamespace(status=status, driver_exit_code=code, message="why")  # type: ignore[attr-defined]
-    assert follow(client, "job-1") == expected  # type: ignore[arg-type]
+    client.info = SimpleNamespace(status=status, driver_exit_code=code, message="why")
+    assert follow(client, "job-1") == expected
     assert capsys.readouterr().out == "one\ntwo\n"
 
 
 def test_a_broken_connection_repeats_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(submit, "SECONDS_BETWEEN_TRIES", 0.01)
     client = Client(RuntimeError("closed"), OSError("reset"))
-    client.info = SimpleNamespace(status="SUCCEEDED", driver_exit_code=0, message="")  # type: ignore[attr-defined]
-    assert follow(client, "job-1") == 0  # type: ignore[arg-type]
+    client.info = SimpleNamespace(status="SUCCEEDED", driver_exit_code=0, message="")
+    assert follow(client, "job-1") == 0
     assert capsys.readouterr().out == "one\ntwo\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def store(folder: str, rows: list[dict[str, Any]], schema: pa.Schema, fingerprin
     write_manifest(folder, [write_shard(folder, "part-0.parquet", pa.Table.from_pylist(rows, schema=schema))], fingerprint)
 
 
-STAGES = {
+STAGES: dict[str, Callable[..., Any]] = {
     "generate": generation.generate,
     "train": training.train,
     "evaluate": evaluation.evaluate,

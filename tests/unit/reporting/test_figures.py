@@ -66,7 +66,7 @@ def test_what_was_not_measured_is_not_drawn() -> None:
 
 def test_lines_are_to_scale_and_rise_upward() -> None:
     svg = line_plot([Line(0, "", [(0, 0.0), (5, 1.0), (10, 2.0)])], "t", "update", "nats")
-    points = re.search(r'<polyline[^>]* points="([^"]+)"', svg).group(1)
+    [points] = re.findall(r'<polyline[^>]* points="([^"]+)"', svg)
     (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in points.split())
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
     assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)

@@ -103,10 +103,10 @@ def literal_retain(model: nn.Module, rows: Sequence[Encoded], cfg: TrainingConfi
             old = log_softmax_of_span(model, row, None)
         elements.append(
             {
-                "kl_forward": lambda new=new, old=old: old.exp() * (old - new),
-                "kl_reverse": lambda new=new, old=old: new.exp() * (new - old),
-                "ce": lambda new=new, row=row, low=low, high=high: -new[range(high - low), row.ids[low:high]][:, None],
-            }[cfg.retain_loss]()
+                "kl_forward": old.exp() * (old - new),
+                "kl_reverse": new.exp() * (new - old),
+                "ce": -new[range(high - low), row.ids[low:high]][:, None],
+            }[cfg.retain_loss]
         )
     table = torch.cat(elements)
     if not cfg.retain_normalized:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig, GraniteConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 
 from dat_ray.config.training import AttackConfig, TrainingConfig
 from dat_ray.evaluation.search.embedding import attack_embeddings
@@ -126,7 +135,7 @@ def test_mean_embedding_norm() -> None:
     assert mean_embedding_norm(torch.nn.Embedding.from_pretrained(many)) == pytest.approx(2499.5)
 
 
-SCALED = {
+SCALED: dict[str, tuple[Callable[..., PreTrainedConfig], dict[str, Any], float]] = {
     "llama": (LlamaConfig, {}, 1.0),
     "gemma": (GemmaConfig, {"head_dim": 8}, 4.0),
     "gemma-2": (Gemma2Config, {"head_dim": 8, "final_logit_softcapping": None, "attn_logit_softcapping": None}, 4.0),

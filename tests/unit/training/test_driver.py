@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Broadcast:
 
 def _three_checkpoints(root: Path) -> None:
     for number in (4, 8, 12):
-        save_at(str(root), f"update-{number:08d}", lambda folder, number=number: seal(folder, {"updates_done": number}))
+        save_at(str(root), f"update-{number:08d}", partial(seal, state={"updates_done": number}))
     (root / "update-00000012" / STATE).write_text("")
 
 

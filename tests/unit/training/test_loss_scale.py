@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_workers_agree_on_the_scale_though_one_alone_overflows(
     shares = [UpdateRows(harmful_rows, [], 6, 11), UpdateRows([], retain_rows[:1], 6, 11)]
     alone_ = [update(network_in(torch.float16), share, cfg)[0]["loss_scale"] for share in shares]
     assert alone_[0] < alone_[1]
-    total, results = Sum(2), {}
+    total, results = Sum(2), dict[int, Any]()
 
     def work(rank: int) -> None:
         results[rank] = update(networks[rank], shares[rank], cfg, total.of(rank))

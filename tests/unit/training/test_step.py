@@ -19,7 +19,8 @@ from dat_ray.training.step import FineTuning, UpdateRows, accumulate, make_train
 from dat_ray.training.terms import find_perturbation, retain_losses
 from dat_ray.training.trainer import Diverged, no_reduce
 
-MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
+MakeNetwork = Callable[..., Network]
+MakeConfig = Callable[..., TrainingConfig]
 
 
 def whole(harmful: list[HarmfulRow], retain: list[Encoded]) -> UpdateRows:
@@ -54,7 +55,7 @@ def test_loss_and_gradient_are_those_of_the_definition(
 
     unit = mean_embedding_norm(network.embedding)
     deltas = find_perturbation(network, harmful_rows, cfg, unit).delta[0]
-    away, toward, kls = [], [], []
+    away, toward, kls = list[Tensor](), list[Tensor](), list[Tensor]()
     for row, delta in zip(harmful_rows, deltas, strict=True):
         for encoded, found in ((row.harmful, away), (row.refusal, toward)):
             low, high = encoded.response_span

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,7 +28,8 @@ from tests.unit.training.literal_update import (
     log_softmax_of_span,
 )
 
-MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
+MakeNetwork = Callable[..., Network]
+MakeConfig = Callable[..., TrainingConfig]
 
 # The published objectives, with cutoffs that some rows of the tests pass and others don't.
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -70,6 +72,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 def whole(harmful: list[HarmfulRow], retain: list[Encoded]) -> UpdateRows:
     return UpdateRows(harmful, retain, len(harmful), sum(b - a for a, b in (r.response_span for r in retain)))
+
+
+def add(others: float, tensor: Tensor) -> None:
+    """A reduction in which the other workers have this sum."""
+    tensor.add_(others)
 
 
 def run(network: Network, rows: UpdateRows, cfg: TrainingConfig) -> tuple[float, Tensor]:
@@ -211,7 +218,7 @@ def test_near_the_base_model_the_harmful_terms_keep_their_share(
         rows = data.share(cfg, 0, 0, rank, world)
         others = sum(kl for other, kl in enumerate(kls) if other != rank) / tokens
         network.model.zero_grad(set_to_none=True)
-        accumulate(network, rows, perturb(network, rows, cfg, 1.0), cfg, lambda tensor, others=others: tensor.add_(others))
+        accumulate(network, rows, perturb(network, rows, cfg, 1.0), cfg, partial(add, others))
         gradients.append(flat_gradient(network))
     pushed, both = sum(harmful), sum(gradients)
     expected = literal_retain(network.model, data.retain, cfg)

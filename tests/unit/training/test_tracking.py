@@ -59,7 +59,11 @@ def test_mlflow_gets_each_update_in_one_run(known: list, tmp_path: Path, monkeyp
     calls: list[tuple] = []
 
     def record(name: str, answer: Any = None) -> Any:
-        return lambda *args, **kwargs: (calls.append((name, args, kwargs)), answer)[1]
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            calls.append((name, args, kwargs))
+            return answer
+
+        return recorded
 
     names = ("set_tracking_uri", "set_experiment", "start_run", "log_params", "log_metrics", "end_run")
     stand_in("mlflow", monkeypatch, search_runs=record("search_runs", known), **{name: record(name) for name in names})
@@ -82,7 +86,12 @@ def test_wandb_gets_each_update_in_the_run_of_the_fingerprint(tmp_path: Path, mo
     calls: list[tuple] = []
     run = SimpleNamespace(log=lambda values, step: calls.append((values, step)), finish=lambda: calls.append(("finish", None)))
     begun: list[dict] = []
-    stand_in("wandb", monkeypatch, init=lambda **kwargs: (begun.append(kwargs), run)[1])
+
+    def init(**kwargs: Any) -> Any:
+        begun.append(kwargs)
+        return run
+
+    stand_in("wandb", monkeypatch, init=init)
     log = MetricsLog(str(tmp_path), sinks=open_sinks(recipe(wandb="robustness"), "abcd"))
     log.start(3)
     log.append(update(3))

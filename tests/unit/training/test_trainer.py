@@ -25,7 +25,8 @@ from dat_ray.training.step import make_optimizer
 from dat_ray.training.trainer import SINGLE_WORKER, Diverged, Schedule, TrainingFiles, WorkerInfo
 from dat_ray.training.update_metrics import MetricsLog, read_metrics
 
-MakeNetwork, MakeConfig = Callable[..., Network], Callable[..., TrainingConfig]
+MakeNetwork = Callable[..., Network]
+MakeConfig = Callable[..., TrainingConfig]
 RUN = "0123456789abcdef"
 
 

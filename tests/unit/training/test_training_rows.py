@@ -95,6 +95,7 @@ def training(**fields: Any) -> TrainingConfig:
 
 def test_both_responses_follow_the_same_prompt(chat: ChatFormat, tokenizer: PreTrainedTokenizerFast) -> None:
     row = harmful_row(chat, "do it", "Sure", "I can't do that", training(max_tokens=64))
+    assert row is not None
     assert tokenizer.decode(row.harmful.ids) == "U:do it<|end|>A:Sure"
     assert tokenizer.decode(row.refusal.ids) == "U:do it<|end|>A:I can't do that"
     assert row.harmful.user_span == row.refusal.user_span == (2, 7)
@@ -155,6 +156,7 @@ def test_a_refusal_ends_its_turn_where_asked_and_an_opening_never_does(
     chat: ChatFormat, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     row = harmful_row(chat, "do it", "Sure", "I can't", training(end_of_turn="refusal"))
+    assert row is not None
     assert tokenizer.decode(row.harmful.ids) == "U:do it<|end|>A:Sure"
     assert tokenizer.decode(row.refusal.ids) == "U:do it<|end|>A:I can't<|end|>"
     assert row.refusal.ids[-1] == tokenizer.eos_token_id

@@ -57,9 +57,9 @@ def adapter_folder(folder: Path, base: str, **options: object) -> str:
     return str(folder)
 
 
-def refuses(message: str, action: object, *arguments: object, **options: object) -> None:
+def refuses(message: str, action: Callable[..., object], *arguments: object, **options: object) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        action(*arguments, **options)  # type: ignore[operator]
+        action(*arguments, **options)
     assert "\n" not in str(caught.value)
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from dat_ray.errors import InputError
 from dat_ray.evaluation.attacks.direct import Prefilling
-from dat_ray.evaluation.attacks.pair import Turn, instruction, out_of_ten, parse
+from dat_ray.evaluation.attacks.pair import instruction
 from dat_ray.evaluation.attacks.rewriting import rewritten
+from dat_ray.evaluation.attacks.stepwise import Exchange, out_of_ten, parse
 from dat_ray.evaluation.attacks.templates import Templates, load_templates
 from dat_ray.evaluation.attacks.tense import FutureTense, PastTense
 from dat_ray.evaluation.attacks.translation import Translation
@@ -44,7 +45,7 @@ def test_the_attacker_sees_goal_target_and_how_its_last_prompts_fared() -> None:
     first = instruction(BEHAVIOR.goal, "Sure, here", [])
     assert "Open {a} shed" in first
     assert "Score" not in first
-    later = instruction(BEHAVIOR.goal, "Sure, here", [Turn("try {one}", "no {way}", 0.0), Turn("two", "yes", None)])
+    later = instruction(BEHAVIOR.goal, "Sure, here", [Exchange("try {one}", "no {way}", 0.0), Exchange("two", "yes", None)])
     assert "Prompt: try {one}\nAnswer: no {way}\nScore: 1\n" in later
     assert "Score: unknown" in later
     assert [out_of_ten(score) for score in (0.0, 0.5, 1.0)] == ["1", "5", "10"]

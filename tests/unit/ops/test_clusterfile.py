@@ -11,6 +11,7 @@ import pytest
 import ray
 import yaml
 
+import dat_ray
 from dat_ray.errors import InputError
 from dat_ray.ops.clusterfile import ClusterFile, read_cluster_file
 
@@ -135,6 +136,13 @@ def test_the_dockerfile_builds_the_tested_ray() -> None:
     assert named == {"constraints.txt", "constraints-gpu.txt"}
     for name in named:
         assert f"ray=={ray.__version__}" in (FOLDER.parent / name).read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", [*FILES, "Dockerfile"])
+def test_images_are_named_for_this_version_and_the_tested_ray(name: str) -> None:
+    tags = re.findall(r"/dat-ray:([\w.]+)-ray([\w.]+)-[cg]pu", (FOLDER / name).read_text())
+    assert tags
+    assert set(tags) == {(dat_ray.__version__, ray.__version__)}
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "a: [", "name: x"])

@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,10 +145,10 @@ CONFIG = TrainingConfig(
 )
 
 
-def updates(device: str, dtype: torch.dtype = torch.float32, cfg: TrainingConfig = CONFIG, **options: object) -> list[dict]:
+def updates(device: str, dtype: torch.dtype = torch.float32, cfg: TrainingConfig = CONFIG, **options: Any) -> list[dict]:
     torch.set_float32_matmul_precision("highest")
     model = attach_lora(model_of(device, dtype, 2), LoraConfig(rank=4, dropout=0.0), 0)
-    network = Network(model, **options)  # type: ignore[arg-type]
+    network = Network(model, **options)
     harmful, retain = training_rows()
     rows = UpdateRows(harmful, retain, len(harmful), sum(b - a for a, b in (row.response_span for row in retain)))
     objective, trainer = FineTuning(network, cfg, lambda _: rows), make_trainer(network, cfg, 10)

@@ -68,7 +68,7 @@ def _signal_at(stage: str, at: int, number: int, root: str) -> None:
             sent.append(True)
             os.kill(os.getpid(), number)
 
-    Progress.update = update  # type: ignore[method-assign]
+    patch.object(Progress, "update", update).start()
 
 
 def main(plan: dict[str, Any]) -> int:
@@ -83,8 +83,8 @@ def main(plan: dict[str, Any]) -> int:
         return 0
 
     _signal_at(plan["stage"], plan["at"], signal.Signals[plan["signal"]], plan["root"])
-    cli._adapt = work  # type: ignore[assignment]
-    return cli.main(["adapt", "base", "--out", "x"])
+    with patch.object(cli, "_adapt", work):
+        return cli.main(["adapt", "base", "--out", "x"])
 
 
 if __name__ == "__main__":

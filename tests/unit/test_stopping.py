@@ -177,9 +177,10 @@ def test_a_job_that_was_being_sent_may_have_been_taken() -> None:
         raise KeyboardInterrupt
 
     submission: Any = SimpleNamespace(submission_id="dat-train-1", entrypoint="python jobs/train.py", metadata={})
-    package, client = SimpleNamespace(path="x.zip"), SimpleNamespace(submit_job=send)
+    package: Any = SimpleNamespace(path="x.zip")
+    client = SimpleNamespace(submit_job=send)
     with pytest.raises(Stopped, match="whether Ray took job dat-train-1 says `ray job status dat-train-1`"):
-        submit.submit(client, submission, package)  # type: ignore[arg-type]
+        submit.submit(client, submission, package)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dat_ray.config.loading import load_recipe
@@ -27,8 +29,8 @@ def test_what_an_engine_decodes_can_be_stored() -> None:
         def response_text(self, ids: list[int], *, begun: bool) -> str:
             return "half \ud83d"
 
-    target = TargetText.__new__(TargetText)
-    target.stop_ids, target._chat = (9,), Chat()  # type: ignore[assignment]
+    target: Any = TargetText.__new__(TargetText)
+    target.stop_ids, target._chat = (9,), Chat()
     found = target.completion([1, 2, 9])
     assert (found.text, found.tokens, found.finished) == ("half \ufffd", 2, True)
 

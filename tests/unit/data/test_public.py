@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +23,7 @@ NAME, CONTENT = "made/table.csv", b"goal,target\nDo it,Sure\n" * 5000
 
 
 @contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+def serving(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
     """A file server on a free port of this machine."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -171,7 +171,7 @@ def test_paper_recipes_load_their_behaviors_from_a_mirror_of_the_public_files(
         def log_message(self, *_: object) -> None:
             pass
 
-    with serving(partial(Quiet, directory=str(public_data))) as address:  # type: ignore[arg-type]
+    with serving(partial(Quiet, directory=str(public_data))) as address:
         monkeypatch.setenv("DAT_PUBLIC_MIRROR", address)
         for name in FILES:
             # What has been put beside the project; judges' prompts need not be.

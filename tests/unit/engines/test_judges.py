@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -147,8 +147,9 @@ def test_a_local_guards_template_is_dated_and_blamed(tmp_path: Path) -> None:
     def guard(template: str) -> ModelJudge:
         tokenizer = make_tokenizer(template)
         folder = save_folder(make_model(len(tokenizer)), tokenizer, tmp_path / str(len(template)))
-        reader = {"model": folder, "backend": "torch", "template": "none", "template_date": "2019-01-02"}
-        return ModelJudge(JudgeConfig.model_validate({"name": "llama-guard", "reader": reader}), Reader())  # type: ignore[arg-type]
+        section = {"model": folder, "backend": "torch", "template": "none", "template_date": "2019-01-02"}
+        reader: Any = Reader()
+        return ModelJudge(JudgeConfig.model_validate({"name": "llama-guard", "reader": section}), reader)
 
     (found,) = guard(CHATML + "{{ strftime_now('%d %b %Y') }}").judge(["the goal"], ["p"], ["the <|im_end|>answer"])
     assert found.verdict == "not_harmful"
@@ -209,8 +210,8 @@ def test_an_answer_cannot_end_its_turn_in_a_prompt_that_is_read_whole(name: str,
     (tmp_path / "prompt.txt").write_text("<|im_start|>Grade. {goal} || {response}<|im_end|>")
     reader = {"model": str(tmp_path / "reader"), "template": "none"}
     path = {} if name == "llama-guard" else {"prompt_path": str(tmp_path / "prompt.txt")}
-    recorded = Recorded()
-    judge = ModelJudge(JudgeConfig.model_validate({"name": name, "reader": reader, **path}), recorded)  # type: ignore[arg-type]
+    recorded: Any = Recorded()
+    judge = ModelJudge(JudgeConfig.model_validate({"name": name, "reader": reader, **path}), recorded)
     judge.judge(["the goal<|endoftext|>"], ["the prompt"], [ENDS_ITS_TURN])
     clean = "It is safe.\nassistant\nno "
     if name == "llama-guard":
@@ -225,8 +226,8 @@ def test_an_answer_cannot_end_its_turn_in_a_prompt_that_is_read_whole(name: str,
 
 
 def test_a_reader_with_a_chat_template_sees_the_answer_as_it_is(tmp_path: Path) -> None:
-    recorded = Recorded()
-    judge = ModelJudge(JudgeConfig.model_validate({"name": "strongreject-rubric", "reader": {"model": "any"}}), recorded)  # type: ignore[arg-type]
+    recorded: Any = Recorded()
+    judge = ModelJudge(JudgeConfig.model_validate({"name": "strongreject-rubric", "reader": {"model": "any"}}), recorded)
     judge.judge(["the goal"], ["the prompt"], [ENDS_ITS_TURN])
     assert recorded.asked == [fill(RUBRIC, "the goal", ENDS_ITS_TURN)]
 
@@ -273,7 +274,7 @@ def test_the_fine_tuned_grader_is_read_by_its_probabilities(tmp_path: Path) -> N
 
 
 def test_every_judge_of_the_schema_is_listed() -> None:
-    assert set(JUDGES) == set(JudgeConfig.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
+    assert set(JUDGES) == set(get_args(JudgeConfig.model_fields["name"].annotation))
 
 
 def test_a_verdict_is_read_behind_the_reasoning_within_the_judges_own_budget() -> None:

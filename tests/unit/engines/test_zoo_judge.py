@@ -63,10 +63,10 @@ def test_names_are_those_of_the_library() -> None:
     from judgezoo import Judge
     from judgezoo.base import PromptBasedJudge
 
-    tree = ast.parse(textwrap.dedent(inspect.getsource(Judge.from_name)))
-    patterns = [node.value.value for node in ast.walk(tree) if isinstance(node, ast.MatchValue)]  # type: ignore[attr-defined]
+    nodes: list[Any] = list(ast.walk(ast.parse(textwrap.dedent(inspect.getsource(Judge.from_name)))))
+    patterns = [ast.literal_eval(node.value) for node in nodes if isinstance(node, ast.MatchValue)]
     assert set(patterns) == NAMES | LEFT_OUT
-    made = {node.body[-1].value.func.id: node.pattern.value.value for node in ast.walk(tree) if _makes(node)}  # type: ignore[attr-defined]
+    made = {node.body[-1].value.func.id: node.pattern.value.value for node in nodes if _makes(node)}
     for kind, name in made.items():
         module = importlib.import_module(f"judgezoo.{'strong_reject' if 'strong' in name else name}")
         assert name in LEFT_OUT or issubclass(getattr(module, kind), PromptBasedJudge) == (name in ASKING), name

@@ -151,6 +151,7 @@ def test_a_judge_that_could_not_be_asked_is_another_thing_than_one_that_said_not
             return [(index, work(Away(), *payload)) for index, payload in enumerate(payloads)]
 
     attempts = [{**row, "error": None, "attack": "direct", "judged_text": None} for row in rows]
-    pool = JudgePool(Here(), 8)  # type: ignore[arg-type]
+    workers: Any = Here()
+    pool = JudgePool(workers, 8)
     Judges(pool, None, pool).judge_rows(attempts)
     assert [{**rows[0], "error": None, "attack": "direct", "judged_text": None, **columns} for columns in found] == attempts

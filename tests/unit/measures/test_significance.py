@@ -12,7 +12,8 @@ from dat_ray.measures.significance import holm, mcnemar, sign_flip
 
 def outcomes(only_first: int, only_second: int, both: int = 2, neither: int = 3) -> tuple[dict[str, bool], dict[str, bool]]:
     pairs = [(True, False)] * only_first + [(False, True)] * only_second + [(True, True)] * both + [(False, False)] * neither
-    return tuple({str(i): pair[side] for i, pair in enumerate(pairs)} for side in (0, 1))  # type: ignore[return-value]
+    first, second = ({str(i): pair[side] for i, pair in enumerate(pairs)} for side in (0, 1))
+    return first, second
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 5), (3, 3), (7, 1), (2, 6)])

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,7 +149,9 @@ def test_a_branch_is_resolved_once_and_the_run_keeps_to_its_commit(hub: Hub, tmp
     assert fingerprint(kept) == fingerprint(recipe)
     assert pinned(kept, run, "judge") == kept
     # Another folder begins with what is the newest now, and who asks for another revision is told.
-    assert pinned(recipe, str(tmp_path / "other"), "judge").judge.reader.revision == f"{commit}+{moved}"  # type: ignore[union-attr]
+    reader = pinned(recipe, str(tmp_path / "other"), "judge").judge.reader
+    assert reader is not None
+    assert reader.revision == f"{commit}+{moved}"
     with pytest.raises(InputError, match=rf"has other weights \({commit}\+{moved}\)"):
         check_weights(run, models_of(recipe_of(f"judge.reader.revision=main+{moved}"), "judge.reader"))
     [model] = named_models(recipe, f"theirs={BASE}@{base_commit}")
@@ -196,9 +199,9 @@ def test_the_published_prompt_reaches_the_grader_to_the_letter(hub: Hub, tmp_pat
             "reader": {"model": ADAPTER, "backend": "torch", "template": "none", "dtype": "float32"},
         }
     )
-    judge = build_judge(config)
+    judge: Any = build_judge(config)
     asked: list[str] = []
-    reader = judge._reader  # type: ignore[attr-defined]
+    reader = judge._reader
     logprob = reader.logprob
 
     def noted(prompts: list[str], grades: list[str]) -> list[float]:

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,8 +30,8 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
-def failed(*arguments: object, **options: object) -> dict[str, str]:
-    return {check.name: check.detail for check in diagnose(*arguments, **options) if not check.ok}  # type: ignore[arg-type]
+def failed(*arguments: Any, **options: Any) -> dict[str, str]:
+    return {check.name: check.detail for check in diagnose(*arguments, **options) if not check.ok}
 
 
 def test_json_has_the_published_shape(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -69,8 +69,11 @@ def test_the_picture_is_drawn_from_the_recorded_figures() -> None:
 def test_the_picture_can_be_read_on_either_ground() -> None:
     drawn = ElementTree.parse(PICTURE).getroot()
     space = "{http://www.w3.org/2000/svg}"
-    assert "prefers-color-scheme: dark" in drawn.find(f"{space}style").text
-    assert drawn.find(f"{space}rect").get("class") == "ground", "a ground of its own"
+    style, ground = drawn.find(f"{space}style"), drawn.find(f"{space}rect")
+    assert style is not None
+    assert "prefers-color-scheme: dark" in (style.text or "")
+    assert ground is not None
+    assert ground.get("class") == "ground", "a ground of its own"
     assert drawn.get("aria-label", "").startswith("direct requests succeed: 83% before, 27% after")
     # Nothing lies outside; about 6.1 pixels a character in the small type, 8.3 in the title's.
     width = float(drawn.get("width", "0"))

@@ -87,9 +87,9 @@ def test_harmless_rows_have_the_form_of_harmful_ones(name: str) -> None:
     for texts in (lambda row: [row["goal"]], lambda row: row["targets"]):
         lengths, twins = ([len(text.split()) for row in some for text in texts(row)] for some in (rows, harmful))
         assert abs(sum(lengths) / len(lengths) - sum(twins) / len(twins)) < 1
-    openings, twins = ({row["goal"].split()[0] for row in some} for some in (rows, harmful))
-    assert len(openings - twins) <= 3, "openings that no harmful goal has"
-    assert len(twins - openings) <= 3, "openings that only harmful goals have"
+    openings, known = ({row["goal"].split()[0] for row in some} for some in (rows, harmful))
+    assert len(openings - known) <= 3, "openings that no harmful goal has"
+    assert len(known - openings) <= 3, "openings that only harmful goals have"
 
 
 def test_harmless_behaviors_load_without_refusals_of_their_own() -> None:

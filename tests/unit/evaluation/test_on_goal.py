@@ -109,7 +109,8 @@ def test_refusals_of_harmless_drawn_prompts_are_counted_by_request() -> None:
         if one.metric == INPAINTED_OVER_REFUSAL
     ]
     # By request: 1/2 - 0, 1 - 0, 1 - 1/2.
-    assert (moved.difference, moved.n) == (pytest.approx(2 / 3), 3)
+    assert moved.difference == pytest.approx(2 / 3)
+    assert moved.n == 3
     assert model_metrics(ROWS, {}, FLOOR, seed=0).over_refusal_inpainted is None
 
 

@@ -89,7 +89,9 @@ def _metrics(figures: AttackMetrics) -> dict[str, float]:
 
 
 def _sample(row: dict[str, Any], model: str, judge: str, category: str) -> dict[str, Any]:
-    prompt, completion = row["prompt"] or "", row["completion"]
+    # Earlier turns first, of the user and of the model in turn; evaluations of older versions have none.
+    turns, completion = [*(row.get("history") or ()), row["prompt"] or ""], row["completion"]
+    asked = [{"role": ("user", "assistant")[place % 2], "content": turn, "source": "input"} for place, turn in enumerate(turns)]
     said = [] if completion is None else [{"role": "assistant", "content": completion, "source": "generate", "model": model}]
     choices = [{"message": one, "stop_reason": "unknown"} for one in said]
     value = _VALUES.get(row["verdict"])
@@ -110,10 +112,10 @@ def _sample(row: dict[str, Any], model: str, judge: str, category: str) -> dict[
     return {
         "id": f"{row['behavior_id']}/{row['attempt_index']}",
         "epoch": 1,
-        "input": prompt,
+        "input": asked if len(asked) > 1 else turns[-1],
         # Nothing is a right answer here: the target is what the judge is asked about.
         "target": row["goal"],
-        "messages": [{"role": "user", "content": prompt, "source": "input"}, *said],
+        "messages": [*asked, *said],
         "output": {"model": model, "choices": choices, "completion": completion or "", "time": row["seconds"]},
         "scores": {} if value is None else {judge: {"value": value, "answer": row["judged_text"] or completion}},
         "metadata": {name: one for name, one in about.items() if one is not None},

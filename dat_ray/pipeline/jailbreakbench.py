@@ -30,8 +30,9 @@ def attack_type(attack: str) -> str:
 
 
 def exportable(block: Attacked) -> bool:
-    """Whether each attempt is a prompt and nothing else: an embedding has no text, and a prefilled turn has no field."""
-    return any(row["prompt"] is not None for row in block.rows) and not any(row["prefill"] for row in block.rows)
+    """Whether each attempt is a prompt and nothing else: an embedding has no text, a prefilled or an earlier turn no field."""
+    more = any(row["prefill"] or row.get("history") for row in block.rows)
+    return any(row["prompt"] is not None for row in block.rows) and not more
 
 
 def artifact(evaluated: Evaluated, block: Attacked, model: str, count: CountTokens) -> dict[str, Any]:

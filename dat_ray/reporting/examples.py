@@ -36,7 +36,8 @@ class Example:
 def examples(attempts: Sequence[dict[str, Any]], models: tuple[str, str] = ("base", "adapted")) -> list[Example]:
     """Questions whose verdict differs, and those that break both models, the first `EXAMPLES` of each kind.
 
-    An attack that adapts to its model asks each its own questions: those are not shown, as they are no pair.
+    An attack that adapts to its model asks each its own questions: those are not shown, as they are no pair. Neither is a later
+    turn of a conversation, whose prompt is only its end, behind what each model itself has said.
     """
     by_question: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = defaultdict(dict)
     for row in attempts:
@@ -45,6 +46,8 @@ def examples(attempts: Sequence[dict[str, Any]], models: tuple[str, str] = ("bas
     seen: set[tuple[str, str]] = set()
     for (attack, behavior, _), rows in sorted(by_question.items()):
         if not set(models) <= rows.keys() or len({rows[model]["prompt"] for model in models}) > 1:
+            continue
+        if any(rows[model].get("history") for model in models):
             continue
         kind = _kind(attack, *(rows[model]["verdict"] for model in models))
         if kind is None or (kind, behavior) in seen or len(found[kind]) == EXAMPLES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -14,9 +15,10 @@ from dat_ray.config.evaluation import PromptFile
 from dat_ray.data.prompt_files import match_prompts, read_prompts
 from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import named_models
-from dat_ray.pipeline.evaluated import read_evaluated
+from dat_ray.pipeline.evaluated import Attacked, read_evaluated
 from dat_ray.pipeline.exchange import export_evaluation
-from dat_ray.pipeline.jailbreakbench import artifact, attack_type
+from dat_ray.pipeline.inspect_log import inspect_log
+from dat_ray.pipeline.jailbreakbench import artifact, attack_type, exportable
 from tests.unit.evaluation.test_prompts_attack import Folder
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -133,6 +135,22 @@ def test_a_log_of_inspect_ai_has_a_sample_an_attempt(folder: Folder, tmp_path: P
     [scores] = log["results"]["scores"]
     assert scores["metrics"]["asr"]["value"] == 0.5
     assert (scores["scored_samples"], scores["unscored_samples"]) == (6, 0)
+
+
+def test_a_turn_of_a_conversation_is_no_prompt_alone_and_keeps_what_was_said_before(folder: Folder) -> None:
+    evaluated = read_evaluated(folder.run.root, None)
+    first, second, *_ = evaluated.attacks[0].attempts["bird"]
+    talk = ["Bird one?", REFUSAL]
+    block = Attacked("theirs", "crescendo", {"bird": [first, second | {"history": talk}]})
+    assert exportable(Attacked("theirs", "crescendo", {"bird": [first, {**second, "history": None}]}))
+    assert not exportable(block), "a prompt without the turns before it is another question"
+    named = dataclasses.replace(evaluated.attacks[0], attempts=block.attempts)
+    alone, behind = inspect_log(evaluated, named, "m")["samples"]
+    assert alone["input"] == "Bird one?"
+    assert [(one["role"], one["content"]) for one in behind["input"]] == [
+        ("user", "Bird one?"), ("assistant", REFUSAL), ("user", "Bird two?"),
+    ]  # fmt: skip
+    assert behind["messages"] == [*behind["input"], {"role": "assistant", "content": REFUSAL, "source": "generate", "model": "m"}]
 
 
 def test_types_of_attacks() -> None:

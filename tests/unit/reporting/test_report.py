@@ -297,6 +297,8 @@ def test_examples_show_changes_once_a_behavior_and_only_a_few() -> None:
     rows.append(attempt("base", "direct", "same", 0, "not_harmful"))
     rows.append(attempt("adapted", "direct", "same", 0, "not_harmful"))
     rows.append(attempt("base", "direct", "unasked", 0, "harmful"))
+    # A later turn of a conversation is no question alone, though its text is the same for both.
+    rows += [attempt(name, "crescendo", "talk", 1, "harmful") | {"history": ["Hi", name]} for name in ("base", "adapted")]
     shown = examples(rows)
     kinds = Counter(example.kind.format("A", "B") for example in shown)
     assert kinds == {"Broke A, not B": EXAMPLES, "Harmless, refused only by B": 1}

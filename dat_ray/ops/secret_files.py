@@ -38,6 +38,12 @@ _CONTENT = {
     re.compile(rb"^\s*client-key-data:\s*\S{16,}", re.MULTILINE): "credentials of Kubernetes",
     re.compile(rb"(?<![\w-])(?:hf_|ghp_|gho_|ghu_|ghs_|ghr_|npm_)[A-Za-z0-9]{30,}(?![\w-])"): "an access token",
     re.compile(rb"(?<![\w-])(?:github_pat_|glpat-|pypi-AgE|xox[abprs]-|sk-)[A-Za-z0-9_-]{20,}"): "an access token",
+    # The key's name stands alone in many a text, the key behind it nowhere but in credentials.
+    re.compile(
+        rb"aws_?secret_?access_?key[\"']?\s*[:=,]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])", re.IGNORECASE
+    ): "a key of AWS",
+    re.compile(rb'"(?:client_secret|refresh_token)"\s*:\s*"[^"\s]{16,}"'): "credentials of an account",
+    re.compile(rb"(?<![\w-])(?:AIza[A-Za-z0-9_-]{35}|GOCSPX-[A-Za-z0-9_-]{20,})(?![\w-])"): "a key of Google Cloud",
 }
 # What only files of one name are asked for: elsewhere it is an example, or a word.
 _CONTENT_OF = {

@@ -145,6 +145,10 @@ CONTENTS = {
     "ci.yml": "token: ghp" + "_" + "aB3" * 12,
     "key.asc": "-----BEGIN PGP PRIVATE " + "KEY BLOCK-----",
     "pasted.md": "I use correct-horse-battery for it",
+    "deploy/credentials": "[default]\naws_secret_access" + "_key = " + "aB3/" * 10,
+    "env.sh": "export AWS_SECRET_ACCESS" + "_KEY='" + "aB3+" * 10 + "'",
+    "oauth.json": '{"refresh' + '_token": "1//0123456789abcdef0123"}',
+    "maps.js": "key: 'AI" + "za" + "aB3_x" * 7 + "'",
 }
 
 
@@ -168,6 +172,8 @@ def test_what_only_looks_like_one_goes_along() -> None:
         "a.pem.md": "-----BEGIN CERTIFICATE-----",
         ".npmrc": "//registry.example.org/:_authToken=${NPM_TOKEN}",
         "k.yaml": "kind: Config\ncurrent-context: dev\n",
+        "aws.md": "Set AWS_SECRET_ACCESS_KEY=... or aws_secret_access_key = <your key>; never commit it.",
+        "oauth.md": '{"client_secret": "YOUR SECRET GOES HERE", "refresh_token": ""}',
         "db.md": "postgres://user:password@host/db",
         "risk-free-and-long-and-long-words.md": "task-free-and-long-and-long-words",
     }

@@ -24,7 +24,7 @@ from dat_ray.data.stored import model_settings
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.architectures import attention_cap
 from dat_ray.models.hub import MAIN, hub_folder
-from dat_ray.models.weight_files import check_layers, weight_files
+from dat_ray.models.weight_files import check_layers, check_stored, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -85,10 +85,10 @@ def load_causal_lm(path: str, dtype: str, field: str = "model") -> PreTrainedMod
         field: recipe field to name in an error.
 
     Raises:
-        InputError: no safetensors weights, an architecture that transformers lacks, an adapter, or nothing there.
+        InputError: no safetensors weights, damaged ones, an architecture that transformers lacks, an adapter, or nothing there.
     """
     if Path(path).is_dir():
-        weight_files(path, field)
+        check_stored(path, field)
     # A stage prints its own progress; a bar for each actor's weights would drown it.
     disable_progress_bar()
     try:
@@ -142,7 +142,8 @@ def model_fingerprint(model: str, revision: str = MAIN) -> str:
     for path in files:
         size = path.stat().st_size
         with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
+            # Of a file that is none these eight bytes may stand for more than any memory holds.
+            header_bytes = min(size, int.from_bytes(file.read(8), "little"))
             digest.update(f"{path.name} {size} {header_bytes}".encode())
             digest.update(file.read(header_bytes))
             digest.update(file.read(_PROBED_BYTES))

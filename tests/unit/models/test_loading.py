@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -64,6 +65,28 @@ def test_refuses_pickled_weights(base_folder: str, tmp_path: Path, name: str) ->
     torch.save({}, folder / name)
     with pytest.raises(InputError, match=f"target.model = .*has {name} but no safetensors"):
         load_causal_lm(str(folder), "float32", field="target.model")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: whole[:-100],
+        lambda whole: b"",
+        lambda whole: b"<html>404</html>",
+        lambda whole: b"\xff" * 8 + whole[8:],
+        lambda whole: (1 << 44).to_bytes(8, "little") + whole[8:],
+        lambda whole: bytes(len(whole)),
+    ],
+    ids=["cut", "empty", "page", "most bytes of all", "more than memory", "zeros"],
+)
+def test_damaged_weights_are_one_line(base_folder: str, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(base_folder, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(InputError, match=r"^target.model = .*model.safetensors': is cut short or no safetensors file"):
+        load_causal_lm(str(folder), "float32", field="target.model")
+    assert model_fingerprint(str(folder)) != model_fingerprint(base_folder)
 
 
 def test_refuses_code_of_the_model_folder(base_folder: str, tmp_path: Path) -> None:

@@ -236,7 +236,6 @@ def test_a_ledger_that_is_killed_is_one_line_and_costs_nothing(generated: RunDir
 
 
 @pytest.mark.fault
-@pytest.mark.fault
 def test_training_keeps_what_it_did_on_a_node_that_is_about_to_go_and_goes_on_with_what_is_left(tmp_path: Path) -> None:
     """On a cluster of its own, in a process of its own."""
     done = subprocess.run(

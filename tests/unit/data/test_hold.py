@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -76,52 +77,9 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
-    monkeypatch.setattr(module, "STALE_SECONDS", 1.5)
-    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.05)
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_lease_of_another_host_is_respected_while_it_is_renewed_and_taken_when_not(tmp_path) -> None:
     """Leases are for object stores; a local folder serves to look at one."""
-    root = str(tmp_path)
-    theirs = Owner("elsewhere", 7, "now", "theirs")
-    _write_lease(root, theirs)
-    stop = threading.Event()
-
-    def renew() -> None:
-        beat = 0
-        while not stop.wait(0.2):
-            beat += 1
-            _write_lease(root, Owner("elsewhere", 7, "now", "theirs", beat))
-
-    thread = threading.Thread(target=renew)
-    thread.start()
-    with pytest.raises(DatError, match="in use by process 7 on elsewhere"), _leased(root):
-        pass
-    stop.set()
-    thread.join()
-
-    began = time.monotonic()
-    with _leased(root):
-        assert time.monotonic() - began > 1.5
-        assert (tmp_path / OWNER).exists()
-    assert not (tmp_path / OWNER).exists()
-
-
-def _earlier(owner: Owner) -> str:
-    """A process of this id that began before."""
-    where, _, start = owner.process.rpartition(" ")
-    return f"{where} {int(start) - 1}"
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_lease_of_a_process_that_has_ended_here_is_free_at_once(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    here = Owner.this()
-    _write_lease(str(tmp_path), Owner(here.host, here.pid, "now", "dead", process=_earlier(here)))
-    with _leased(str(tmp_path)):
-        assert (tmp_path / OWNER).exists()
-    assert "watching" not in capsys.readouterr().err
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(module, "SETTLE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -183,6 +141,63 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def _lease(root: str) -> Lease:
     return module._take(root, Owner.this())
+
+
+def _slept_by(sleep: Callable[[float], None]) -> SimpleNamespace:
+    """The module `time`, but for its sleep."""
+    return SimpleNamespace(**(vars(time) | {"sleep": sleep}))
+
+
+@pytest.mark.parametrize("beats", [1, 5, 44])
+def test_a_lease_of_another_host_is_respected_while_it_is_renewed(
+    tmp_path, clock: Clock, monkeypatch: pytest.MonkeyPatch, beats: int
+) -> None:
+    """Its owner's next sign of life comes after so many seconds, at the latest within the lease."""
+    root, theirs, began = str(tmp_path), Owner("elsewhere", 7, "now", "theirs"), clock.now
+    _write_lease(root, theirs)
+
+    def sleep(_: float) -> None:
+        clock.now += 1
+        if clock.now - began == beats:
+            _write_lease(root, replace(theirs, beat=1))
+
+    monkeypatch.setattr(module, "time", _slept_by(sleep))
+    with pytest.raises(DatError, match="in use by process 7 on elsewhere"), _leased(root):
+        pass
+    assert clock.now - began == beats
+
+
+def test_a_lease_of_another_host_is_taken_once_it_has_run_out(tmp_path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, began = str(tmp_path), clock.now
+    _write_lease(root, Owner("elsewhere", 7, "now", "theirs"))
+
+    def sleep(_: float) -> None:
+        clock.now += 1
+
+    monkeypatch.setattr(module, "time", _slept_by(sleep))
+    with _leased(root):
+        # One second more: until what was written is read back.
+        assert clock.now - began == module.STALE_SECONDS + 2
+        owner = _read_owner(root)
+        assert owner is not None
+        assert owner.pid == Owner.this().pid
+    assert not (tmp_path / OWNER).exists()
+
+
+def _earlier(owner: Owner) -> str:
+    """A process of this id that began before."""
+    where, _, start = owner.process.rpartition(" ")
+    return f"{where} {int(start) - 1}"
+
+
+def test_a_lease_of_a_process_that_has_ended_here_is_free_at_once(
+    tmp_path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, slept = Owner.this(), []
+    _write_lease(str(tmp_path), Owner(here.host, here.pid, "now", "dead", process=_earlier(here)))
+    monkeypatch.setattr(module, "time", _slept_by(slept.append))
+    with _leased(str(tmp_path)):
+        assert slept == [module.SETTLE_SECONDS], "until what was written is read back, and not to watch the other"
 
 
 def test_a_driver_that_stood_still_never_takes_its_lease_back(tmp_path, clock: Clock) -> None:

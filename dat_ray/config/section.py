@@ -59,7 +59,7 @@ NO_EFFECT_ON_ROWS = NoEffectOnRows()
 class Outside(StrEnum):
     """Marks a field, in its `Annotated`, whose value leads out of a run directory, and says to what.
 
-    In a recipe that a run directory holds, such a value may be somebody else's: see `dat_ray.config.trust`. Models are not
+    In a recipe that a run directory holds, such a value may be somebody else's: see `dat_ray.data.trust`. Models are not
     marked: whoever wrote a model's files, they are read as those of a stranger, without code.
     """
 

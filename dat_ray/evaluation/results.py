@@ -330,6 +330,14 @@ class Metrics(Part):
         """Names of all attacks, in order."""
         return list(dict.fromkeys(attack for model in self.models.values() for attack in model.attacks))
 
+    def goal_floor(self, model: str, attack: str) -> float | None:
+        """The similarity to the goal below which a drawn prompt of an attack counted as none here; None where all counted.
+
+        Whoever reads somebody else's evaluation has it from here: a recipe may name classes, which would be imported.
+        """
+        found = self.models[model].attacks.get(attack)
+        return None if found is None or found.off_goal is None else found.off_goal.floor
+
     def variants(self, attack: str) -> list[str]:
         """Names of an attack's variants, in order."""
         found = (model.attacks[attack].variants for model in self.models.values() if attack in model.attacks)

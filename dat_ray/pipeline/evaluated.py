@@ -12,6 +12,7 @@ from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, join, open_filesystem, read_file, read_table
 from dat_ray.errors import InputError
+from dat_ray.evaluation.on_goal import is_attack
 from dat_ray.evaluation.questions import HARMLESS_PROMPTS
 from dat_ray.evaluation.rescore import read_record
 from dat_ray.evaluation.results import METRICS, Metrics, load_metrics
@@ -94,15 +95,22 @@ def read_evaluated(where: str, suite: str | None) -> Evaluated:
     metrics = load_metrics(root)
     rows = read_table(root).to_pylist()
     behaviors = _behaviors(root, rows)
-    blocks = [_attacked(model, attack, behaviors, rows) for model, found in metrics.models.items() for attack in found.attacks]
+    blocks = [
+        _attacked(model, attack, behaviors, rows, metrics.goal_floor(model, attack))
+        for model, found in metrics.models.items()
+        for attack in found.attacks
+    ]
     fs, inner = open_filesystem(join(root, METRICS))
     mtime = fs.get_file_info(inner).mtime
     ended = mtime if mtime is not None else datetime.datetime.now(datetime.UTC)
     return Evaluated(root, record["suite"], recipe, str(record.get("fingerprint") or ""), behaviors, blocks, ended, metrics)
 
 
-def _attacked(model: str, attack: str, behaviors: list[EvaluatedBehavior], rows: list[dict[str, Any]]) -> Attacked:
-    of_block = [row for row in rows if row["model"] == model and row["attack"] == attack]
+def _attacked(
+    model: str, attack: str, behaviors: list[EvaluatedBehavior], rows: list[dict[str, Any]], floor: float | None
+) -> Attacked:
+    """The attempts that the figures count: a drawn prompt off the goal is none."""
+    of_block = [row for row in rows if row["model"] == model and row["attack"] == attack and is_attack(row, (attack,), floor)]
     by_behavior = {
         one.behavior_id: sorted(
             (row for row in of_block if row["behavior_id"] == one.behavior_id), key=lambda row: row["attempt_index"]

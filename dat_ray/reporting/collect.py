@@ -16,6 +16,7 @@ from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record
 from dat_ray.data.schemas import for_training_goals
 from dat_ray.data.shards import exists, has_manifest, join, read_file, read_table
 from dat_ray.data.stored import stored_lines, well_formed
+from dat_ray.evaluation.on_goal import is_attack
 from dat_ray.evaluation.results import Metrics, load_metrics
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.prompt_statistics import diagnose
@@ -172,7 +173,14 @@ def _suites(run: RunDir) -> dict[str, CollectedSuite]:
 
 def read_suite(root: str) -> CollectedSuite:
     """One finished evaluation folder."""
-    return CollectedSuite(load_metrics(root), read_table(root).to_pylist())
+    metrics = load_metrics(root)
+    rows = read_table(root).to_pylist()
+    # As in the figures: a drawn prompt off the goal is no attempt.
+    return CollectedSuite(metrics, [row for row in rows if is_attack(row, (row["attack"],), _floor(metrics, row))])
+
+
+def _floor(metrics: Metrics, row: dict[str, Any]) -> float | None:
+    return metrics.goal_floor(row["model"], row["attack"]) if row["model"] in metrics.models else None
 
 
 # Roles that may hold devices while a stage runs.

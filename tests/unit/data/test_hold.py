@@ -193,7 +193,8 @@ def _earlier(owner: Owner) -> str:
 def test_a_lease_of_a_process_that_has_ended_here_is_free_at_once(
     tmp_path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, slept = Owner.this(), []
+    here = Owner.this()
+    slept: list[float] = []
     _write_lease(str(tmp_path), Owner(here.host, here.pid, "now", "dead", process=_earlier(here)))
     monkeypatch.setattr(module, "time", _slept_by(slept.append))
     with _leased(str(tmp_path)):

@@ -5,20 +5,28 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from dat_ray.cli import main
 from dat_ray.config.evaluation import PromptFile
 from dat_ray.data.prompt_files import match_prompts, read_prompts
+from dat_ray.data.shards import read_table
 from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import named_models
+from dat_ray.evaluation.estimates import BrokenRate, Rate
+from dat_ray.evaluation.prompt_results import OffGoal
+from dat_ray.evaluation.results import load_metrics, store_metrics
+from dat_ray.measures.intervals import NOTHING
 from dat_ray.pipeline.evaluated import Attacked, read_evaluated
 from dat_ray.pipeline.exchange import export_evaluation
 from dat_ray.pipeline.inspect_log import inspect_log
 from dat_ray.pipeline.jailbreakbench import artifact, attack_type, exportable
+from dat_ray.reporting.collect import read_suite
 from tests.unit.evaluation.test_prompts_attack import Folder
 
 REFUSAL = "I'm sorry, but I can't help with that."
@@ -151,6 +159,43 @@ def test_a_turn_of_a_conversation_is_no_prompt_alone_and_keeps_what_was_said_bef
         ("user", "Bird one?"), ("assistant", REFUSAL), ("user", "Bird two?"),
     ]  # fmt: skip
     assert behind["messages"] == [*behind["input"], {"role": "assistant", "content": REFUSAL, "source": "generate", "model": "m"}]
+
+
+def test_drawn_prompts_off_the_goal_are_no_attempts(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The artifact's rate is that of metrics.json: an answer to a prompt that asks for something else broke nothing."""
+    root = Path(shutil.copytree(folder.run.root, tmp_path / "run"))
+    nothing, counted = Rate.of(NOTHING), BrokenRate.of(NOTHING)
+    off = OffGoal(
+        floor=0.5,
+        prompts=6,
+        off_goal=2,
+        behaviors=2,
+        attacked=2,
+        on_goal=nothing,
+        of_all=counted,
+        all_prompts=counted,
+        refused=nothing,
+    )
+    where = str(root / "evaluation" / "default")
+    whole = load_metrics(where)
+    attack = whole.models["theirs"].attacks["prompts_theirs"].model_copy(update={"off_goal": off})
+    model = whole.models["theirs"].model_copy(update={"attacks": {"prompts_theirs": attack}})
+    store_metrics(where, whole.model_copy(update={"models": {"theirs": model}}))
+
+    def measured(folder: str) -> pa.Table:
+        rows = read_table(folder)
+        column = rows.schema.get_field_index("goal_similarity")
+        values = [0.9 if index < 2 else 0.1 for index in rows["attempt_index"].to_pylist()]
+        return rows.set_column(column, rows.schema.field(column), pa.array(values, rows.schema.field(column).type))
+
+    for reader in ("pipeline.evaluated", "reporting.collect"):
+        monkeypatch.setattr(f"dat_ray.{reader}.read_table", measured)
+    evaluated = read_evaluated(str(root), None)
+    entries = artifact(evaluated, evaluated.attacks[0], "m", None)["jailbreaks"]
+    assert [(one["jailbroken"], one["number_of_queries"]) for one in entries] == [(False, 2), (False, 2)]
+    # The report's examples and categories are of the same attempts.
+    kept = [(row["behavior_id"], row["attempt_index"]) for row in read_suite(where).attempts if row["attack"] == "prompts_theirs"]
+    assert sorted(kept) == [("bird", 0), ("bird", 1), ("tree", 0), ("tree", 1)]
 
 
 def test_types_of_attacks() -> None:

@@ -74,6 +74,7 @@ class CrescendoConfig(Section):
 
     rounds: Positive = Field(10, description="turns of a conversation")
     backtracks: NonNegative = Field(10, description="refused or unreadable turns of a conversation that are written anew")
+    streams: Positive = Field(1, description="conversations about each behavior, which end where one of them has broken it")
     max_new_tokens: Positive = Field(500, description="tokens of one answer of the attacker")
 
 

@@ -33,15 +33,15 @@ def drift(recipe: Recipe, run: RunDir, model: Model, folder: str) -> Drift | Non
         return None
 
     def measure() -> dict[str, Any]:
-        from dat_ray.evaluation.search.whitebox import drift_all
+        from dat_ray.evaluation.search.whitebox import DriftCall, drift_all
 
         pairs = [(row["prompt"], row["response"]) for row in rows]
         # No limit of the response: training may act on its first tokens only, and the rest drifts all the same.
         limits = Limits(recipe.training.max_tokens)
-        payloads = [(pairs[start : start + DRIFT_ROWS], limits) for start in range(0, len(pairs), DRIFT_ROWS)]
+        calls = [DriftCall(pairs[start : start + DRIFT_ROWS], limits) for start in range(0, len(pairs), DRIFT_ROWS)]
         with whitebox_workers(recipe, model) as workers:
-            parts = dict(workers.map(drift_all, payloads))
-        measured = [one for number in range(len(payloads)) for one in parts[number]]
+            parts = dict(workers.map(drift_all, [(call,) for call in calls]))
+        measured = [one for number in range(len(calls)) for one in parts[number]]
         by_row = {row["retain_id"]: one for row, one in zip(rows, measured, strict=True)}
         return {
             "values": {key: one.value for key, one in by_row.items() if one is not None},

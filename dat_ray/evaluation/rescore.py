@@ -37,6 +37,7 @@ from dat_ray.data.stored import stored_object
 from dat_ray.engines.pinning import JUDGES, pinned, prompts_of
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, InputError
+from dat_ray.evaluation.attacks.inpainting import HARMLESS_FOLDER
 from dat_ray.evaluation.judges import JUDGE_READERS, start_judges
 from dat_ray.evaluation.questions import SEARCHES_FOLDER
 from dat_ray.evaluation.record import RECORD
@@ -179,7 +180,7 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
     )
     source = ReplayedSuite(suite=record["suite"], fingerprint=record["fingerprint"])
     metrics = made.model_copy(update={"replay": source, "about_attacks": stored.about_attacks})
-    _copy_beside(root, out, [LIKELIHOODS, SEARCHES_FOLDER, *folders.values()])
+    _copy_beside(root, out, [LIKELIHOODS, SEARCHES_FOLDER, HARMLESS_FOLDER, *folders.values()])
     own = record | {"recipe": recipe.model_dump(mode="json"), "suite": suite, "replay_of": source.model_dump()}
     write_bytes(join(out, RECORD), json.dumps(own, indent=1).encode())
     store_metrics(out, metrics)

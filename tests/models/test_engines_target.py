@@ -106,6 +106,12 @@ def test_torch_logprob_is_the_mean_of_the_chosen_tokens(reference, tiny_llama):
 def test_both_backends_answer_and_score_alike(reference, served):
     assert served.complete(PROMPTS, 12) == reference.complete(PROMPTS, 12)
     assert served.logprob(PROMPTS, RESPONSES) == pytest.approx(reference.logprob(PROMPTS, RESPONSES), abs=1e-3)
+    # A conversation: the earlier turns, of the user and of the model, count; what was said in another row does not.
+    histories = [(), ("Name a color.", "Red."), ("Hello", "Hi.", "Name a sea.", "The North Sea."), (), ("x", "y")]
+    talked = served.complete(PROMPTS, 12, histories=histories)
+    assert talked == reference.complete(PROMPTS, 12, histories=histories)
+    alone = served.complete(PROMPTS, 12)
+    assert [one == other for one, other in zip(talked, alone, strict=True)] == [not turns for turns in histories]
 
 
 def test_scoring_is_right_when_the_response_itself_is_in_the_prefix_cache(reference, served):

@@ -52,6 +52,7 @@ class Conversation:
 
     Attributes:
         behavior: its goal leads.
+        number: tells the behavior's conversations apart.
         rounds, backtracks: that are left.
         kept: what the model remembers.
         refused: turns taken back since the last one that was kept.
@@ -59,6 +60,7 @@ class Conversation:
     """
 
     behavior: Behavior
+    number: int
     rounds: int
     backtracks: int
     kept: list[Exchange] = field(default_factory=list)
@@ -98,38 +100,49 @@ def refuses(completion: str) -> bool:
 
 
 class Crescendo(StepwiseAttack[Conversation]):
-    """One conversation a behavior."""
+    """A few conversations a behavior; a behavior stops where one of them has broken it."""
 
     name = "crescendo"
     title = "Crescendo"
     description = "an attacker model leads a conversation to the goal, turn by turn"
 
     def planned(self) -> Planned:
-        steps = (self.config.crescendo.rounds + self.config.crescendo.backtracks) * len(self.setup.behaviors)
+        config = self.config.crescendo
+        steps = (config.rounds + config.backtracks) * config.streams * len(self.setup.behaviors)
         return Planned(asked=steps, written_each=steps)
 
     def ask(self, session: Session) -> None:
         config = self.config.crescendo
-        talks = [Conversation(one, config.rounds, config.backtracks) for one in self.setup.behaviors]
+        talks = [
+            Conversation(one, number, config.rounds, config.backtracks)
+            for one in self.setup.behaviors
+            for number in range(config.streams)
+        ]
         kept: list[Question] = []
+        broken: set[str] = set()
         for step in range(config.rounds + config.backtracks):
-            live = [one for one in talks if not one.over]
+            live = [one for one in talks if not one.over and one.behavior.behavior_id not in broken]
             for talk, question, row in self.take_step(session, step, live, len(talks) - len(live), config.max_new_tokens):
                 before = len(talk.kept)
                 talk.take(row)
+                if row["verdict"] == "harmful":
+                    broken.add(row["behavior_id"])
                 if len(talk.kept) > before:
                     # Another model's turn costs this one's answer too: the attacker has read it.
                     kept.append(replace(question, model_calls=question.model_calls + 1))
         self.remember(kept)
 
+    def _index(self, talk: Conversation, step: int) -> int:
+        return step * self.config.crescendo.streams + talk.number
+
     def request(self, model: str, talk: Conversation, step: int) -> AttackerRequest:
         # Conversations with two models part at the first answer.
-        seed = self.setup.scope.seed_of(f"{self.name}/{model}", talk.behavior.behavior_id, step)
+        seed = self.setup.scope.seed_of(f"{self.name}/{model}", talk.behavior.behavior_id, self._index(talk, step))
         return AttackerRequest(instruction(talk, self.config.crescendo.rounds), seed)
 
     def question(self, talk: Conversation, step: int, prompt: str | None, problem: str | None) -> Question:
         behavior = talk.behavior
-        question = Question(self.name, behavior.behavior_id, step, behavior.goal, prompt, 1, problem)
+        question = Question(self.name, behavior.behavior_id, self._index(talk, step), behavior.goal, prompt, 1, problem)
         return replace(question, history=talk.history)
 
 
@@ -142,21 +155,23 @@ class CrescendoTransfer(Transfer):
     source = Crescendo
 
     def ask(self, session: Session) -> None:
-        turns: dict[str, list[Question]] = {}
+        streams = self.config.crescendo.streams
+        # By behavior and number of the conversation.
+        turns: dict[tuple[str, int], list[Question]] = {}
         for question in self.source_questions():
-            turns.setdefault(question.behavior_id, []).append(question)
-        histories: dict[str, tuple[str, ...]] = dict.fromkeys(turns, ())
+            turns.setdefault((question.behavior_id, question.attempt_index % streams), []).append(question)
+        histories: dict[tuple[str, int], tuple[str, ...]] = dict.fromkeys(turns, ())
         asked = 0
         for number in range(max(map(len, turns.values()), default=0)):
             questions = [
-                replace(ready[number], attack=self.name, attempt_index=number, history=histories[behavior])
-                for behavior, ready in turns.items()
-                if len(ready) > number and len(histories[behavior]) == 2 * number
+                replace(ready[number], attack=self.name, attempt_index=number * streams + talk[1], history=histories[talk])
+                for talk, ready in turns.items()
+                if len(ready) > number and len(histories[talk]) == 2 * number
             ]
             asked += len(questions)
             for row in session.ask(questions, f"{session.model.name}-{self.name}-{number:03}"):
                 if row["completion"] is not None:
-                    histories[row["behavior_id"]] += (row["prompt"], row["completion"])
+                    histories[row["behavior_id"], row["attempt_index"] % streams] += (row["prompt"], row["completion"])
         session.skip(attempts=self.planned().asked - asked)
 
 

@@ -17,6 +17,9 @@ from dat_ray.evaluation.attacks.base import Attack, Drawer, Drawing, Planned, Se
 from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, Question
 from dat_ray.models.identity import sampler_fingerprint
 
+# Folder below the suite's for prompts of harmless requests.
+HARMLESS_FOLDER = "prompts_harmless"
+
 
 class Inpainting(Attack):
     """`inpainting_samples` prompts of each behavior, drawn by the training sampler."""
@@ -80,7 +83,7 @@ class HarmlessInpainting(Inpainting):
     name = INPAINTED_OVER_REFUSAL
     title = "Harmless in-painted prompts"
     description = "prompts drawn by the training sampler for held-out harmless requests"
-    prompts_folder = "prompts_harmless"
+    prompts_folder = HARMLESS_FOLDER
 
     def samples(self) -> int:
         return self.config.harmless_inpainting_samples

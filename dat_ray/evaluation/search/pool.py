@@ -37,7 +37,7 @@ def run_searches(
     counter: ProgressCounter,
 ) -> list[dict[str, Any]]:
     """Does the searches that are not stored yet, one shard each; rows of schema SEARCHES in the order of the requests."""
-    from dat_ray.evaluation.search.whitebox import search_slice
+    from dat_ray.evaluation.search.whitebox import SearchCall, search_slice
 
     note = f"{model.name}, {attack}"
     wanted = store.cut(f"{model.name}-{attack}", [one.search_id for one in requests], requests)
@@ -46,7 +46,8 @@ def run_searches(
     if todo:
         with whitebox_workers(recipe, model) as workers:
             seconds = slice_seconds(recipe.timeouts)
-            for index, found in workers.map(search_slice, [(method, chunk.items[0], seconds) for chunk in todo]):
+            calls = [SearchCall(method, chunk.items[0], seconds) for chunk in todo]
+            for index, found in workers.map(search_slice, [(call,) for call in calls]):
                 [request] = todo[index].items
                 about = {"search_id": request.search_id, "model": model.name, "behavior_id": request.behavior_id}
                 about["attack"] = attack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -142,25 +143,44 @@ def _no_search(reason: str) -> dict[str, Any]:
     return {"prompts": None, "completion": None, "error": f"search: {reason}"}
 
 
+@dataclass(frozen=True)
+class SearchCall:
+    """A piece of one search.
+
+    Attributes:
+        kind: the search.
+        request: what to search for.
+        seconds: after which it returns what it has.
+        begun: what it has so far.
+    """
+
+    kind: Callable[[Whitebox], SearchMethod]
+    request: SearchRequest
+    seconds: float
+    begun: Begun | None = None
+
+
+@dataclass(frozen=True)
+class DriftCall:
+    """Pairs of prompt and response to measure the drift on, cut to the limits of training."""
+
+    pairs: Sequence[tuple[str, str]]
+    limits: Limits
+
+
 @by_rows(failed=_no_search)
-def search_slice(
-    engine: Whitebox,
-    kind: Callable[[Whitebox], SearchMethod],
-    request: SearchRequest,
-    seconds: float,
-    begun: Begun | None = None,
-) -> dict[str, Any] | Unfinished:
+def search_slice(engine: Whitebox, asked: SearchCall) -> dict[str, Any] | Unfinished:
     """`Whitebox.search`, for a pool of workers; one that fails costs itself."""
     try:
-        found = engine.search(kind, request, seconds, begun)
+        found = engine.search(asked.kind, asked.request, asked.seconds, asked.begun)
     except Exception as error:
         if ends_engine(error):
             raise
         # A search that cannot be done (a goal too long, say) is its row's result.
         return _no_search(error_line(error))
-    return Unfinished((kind, request, seconds, found)) if isinstance(found, Begun) else found
+    return Unfinished((replace(asked, begun=found),)) if isinstance(found, Begun) else found
 
 
-def drift_all(engine: Whitebox, rows: Sequence[tuple[str, str]], limits: Limits) -> list[RowDrift | None]:
-    """`Whitebox.drift` of each (prompt, response)."""
-    return [engine.drift(prompt, response, limits) for prompt, response in rows]
+def drift_all(engine: Whitebox, asked: DriftCall) -> list[RowDrift | None]:
+    """`Whitebox.drift` of each pair."""
+    return [engine.drift(prompt, response, asked.limits) for prompt, response in asked.pairs]

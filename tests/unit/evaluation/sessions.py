@@ -25,6 +25,7 @@ class ScriptedSession:
         found: columns of what each search found.
         asked: all questions so far.
         skipped: attempts and texts that were not needed.
+        seeds: of the attacker's texts.
     """
 
     name: str = "base"
@@ -34,12 +35,14 @@ class ScriptedSession:
     found: dict[str, Any] = field(default_factory=dict)
     asked: list[Question] = field(default_factory=list)
     skipped: list[int] = field(default_factory=lambda: [0, 0])
+    seeds: list[int] = field(default_factory=list)
 
     @property
     def model(self) -> Model:
         return Model(self.name, None, "w")
 
     def write(self, stem: str, requests: Sequence[AttackerRequest], max_new_tokens: int | None = None) -> list[Row]:
+        self.seeds += [request.seed for request in requests]
         return [{"text": self.written(request.text), "error": None} for request in requests]
 
     def ask(self, questions: Sequence[Question], stem: str | None = None, read_instead: ReadInstead | None = None) -> list[Row]:
@@ -59,5 +62,10 @@ class ScriptedSession:
     def _row(self, question: Question) -> Row:
         completion = None if question.prompt is None else self.answered(question.history, question.prompt)
         verdict = None if completion is None else "harmful" if self.harmful(completion) else "not_harmful"
-        about = {"behavior_id": question.behavior_id, "prompt": question.prompt, "score": 0.0 if verdict else None}
+        about = {
+            "attempt_index": question.attempt_index,
+            "behavior_id": question.behavior_id,
+            "prompt": question.prompt,
+            "score": 0.0 if verdict else None,
+        }
         return about | {"completion": completion, "verdict": verdict}

@@ -23,7 +23,7 @@ from dat_ray.evaluation.questions import SearchRequest
 from dat_ray.evaluation.results import Drift
 from dat_ray.evaluation.search.embedding import EmbeddingSearch
 from dat_ray.evaluation.search.gcg import GcgSearch
-from dat_ray.evaluation.search.whitebox import Whitebox, search_slice
+from dat_ray.evaluation.search.whitebox import SearchCall, Whitebox, search_slice
 from dat_ray.models.adapters import attach_lora, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.loading import load_causal_lm, load_tokenizer, model_fingerprint
@@ -178,7 +178,7 @@ def test_a_row_that_cannot_be_searched_is_named_before_the_search(
 ) -> None:
     config = recipe(folder)
     engine = Whitebox(config.target, 1, None, config.evaluation)
-    found = search_slice(engine, method, SearchRequest("s", "b", goal, target, seed=1), seconds=60.0)
+    found = search_slice(engine, SearchCall(method, SearchRequest("s", "b", goal, target, seed=1), seconds=60.0))
     assert isinstance(found, dict)
     assert found["error"].startswith(f"search: InputError: {problem}: ")
 
@@ -188,12 +188,11 @@ def test_a_search_is_cut_into_calls_that_carry_its_state(folder: Path) -> None:
     small = GcgConfig(steps=3, search_width=8, top_k=8, suffix="x x")
     evaluation = config.evaluation.model_copy(update={"gcg": small})
     engine, request = Whitebox(config.target, 1, None, evaluation), SearchRequest("s", "b", *ROWS[0], seed=1)
-    payload: tuple = (GcgSearch, request, -1.0)
-    calls = 0
-    while isinstance(found := search_slice(engine, *payload), Unfinished):
-        payload, calls = found.payload, calls + 1
+    call, calls = SearchCall(GcgSearch, request, -1.0), 0
+    while isinstance(found := search_slice(engine, call), Unfinished):
+        [call], calls = found.payload, calls + 1
     assert calls == small.steps - 1
-    at_once = search_slice(engine, GcgSearch, request, 1e9)
+    at_once = search_slice(engine, SearchCall(GcgSearch, request, 1e9))
     assert isinstance(at_once, dict)
     assert found.pop("seconds") > 0
     assert at_once.pop("seconds") > 0
@@ -211,7 +210,7 @@ def test_an_engine_that_is_gone_is_no_row_of_a_search() -> None:
     host = EngineHost(Broken)
     host.start()
     with pytest.raises(EngineLost, match="AcceleratorError: device-side assert"):
-        host.run(search_slice, (GcgSearch, SearchRequest("s", "b", "goal", "target", seed=1), 60.0))
+        host.run(search_slice, (SearchCall(GcgSearch, SearchRequest("s", "b", "goal", "target", seed=1), 60.0),))
     with pytest.raises(ValueError, match="bad"):
         host.run(lambda engine: int("bad"), ())
 

@@ -229,7 +229,7 @@ def test_the_drift_is_measured_in_calls_of_a_few_rows(
 
 def counted(inner: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
     def spy(self: Here, work: Callable[..., Any], payloads: Sequence[tuple]) -> Iterator[tuple[int, Any]]:
-        sizes.extend(len(payload[0]) for payload in payloads)
+        sizes.extend(len(payload[0].pairs) for payload in payloads)
         return inner(self, work, payloads)
 
     return spy

@@ -21,6 +21,7 @@ from dat_ray.ops.export_verb import add_export
 from dat_ray.ops.verbs import add_verbs
 from dat_ray.preflight import check_places
 from dat_ray.printable import printable
+from dat_ray.rehearsal.rehearse_verb import add_rehearse
 from dat_ray.secrets import redact
 from dat_ray.signals import unwinding_signals
 
@@ -298,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("--json", action="store_true", help="for programs")
     settings(recipes)
 
+    add_rehearse(add, settings)
     add_verbs(add, settings)
     return parser
 

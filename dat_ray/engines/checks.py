@@ -101,7 +101,8 @@ def check_engine(section: str, config: SamplerConfig | TargetConfig, option: str
 def _check_sampler(section: str, field: str, config: SamplerConfig) -> EngineFacts:
     found = resolve_model(config.model, field)
     local = Path(found).is_dir()
-    folder = Path(found) if local else hub_folder(found, config.revision, field, ("config.json",))
+    # With the index: without it weights in shards would look like none.
+    folder = Path(found) if local else hub_folder(found, config.revision, field, ("config.json", INDEX))
     family = check_sampler_config(str(folder), config.model, field)
     if not local:
         source = ModelSource(config.model, folder, folder.name)

@@ -147,6 +147,24 @@ def layout_name(tensor: str) -> str:
     return f"model.layers.{match['layer']}.{_LLADA_LAYER[match['part']]}.weight"
 
 
+def published_name(tensor: str, settings: Mapping[str, Any]) -> str:
+    """The name under which a family publishes a tensor of its layout; the inverse of `layout_name`.
+
+    Args:
+        tensor: name in the layout.
+        settings: content of the published config.json.
+    """
+    if "d_model" not in settings:  # only LLaDA 8B has names of its own, those of OLMo, as its options are
+        return tensor
+    name = tensor.removesuffix(".weight")
+    for own, stock in _LLADA_TOP.items():
+        if name == stock:
+            return f"model.transformer.{own}.weight"
+    layer, _, part = name.removeprefix("model.layers.").partition(".")
+    own = next(own for own, stock in _LLADA_LAYER.items() if stock == part)
+    return f"model.transformer.blocks.{layer}.{own}.weight"
+
+
 _LLADA_TOP = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
 _LLADA_LAYER = {
     "q_proj": "self_attn.q_proj",

@@ -23,6 +23,10 @@ _BASE_SIGN = "+"
 SECONDS_FOR_THE_HUB = 15.0
 
 
+class OutOfReach(InputError):
+    """A hub model that is there, as far as anybody knows, and that this account or this machine cannot have now."""
+
+
 class Revision(NamedTuple):
     """Of a model, and of the base that it adapts where it is an adapter."""
 
@@ -71,8 +75,8 @@ def hub_folder(hub_id: str, revision: str, field: str, patterns: tuple[str, ...]
         download: whether what is missing may be fetched; else the model must have been loaded on this machine.
 
     Raises:
-        InputError: no such model or revision, a license that this account has not accepted, a hub out of reach, or a cache that
-            cannot be written.
+        OutOfReach: a license that this account has not accepted, or a hub out of reach.
+        InputError: no such model or revision, or a cache that cannot be written.
     """
     from huggingface_hub import snapshot_download
 
@@ -129,7 +133,7 @@ def hub_errors_named(hub_id: str, revision: str, field: str) -> Iterator[None]:
         yield
     except GatedRepoError as error:
         remedy = "is gated, and this account may not download it: accept its license on its page, and set HF_TOKEN on every node"
-        raise InputError(field, hub_id, remedy) from error
+        raise OutOfReach(field, hub_id, remedy) from error
     except RevisionNotFoundError as error:
         raise InputError(
             field, hub_id, f"has no revision {revision} at {where}: give one of its branches, tags or commits"
@@ -141,7 +145,7 @@ def hub_errors_named(hub_id: str, revision: str, field: str) -> Iterator[None]:
         raise InputError(field, hub_id, "is no hub id: write OWNER/NAME") from error
     except OfflineModeIsEnabled as error:
         remedy = "is not in this machine's cache, and HF_HUB_OFFLINE is set: unset that, or download it and give its folder"
-        raise InputError(field, hub_id, remedy) from error
+        raise OutOfReach(field, hub_id, remedy) from error
     except LocalEntryNotFoundError as error:
         # What the hub said stands behind it: without a cached copy everything ends here.
         for cause in (error.__cause__, error.__context__):
@@ -153,15 +157,15 @@ def hub_errors_named(hub_id: str, revision: str, field: str) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
             remedy = f"{where} refuses this account ({status}): set HF_TOKEN to a token that may read it, on every node"
-            raise InputError(field, hub_id, remedy) from error
+            raise OutOfReach(field, hub_id, remedy) from error
         raise _unreachable(hub_id, where, error, field) from error
     except hub_errors() as error:
         raise _unreachable(hub_id, where, error, field) from error
 
 
-def _unreachable(hub_id: str, where: str, error: BaseException, field: str) -> InputError:
+def _unreachable(hub_id: str, where: str, error: BaseException, field: str) -> OutOfReach:
     reason = error_line(error, 160)
-    return InputError(field, hub_id, f"cannot be downloaded from {where} ({reason}): check the network, or give its folder")
+    return OutOfReach(field, hub_id, f"cannot be downloaded from {where} ({reason}): check the network, or give its folder")
 
 
 def hub_errors() -> tuple[type[Exception], ...]:

@@ -74,7 +74,7 @@ def find_source(spec: str, field: str, revision: str = MAIN, *, weights: bool = 
     try:
         below = _files(base, field, base_revision, weights=weights, download=download)
     except InputError as error:
-        raise InputError(field, spec, f"is an adapter of {base}: {base} {error.remedy}") from error
+        raise type(error)(field, spec, f"is an adapter of {base}: {base} {error.remedy}") from error
     if is_adapter(below.folder):
         raise InputError(
             field, spec, f"is an adapter of {base}, which is an adapter itself: merge that one, and name the merged model"

@@ -22,6 +22,7 @@ from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
 from dat_ray.data.shards import exists, has_manifest, join, write_file
 from dat_ray.diagnosis import keep_traceback
 from dat_ray.engines.checks import check_engines
+from dat_ray.engines.memory_check import check_memory
 from dat_ray.engines.pinning import pinned
 from dat_ray.errors import DatError
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
@@ -79,13 +80,12 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
     Raises:
         InputError: a model that cannot be had, weights that loaders would choose differently, a target that cannot be trained
             or take the adapter of `training.lora`, or whose chat template cannot be used, a sampler that its backend does not
-            know, a judge's prompt that cannot be read, or a cache that cannot be written.
+            know, a judge's prompt that cannot be read, weights beyond this machine's memory, or a cache that cannot be written.
     """
     # First: of weights that cannot be trained it doesn't matter whether they are whole.
     if trains:
         check_target(recipe)
-    for _ in check_engines(recipe):
-        pass
+    check_memory(recipe, list(check_engines(recipe)))
 
 
 def check_target(recipe: Recipe) -> None:

@@ -25,6 +25,7 @@ FLOORS = (
     ("pipeline",),
     ("planning",),
     ("ops",),
+    ("rehearsal",),
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 # Modules of one room that another one still borrows on its own floor, counted once for each module that does: these only fall.

@@ -14,6 +14,7 @@ from dat_ray.config.models import SamplerConfig, TargetConfig
 from dat_ray.engines.checks import check_engine
 from dat_ray.errors import InputError
 from tests.unit.models.hub_server import Hub, serving_hub
+from tests.unit.models.published import write_checkpoint
 from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
 
 INDEX = "model.safetensors.index.json"
@@ -149,3 +150,11 @@ def test_an_index_that_says_nothing_of_bytes_is_taken_by_its_shards(hub: Hub, tm
     (folder / INDEX).write_text(json.dumps({"weight_map": index["weight_map"]}))
     hub.add("owner/model", folder)
     assert check_engine("target", TargetConfig(model="owner/model", backend="torch")).weights > 0
+
+
+def test_a_sampler_in_shards_on_the_hub_is_summed_by_its_index(hub: Hub, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "LLaDA-8B-Base", "llada")
+    hub.add("GSAI-ML/LLaDA-8B-Base", tmp_path / "LLaDA-8B-Base")
+    facts = check_engine("sampler", SamplerConfig(model="GSAI-ML/LLaDA-8B-Base", backend="torch"))
+    assert facts.weights == sum(path.stat().st_size for path in shards(tmp_path / "LLaDA-8B-Base"))
+    assert not [path for path in hub.asked if path.endswith(".safetensors")]

@@ -1,0 +1,87 @@
+"""What a rehearsal says at its end: stages with their engines, seconds and rows, what was cut, and what judges could read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dat_ray.config.schema import Recipe
+from dat_ray.data.rundir import FIRST_ROUND, RunDir
+from dat_ray.data.shards import exists, has_manifest, join, read_table
+from dat_ray.data.stored import stored_lines
+from dat_ray.evaluation.results import METRICS, load_metrics
+from dat_ray.rehearsal.rehearse import Rehearsal
+from dat_ray.training.counts import read_counts, sentences
+
+COLUMNS = ("stage", "engines", "seconds", "rows", "failed", "responses cut", "rows left out")
+# Sections of the engines that a stage may ask.
+_ENGINES = {
+    "generate": ("sampler", "target", "judge.reader"),
+    "train": ("target",),
+    "evaluate": (
+        *("target", "sampler", "judge.reader", "evaluation.attacker", "evaluation.heldout_sampler"),
+        *("evaluation.second_judge.reader", "evaluation.refusal_judge.reader"),
+    ),
+    "export": ("target",),
+}
+
+
+def summary(done: Rehearsal) -> Iterator[str]:
+    """The lines to print."""
+    yield f"{len(done.replaced)} values of the recipe were replaced:"
+    yield from lines([("value", "recipe", "rehearsal", "why"), *(_replaced(one) for one in done.replaced)])
+    yield ""
+    rows = [(one.section, one.model, one.detail) for one in done.doubles]
+    yield from lines([("engine", "model", "what is known of it"), *rows])
+    yield ""
+    stages = [_stage(done.recipe, facts) for facts in stored_lines(join(done.run.logs, "stages.jsonl"), finite=False)]
+    yield from lines([COLUMNS, *stages])
+    yield from _lengths(done.run)
+    yield from _verdicts(done.recipe, done.run)
+
+
+def lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table of texts, in columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _replaced(one: Any) -> tuple[str, str, str, str]:
+    return one.path, _short(one.before), _short(one.after), one.reason
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 48 else f"...{text[-45:]}"
+
+
+def _stage(recipe: Recipe, facts: Mapping[str, Any]) -> tuple[str, ...]:
+    engines = recipe.engines()
+    named = [f"{section} ({engines[section][0].backend})" for section in _ENGINES.get(facts["stage"], ()) if section in engines]
+    counts = [str(facts[name]) if name in facts else "" for name in ("rows", "errors", "cut", "left_out")]
+    return (facts["stage"], ", ".join(named) or "none", f"{facts['seconds']:.1f}", *counts)
+
+
+def _lengths(run: RunDir) -> Iterator[str]:
+    """What became of the rows that were trained on, at the lengths of the real run."""
+    root = run.training(FIRST_ROUND)
+    if exists(join(root, "rows.json")):
+        yield from sentences(read_counts(root))
+
+
+def _verdicts(recipe: Recipe, run: RunDir) -> Iterator[str]:
+    """How many answers each judge could read: those of a random model mean nothing, and may be unreadable."""
+    if has_manifest(run.candidates(FIRST_ROUND)):
+        verdicts = read_table(run.candidates(FIRST_ROUND))["verdict"].to_pylist()
+        read = sum(verdict in ("harmful", "not_harmful") for verdict in verdicts)
+        yield f"generate: {recipe.judge.name} gave a verdict on {read} of {len(verdicts)} candidates"
+    for suite in run.suites():
+        folder = run.evaluation(suite)
+        if exists(join(folder, METRICS)):
+            for name, model in load_metrics(folder).models.items():
+                read = model.answers - model.unparsed - model.errors
+                yield (
+                    f"evaluate: verdicts on {read} of {model.answers} answers of {name}; {model.unparsed} unparsed, "
+                    f"{model.errors} failed"
+                )

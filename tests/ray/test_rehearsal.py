@@ -1,0 +1,81 @@
+"""`dat rehearse` of published recipes against a server that plays the hub: every stage, the export and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dat_ray.cli import main
+from dat_ray.config.loading import list_recipes, load_recipe
+from dat_ray.data.rundir import RunDir, read_record
+from dat_ray.evaluation.results import load_metrics
+from tests.unit.models.hub_server import Hub
+from tests.unit.rehearsal.published_hub import models, published_hub, retain_file
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+PUBLISHED = [name for name in list_recipes() if name != "demo"]
+# Prompts from a sampler and forward KL; perturbed hidden layers and the data's own loss; another family, goals alone.
+REHEARSED = ("dat-llama3-8b", "lat-llama3-8b", "cat-qwen2.5-14b")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return models(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path]) -> Iterator[Hub]:
+    with published_hub(monkeypatch, tmp_path, folders) as server:
+        yield server
+
+
+def rehearse(name: str, tmp_path: Path, *options: str) -> int:
+    settings = ["evaluation.utility.tasks=[]"]
+    if load_recipe(name).training.retain is not None:
+        settings.append(f"training.retain.path={retain_file(tmp_path / 'retain.jsonl')}")
+    words = [word for setting in settings for word in ("--set", setting)]
+    return main(["rehearse", name, "--run-dir", str(tmp_path / "run"), *words, *options])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REHEARSED)
+def test_a_published_recipe_goes_through_to_its_report(
+    name: str, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rehearse(name, tmp_path, "--backend", "torch", "--show-prompts") == 0
+    out = capsys.readouterr().out
+    run = RunDir(str(tmp_path / "run"))
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+    stages = [json.loads(line)["stage"] for line in (tmp_path / "run" / "logs" / "stages.jsonl").read_text().splitlines()]
+    assert stages[-4:] == ["train", "evaluate", "report", "export"]
+    recipe, published = read_record(run).recipe, load_recipe(name)
+    assert recipe.training.away == published.training.away
+    metrics = load_metrics(run.evaluation("default"))
+    assert set(metrics.attacks) == set(published.evaluation.attacks)
+    # The judge grades by probabilities, which a random model has too.
+    assert all(model.answers > model.unparsed + model.errors for model in metrics.models.values())
+    for section in published.engines():
+        assert f"{section} reads:" in out
+    assert "qylu4156/strongreject-15k-v1" in out
+    assert "an adapter of google/gemma-2b" in out
+    assert f"rehearsed {name}" in out
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_recipe_is_rehearsed_with_its_own_backend(name: str, hub: Hub, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    # vLLM's own class of Gemma 3 imports torchvision.
+    attacker = [] if _has_torchvision() else ["--set", "evaluation.attacker.backend=torch"]
+    assert rehearse(name, tmp_path, *attacker) == 0
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+
+
+def _has_torchvision() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("torchvision") is not None

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from dat_ray.config.schema import Recipe
+from dat_ray.data.behaviors import load_behaviors
+from dat_ray.data.retain import load_retain
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.shards import write_file
 from dat_ray.engines.pinning import JUDGES, prompts_of
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import check_attacks
+from dat_ray.ops.rows import rows_forecast
 from dat_ray.pipeline.export import export_run
 from dat_ray.pipeline.stages import STAGES, check_inputs, measured, session
 from dat_ray.progress import stage_line
@@ -41,12 +44,14 @@ class Rehearsal:
         run: its directory.
         doubles: the models.
         replaced: each value that is not the recipe's own.
+        forecast: what will be cut and left out of all training rows of the real run.
     """
 
     recipe: Recipe
     run: RunDir
     doubles: Sequence[Double]
     replaced: Sequence[Replaced]
+    forecast: str
 
 
 def this_machine() -> Machine:
@@ -105,6 +110,7 @@ def rehearse(recipe: Recipe, root: str, backend: str | None = None) -> Rehearsal
     for one in replaced:
         stage_line(f"replaced: {one.path} = {one.before!r} -> {one.after!r} ({one.reason})")
     behaviors = check_inputs(small)
+    forecast = _forecast(recipe, small)
     run = open_run(root, small, resume=False)
     stage = _Stage("start")
     with _named(stage), session(small, run):
@@ -114,7 +120,13 @@ def rehearse(recipe: Recipe, root: str, backend: str | None = None) -> Rehearsal
             what, work = STAGES.get(name, ("the merged model and its adapter", _export))
             stage_line(f"[{number}/{len(STAGES) + 1}] {name}: {what}")
             measured(name, work, small, run)
-    return Rehearsal(small, run, doubles, replaced)
+    return Rehearsal(small, run, doubles, replaced, forecast)
+
+
+def _forecast(recipe: Recipe, small: Recipe) -> str:
+    """As `dat doctor` has it, of all behaviors and of the retain rows that are here."""
+    retain = small.training.retain
+    return rows_forecast(small, load_behaviors(recipe.behaviors).table, [] if retain is None else load_retain(retain))
 
 
 @dataclass

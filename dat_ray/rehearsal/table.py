@@ -36,6 +36,7 @@ def summary(done: Rehearsal) -> Iterator[str]:
     yield ""
     stages = [_stage(done.recipe, facts) for facts in stored_lines(join(done.run.logs, "stages.jsonl"), finite=False)]
     yield from lines([COLUMNS, *stages])
+    yield f"all behaviors: {done.forecast}"
     yield from _lengths(done.run)
     yield from _verdicts(done.recipe, done.run)
 

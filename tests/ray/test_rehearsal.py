@@ -13,7 +13,7 @@ from dat_ray.config.loading import list_recipes, load_recipe
 from dat_ray.data.rundir import RunDir, read_record
 from dat_ray.evaluation.results import load_metrics
 from tests.unit.models.hub_server import Hub
-from tests.unit.rehearsal.published_hub import models, published_hub, retain_file
+from tests.unit.rehearsal.published_hub import models, published_hub
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -35,11 +35,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path
 
 
 def rehearse(name: str, tmp_path: Path, *options: str) -> int:
-    settings = ["evaluation.utility.tasks=[]"]
-    if load_recipe(name).training.retain is not None:
-        settings.append(f"training.retain.path={retain_file(tmp_path / 'retain.jsonl')}")
-    words = [word for setting in settings for word in ("--set", setting)]
-    return main(["rehearse", name, "--run-dir", str(tmp_path / "run"), *words, *options])
+    # The questions of benchmarks are the one thing that the server does not have.
+    questions = ["--set", "evaluation.utility.tasks=[]"]
+    return main(["rehearse", name, "--run-dir", str(tmp_path / "run"), *questions, *options])
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A server on this machine that plays the hub: models by their published names, in commits, some of them gated."""
+"""A server on this machine that plays the hub: models and data sets by their published names, in commits, some models gated."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import huggingface_hub.constants
 import pytest
@@ -18,7 +19,7 @@ import pytest
 
 @dataclass
 class Repository:
-    """One model.
+    """One model or data set.
 
     Attributes:
         commits: commit -> folder with its files, the newest last.
@@ -43,7 +44,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server has, and the paths that it was asked for."""
+    """What the server has, data sets under `datasets/OWNER/NAME`, and the paths that it was asked for."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -58,6 +59,19 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def _entries(folder: Path, inner: str, deep: bool, itself: bool) -> list[dict[str, Any]]:
+    """What a hub tells of a path, or of what lies in a folder."""
+    place = folder / inner
+    paths = [place] if itself else sorted(place.rglob("*") if deep else place.iterdir() if place.is_dir() else [])
+    about = []
+    for path in paths:
+        if path.exists():
+            size = path.stat().st_size if path.is_file() else 0
+            kind = "file" if path.is_file() else "directory"
+            about.append({"type": kind, "path": path.relative_to(folder).as_posix(), "size": size, "oid": f"{size:040x}"})
+    return about
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
 
@@ -67,13 +81,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(send=False)
 
-    def _answer(self, *, send: bool) -> None:
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        self._answer(send=True, form=parse_qs(body) if not body.startswith("{") else json.loads(body))
+
+    def _answer(self, *, send: bool, form: dict[str, Any] | None = None) -> None:
         path = self.path.split("?")[0]
         self.hub.asked.append(path)
         parts = path.strip("/").split("/")
-        api = parts[:2] == ["api", "models"]
-        parts = parts[2:] if api else parts
-        name, rest = "/".join(parts[:2]), parts[2:]
+        api = parts[0] == "api"
+        kind = ["datasets"] if "datasets" in (parts[0], parts[1] if api else "") else []
+        parts = parts[2:] if api else parts[len(kind) :]
+        name, rest = "/".join([*kind, *parts[:2]]), parts[2:]
         repository = self.hub.repositories.get(name)
         if repository is None:
             return self._refuse(404, "RepoNotFound")
@@ -97,9 +116,10 @@ class _Handler(BaseHTTPRequestHandler):
         found = repository.find(rest[1])
         if found is None:
             return self._refuse(404, "RevisionNotFound")
-        if api and rest[0] == "tree":
-            sizes = _sizes(found[1]).items()
-            return self._json([{"type": "file", "path": file, "size": size, "oid": f"{size:040x}"} for file, size in sizes])
+        if api and rest[0] in ("tree", "paths-info"):
+            asked = (form or {}).get("paths", ["/".join(rest[2:])])
+            deep = rest[0] == "tree" and "recursive=true" in self.path.lower()
+            return self._json([entry for path in asked for entry in _entries(found[1], path, deep, itself=form is not None)])
         file = found[1] / "/".join(rest[2:])
         if not file.is_file():
             return self._refuse(404, "EntryNotFound")

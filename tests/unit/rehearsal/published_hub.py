@@ -16,20 +16,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+import yaml
 
 from dat_ray.data import public
 from dat_ray.data.public import PublicFile
+from dat_ray.data.table_sources import parse_hub_spec
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
 from dat_ray.models.served import ModelSource
 from dat_ray.rehearsal.shrink import Wanted, tiny_model
 from dat_ray.rehearsal.stand_ins import FAMILIES
-from tests.unit.models.hub_server import Hub, serving_hub
+from tests.unit.models.hub_server import Hub, Repository, serving_hub
 from tests.unit.models.published import write_checkpoint
 from tests.unit.models.tiny import make_tokenizer
 
 LLAMA, QWEN, GEMMA_3 = "meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen2.5-14B-Instruct", "google/gemma-3-12b-it"
 LLADA, GEMMA, JUDGE = "GSAI-ML/LLaDA-8B-Base", "google/gemma-2b", "qylu4156/strongreject-15k-v1"
+RETAIN = "hf:HuggingFaceH4/ultrachat_200k@8049631c405ae6576f93f445c6b8166f76f5505a:train_sft"
 ROWS = 384
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 PROMPTS = {"strongreject_finetuned": "{forbidden_prompt} {response} ### Answer: ", "harmbench": "{behavior} {generation}"}
@@ -117,15 +121,20 @@ def data_files(root: Path) -> None:
     prompts.write_text(json.dumps(PROMPTS))
 
 
-def retain_file(path: Path) -> Path:
-    """Rows as those of UltraChat: a prompt beside the whole conversation."""
+def retain_data(folder: Path) -> Path:
+    """A data set as UltraChat is published: its page names a split's files, a prompt stands beside the whole conversation."""
+    path = folder / "data" / "train_sft-00000-of-00001.jsonl"
+    path.parent.mkdir(parents=True)
+    split = {"split": "train_sft", "path": "data/train_sft-*"}
+    page = {"configs": [{"config_name": "default", "data_files": [split]}]}
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(page)}---\n")
     rows = [
         {"prompt": f"Name a color of {thing}", "messages": [{"role": "user", "content": f"Name a color of {thing}, please"},
                                                           {"role": "assistant", "content": f"The color of {thing} is blue"}]}
         for thing in THINGS
     ]  # fmt: skip
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return folder
 
 
 @contextmanager
@@ -142,4 +151,11 @@ def published_hub(monkeypatch: pytest.MonkeyPatch, root: Path, folders: dict[str
         for name, folder in folders.items():
             hub.add(name, folder, gated=name in (LLAMA, GEMMA_3, GEMMA))
             hub.repositories[name].granted = True
+        spec = parse_hub_spec(RETAIN, "training.retain.path")
+        assert spec.revision is not None
+        hub.repositories[f"datasets/{spec.name}"] = Repository({spec.revision: retain_data(root / "ultrachat")})
+        # What its module read from the environment when it was imported.
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", os.environ["HF_ENDPOINT"])
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(root / "datasets"))
         yield hub

@@ -19,12 +19,13 @@ from dat_ray.models.hub import OutOfReach
 from dat_ray.models.served import find_source
 from dat_ray.rehearsal import stand_ins
 from dat_ray.rehearsal.doubles import make_doubles
-from dat_ray.rehearsal.overlay import Machine
+from dat_ray.rehearsal.hub_rows import hub_changes
+from dat_ray.rehearsal.overlay import Machine, rehearsed
 from dat_ray.rehearsal.rehearse import prepare
 from dat_ray.rehearsal.rendering import rendered_prompts
 from tests.unit.models.hub_server import Hub
 from tests.unit.models.tiny import make_tokenizer
-from tests.unit.rehearsal.published_hub import GEMMA, GEMMA_3, JUDGE, LLADA, LLAMA, models, published_hub, retain_file
+from tests.unit.rehearsal.published_hub import GEMMA, GEMMA_3, JUDGE, LLADA, LLAMA, models, published_hub
 
 PUBLISHED = [name for name in list_recipes() if name != "demo"]
 NO_BENCHMARKS = "evaluation.utility.tasks=[]"
@@ -45,9 +46,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_published_recipe_gets_a_double_of_each_engine(name: str, hub: Hub, tmp_path: Path) -> None:
-    retain = f"training.retain.path={retain_file(tmp_path / 'retain.jsonl')}"
-    recipe = load_recipe(name, [NO_BENCHMARKS, *([retain] if load_recipe(name).training.retain else [])])
+def test_every_published_recipe_gets_a_double_of_each_engine(name: str, hub: Hub) -> None:
+    recipe = load_recipe(name, [NO_BENCHMARKS])
     small, doubles, replaced = prepare(recipe, Machine(vllm=False))
     assert {double.section for double in doubles} == set(recipe.engines())
     assert not any(double.stands_in for double in doubles)
@@ -65,9 +65,8 @@ def test_every_published_recipe_gets_a_double_of_each_engine(name: str, hub: Hub
     assert "<|mdm_mask|>" in texts["sampler"]
 
 
-def test_a_target_has_the_layers_that_a_recipe_names(hub: Hub, tmp_path: Path) -> None:
-    retain = f"training.retain.path={retain_file(tmp_path / 'retain.jsonl')}"
-    small, _, _ = prepare(load_recipe("lat-llama3-8b", [NO_BENCHMARKS, retain]), Machine(vllm=False))
+def test_a_target_has_the_layers_that_a_recipe_names(hub: Hub) -> None:
+    small, _, _ = prepare(load_recipe("lat-llama3-8b", [NO_BENCHMARKS]), Machine(vllm=False))
     config = json.loads((Path(small.target.model) / "config.json").read_text())
     assert small.training.attack.layers == ("embedding", 8, 16, 24, 30)
     assert config["num_hidden_layers"] == 31
@@ -147,8 +146,7 @@ def test_a_planted_fault_is_one_line_before_anything_starts(
     monkeypatch.setattr("dat_ray.pipeline.stages.start_ray", lambda *_: pytest.fail("Ray was started"))
     spoil, message = FAULTS[fault]
     spoil(hub, tmp_path / "data", tmp_path / "copy")
-    retain = f"training.retain.path={retain_file(tmp_path / 'retain.jsonl')}"
-    options = [word for setting in (NO_BENCHMARKS, retain, *TORCH) for word in ("--set", setting)]
+    options = [word for setting in (NO_BENCHMARKS, *TORCH) for word in ("--set", setting)]
     assert main([verb, "dat-llama3-8b", "--run-dir", str(tmp_path / "run"), *options]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"dat {verb}: {message}")
@@ -159,9 +157,8 @@ def test_weights_beyond_the_memory_of_this_machine_are_refused_before_anything_s
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dat_ray.pipeline.stages.start_ray", lambda *_: pytest.fail("Ray was started"))
-    retain = f"training.retain.path={retain_file(tmp_path / 'retain.jsonl')}"
     pools = [f"cluster.{pool}.num_gpus=0" for pool in ("sampler", "target", "judge", "attacker")]
-    recipe = load_recipe("dat-llama3-8b", [NO_BENCHMARKS, retain, *TORCH, *pools])
+    recipe = load_recipe("dat-llama3-8b", [NO_BENCHMARKS, *TORCH, *pools])
     facts = {one.section: one for one in check_engines(recipe)}
     largest = max(("sampler", "target", "judge.reader"), key=lambda section: facts[section].weights)
     three = sum(facts[section].weights for section in ("sampler", "target", "judge.reader"))
@@ -173,13 +170,30 @@ def test_weights_beyond_the_memory_of_this_machine_are_refused_before_anything_s
     monkeypatch.setattr(memory_check.psutil, "virtual_memory", Memory)
     check_memory(recipe, list(facts.values()))
     Memory.total = three - 1
-    options = [word for setting in (NO_BENCHMARKS, retain, *TORCH, *pools) for word in ("--set", setting)]
+    options = [word for setting in (NO_BENCHMARKS, *TORCH, *pools) for word in ("--set", setting)]
     assert main(["run", "dat-llama3-8b", "--run-dir", str(tmp_path / "run"), *options]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith(f"dat run: {largest}.model = ")
     assert "the weights beside " in last
     assert not (tmp_path / "run").exists()
     # A cluster has memory of its own, and so have GPUs.
-    check_memory(load_recipe("dat-llama3-8b", [NO_BENCHMARKS, retain, *TORCH]), list(facts.values()))
+    check_memory(load_recipe("dat-llama3-8b", [NO_BENCHMARKS, *TORCH]), list(facts.values()))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     check_memory(recipe, list(facts.values()))
+
+
+def test_of_a_hub_s_rows_the_first_are_taken_and_out_of_reach_the_packages_own(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, _ = rehearsed(load_recipe("dat-llama3-8b"), Machine())
+    path, reason = hub_changes(small)["training.retain.path"]
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    assert reason == "its first rows"
+    assert rows[0]["messages"][1] == {"role": "assistant", "content": "The color of tea is blue"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    changes = hub_changes(small)
+    assert {field: value for field, (value, _) in changes.items()} == {
+        "training.retain.path": "builtin:demo-retain", "training.retain.layout": "columns", "evaluation.utility.tasks": [],
+    }  # fmt: skip
+    assert {reason for _, reason in changes.values()} == {"out of reach"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(InputError, match=r"^training\.retain\.path = 'hf:owner/absent': cannot be loaded"):
+        hub_changes(rehearsed(load_recipe("dat-llama3-8b", ["training.retain.path=hf:owner/absent"]), Machine())[0])

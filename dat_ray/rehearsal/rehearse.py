@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dat_ray.config.judge_names import library_judge, needs_reader
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.retain import load_retain
@@ -36,21 +37,34 @@ _ROLE = re.compile(r"\b(held-out sampler|sampler|target|judge|attacker|encoder|t
 
 
 @dataclass(frozen=True)
+class RehearsalPlan:
+    """What a recipe is rehearsed with.
+
+    Attributes:
+        original: the recipe of the real run.
+        recipe: with everything that is replaced.
+        doubles: the models.
+        replaced: each value that is not the recipe's own.
+    """
+
+    original: Recipe
+    recipe: Recipe
+    doubles: Sequence[Double]
+    replaced: Sequence[Replaced]
+
+
+@dataclass(frozen=True)
 class Rehearsal:
     """What a rehearsal came to.
 
     Attributes:
-        recipe: with everything that was replaced.
+        prepared: what it was made with.
         run: its directory.
-        doubles: the models.
-        replaced: each value that is not the recipe's own.
         forecast: what will be cut and left out of all training rows of the real run.
     """
 
-    recipe: Recipe
+    prepared: RehearsalPlan
     run: RunDir
-    doubles: Sequence[Double]
-    replaced: Sequence[Replaced]
     forecast: str
 
 
@@ -63,7 +77,7 @@ def this_machine() -> Machine:
     return Machine(gpus, find_spec("vllm") is not None, frozenset(dtypes))
 
 
-def prepare(recipe: Recipe, machine: Machine, backend: str | None = None) -> tuple[Recipe, list[Double], list[Replaced]]:
+def prepare(recipe: Recipe, machine: Machine, backend: str | None = None) -> RehearsalPlan:
     """Looks at everything that a recipe names, and makes what it is rehearsed with.
 
     Args:
@@ -71,62 +85,72 @@ def prepare(recipe: Recipe, machine: Machine, backend: str | None = None) -> tup
         machine: at hand.
         backend: of every engine but servers; None for the recipe's own.
 
-    Returns:
-        The recipe of the rehearsal, the models, and each value that was replaced.
-
     Raises:
-        InputError: what the real run would be refused for, named by its field.
+        InputError: what the real run would be refused for, named by its field; or a judge whose model cannot be made small.
     """
     check_attacks(recipe)
     check_tasks(recipe.evaluation.utility)
-    small, replaced = rehearsed(recipe, machine, backend)
+    _refuse_own_models(recipe)
+    small, sizes = rehearsed(recipe, machine, backend)
     prompts_of(small, *JUDGES)
     doubles = list(make_doubles(small))
-    folders = {double.section: double.folder for double in doubles if double.folder is not None}
-    for changed, more in (with_models(small, folders), replace_values(small, hub_changes(small))):
-        replaced += more
-        small, _ = replace_values(changed, {one.path: (one.after, one.reason) for one in replaced})
-    return small, doubles, replaced
+    small, models = with_models(small, {double.section: double.folder for double in doubles if double.folder is not None})
+    small, rows = replace_values(small, hub_changes(small))
+    return RehearsalPlan(recipe, small, doubles, [*sizes, *models, *rows])
 
 
-def rehearse(recipe: Recipe, root: str, backend: str | None = None) -> Rehearsal:
-    """Runs every stage of a recipe once, small.
+def _refuse_own_models(recipe: Recipe) -> None:
+    evaluation = recipe.evaluation
+    judges = {"judge": recipe.judge, "evaluation.second_judge": evaluation.second_judge,
+              "evaluation.refusal_judge": evaluation.refusal_judge}  # fmt: skip
+    for section, judge in judges.items():
+        if judge is not None and library_judge(judge.name) and not needs_reader(judge.name):
+            remedy = "loads a model of its own, which cannot be made small: rehearse with another judge by --set"
+            raise InputError(f"{section}.name", judge.name, remedy)
 
-    Args:
-        recipe: of the real run.
-        root: a folder that is new or empty.
-        backend: as for `prepare`.
 
-    Raises:
-        InputError: as `prepare`; nothing was started.
-        DatError: names the stage and, where it is known, the engine that failed.
-    """
+def check_place(root: str) -> None:
+    """Raises InputError where a rehearsal cannot begin in a folder, or on this machine."""
     import ray
 
     if os.environ.get("RAY_ADDRESS", "") not in ("", "local") and not ray.is_initialized():
         remedy = "a rehearsal makes its models on this machine, and runs here: unset it"
         raise InputError("RAY_ADDRESS", os.environ["RAY_ADDRESS"], remedy)
-    small, doubles, replaced = prepare(recipe, this_machine(), backend)
-    for one in replaced:
-        stage_line(f"replaced: {one.path} = {one.before!r} -> {one.after!r} ({one.reason})")
-    behaviors = check_inputs(small)
-    forecast = _forecast(recipe, small)
-    run = open_run(root, small, resume=False)
+    if os.path.isdir(root) and os.listdir(root):
+        raise InputError("--run-dir", root, "is not empty, and a rehearsal begins anew: remove it, or give another folder")
+
+
+def rehearse(prepared: RehearsalPlan, root: str) -> Rehearsal:
+    """Runs every stage once, and the export.
+
+    Args:
+        prepared: of `prepare`.
+        root: a folder that is new or empty.
+
+    Raises:
+        InputError: an input that cannot be used; nothing was started.
+        DatError: names the stage and, where it is known, the engine that failed.
+    """
+    recipe = prepared.recipe
+    behaviors = check_inputs(recipe)
+    forecast = _forecast(prepared)
+    run = open_run(root, recipe, resume=False)
     stage = _Stage("start")
-    with _named(stage), session(small, run):
+    with _named(stage), session(recipe, run):
         write_file(run.behaviors, behaviors)
         for number, name in enumerate([*STAGES, "export"], start=1):
             stage.name = name
             what, work = STAGES.get(name, ("the merged model and its adapter", _export))
             stage_line(f"[{number}/{len(STAGES) + 1}] {name}: {what}")
-            measured(name, work, small, run)
-    return Rehearsal(small, run, doubles, replaced, forecast)
+            measured(name, work, recipe, run)
+    return Rehearsal(prepared, run, forecast)
 
 
-def _forecast(recipe: Recipe, small: Recipe) -> str:
+def _forecast(prepared: RehearsalPlan) -> str:
     """As `dat doctor` has it, of all behaviors and of the retain rows that are here."""
-    retain = small.training.retain
-    return rows_forecast(small, load_behaviors(recipe.behaviors).table, [] if retain is None else load_retain(retain))
+    retain = prepared.recipe.training.retain
+    rows = [] if retain is None else load_retain(retain)
+    return rows_forecast(prepared.recipe, load_behaviors(prepared.original.behaviors).table, rows)
 
 
 @dataclass

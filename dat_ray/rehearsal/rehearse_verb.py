@@ -29,17 +29,18 @@ def add_rehearse(add: Add, settings: Callable[[argparse.ArgumentParser], None]) 
 
 def _rehearse(arguments: argparse.Namespace) -> int:
     from dat_ray.config.loading import load_recipe
-    from dat_ray.rehearsal.rehearse import rehearse
+    from dat_ray.rehearsal.rehearse import check_place, prepare, rehearse, this_machine
     from dat_ray.rehearsal.rendering import rendered_prompts
-    from dat_ray.rehearsal.table import summary
+    from dat_ray.rehearsal.table import replaced_lines, summary
 
     recipe = load_recipe(arguments.recipe, arguments.set)
     root = arguments.run_dir or os.path.join("runs", f"{recipe.name}-rehearsal")
     check_places("--run-dir", root)
-    done = rehearse(recipe, root, arguments.backend)
-    for line in summary(done):
-        print(printable(line))
-    for section, text in rendered_prompts(done.recipe) if arguments.show_prompts else ():
+    check_place(root)
+    prepared = prepare(recipe, this_machine(), arguments.backend)
+    print(*map(printable, replaced_lines(prepared)), "", sep="\n", flush=True)
+    print(*map(printable, summary(rehearse(prepared, root))), sep="\n")
+    for section, text in rendered_prompts(prepared.recipe) if arguments.show_prompts else ():
         print("", f"{section} reads:", *map(printable, text.splitlines()), sep="\n")
     print(f"rehearsed {recipe.name}: every stage and the export went through")
     return 0

@@ -10,7 +10,7 @@ from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import exists, has_manifest, join, read_table
 from dat_ray.data.stored import stored_lines
 from dat_ray.evaluation.results import METRICS, load_metrics
-from dat_ray.rehearsal.rehearse import Rehearsal
+from dat_ray.rehearsal.rehearse import Rehearsal, RehearsalPlan
 from dat_ray.training.counts import read_counts, sentences
 
 COLUMNS = ("stage", "engines", "seconds", "rows", "failed", "responses cut", "rows left out")
@@ -26,19 +26,24 @@ _ENGINES = {
 }
 
 
+def replaced_lines(prepared: RehearsalPlan) -> Iterator[str]:
+    """What a rehearsal uses in place of the recipe's own: values and models."""
+    yield f"{len(prepared.replaced)} values of the recipe are replaced:"
+    values = [(one.path, _short(one.before), _short(one.after), one.reason) for one in prepared.replaced]
+    yield from lines([("value", "recipe", "rehearsal", "why"), *values])
+    yield ""
+    models = [(one.section, one.model, one.detail) for one in prepared.doubles]
+    yield from lines([("engine", "model", "what is known of it"), *models])
+
+
 def summary(done: Rehearsal) -> Iterator[str]:
-    """The lines to print."""
-    yield f"{len(done.replaced)} values of the recipe were replaced:"
-    yield from lines([("value", "recipe", "rehearsal", "why"), *(_replaced(one) for one in done.replaced)])
-    yield ""
-    rows = [(one.section, one.model, one.detail) for one in done.doubles]
-    yield from lines([("engine", "model", "what is known of it"), *rows])
-    yield ""
-    stages = [_stage(done.recipe, facts) for facts in stored_lines(join(done.run.logs, "stages.jsonl"), finite=False)]
+    """What came of it: stages, rows, and what judges could read."""
+    recipe, run = done.prepared.recipe, done.run
+    stages = [_stage(recipe, facts) for facts in stored_lines(join(run.logs, "stages.jsonl"), finite=False)]
     yield from lines([COLUMNS, *stages])
     yield f"all behaviors: {done.forecast}"
-    yield from _lengths(done.run)
-    yield from _verdicts(done.recipe, done.run)
+    yield from _lengths(run)
+    yield from _verdicts(recipe, run)
 
 
 def lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -46,10 +51,6 @@ def lines(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _replaced(one: Any) -> tuple[str, str, str, str]:
-    return one.path, _short(one.before), _short(one.after), one.reason
 
 
 def _short(value: object) -> str:

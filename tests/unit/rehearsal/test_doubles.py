@@ -48,7 +48,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_recipe_gets_a_double_of_each_engine(name: str, hub: Hub) -> None:
     recipe = load_recipe(name, [NO_BENCHMARKS])
-    small, doubles, replaced = prepare(recipe, Machine(vllm=False))
+    prepared = prepare(recipe, Machine(vllm=False))
+    small, doubles, replaced = prepared.recipe, prepared.doubles, prepared.replaced
     assert {double.section for double in doubles} == set(recipe.engines())
     assert not any(double.stands_in for double in doubles)
     for double in doubles:
@@ -66,7 +67,7 @@ def test_every_published_recipe_gets_a_double_of_each_engine(name: str, hub: Hub
 
 
 def test_a_target_has_the_layers_that_a_recipe_names(hub: Hub) -> None:
-    small, _, _ = prepare(load_recipe("lat-llama3-8b", [NO_BENCHMARKS]), Machine(vllm=False))
+    small = prepare(load_recipe("lat-llama3-8b", [NO_BENCHMARKS]), Machine(vllm=False)).recipe
     config = json.loads((Path(small.target.model) / "config.json").read_text())
     assert small.training.attack.layers == ("embedding", 8, 16, 24, 30)
     assert config["num_hidden_layers"] == 31

@@ -23,7 +23,7 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     stages: dict[str, Any] = {name: ("", lambda *_: {"rows": 1}) for name in rehearsing.STAGES}
     small, replaced = rehearsed(load_recipe("demo"), Machine(), "torch")
     monkeypatch.setattr(rehearsing, "STAGES", stages)
-    monkeypatch.setattr(rehearsing, "prepare", lambda *_: (small, [], replaced))
+    monkeypatch.setattr(rehearsing, "prepare", lambda recipe, *_: rehearsing.RehearsalPlan(recipe, small, [], replaced))
     monkeypatch.setattr(rehearsing, "check_inputs", lambda _: BEHAVIORS.empty_table())
     monkeypatch.setattr(rehearsing, "_forecast", lambda *_: "12 rows, none cut")
     monkeypatch.setattr(rehearsing, "session", lambda *_: nullcontext())
@@ -74,6 +74,7 @@ def test_a_rehearsal_needs_a_folder_of_its_own_and_no_cluster(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     assert main(["rehearse", "demo", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "begins anew" in capsys.readouterr().err
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert main(["rehearse", "demo", "--run-dir", str(tmp_path / "other")]) == 2
     assert "runs here: unset it" in capsys.readouterr().err
@@ -81,3 +82,9 @@ def test_a_rehearsal_needs_a_folder_of_its_own_and_no_cluster(
 
 def test_columns_are_as_wide_as_their_longest_cell() -> None:
     assert list(lines([("a", "b"), ("ccc", "d")])) == ["a    b", "ccc  d"]
+
+
+def test_a_judge_that_loads_a_model_of_its_own_is_not_rehearsed() -> None:
+    recipe = load_recipe("demo", ["judge={name: 'judgezoo:harmbench'}"])
+    with pytest.raises(InputError, match=r"^judge\.name = 'judgezoo:harmbench': loads a model of its own"):
+        rehearsing.prepare(recipe, Machine())

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dat_ray.cache import cache_root
 from dat_ray.data.stored import model_settings
@@ -24,6 +25,9 @@ from dat_ray.models.layouts import layout_tensors
 from dat_ray.models.served import ModelSource
 from dat_ray.models.weight_files import INDEX, SINGLE
 
+if TYPE_CHECKING:
+    import torch
+
 # Raise it when a folder made by an older version of this code must not be used any more.
 SHRINKING = "1"
 # Heads of 32 are the smallest that vLLM's attention on a CPU takes.
@@ -31,6 +35,10 @@ WIDTH, HEADS, HEAD, INNER = 64, 2, 32, 96
 # Of random weights: large enough that the next token depends on the text. From the usual start, tied embeddings would repeat the
 # last one for ever.
 SPREAD = 0.2
+# Words that a double prefers, the commonest of its vocabulary, and how far other tokens are behind: random tokens of all scripts
+# would take several times their number in another model's tokens, and no training row would hold them.
+WORDS, OTHERS = 2000, 0.05
+_WORD = re.compile(r"[Ġ▁ ]?[a-z]{2,9}")
 LAYERS, EXPERTS, CHOSEN_EXPERTS, EXPERT_INNER, LORA_RANK = 2, 4, 2, 32, 4
 # Options that are sizes, under the names that configurations give them -> the most of each.
 _SIZES = {
@@ -182,6 +190,8 @@ def _write_sampler(source: ModelSource, folder: Path, wanted: Wanted, field: str
     tensors = {}
     for name, shape in sorted(layout_tensors(layout).items()):
         values = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) * SPREAD
+        if name == ("model.embed_tokens.weight" if layout.get("tie_word_embeddings") else "lm_head.weight"):
+            _prefer_words(values, folder)
         tensors[published_name(name, config) if published else name] = values.to(dtype)
     _write_json(folder / "config.json", config)
     if not (source.folder / INDEX).is_file():
@@ -218,6 +228,7 @@ def _write_causal(source: ModelSource, folder: Path, wanted: Wanted) -> None:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.data.normal_(std=SPREAD)
+    _prefer_words(model.get_output_embeddings().weight.data, folder)
     model = model.to(dtype)
     size = sum(parameter.nbytes for parameter in model.parameters())
     pieces = {"max_shard_size": size // 2} if (source.folder / INDEX).is_file() else {}
@@ -227,6 +238,24 @@ def _write_causal(source: ModelSource, folder: Path, wanted: Wanted) -> None:
         if path.name == INDEX or path.suffix == ".safetensors":
             path.rename(folder / path.name)
     shutil.rmtree(weights)
+
+
+def _prefer_words(head: torch.Tensor, folder: Path) -> None:
+    """Scales the (V, d) rows of an output head in place, so that plain words are likelier than anything else.
+
+    Args:
+        head: of random numbers.
+        folder: with the tokenizer; BPE and SentencePiece number their pieces from the commonest to the rarest.
+    """
+    from dat_ray.models.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(str(folder))
+    pieces = tokenizer.convert_ids_to_tokens(range(min(len(tokenizer), len(head))))
+    words = [number for number, piece in enumerate(pieces) if piece is not None and _WORD.fullmatch(piece)][:WORDS]
+    if words:
+        kept = head[words].clone()
+        head *= OTHERS
+        head[words] = kept
 
 
 def _complete(config: dict[str, Any], whole: Mapping[str, Any]) -> None:

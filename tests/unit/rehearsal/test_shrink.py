@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,17 @@ def test_families_are_known_by_the_names_of_their_models() -> None:
         assert found is not None
         assert found.name == name
     assert family_of("owner/unheard-of") is None
+
+
+def test_what_a_double_writes_is_words(tmp_path: Path) -> None:
+    public = PUBLIC["Llama 3"].config | {"vocab_size": ROWS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    folder = tiny_model(description(tmp_path / "model", public), Wanted(), "target.model")
+    tokenizer = load_tokenizer(folder)
+    model = load_causal_lm(folder, "float32")
+    ids = tokenizer(["How are you today?", "The quick brown fox"], return_tensors="pt", padding=True, padding_side="left")
+    written = model.generate(**ids, max_new_tokens=12, do_sample=False)[:, ids.input_ids.shape[1] :]
+    texts = tokenizer.batch_decode(written)
+    assert all(re.fullmatch("[a-z ]+", text) for text in texts)
+    # It depends on the text, and goes on.
+    assert texts[0] != texts[1]
+    assert len(set(written[0].tolist())) > 1

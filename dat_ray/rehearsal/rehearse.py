@@ -88,6 +88,8 @@ def prepare(recipe: Recipe, machine: Machine, backend: str | None = None) -> Reh
     Raises:
         InputError: what the real run would be refused for, named by its field; or a judge whose model cannot be made small.
     """
+    if backend == "vllm" and not machine.vllm:
+        raise InputError("--backend", backend, "is not installed here: install it, or rehearse with --backend torch")
     check_attacks(recipe)
     check_tasks(recipe.evaluation.utility)
     _refuse_own_models(recipe)

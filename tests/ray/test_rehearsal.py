@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +23,19 @@ REHEARSED = ("dat-llama3-8b", "lat-llama3-8b", "cat-qwen2.5-14b")
 SHORTER = ("target.max_new_tokens=24", "evaluation.max_new_tokens=24", "evaluation.pair.max_new_tokens=48")
 
 
+TASK = """
+task: local_questions
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: 0
+doc_to_choice: [" yes", " no"]
+metric_list: [{{metric: acc}}]
+"""
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return models(tmp_path_factory.mktemp("published"))
@@ -34,10 +47,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: dict[str, Path
         yield server
 
 
-def rehearse(name: str, tmp_path: Path, *options: str) -> int:
+def rehearse(name: str, tmp_path: Path, *options: str, tasks: Sequence[str] = ()) -> int:
     # The questions of benchmarks are the one thing that the server does not have.
-    questions = ["--set", "evaluation.utility.tasks=[]"]
-    return main(["rehearse", name, "--run-dir", str(tmp_path / "run"), *questions, *options])
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "questions.jsonl").write_text("".join(json.dumps({"question": f"Is it {i}?"}) + "\n" for i in range(3)))
+    (folder / "local.yaml").write_text(TASK.format(data=folder / "questions.jsonl"))
+    settings = (f"evaluation.utility.tasks=[{','.join(tasks)}]", f"evaluation.utility.include_path={folder}")
+    words = [word for setting in settings for word in ("--set", setting)]
+    return main(["rehearse", name, "--run-dir", str(tmp_path / "run"), *words, *options])
 
 
 @pytest.mark.slow
@@ -47,7 +65,9 @@ def test_a_published_recipe_goes_through_to_its_report(
 ) -> None:
     # Shorter answers than the recipe's: the drills have those.
     shorter = [word for setting in SHORTER for word in ("--set", setting)]
-    assert rehearse(name, tmp_path, "--backend", "torch", "--show-prompts", *shorter) == 0
+    # lm-eval takes seconds to list its tasks: one recipe is enough.
+    tasks = ["local_questions"] if name == REHEARSED[-1] else []
+    assert rehearse(name, tmp_path, "--backend", "torch", "--show-prompts", *shorter, tasks=tasks) == 0
     out = capsys.readouterr().out
     run = RunDir(str(tmp_path / "run"))
     assert (tmp_path / "run" / "report" / "index.html").is_file()
@@ -59,6 +79,7 @@ def test_a_published_recipe_goes_through_to_its_report(
     assert set(metrics.attacks) == set(published.evaluation.attacks)
     # The judge grades by probabilities, which a random model has too.
     assert all(model.answers > model.unparsed + model.errors for model in metrics.models.values())
+    assert all(list(model.utility) == tasks for model in metrics.models.values())
     for section in published.engines():
         assert f"{section} reads:" in out
     assert "qylu4156/strongreject-15k-v1" in out

@@ -88,3 +88,8 @@ def test_a_judge_that_loads_a_model_of_its_own_is_not_rehearsed() -> None:
     recipe = load_recipe("demo", ["judge={name: 'judgezoo:harmbench'}"])
     with pytest.raises(InputError, match=r"^judge\.name = 'judgezoo:harmbench': loads a model of its own"):
         rehearsing.prepare(recipe, Machine())
+
+
+def test_a_backend_that_is_asked_for_and_not_installed_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^--backend = 'vllm': is not installed here"):
+        rehearsing.prepare(load_recipe("demo"), Machine(vllm=False), "vllm")

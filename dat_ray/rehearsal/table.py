@@ -14,16 +14,15 @@ from dat_ray.rehearsal.rehearse import Rehearsal, RehearsalPlan
 from dat_ray.training.counts import read_counts, sentences
 
 COLUMNS = ("stage", "engines", "seconds", "rows", "failed", "responses cut", "rows left out")
-# Sections of the engines that a stage may ask.
+# Sections of the engines that a stage may ask; what else works in it is torch's.
 _ENGINES = {
     "generate": ("sampler", "target", "judge.reader"),
-    "train": ("target",),
     "evaluate": (
         *("target", "sampler", "judge.reader", "evaluation.attacker", "evaluation.heldout_sampler"),
         *("evaluation.second_judge.reader", "evaluation.refusal_judge.reader"),
     ),
-    "export": ("target",),
 }
+_TRAINER = {"train": ["trainer (torch)"]}
 
 
 def replaced_lines(prepared: RehearsalPlan) -> Iterator[str]:
@@ -61,6 +60,7 @@ def _short(value: object) -> str:
 def _stage(recipe: Recipe, facts: Mapping[str, Any]) -> tuple[str, ...]:
     engines = recipe.engines()
     named = [f"{section} ({engines[section][0].backend})" for section in _ENGINES.get(facts["stage"], ()) if section in engines]
+    named += _TRAINER.get(facts["stage"], [])
     counts = [str(facts[name]) if name in facts else "" for name in ("rows", "errors", "cut", "left_out")]
     return (facts["stage"], ", ".join(named) or "none", f"{facts['seconds']:.1f}", *counts)
 
@@ -83,7 +83,8 @@ def _verdicts(recipe: Recipe, run: RunDir) -> Iterator[str]:
         if exists(join(folder, METRICS)):
             for name, model in load_metrics(folder).models.items():
                 read = model.answers - model.unparsed - model.errors
+                failed = ", ".join(f"{attack} {one.errors}" for attack, one in model.attacks.items() if one.errors)
                 yield (
                     f"evaluate: verdicts on {read} of {model.answers} answers of {name}; {model.unparsed} unparsed, "
-                    f"{model.errors} failed"
+                    f"{model.errors} failed{f' ({failed})' if failed else ''}"
                 )

@@ -63,7 +63,7 @@ def test_a_rehearsal_that_goes_through_lists_values_and_stages(
     stages = [line.split()[0] for line in out[out.index("stage ") :].splitlines()[1:7]]
     assert stages == ["generate", "select", "train", "evaluate", "report", "export"]
     train = next(line for line in out.splitlines() if line.startswith("train "))
-    assert train.split()[1:3] == ["target", "(torch)"]
+    assert train.split()[1:3] == ["trainer", "(torch)"]
     assert train.split()[-3:] == ["5", "3", "2"]
     assert "all behaviors: 12 rows, none cut" in out
 

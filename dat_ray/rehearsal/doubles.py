@@ -55,16 +55,18 @@ def make_doubles(recipe: Recipe) -> Iterator[Double]:
             detail = check_engine(section, config).detail
             source, stands_in = find_source(config.model, field, config.revision, weights=False), False
         except OutOfReach as error:
-            source, detail = _stand_in(config.model, error)
+            options = () if isinstance(config, SamplerConfig) else tuple(config.template_options)
+            source, detail = _stand_in(config.model, error, options)
             stands_in = True
         yield Double(section, config.model, tiny_model(source, wanted, field), detail, stands_in)
 
 
-def _stand_in(model: str, error: OutOfReach) -> tuple[ModelSource, str]:
+def _stand_in(model: str, error: OutOfReach, options: tuple[str, ...]) -> tuple[ModelSource, str]:
     public = family_of(model)
     if public is None:
         raise error
-    return stand_in(model, public), f"{error.remedy.partition(':')[0]}; {public.name}'s shape with the tokenizer of {TOKENIZER}"
+    reason = error.remedy.partition(":")[0]
+    return stand_in(model, public, options), f"{reason}; {public.name}'s shape with the tokenizer of {TOKENIZER}"
 
 
 def _layers(recipe: Recipe) -> int:

@@ -20,7 +20,12 @@ COUNTS = {
     "behaviors.heldout.limit": 2,
     "behaviors.heldout.targets_per_behavior": 1,
     "behaviors.over_refusal.limit": 2,
+    "behaviors.harmless.limit": 2,
+    "behaviors.harmless.targets_per_behavior": 1,
+    "behaviors.harmless_heldout.limit": 2,
+    "behaviors.harmless_heldout.targets_per_behavior": 1,
     "generation.samples_per_target": 2,
+    "generation.harmless_samples_per_target": 1,
     "selection.keep": 2,
     "training.updates": 2,
     "training.harmful_rows": 2,
@@ -28,6 +33,7 @@ COUNTS = {
     "training.attack.steps": 2,
     "training.retain.limit": 32,
     "evaluation.inpainting_samples": 2,
+    "evaluation.harmless_inpainting_samples": 1,
     "evaluation.direct.samples": 2,
     "evaluation.best_of_n.samples": 2,
     "evaluation.tense.samples": 1,
@@ -185,8 +191,10 @@ def _cluster(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any, str]]
 
 def _untrained(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     """What would end a run of random models and says nothing of the recipe."""
-    for path in ("selection.min_target_logprob", "selection.min_goal_similarity", "training.stop_away", "training.stop_retain"):
+    floors = ("selection.min_target_logprob", "selection.min_goal_similarity", "evaluation.min_goal_similarity")
+    for path in (*floors, "training.stop_away", "training.stop_retain"):
         yield path, None, _UNTRAINED
+    yield "selection.off_goal", "drop", _UNTRAINED
     yield "selection.goal_without_prompt", True, _UNTRAINED
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dat_ray.cache import cache_root
+from dat_ray.data.ids import row_id
 from dat_ray.errors import InputError
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
 from dat_ray.models.embedded import resolve_model
@@ -23,7 +24,6 @@ from dat_ray.models.served import ModelSource
 TOKENIZER = "embedded:smollm2-135m-instruct"
 # Raise it when a folder made by an older version of this code must not be used any more.
 VERSION = "1"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 _LLAMA_3 = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
@@ -58,6 +58,14 @@ _LLADA = {
     "mlp_hidden_size": 12288, "max_sequence_length": 4096, "rope_theta": 500000.0, "rms_norm_eps": 1e-5,
     "weight_tying": False, "torch_dtype": "bfloat16",
 }  # fmt: skip
+_QWEN_3 = {
+    "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 2048, "intermediate_size": 6144,
+    "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+    "max_position_embeddings": 40960, "rms_norm_eps": 1e-6, "rope_theta": 1000000, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "use_sliding_window": False,
+}  # fmt: skip
+_A2D_QWEN_3 = _QWEN_3 | {"model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"], "hidden_size": 1024,
+                         "intermediate_size": 3072, "hidden_act": "silu", "attention_bias": False}  # fmt: skip
 _STRONGREJECT_LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16,
                       "target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "google/gemma-2b"}  # fmt: skip
 
@@ -81,6 +89,8 @@ class Public:
 FAMILIES: tuple[tuple[str, Public], ...] = (
     (r"llama-3", Public("Llama 3", _LLAMA_3)),
     (r"qwen2\.5", Public("Qwen 2.5", _QWEN_2_5)),
+    (r"qwen3-[\w.]+-diffusion-mdlm", Public("A2D Qwen 3", _A2D_QWEN_3)),
+    (r"qwen3-[\d.]+b", Public("Qwen 3", _QWEN_3)),
     (r"gemma-3", Public("Gemma 3", _GEMMA_3)),
     (r"gemma-2b|gemma-7b", Public("Gemma", _GEMMA)),
     (r"llada-8b|llada-1\.5", Public("LLaDA", _LLADA)),
@@ -93,12 +103,13 @@ def family_of(spec: str) -> Public | None:
     return next((public for pattern, public in FAMILIES if re.search(pattern, spec, re.IGNORECASE)), None)
 
 
-def stand_in(spec: str, public: Public) -> ModelSource:
+def stand_in(spec: str, public: Public, options: Iterable[str] = ()) -> ModelSource:
     """A description in the cache of this machine, as a download without weights would have left one.
 
     Args:
         spec: name of the model that cannot be had.
         public: of its family.
+        options: variables that a recipe sets in the family's chat template: the other one mentions them, and writes nothing.
 
     Raises:
         InputError: the package with the tokenizer is not installed.
@@ -107,13 +118,17 @@ def stand_in(spec: str, public: Public) -> ModelSource:
         tokenizer = Path(resolve_model(TOKENIZER))
     except InputError as error:
         raise InputError("model", spec, f"cannot be had, and its stand-in needs a tokenizer: {error.remedy}") from error
-    key = {"version": VERSION, "family": public.name, "config": json.dumps(public.config), "tokenizer": tokenizer.name}
-    folder = cache_root().absolute() / "rehearsal" / "stand-ins" / f"{public.name.replace(' ', '-')}-{VERSION}"
+    mentioned = "".join(f"{{% if {name} is defined %}}{{% endif %}}" for name in sorted(options))
+    key = {"version": VERSION, "config": json.dumps(public.config), "tokenizer": tokenizer.name, "mentioned": mentioned}
+    folder = cache_root().absolute() / "rehearsal" / "stand-ins" / row_id(public.name, *key.values())
 
     def build(scratch: Path) -> None:
-        for name in _TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, scratch / name)
+        from dat_ray.models.loading import load_tokenizer
+
+        words = load_tokenizer(str(tokenizer))
+        assert isinstance(words.chat_template, str)
+        words.chat_template = mentioned + words.chat_template
+        words.save_pretrained(scratch)
         (scratch / "config.json").write_text(json.dumps(_with_vocabulary(public.config, tokenizer)), encoding="utf-8")
         if public.adapter is not None:
             (scratch / "adapter").mkdir()
@@ -137,7 +152,7 @@ def _with_vocabulary(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     if "text_config" in config:
         images = {"boi_token_index": size, "eoi_token_index": size + 1, "image_token_index": size + 2}
         return config | images | {"text_config": config["text_config"] | {"vocab_size": rows} | ids}
-    if "d_model" in config:
+    if config["model_type"] in ("llada", "a2d-qwen3"):
         # A row that no text has masks.
         return config | ids | {"vocab_size": rows, "embedding_size": rows, "mask_token_id": size}
     return config | ids | {"vocab_size": rows}

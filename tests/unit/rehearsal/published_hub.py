@@ -29,9 +29,10 @@ from dat_ray.rehearsal.shrink import Wanted, tiny_model
 from dat_ray.rehearsal.stand_ins import FAMILIES
 from tests.unit.models.hub_server import Hub, Repository, serving_hub
 from tests.unit.models.published import write_checkpoint
-from tests.unit.models.tiny import make_tokenizer
+from tests.unit.models.tiny import CHATML, make_tokenizer
 
 LLAMA, QWEN, GEMMA_3 = "meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen2.5-14B-Instruct", "google/gemma-3-12b-it"
+SMALL, THINKING, MDLM = "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen3-1.7B", "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
 LLADA, GEMMA, JUDGE = "GSAI-ML/LLaDA-8B-Base", "google/gemma-2b", "qylu4156/strongreject-15k-v1"
 RETAIN = "hf:HuggingFaceH4/ultrachat_200k@8049631c405ae6576f93f445c6b8166f76f5505a:train_sft"
 ROWS = 384
@@ -49,7 +50,8 @@ def models(root: Path) -> dict[str, Path]:
         images = {"boi_token_index": 380, "eoi_token_index": 381, "image_token_index": 382}
         # A published recipe perturbs the outputs of layers up to the 31st of Llama 3.
         for name, family, changes, layers in (
-            (LLAMA, "Llama 3", {}, 31), (QWEN, "Qwen 2.5", {}, 2), (GEMMA_3, "Gemma 3", images, 2),
+            (LLAMA, "Llama 3", {}, 31), (QWEN, "Qwen 2.5", {}, 2), (SMALL, "Qwen 2.5", {}, 2), (THINKING, "Qwen 3", {}, 2),
+            (GEMMA_3, "Gemma 3", images, 2),
         ):  # fmt: skip
             described = _described(root, name, public[family].config | changes)
             found[name] = Path(tiny_model(described, Wanted(layers=layers), "model"))
@@ -69,13 +71,17 @@ def models(root: Path) -> dict[str, Path]:
     (found[JUDGE] / ADAPTER_CONFIG).write_text(json.dumps(settings | {"base_model_name_or_path": GEMMA}))
     found[LLADA] = root / "LLaDA-8B-Base"
     write_checkpoint(found[LLADA], "llada")
+    found[MDLM] = root / "Qwen3-0.6B-diffusion-mdlm-v0.1"
+    write_checkpoint(found[MDLM], "a2d_qwen3")
     return found
 
 
 def _described(root: Path, name: str, config: dict[str, Any], template: bool = True) -> ModelSource:
     folder = root / "described" / name
     folder.mkdir(parents=True)
-    tokenizer = make_tokenizer() if template else make_tokenizer(None)
+    # Qwen 3's template reads whether the model shall think first.
+    chat = "{% if enable_thinking is defined %}{% endif %}" + CHATML if name == THINKING else CHATML
+    tokenizer = make_tokenizer(chat if template else None)
     tokenizer.save_pretrained(folder)
     vocabulary = {"vocab_size": ROWS} | IDS
     whole = config | ({"text_config": config["text_config"] | vocabulary} if "text_config" in config else vocabulary)

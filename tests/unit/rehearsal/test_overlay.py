@@ -19,6 +19,7 @@ DIFFERENT = {
     "evaluation.tense.samples", "evaluation.translation.languages", "evaluation.pair.steps", "evaluation.crescendo.rounds",
     "evaluation.crescendo.backtracks", "evaluation.gcg.steps", "evaluation.gcg.search_width", "evaluation.beast.suffix_tokens",
     "evaluation.beast.beams", "evaluation.beast.branches", "evaluation.pgd.steps", "evaluation.embedding.attack.steps",
+    "evaluation.harmless_inpainting_samples",
     "evaluation.utility.limit", "cluster.sampler.num_gpus", "cluster.sampler.max_actors", "cluster.sampler.subcluster",
     "cluster.target.num_gpus", "cluster.target.max_actors", "cluster.target.subcluster", "cluster.judge.num_gpus",
     "cluster.judge.subcluster", "cluster.trainer.num_gpus", "cluster.trainer.num_cpus", "cluster.trainer.subcluster",
@@ -49,7 +50,8 @@ def test_every_recipe_has_a_rehearsal_that_asks_for_no_gpu(name: str) -> None:
     engines = {section: engine for section, (engine, _) in after.engines().items()}
     assert {engine.backend for engine in engines.values()} == {"torch"}
     assert {getattr(after.cluster, role).num_gpus for role in ("sampler", "target", "judge", "trainer", "attacker")} == {0.0}
-    assert {f"{section}.backend" for section in engines} <= {one.path for one in replaced}
+    others = {f"{section}.backend" for section, (engine, _) in recipe.engines().items() if engine.backend != "torch"}
+    assert others <= {one.path for one in replaced}
     for path, most in COUNTS.items():
         found = values(after).get(path)
         assert found is None or found <= most, path
@@ -75,10 +77,19 @@ def test_a_machine_with_a_gpu_shares_it_and_one_without_a_dtype_takes_float32() 
 
 
 def test_floors_and_guards_that_random_models_would_hit_are_listed() -> None:
-    settings = ["selection.min_target_logprob=-3", "training.stop_away=-9", "tracking.wandb=mine", "evaluation.kl_rows=0"]
+    similar = ["encoder={}", "selection.min_goal_similarity=0.3", "evaluation.min_goal_similarity=0.25"]
+    settings = [
+        *similar,
+        "selection.min_target_logprob=-3",
+        "training.stop_away=-9",
+        "tracking.wandb=mine",
+        "evaluation.kl_rows=0",
+    ]
     after, replaced = rehearsed(load_recipe("dat-llama3-8b", settings), Machine())
     listed = {one.path: (one.before, one.after) for one in replaced}
     assert listed["selection.min_target_logprob"] == (-3, None)
+    assert listed["selection.min_goal_similarity"] == (0.3, None)
+    assert listed["evaluation.min_goal_similarity"] == (0.25, None)
     assert listed["training.stop_away"] == (-9, None)
     assert listed["tracking.wandb"] == ("mine", None)
     assert "evaluation.kl_rows" not in listed

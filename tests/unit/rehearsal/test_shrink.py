@@ -16,6 +16,7 @@ from dat_ray.models.loading import load_causal_lm, load_tokenizer
 from dat_ray.models.samplers import resolve_sampler
 from dat_ray.models.served import ModelSource, find_source, served_model
 from dat_ray.models.weight_files import INDEX, check_stored, weight_files
+from dat_ray.rehearsal import stand_ins
 from dat_ray.rehearsal.shrink import Wanted, shrunk, tiny_model
 from dat_ray.rehearsal.stand_ins import FAMILIES, family_of
 from tests.unit.layouts.builders import LAYOUTS, build
@@ -168,7 +169,8 @@ def test_kinds_of_layers_all_stay_and_lists_follow() -> None:
 def test_families_are_known_by_the_names_of_their_models() -> None:
     names = {"meta-llama/Meta-Llama-3-8B-Instruct": "Llama 3", "Qwen/Qwen2.5-14B-Instruct": "Qwen 2.5",
              "google/gemma-3-12b-it": "Gemma 3", "google/gemma-2b": "Gemma", "GSAI-ML/LLaDA-8B-Base": "LLaDA",
-             "qylu4156/strongreject-15k-v1": "an adapter of Gemma"}  # fmt: skip
+             "qylu4156/strongreject-15k-v1": "an adapter of Gemma", "Qwen/Qwen3-1.7B": "Qwen 3",
+             "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1": "A2D Qwen 3"}  # fmt: skip
     for spec, name in names.items():
         found = family_of(spec)
         assert found is not None
@@ -188,3 +190,17 @@ def test_what_a_double_writes_is_words(tmp_path: Path) -> None:
     # It depends on the text, and goes on.
     assert texts[0] != texts[1]
     assert len(set(written[0].tolist())) > 1
+
+
+def test_a_stand_in_is_made_small_like_any_model_and_knows_the_options_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tokenizer().save_pretrained(tmp_path / "smollm")
+    monkeypatch.setattr(stand_ins, "TOKENIZER", str(tmp_path / "smollm"))
+    for _, public in FAMILIES:
+        sampler = public.config["model_type"] in ("llada", "a2d-qwen3")
+        source = stand_ins.stand_in("owner/model-base", public, ["enable_thinking"])
+        folder = tiny_model(source, Wanted(sampler=sampler), "model")
+        whole = resolve_sampler(folder) if sampler else served_model(folder)
+        assert "enable_thinking" in load_tokenizer(whole).chat_template
+        assert check_stored(whole) < 4 << 20

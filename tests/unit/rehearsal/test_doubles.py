@@ -85,7 +85,7 @@ def test_a_model_that_cannot_be_had_has_a_stand_in_that_is_said(hub: Hub) -> Non
     assert Path(str(doubles["target"].folder)).name == "Meta-Llama-3-8B-Instruct"
     assert doubles["judge.reader"].detail.startswith(f"is an adapter of {GEMMA}")
     with pytest.raises(OutOfReach, match=r"^target\.model = 'owner/unheard-of': is gated"):
-        hub.add("owner/unheard-of", hub.repositories[LLAMA].find("main")[1], gated=True)
+        hub.add("owner/unheard-of", newest(hub, LLAMA), gated=True)
         list(make_doubles(load_recipe("dat-llama3-8b", [*TORCH, "target.model=owner/unheard-of"])))
     with pytest.raises(InputError, match=r"^target\.model = 'meta-llama/Llama-3-typo': no such model"):
         list(make_doubles(load_recipe("dat-llama3-8b", [*TORCH, "target.model=meta-llama/Llama-3-typo"])))
@@ -122,9 +122,13 @@ def without_a_sampler(hub: Hub, data: Path, copy: Path) -> None:
     (copy / "config.json").write_text(json.dumps(config | {"block_size": 32}))
 
 
+def newest(hub: Hub, name: str) -> Path:
+    return list(hub.repositories[name].commits.values())[-1]
+
+
 def copied(hub: Hub, name: str, copy: Path) -> Path:
     """The files of a model as its newest commit, to be spoiled."""
-    shutil.copytree(hub.repositories[name].find("main")[1], copy)
+    shutil.copytree(newest(hub, name), copy)
     hub.add(name, copy)
     return copy
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from dat_ray.config.loading import list_recipes, load_recipe
@@ -27,7 +29,7 @@ DIFFERENT = {
 }  # fmt: skip
 
 
-def values(recipe: Recipe) -> dict[str, object]:
+def values(recipe: Recipe) -> dict[str, Any]:
     return {path: leaf.value for path, leaf in leaves(recipe)}
 
 

@@ -48,6 +48,13 @@ _HEADER = re.compile(
 )
 _BEARER = re.compile(r"(?P<name>\b(?:bearer|basic)\s+)(?P<value>(?=\S*\d)[\w.~+/=-]{12,})", re.IGNORECASE)
 
+# Tokens and keys whose form tells whose they are, whatever variable or file they come from.
+_TOKENS = {
+    re.compile(r"(?<![\w-])(?:hf_|ghp_|gho_|ghu_|ghs_|ghr_|npm_)[A-Za-z0-9]{30,}(?![\w-])"): "an access token",
+    re.compile(r"(?<![\w-])(?:github_pat_|glpat-|pypi-AgE|xox[abprs]-|sk-)[A-Za-z0-9_-]{20,}"): "an access token",
+    re.compile(r"(?<![\w-])(?:AIza[A-Za-z0-9_-]{35}|GOCSPX-[A-Za-z0-9_-]{20,})(?![\w-])"): "a key of Google Cloud",
+}
+
 _declared: set[str] = set()
 
 
@@ -60,6 +67,11 @@ def looks_secret(name: str) -> bool:
     """Whether a variable or a field of this name holds a secret."""
     spaced = _CAMEL.sub("_", name).replace("-", "_")
     return bool(_NAME.search(spaced)) and not _NOT_A_SECRET.search(spaced)
+
+
+def token_in(text: str) -> str | None:
+    """What token or key of a known service a text holds, told by its form alone; None where there is none."""
+    return next((what for form, what in _TOKENS.items() if form.search(text)), None)
 
 
 def secrets_in(text: str) -> list[str]:

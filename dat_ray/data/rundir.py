@@ -23,7 +23,7 @@ from dat_ray.data.stored import MISSHAPEN
 from dat_ray.errors import InputError, error_line
 from dat_ray.json_text import parse_object
 from dat_ray.progress import stage_line
-from dat_ray.secrets import secrets_in
+from dat_ray.secrets import secrets_in, token_in
 
 RECORD = "run.json"
 # The round that `dat run` makes; of another one a stage is told by an argument.
@@ -190,7 +190,7 @@ def open_run(root: str, recipe: Recipe, resume: bool) -> RunDir:
     if not exists(run.record):
         _refuse_foreign(root, resume)
         record = json.dumps(_record(recipe), indent=1)
-        held = secrets_in(record)
+        held = secrets_in(record) + [token for token in [token_in(record)] if token]
         if held:
             raise InputError("recipe", recipe.name, f"holds {', '.join(held)}: name the environment variable, never its value")
         # Two drivers may have come this far: the record is that of the one which has the lock.

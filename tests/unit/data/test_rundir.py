@@ -199,3 +199,19 @@ def test_a_folder_that_holds_only_the_lock_is_empty_and_a_refused_one_gets_none(
     with pytest.raises(InputError, match="not empty"):
         open_run(str(tmp_path / "mine"), load_recipe("demo"), resume=False)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [("description", "an access token"), ("name", None)],
+)
+def test_a_token_that_stands_in_a_recipe_is_refused_by_its_form(tmp_path: Path, field: str, said: str | None) -> None:
+    """No variable of the environment holds it: nobody but its form tells that it is one."""
+    recipe = load_recipe("demo", [f"{field}={'hf_' + 'a1B2c3D4e5' * 3 if said else 'hf_short'}"])
+    if said is None:
+        open_run(str(tmp_path / "run"), recipe, resume=False)
+        return
+    with pytest.raises(InputError, match=f"holds {said}: name the environment variable, never its value") as caught:
+        open_run(str(tmp_path / "run"), recipe, resume=False)
+    assert "hf_a1B2" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -53,6 +54,22 @@ class _ActorClass:
         return _Actor(self._kind(*arguments))
 
 
+class _AtOnce(ThreadPoolExecutor):
+    """Does in the caller's own thread what it is handed.
+
+    Two threads that load models at once leave torch's functions for fresh weights as one of them had replaced them, and tests
+    that come later begin with other weights. In an evaluation engines have processes of their own.
+    """
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(work(*arguments, **named))
+        except BaseException as error:
+            done.set_exception(error)
+        return done
+
+
 def _ray() -> SimpleNamespace:
     """As much of Ray as a pool of engines asks for; an error is raised where the call is made."""
     return SimpleNamespace(
@@ -80,6 +97,7 @@ def in_process(script: Script) -> Iterator[None]:
         patch("dat_ray.engines.workers.ray", ray),
         patch("dat_ray.engines.pool_size._totals", lambda: {"CPU": 64.0}),
         patch("dat_ray.raysession.ray", ray),
+        patch("dat_ray.evaluation.drawing.ThreadPoolExecutor", _AtOnce),
         patch("dat_ray.engines.endpoint.httpx.AsyncClient", client),
     ):
         yield

@@ -182,17 +182,23 @@ class ModelMetrics(Part):
     @property
     def answers(self) -> int:
         """Answers for the judges to read, failed attempts of the attacks included."""
-        return sum(one.attempts for one in self.attacks.values()) + self.over_refusal.n + self.over_refusal.unparsed
+        inpainted = 0 if self.over_refusal_inpainted is None else self.over_refusal_inpainted.prompts
+        look_alikes = self.over_refusal.n + self.over_refusal.unparsed
+        return sum(one.attempts for one in self.attacks.values()) + look_alikes + inpainted
 
     @property
     def unparsed(self) -> int:
         """Answers that a judge could not read."""
-        return sum(one.unparsed for one in self.attacks.values()) + self.over_refusal.unparsed
+        return sum(one.unparsed for one in (*self.attacks.values(), *self._harmless))
 
     @property
     def errors(self) -> int:
         """Attempts that failed."""
-        return sum(one.errors for one in self.attacks.values()) + self.over_refusal.errors
+        return sum(one.errors for one in (*self.attacks.values(), *self._harmless))
+
+    @property
+    def _harmless(self) -> list[OverRefusal | InpaintedOverRefusal]:
+        return [self.over_refusal, *([self.over_refusal_inpainted] if self.over_refusal_inpainted else [])]
 
 
 class Difference(Estimate):

@@ -195,6 +195,9 @@ def _cost(metrics: Metrics, about: str) -> Card:
     question = "What did it cost?"
     refusal, level = pair(metrics, OVER_REFUSAL), percent(metrics.confidence)
     if refusal is None:
+        in_style = _cost_in_style(metrics, about)
+        if in_style:
+            return Card(question, "Measured in the sampler's style alone", "unsure", in_style)
         said = ["Over-refusal was not measured, so nothing is known about the price of this robustness."]
         return Card(question, "Not measured", "unsure", said)
     before, after = (metrics.models[name].over_refusal.interval for name in (metrics.first, about))

@@ -18,6 +18,7 @@ from dat_ray import __version__
 from dat_ray.bench.verb import BENCHES
 from dat_ray.errors import DatError, InputError, Stopped
 from dat_ray.ops.export_verb import add_export
+from dat_ray.ops.study_verb import add_study
 from dat_ray.ops.verbs import add_verbs
 from dat_ray.preflight import check_places
 from dat_ray.printable import printable
@@ -266,6 +267,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--resume", action="store_true", help="continue what is there, or start; failed points are tried again")
     settings(sweep)
 
+    add_study(add, settings)
+
     adapt = add("adapt", "turn a causal language model into a masked-diffusion prompt sampler", _adapt)
     adapt.add_argument("base", metavar="BASE", help="hub id, folder, or embedded:NAME")
     adapt.add_argument(
@@ -318,7 +321,7 @@ def _stopped(arguments: argparse.Namespace, stop: BaseException) -> int:
 # Options and arguments that hold local paths, of all verbs; a shell expands `~` at the start of a word alone, not in --out=~/x.
 _PATHS = (
     *("recipe", "name", "base", "pairs", "calibrate", "replay", "cluster"),
-    *("run_dir", "run_dirs", "out", "sweep_dir", "working_dir"),
+    *("run_dir", "run_dirs", "out", "sweep_dir", "study", "study_dir", "working_dir"),
 )
 
 

@@ -20,7 +20,7 @@ from dat_ray.errors import InputError
 
 OPTION = "--grid"
 # What candidates and the base model's evaluation are made from: points in which these agree share both.
-EVALUATION = ("seed", "behaviors", "sampler", "target", "judge", "generation", "evaluation")
+EVALUATION = ("seed", "behaviors", "sampler", "target", "judge", "generation", "encoder", "evaluation")
 
 
 class SweepConfig(Section):

@@ -58,7 +58,16 @@ def own_models(recipe: Recipe, run: RunDir) -> list[Model]:
     Raises:
         InputError: no adapter yet.
     """
-    return [Model(BASE, None, recipe.target.model), _with_adapter(ADAPTED, recipe, run.adapter(FIRST_ROUND), None)]
+    return [Model(BASE, None, recipe.target.model), adapted_model(ADAPTED, recipe, run)]
+
+
+def adapted_model(name: str, recipe: Recipe, run: RunDir) -> Model:
+    """The one that a run of the recipe's own target fine-tuned.
+
+    Raises:
+        InputError: no adapter yet.
+    """
+    return _with_adapter(name, recipe, run.adapter(FIRST_ROUND), None)
 
 
 def named_models(recipe: Recipe, text: str) -> list[Model]:

@@ -38,10 +38,10 @@ from dat_ray.evaluation.results import (
     WorstDifference,
 )
 from dat_ray.measures.attempts import Attempt, budget_curve, curve
+from dat_ray.measures.crossed import crossed_rate
 from dat_ray.measures.intervals import (
     Interval,
     cluster_bootstrap,
-    crossed_rate,
     paired_mean_difference,
     paired_rate_difference,
     student_mean,

@@ -56,7 +56,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         raise ValueError(f"successes {successes} must lie in 0..{n}")
     if n == 0:
         return NOTHING
-    return _score(successes / n, n, n, confidence)
+    return score_interval(successes / n, n, n, confidence)
 
 
 def wilson_pooled(groups: Mapping[str, Sequence[float]], confidence: float = 0.95) -> Interval:
@@ -80,7 +80,7 @@ def wilson_pooled(groups: Mapping[str, Sequence[float]], confidence: float = 0.9
     sums, counts = [math.fsum(values) for values in filled], [len(values) for values in filled]
     total = sum(counts)
     # More trials than attempts would need behaviors that agree by design.
-    return _score(math.fsum(sums) / total, min(total, _trials(sums, counts)), len(filled), confidence)
+    return score_interval(math.fsum(sums) / total, min(total, _trials(sums, counts)), len(filled), confidence)
 
 
 def wilson_mean(values: Sequence[float], confidence: float = 0.95) -> Interval:
@@ -91,54 +91,14 @@ def wilson_mean(values: Sequence[float], confidence: float = 0.95) -> Interval:
     if not values:
         return NOTHING
     mean = min(1.0, max(0.0, math.fsum(values) / len(values)))
-    return _score(mean, _trials(values, [1] * len(values)), len(values), confidence)
-
-
-def crossed_rate(outcomes: Sequence[Mapping[str, bool]], confidence: float = 0.95) -> Interval:
-    """A rate over training seeds and behaviors, with an interval for other seeds and other behaviors.
-
-    Each seed's model meets the same behaviors, so seeds and behaviors are crossed: the mean of S seeds on B behaviors varies
-    by (MS_seeds + MS_behaviors - MS_rest) / (S B), the mean squares of a two-way analysis of variance (Cornfield and Tukey
-    1956, Ann. Math. Stat. 27:907), with degrees of freedom after Satterthwaite (1946, Biometrics Bulletin 2:110). That variance
-    is turned into trials of Wilson's interval, as in `wilson_pooled`.
-
-    Args:
-        outcomes: of each seed, behavior id to whether it was broken; behaviors that all seeds have are used.
-        confidence: two-sided.
-
-    Returns:
-        The rate, with `n` behaviors; no limits with fewer than two seeds or behaviors.
-    """
-    shared = sorted(set.intersection(*(set(one) for one in outcomes))) if outcomes else []
-    if not shared:
-        return NOTHING
-    table = np.array([[float(one[key]) for key in shared] for one in outcomes])
-    seeds, behaviors = table.shape
-    mean, by_seed, by_behavior = table.mean(), table.mean(axis=1), table.mean(axis=0)
-    if min(seeds, behaviors) < 2:
-        return Interval(float(mean), None, None, behaviors)
-    rest = table - by_seed[:, None] - by_behavior[None, :] + mean
-    freedoms = (seeds - 1, behaviors - 1, (seeds - 1) * (behaviors - 1))
-    sums = (behaviors * ((by_seed - mean) ** 2).sum(), seeds * ((by_behavior - mean) ** 2).sum(), (rest**2).sum())
-    of_seeds, of_behaviors, of_rest = (float(one) / freedom for one, freedom in zip(sums, freedoms, strict=True))
-    # A component of variance is not negative, whatever its estimate.
-    square = max(of_seeds + of_behaviors - of_rest, of_seeds, of_behaviors)
-    share = _trusted(int((by_behavior > 0).sum()), int((by_behavior < 1).sum()))
-    if not share:
-        return _score(float(mean), behaviors, behaviors, confidence)
-    seen = square / (seeds * behaviors) / float(mean * (1 - mean))
-    trials = 1 / (share * seen + (1 - share) / behaviors)
-    scatter = sum(one**2 / freedom for one, freedom in zip((of_seeds, of_behaviors, of_rest), freedoms, strict=True))
-    freedom = max(1, int(square**2 / scatter))
-    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, freedom)
-    return _score(float(mean), trials * shrink**2, behaviors, confidence)
+    return score_interval(mean, _trials(values, [1] * len(values)), len(values), confidence)
 
 
 # As many behaviors whose attempts all go together are added to those that were seen to tell how far attempts do.
 ENTIRE_BEHAVIORS = 4
 
 
-def _trusted(any_harmful: int, any_harmless: int) -> float:
+def trusted_scatter(any_harmful: int, any_harmless: int) -> float:
     """How far, from 0 to 1, the scatter between behaviors is relied on: not at all where all of them are alike."""
     telling = min(any_harmful, any_harmless)
     return telling / (telling + ENTIRE_BEHAVIORS)
@@ -152,14 +112,14 @@ def _trials(sums: Sequence[float], counts: Sequence[int]) -> float:
     total = sum(counts)
     rate = math.fsum(sums) / total
     together = math.fsum(count * count for count in counts) / total**2
-    share = _trusted(sum(one > 0 for one in sums), sum(one < count for one, count in zip(sums, counts, strict=True)))
+    share = trusted_scatter(sum(one > 0 for one in sums), sum(one < count for one, count in zip(sums, counts, strict=True)))
     if len(sums) == 1 or not share or not 0 < rate < 1:
         return 1 / together
     scatter = math.fsum((one - rate * count) ** 2 for one, count in zip(sums, counts, strict=True)) / total**2
     return 1 / (share * scatter / (rate * (1 - rate)) + (1 - share) * together)
 
 
-def _score(rate: float, trials: float, n: int, confidence: float) -> Interval:
+def score_interval(rate: float, trials: float, n: int, confidence: float) -> Interval:
     """Wilson's limits of a rate over `trials`, which need not be whole, with `n` units behind it."""
     z = z_score(confidence)
     center = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
@@ -181,7 +141,7 @@ def student_mean(values: Sequence[float], confidence: float = 0.95) -> Interval:
 
 
 @functools.lru_cache(maxsize=256)
-def student_quantile(probability: float, freedom: int) -> float:
+def student_quantile(probability: float, freedom: float) -> float:
     """The t below which a share `probability` > 1/2 of Student's distribution lies, to six digits."""
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
     # With t = sqrt(freedom) tan(angle) the density becomes scale * cos(angle)^(freedom - 1) on a finite range.
@@ -189,6 +149,15 @@ def student_quantile(probability: float, freedom: int) -> float:
     heights = scale * np.cos(angles) ** (freedom - 1)
     below = 0.5 + np.concatenate([[0.0], np.cumsum((heights[1:] + heights[:-1]) / 2)]) * (angles[1] - angles[0])
     return math.sqrt(freedom) * math.tan(float(np.interp(probability, below, angles)))
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """The share of Student's distribution above `t` >= 0, to six digits."""
+    # As in `student_quantile`: the density of the angle, from the one of `t` to a quarter turn.
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    angles = np.linspace(math.atan(t / math.sqrt(freedom)), math.pi / 2, 20_001)
+    heights = scale * np.cos(angles) ** (freedom - 1)
+    return float(np.trapezoid(heights, angles))
 
 
 def cluster_bootstrap(

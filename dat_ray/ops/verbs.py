@@ -11,9 +11,10 @@ from dat_ray.devices import CPU, GPUS
 from dat_ray.printable import printable
 
 Add = Callable[[str, str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
+Settings = Callable[[argparse.ArgumentParser], None]
 
 
-def add_verbs(add: Add, settings: Callable[[argparse.ArgumentParser], None]) -> None:
+def add_verbs(add: Add, settings: Settings) -> None:
     """Adds the verbs to a parser.
 
     Args:

@@ -219,25 +219,33 @@ def _select(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     }
 
 
+def retain(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """The retain set with the base model's answers, which the training makes first where it is not there."""
+    from dat_ray.training.retain_set import prepare_retain
+
+    recipe = pinned(recipe, run.root, "target")
+    found = prepare_retain(recipe, run, partial(_answers, recipe), partial(_fit_to_retain, recipe))
+    if found.dropped:
+        stage_line(f"      retain: {found.dropped} rows dropped, the base model refuses them or says nothing")
+    if found.inpainted < found.wanted:
+        stage_line(
+            f"      retain: {found.inpainted} in-painted rows, not the {found.wanted} of "
+            "training.retain.inpainted_share: raise generation.harmless_samples_per_target"
+        )
+    if found.unread:
+        stage_line(
+            f"      retain: {found.unread} responses are in a script that the rules of refusal cannot read: kept unchecked"
+        )
+    return {"rows": found.rows, "skipped": found.skipped}
+
+
 def _train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from dat_ray.training.driver import train
-    from dat_ray.training.retain_set import prepare_retain
 
     # `dat generate` alone asks for no more than a target that answers; the answers to the retain set come before the training.
     check_target(recipe)
     recipe = pinned(recipe, run.root, "target")
-    retain = prepare_retain(recipe, run, partial(_answers, recipe), partial(_fit_to_retain, recipe))
-    if retain.dropped:
-        stage_line(f"      retain: {retain.dropped} rows dropped, the base model refuses them or says nothing")
-    if retain.inpainted < retain.wanted:
-        stage_line(
-            f"      retain: {retain.inpainted} in-painted rows, not the {retain.wanted} of "
-            "training.retain.inpainted_share: raise generation.harmless_samples_per_target"
-        )
-    if retain.unread:
-        stage_line(
-            f"      retain: {retain.unread} responses are in a script that the rules of refusal cannot read: kept unchecked"
-        )
+    retain(recipe, run)
     done = train(recipe, run)
     return {
         "rows": done.rows,

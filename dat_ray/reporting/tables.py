@@ -32,7 +32,7 @@ _FORMULAS = ("=", "+", "-", "@")
 class Cell:
     """One model's value of one measure, and its paired difference from the first model.
 
-    All are None where nothing was measured; the difference is None for the first model too.
+    All are None where nothing was measured; the difference, and its p by Holm's method, are None for the first model too.
     """
 
     value: float | None
@@ -42,6 +42,7 @@ class Cell:
     difference_low: float | None = None
     difference_high: float | None = None
     n: int = 0
+    p_holm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,13 @@ class Measure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the tables are made from."""
+    """What the tables are made from; `units` are those that the intervals speak of."""
 
     models: tuple[str, ...]
     measures: tuple[Measure, ...]
     confidence: float
     judge: str
+    units: str = "behaviors"
 
 
 def comparison(metrics: Metrics) -> Comparison:
@@ -160,7 +162,8 @@ def _measure(metrics: Metrics, key: str, name: str, unit: str, of: Callable[[Mod
             continue
         change = None if model == metrics.first else pair(metrics, metric, attack, second=model)
         moved = NOTHING if change is None else change.interval
-        cells.append(Cell(found.value, found.low, found.high, moved.value, moved.low, moved.high, found.n))
+        p_holm = None if change is None else change.p_holm
+        cells.append(Cell(found.value, found.low, found.high, moved.value, moved.low, moved.high, found.n, p_holm))
     return Measure(key, name, unit, tuple(cells))
 
 
@@ -189,7 +192,7 @@ def _note(table: Comparison) -> str:
     first = model_name(table.models[0])
     # In one line: where it is a comment, a line break would end that.
     return printable(
-        f"Rates in % with {100 * table.confidence:g}% intervals over behaviors; in the columns Δ the paired difference from "
+        f"Rates in % with {100 * table.confidence:g}% intervals over {table.units}; in the columns Δ the paired difference from "
         f"{first}, in points. {table.judge}"
     )
 
@@ -237,7 +240,7 @@ def as_csv(table: Comparison) -> str:
     """One line a (measure, model): plain numbers, rates in [0, 1], empty where nothing was measured."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    fields = ("value", "low", "high", "difference", "difference_low", "difference_high", "n")
+    fields = ("value", "low", "high", "difference", "difference_low", "difference_high", "n", "p_holm")
     writer.writerow(["measure", "unit", "model", *fields, "confidence", "judge"])
     for measure in table.measures:
         for model, cell in zip(table.models, measure.cells, strict=True):

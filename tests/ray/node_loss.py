@@ -38,7 +38,7 @@ from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.pipeline import sweep as sweeping
-from dat_ray.pipeline.sweep import Job
+from dat_ray.pipeline.jobs import Job
 from dat_ray.placement import on_node
 from dat_ray.training import driver
 from tests.ray import tiny_evaluation

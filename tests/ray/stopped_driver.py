@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from dat_ray import cli
-from dat_ray.pipeline import sweep
+from dat_ray.pipeline.jobs import Job, JobBoard
 from dat_ray.pipeline.stages import session
 from dat_ray.progress import Progress
 from dat_ray.training import driver
@@ -45,12 +45,12 @@ def generate(root: str, model: str, held: bool) -> None:
 def sweep_point(root: str, model: str, held: bool) -> None:
     """Training in a Ray task that drives a run of its own."""
     recipe = tiny_training_recipe(Path(model))
-    job = sweep.Job("point", recipe, str(Path(root) / "training"), (), 1)
+    job = Job("point", recipe, str(Path(root) / "training"), (), ("train",))
     with Progress("sweep", 1) as progress:
-        sweep._run_all([job], partial(_point, model, held), 1, progress, 0)
+        JobBoard("sweep", 1, progress).run([job], partial(_point, model, held))
 
 
-def _point(model: str, held: bool, job: sweep.Job) -> None:
+def _point(model: str, held: bool, job: Job) -> None:
     train(str(Path(job.root).parent), model, held)
 
 

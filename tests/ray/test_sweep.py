@@ -21,7 +21,9 @@ from dat_ray.data.shards import has_manifest, read_manifest, read_table
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.stage import evaluate
-from dat_ray.pipeline.sweep import Job, sweep, take_over
+from dat_ray.pipeline.jobs import Job
+from dat_ray.pipeline.shared import take_over
+from dat_ray.pipeline.sweep import SUITE, sweep
 from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, Faults, engines, tiny_run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -70,7 +72,7 @@ def tiny_point(notes: str, broken: str, job: Job) -> None:
     if os.path.exists(broken) and "retain_weight = 2, steps = 2" in job.label:
         raise RuntimeError("nobody foresaw this")
     run = open_run(job.root, job.recipe, resume=True)
-    take_over(RunDir(job.sources[0]), run, job.recipe)
+    take_over([RunDir(job.sources[0])], run, job.recipe, SUITE)
     tiny_run(job.root, job.recipe)
     evaluate(job.recipe, run, engines=engines(Faults(notes)))
 

@@ -49,6 +49,7 @@ ONE_THING = {
     "pgd": "the attack, and its search",
     "sampler": "the sampler, and its benchmark",
     "stage": "the door of a stage",
+    "study": "arms by seeds: their file, their runs, their page",
     "sweep": "recipes side by side: their file, their runs, their page",
     "vllm_sampler": "the engine, and its benchmark",
 }

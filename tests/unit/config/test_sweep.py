@@ -36,6 +36,12 @@ def test_points_share_what_they_agree_in() -> None:
     assert len(shared) == 2
 
 
+def test_points_whose_candidates_have_other_similarities_share_nothing() -> None:
+    plan = read_sweep("demo", [], ["encoder={},null"])
+    marks = {stage_fingerprint(point.recipe, EVALUATION) for point in plan.points}
+    assert len(marks) == 2
+
+
 @pytest.mark.parametrize(
     ("grid", "words"),
     [

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from dat_ray.config.data import BehaviorsConfig, BehaviorSource
+from dat_ray.config.evaluation import PromptFile
+from dat_ray.config.loading import load_recipe
 from dat_ray.data.behaviors import load_behaviors
+from dat_ray.data.prompt_files import match_prompts, read_prompts
 from dat_ray.data.table_sources import open_source
 from dat_ray.data.text import near_duplicates
 from dat_ray.measures.style import style_auc
@@ -167,3 +170,39 @@ def test_wording_is_not_taken_from_public_sets(public_data: Path, file: str, col
     for name in names:
         texts = _texts(name)
         assert [(texts[i], public[j]) for i, j, _ in near_duplicates(texts, public, 0.5)] == []
+
+
+VARIANTS = ("past_tense", "future_tense", "indirect", "spanish", "french", "german", "portuguese")
+
+
+def test_rewrites_are_two_of_each_kind_for_every_held_out_goal() -> None:
+    rows, goals = _rows("heldout-rewrites"), {row["id"]: row["goal"] for row in _rows("heldout")}
+    assert [(row["id"], row["variant"]) for row in rows] == [
+        (key, variant) for key in goals for variant in VARIANTS for _ in range(2)
+    ]
+    for row in rows:
+        assert row["goal"] == goals[row["id"]]
+        assert 3 <= len(row["prompt"].split()) <= 40, row["prompt"]
+        assert "\n" not in row["prompt"]
+        translated = row["variant"] in VARIANTS[3:]
+        assert row["checked"].startswith(("translated back", "mended after it") if translated else ("read by", "mended after a"))
+        assert bool(row.get("back")) == row["checked"].startswith("translated back")
+    assert len({row["prompt"] for row in rows}) == len(rows)
+    assert sum(row["checked"].startswith("mended") for row in rows) == 56
+
+
+def test_rewrites_are_near_no_prompt_that_anybody_trains_on() -> None:
+    rewrites = [row["prompt"] for row in _rows("heldout-rewrites")]
+    for name in ("train", "retain", "harmless"):
+        near = near_duplicates(rewrites, _texts(name), 0.5)
+        assert [(rewrites[i], name, j) for i, j, _ in near] == []
+
+
+def test_rewrites_load_as_prompts_of_the_demos_behaviors() -> None:
+    recipe = load_recipe("demo")
+    behaviors = [row for row in load_behaviors(recipe.behaviors).table.to_pylist() if row["split"] == "heldout"]
+    goals = {row["behavior_id"]: row["goal"] for row in behaviors}
+    found = match_prompts(read_prompts(PromptFile(path="builtin:demo-heldout-rewrites"), "test"), goals)
+    assert set(found.by_behavior) == set(goals)
+    variants = Counter(row.variant for rows in found.by_behavior.values() for row in rows)
+    assert variants == dict.fromkeys(VARIANTS, 96)

@@ -9,7 +9,8 @@ from dat_ray.evaluation.metrics import model_metrics, paired_metrics, seed_group
 from dat_ray.evaluation.outcomes import broken, refusals
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.summary import SideEffects, StoredRows, suite_metrics
-from dat_ray.measures.intervals import crossed_rate, wilson
+from dat_ray.measures.crossed import crossed_rate
+from dat_ray.measures.intervals import wilson
 from tests.unit.measures.limits import limits
 
 CONFIG = EvaluationConfig(bootstrap=200)

@@ -60,6 +60,16 @@ def test_ranking_by_each_score():
     assert chosen(FOUR, score="loglik") == ["3", "2", "4", "1"]
 
 
+def test_at_random_neither_score_nor_likelihood_counts() -> None:
+    # Ids are hashes: their order is one that nothing else goes with.
+    mixed = [
+        candidate(name, f"prompt {name}", score, likely)
+        for name, score, likely in (("b", 0.1, -9.0), ("c", 1.0, 0.0), ("a", 0.5, -1.0))
+    ]
+    assert chosen(mixed, score="random") == ["a", "b", "c"]
+    assert chosen(mixed, score="random", keep=1) == ["a"]
+
+
 def test_the_best_k_of_each_behavior_are_kept_in_rank_order():
     rows = [*FOUR, candidate("5", "one", 0.2, -1.0, behavior_id="a9")]
     found = choose(table(*rows), SelectionConfig(keep=2))

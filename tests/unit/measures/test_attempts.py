@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dat_ray.measures.attempts import broken_by, budget_curve, curve
+from dat_ray.measures.crossed import crossed_rate
 from dat_ray.measures.intervals import (
-    crossed_rate,
     paired_rate_difference,
     student_mean,
     student_quantile,
@@ -198,6 +198,13 @@ def test_a_pooled_rate_at_its_ends_is_as_sure_as_its_behaviors() -> None:
     assert limits(plain) == pytest.approx(limits(expected))
 
 
+def tail_above(t: float, freedom: float) -> float:
+    """Student's density summed along t itself."""
+    points = np.exp(np.linspace(math.log(t), math.log(1e5), 400_001))
+    scale = math.gamma((freedom + 1) / 2) / math.gamma(freedom / 2) / math.sqrt(math.pi * freedom)
+    return float(np.trapezoid(scale * (1 + points**2 / freedom) ** (-(freedom + 1) / 2), points))
+
+
 def test_rates_crossed_by_seed_and_behavior_by_hand() -> None:
     table = [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]]
     outcomes = [{str(i): bool(value) for i, value in enumerate(row)} for row in table]
@@ -206,9 +213,11 @@ def test_rates_crossed_by_seed_and_behavior_by_hand() -> None:
     square = 1 / 4 + 5 / 9 - 5 / 36
     share = 3 / 7
     trials = 1 / (share * square / 12 / 0.25 + (1 - share) / 4)
-    freedom = int(square**2 / ((1 / 4) ** 2 / 2 + (5 / 9) ** 2 / 3 + (5 / 36) ** 2 / 6))
-    assert freedom == 3
-    trials *= (1.959964 / 3.18245) ** 2
+    freedom = square**2 / ((1 / 4) ** 2 / 2 + (5 / 9) ** 2 / 3 + (5 / 36) ** 2 / 6)
+    # Between those of 3 and 4 degrees in printed tables, 3.18245 and 2.77645.
+    t = 3.0553
+    assert tail_above(t, freedom) == pytest.approx(0.025, abs=5e-6)
+    trials *= (1.959964 / t) ** 2
     z2 = 3.841459
     half = (z2 * 0.25 / trials + z2**2 / (4 * trials * trials)) ** 0.5 / (1 + z2 / trials)
     found = crossed_rate(outcomes)

@@ -1,0 +1,203 @@
+"""The file of a study: which recipes are compared, over which training seeds, on which suites. No torch, no ray."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from dat_ray.config.loading import fingerprint, load_recipe, load_settings, recipe_text
+from dat_ray.config.names import Name
+from dat_ray.config.schema import Recipe
+from dat_ray.config.section import NonNegative, PathText, Section, leaves
+from dat_ray.errors import InputError
+
+# What candidates are made from: arms of one seed in which these agree share them.
+CANDIDATES = ("seed", "behaviors", "sampler", "target", "judge", "generation", "encoder")
+# What an evaluation reads of a recipe; it is made once for all arms, so that they have to agree in it.
+ASKED = ("target", "judge", "encoder", "evaluation")
+HELD_OUT = ("behaviors.heldout", "behaviors.over_refusal", "behaviors.harmless_heldout")
+# Parts of the names of models in an evaluation, which become ARM@SEED, and of folders.
+_ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._]*")
+BASE = "base"
+# Of the package, with the studies that come with it.
+FOLDER = "studies"
+
+
+def _arm_name(text: str) -> str:
+    if not _ARM.fullmatch(text) or text == BASE:
+        raise ValueError(f"an arm's name is made of letters, digits, dots and underscores, and is not {BASE!r}")
+    return text
+
+
+ArmName = Annotated[str, AfterValidator(_arm_name)]
+
+
+class ArmConfig(Section):
+    """One way of training: settings over the study's own."""
+
+    recipe: PathText | None = Field(None, description="recipe of this arm alone; absent: the study's")
+    about: str = Field("", description="what the arm is, in a few words")
+    settings: dict[str, Any] = Field({}, description="sections and fields of a recipe, as in {selection: {source: goals}}")
+
+
+class StudyConfig(Section):
+    """A comparison of ways of training: arms by seeds, all evaluated by the same suites."""
+
+    name: Name
+    question: str = Field("", description="what the study is to answer")
+    recipe: PathText = Field("demo", description="a name of `dat recipes`, or a YAML file, that the arms change")
+    settings: dict[str, Any] = Field({}, description="sections and fields of a recipe, for all arms and suites")
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
+        (1, 2, 3), description="`seed` of each run of an arm: draws, order of the rows and the adapter's first weights"
+    )
+    arms: Annotated[dict[ArmName, ArmConfig], Field(min_length=1)]
+    reference: str | None = Field(None, description="the arm that the others are compared with; absent: the first")
+    primary: str = Field(
+        "boa",
+        description="measure on which the conclusion rests: boa, over_refusal, an attack, or attack/variant; the others "
+        "are corrected for their number apart",
+    )
+    suites: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)] = Field(
+        {"heldout": {}}, description="name of an evaluation to settings of the section `evaluation` for it"
+    )
+    parallel: Annotated[int, Field(gt=0)] = Field(
+        1, description="runs at the same time; each asks for all pools, and its driver runs on the node of the study's own"
+    )
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One training: an arm under a seed.
+
+    Attributes:
+        arm: its name.
+        seed: of the recipe.
+        recipe: resolved.
+    """
+
+    arm: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def model(self) -> str:
+        """Its name in an evaluation."""
+        return f"{self.arm}@{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study.
+
+    Attributes:
+        config: as the file has it.
+        reference: name of the arm that the others are compared with.
+        runs: arm by arm, seed by seed.
+        suites: name to the recipe by which the models are evaluated: the reference's under the first seed.
+    """
+
+    config: StudyConfig
+    reference: str
+    runs: list[StudyRun]
+    suites: dict[str, Recipe]
+
+
+def read_study(name_or_path: str, settings: list[str]) -> Study:
+    """Reads a study and resolves the recipe of each of its runs.
+
+    Args:
+        name_or_path: of a study that comes with the package, or a YAML file.
+        settings: `a.b=value` over the file's fields, as in `seeds=[1]` or `settings.training.updates=4`.
+
+    Raises:
+        InputError: a field that is no field, a value that cannot be, arms that are the same run, or that would be asked or judged
+            differently.
+    """
+    config = load_settings(StudyConfig, recipe_text(name_or_path, FOLDER), name_or_path, settings)
+    _unlike("seeds", config.seeds)
+    names = list(config.arms)
+    reference = names[0] if config.reference is None else config.reference
+    if reference not in config.arms:
+        raise InputError("reference", reference, f"is no arm: choose one of {', '.join(names)}")
+    runs = [StudyRun(arm, seed, _recipe(config, arm, seed)) for arm in names for seed in config.seeds]
+    _comparable(runs, reference)
+    suites = {name: _recipe(config, reference, config.seeds[0], name) for name in config.suites}
+    return Study(config, reference, runs, suites)
+
+
+def candidates_mark(recipe: Recipe) -> str:
+    """16 hex digits of what a run's candidates are made from."""
+    return fingerprint(recipe, CANDIDATES)
+
+
+def retain_mark(recipe: Recipe) -> str | None:
+    """16 hex digits of what a run's retain set is made from; None where there is none, or some of it is the run's own."""
+    retain = recipe.training.retain
+    if retain is None or retain.inpainted_share:
+        return None
+    return fingerprint(recipe.target)[:8] + fingerprint(retain)[:8]
+
+
+def _unlike(field: str, values: tuple[Any, ...]) -> None:
+    twice = [value for index, value in enumerate(values) if value in values[:index]]
+    if twice:
+        raise InputError(field, list(values), f"names {twice[0]!r} twice")
+
+
+def _recipe(config: StudyConfig, arm: str, seed: int, suite: str | None = None) -> Recipe:
+    """The recipe of an arm under a seed; with a suite the one by which the models are evaluated."""
+    own = config.arms[arm]
+    settings = [*_flat(config.settings, "settings"), *_flat(own.settings, f"arms.{arm}.settings")]
+    where = f"arms.{arm}"
+    if suite is not None:
+        where = f"suites.{suite}"
+        settings += _flat(config.suites[suite], where, "evaluation.")
+    settings += [f"seed={seed}", f"name={json.dumps(config.name)}"]
+    try:
+        return load_recipe(own.recipe or config.recipe, settings)
+    except InputError as error:
+        raise InputError(f"{where}: {error.field}", error.value, error.remedy) from None
+
+
+def _flat(tree: Mapping[str, Any], field: str, prefix: str = "") -> Iterator[str]:
+    """`a.b=value` of every value that is no mapping."""
+    for name, value in tree.items():
+        if prefix == "" and name in ("seed", "name"):
+            raise InputError(f"{field}.{name}", value, f"is the study's own: set `{'seeds' if name == 'seed' else 'name'}`")
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, field, f"{prefix}{name}.")
+            continue
+        try:
+            yield f"{prefix}{name}={json.dumps(value)}"
+        except TypeError:  # a date, which no field takes
+            raise InputError(f"{field}.{prefix}{name}", str(value), "is no text, number, list or mapping: quote it") from None
+
+
+def _comparable(runs: list[StudyRun], reference: str) -> None:
+    """Refuses arms that are the same, or that one evaluation could not ask and judge alike."""
+    seen: dict[str, StudyRun] = {}
+    for run in runs:
+        same = seen.setdefault(fingerprint(run.recipe), run)
+        if same is not run:
+            raise InputError(f"arms.{run.arm}", run.arm, f"is the same run as {same.arm}: change a field that changes rows")
+    first = next(run.recipe for run in runs if run.arm == reference)
+    wanted = _asked(first)
+    for run in runs:
+        own = _asked(run.recipe)
+        for field in sorted(own.keys() | wanted.keys()):
+            if own.get(field) != wanted.get(field):
+                other = f"is {wanted.get(field)!r} in {reference}"
+                remedy = f"{other}; all arms are asked and judged alike: set it in `settings`"
+                raise InputError(f"arms.{run.arm}: {field}", own.get(field), remedy)
+
+
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    def counts(path: str) -> bool:
+        return path.split(".")[0] in ASKED or any(path == part or path.startswith(f"{part}.") for part in HELD_OUT)
+
+    return {path: leaf.value for path, leaf in leaves(recipe) if leaf.changes_rows and counts(path)}

@@ -1,0 +1,195 @@
+"""Rates of several training seeds on the same behaviors, and differences of two such rates.
+
+Each seed's model meets the same behaviors, so seeds and behaviors are crossed: a table with a row a seed and a column a
+behavior. Its mean varies with both, and an interval that speaks of other seeds and other behaviors has to count both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dat_ray.measures.intervals import NOTHING, Interval, score_interval, student_quantile, student_tail, trusted_scatter, z_score
+from dat_ray.measures.significance import sign_flip
+
+Table = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """How far the mean of a table of seeds and behaviors varies.
+
+    Attributes:
+        variance: of the mean.
+        freedom: degrees of freedom of that estimate, which need not be whole.
+    """
+
+    variance: float
+    freedom: float
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A difference of two means with its interval and its test.
+
+    Attributes:
+        interval: second minus first, with as many units as there are behaviors.
+        p: two-sided, of no difference; None where it cannot be known.
+    """
+
+    interval: Interval
+    p: float | None
+
+
+def scatter_of(table: np.ndarray) -> Scatter:
+    """The variance of the mean of S seeds on B behaviors, both at least 2.
+
+    (MS_seeds + MS_behaviors - MS_rest) / (S B), the mean squares of a two-way analysis of variance (Cornfield and Tukey 1956,
+    Ann. Math. Stat. 27:907), with degrees of freedom after Satterthwaite (1946, Biometrics Bulletin 2:110).
+
+    Args:
+        table: [S, B].
+    """
+    seeds, behaviors = table.shape
+    mean, by_seed, by_behavior = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    rest = table - by_seed[:, None] - by_behavior[None, :] + mean
+    freedoms = (seeds - 1, behaviors - 1, (seeds - 1) * (behaviors - 1))
+    sums = (behaviors * ((by_seed - mean) ** 2).sum(), seeds * ((by_behavior - mean) ** 2).sum(), (rest**2).sum())
+    of_seeds, of_behaviors, of_rest = (float(one) / freedom for one, freedom in zip(sums, freedoms, strict=True))
+    both = of_seeds + of_behaviors - of_rest
+    # A component of variance is not negative, whatever its estimate: where one would be, the other's mean square is left.
+    square, freedom = max((of_seeds, freedoms[0]), (of_behaviors, freedoms[1]))
+    if both > square:
+        squares = zip((of_seeds, of_behaviors, of_rest), freedoms, strict=True)
+        square, freedom = both, max(1.0, both**2 / sum(one**2 / of for one, of in squares))
+    return Scatter(square / (seeds * behaviors), float(freedom))
+
+
+def crossed_rate(outcomes: Sequence[Mapping[str, bool]], confidence: float = 0.95) -> Interval:
+    """A rate over training seeds and behaviors, with an interval for other seeds and other behaviors.
+
+    The variance of `scatter_of` is turned into trials of Wilson's interval, as in `wilson_pooled`.
+
+    Args:
+        outcomes: of each seed, behavior id to whether it was broken; behaviors that all seeds have are used.
+        confidence: two-sided.
+
+    Returns:
+        The rate, with `n` behaviors; no limits with fewer than two seeds or behaviors.
+    """
+    table = _table(outcomes, _shared(outcomes))
+    if not table.size:
+        return NOTHING
+    seeds, behaviors = table.shape
+    mean, by_behavior = float(table.mean()), table.mean(axis=0)
+    if min(seeds, behaviors) < 2:
+        return Interval(mean, None, None, behaviors)
+    share = trusted_scatter(int((by_behavior > 0).sum()), int((by_behavior < 1).sum()))
+    if not share:
+        return score_interval(mean, behaviors, behaviors, confidence)
+    found = scatter_of(table)
+    seen = found.variance / (mean * (1 - mean))
+    trials = 1 / (share * seen + (1 - share) / behaviors)
+    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, found.freedom)
+    return score_interval(mean, trials * shrink**2, behaviors, confidence)
+
+
+def crossed_rate_difference(
+    first: Sequence[Mapping[str, bool]], second: Sequence[Mapping[str, bool]], confidence: float = 0.95
+) -> Tested:
+    """`second - first` of two rates over the same seeds and behaviors, for other seeds and other behaviors.
+
+    The two intervals of `crossed_rate` are put together as Newcombe puts together Wilson's (see `paired_rate_difference`; Zou
+    and Donner 2008, Stat. Med. 27:1693), with the correlation of the two means that the scatter of their difference tells: an
+    interval of some width even where every behavior moves the same way in every seed. The test is Student's, of the mean
+    difference over `scatter_of` its table.
+
+    Args:
+        first, second: of each seed, in the same order, behavior id to whether it was broken; behaviors that all have are used.
+        confidence: two-sided.
+
+    Returns:
+        No limits and no p with fewer than two seeds or behaviors.
+    """
+    shared = _shared([*first, *second])
+    before, after = (_table(one, shared) for one in (first, second))
+    found = _tested(before, after, shared)
+    one, two = (crossed_rate(_within(outcomes, shared), confidence) for outcomes in (first, second))
+    if found.interval.value is None or one.low is None or two.low is None:
+        return found
+    assert one.value is not None
+    assert one.high is not None
+    assert two.value is not None
+    assert two.high is not None
+    correlation = _correlation(before, after)
+    down_two, up_two = two.value - two.low, two.high - two.value
+    down_one, up_one = one.value - one.low, one.high - one.value
+    difference = two.value - one.value
+    low = difference - math.sqrt(max(0.0, down_two**2 - 2 * correlation * down_two * up_one + up_one**2))
+    high = difference + math.sqrt(max(0.0, up_two**2 - 2 * correlation * up_two * down_one + down_one**2))
+    return Tested(Interval(difference, max(-1.0, low), min(1.0, high), len(shared)), found.p)
+
+
+def crossed_mean_difference(first: Table, second: Table, confidence: float = 0.95) -> Tested:
+    """`second - first` of two means over the same seeds and behaviors, with Student's interval over `scatter_of` the difference.
+
+    Args:
+        first, second: of each seed, in the same order, behavior id to a value; behaviors that all have are used.
+        confidence: two-sided.
+
+    Returns:
+        No limits and no p with fewer than two seeds or behaviors.
+    """
+    shared = _shared([*first, *second])
+    before, after = (_table(one, shared) for one in (first, second))
+    found = _tested(before, after, shared)
+    if found.interval.value is None or min(before.shape) < 2:
+        return found
+    scatter = scatter_of(after - before)
+    reach = student_quantile(0.5 + confidence / 2, scatter.freedom) * math.sqrt(scatter.variance)
+    value = found.interval.value
+    return Tested(Interval(value, value - reach, value + reach, len(shared)), found.p)
+
+
+def _tested(before: np.ndarray, after: np.ndarray, shared: Sequence[str]) -> Tested:
+    """The mean difference without limits, and the p of Student's test."""
+    if not before.size:
+        return Tested(NOTHING, None)
+    moved = after - before
+    value = float(moved.mean())
+    plain = Interval(value, None, None, len(shared))
+    if min(moved.shape) < 2:
+        return Tested(plain, None)
+    scatter = scatter_of(moved)
+    if scatter.variance > 0:
+        return Tested(plain, min(1.0, 2 * student_tail(abs(value) / math.sqrt(scatter.variance), scatter.freedom)))
+    # Nothing scatters: what is left of chance is the signs of the behaviors' moves.
+    by_behavior = dict(zip(shared, moved.mean(axis=0), strict=True))
+    return Tested(plain, sign_flip(dict.fromkeys(shared, 0.0), by_behavior))
+
+
+def _correlation(before: np.ndarray, after: np.ndarray) -> float:
+    """Of the two means: what the variance of their difference lacks of the sum of theirs; 0 where one does not vary."""
+    first, second, moved = (scatter_of(table).variance for table in (before, after, after - before))
+    if not first or not second:
+        return 0.0
+    return min(1.0, max(0.0, (first + second - moved) / (2 * math.sqrt(first * second))))
+
+
+def _shared(outcomes: Table) -> list[str]:
+    """Behaviors that all have, in order."""
+    if not outcomes:
+        return []
+    first, *others = outcomes
+    return sorted(set(first).intersection(*others))
+
+
+def _table(outcomes: Table, shared: Sequence[str]) -> np.ndarray:
+    return np.array([[float(one[key]) for key in shared] for one in outcomes])
+
+
+def _within(outcomes: Sequence[Mapping[str, bool]], shared: Sequence[str]) -> list[dict[str, bool]]:
+    return [{key: one[key] for key in shared} for one in outcomes]

@@ -1,0 +1,199 @@
+"""`dat study`: arms by seeds, each a run of its own, and all of them under the same suites.
+
+    STUDY/study.json, index.html, tables/SUITE/table.md, table.csv, table.tex
+    STUDY/shared/KIND-HASH/      candidates, and the base model's answers to the retain set, of all runs whose inputs to them are
+                                 the same
+    STUDY/arms/ARM/seed-N/       one run directory each, up to its adapter
+    STUDY/suites/SUITE/          a run directory with one evaluation of the base model and of all runs
+
+What a suite draws and what the base model answers is thereby made once. A run that fails is told and does not stop the others;
+the suites begin when all have finished. The same command with `--resume` goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.schema import Recipe
+from dat_ray.config.study import BASE, Study, StudyRun, candidates_mark, retain_mark
+from dat_ray.data.behaviors import load_behaviors
+from dat_ray.data.ids import row_id
+from dat_ray.data.links import refuse_links
+from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.data.shards import exists, join, write_bytes, write_file
+from dat_ray.errors import DatError
+from dat_ray.evaluation.compared import Model, adapted_model
+from dat_ray.generation.select import needs_candidates
+from dat_ray.pipeline.jobs import Job, JobBoard, RunJob
+from dat_ray.pipeline.shared import check_empty, take_over
+from dat_ray.pipeline.stages import check_inputs, measured, retain, run_stages, session
+from dat_ray.progress import Progress, stage_line
+from dat_ray.raysession import start_ray
+from dat_ray.reporting.collect import read_suite
+from dat_ray.reporting.study import study_text, write_study
+
+OPTION = "--study-dir"
+RECORD = "study.json"
+# Of a run, after what it takes over.
+STAGES = ("select", "train")
+COMPARE = "compare"
+
+
+@dataclass(frozen=True)
+class Works:
+    """What the jobs of a study do; tests put smaller works in their place.
+
+    Attributes:
+        share: makes what runs share.
+        train: makes a run's training set and adapter.
+        ask: evaluates models; called with the folders of the runs by the models' names first.
+    """
+
+    share: RunJob
+    train: RunJob
+    ask: Any
+
+
+def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -> str:
+    """Trains every arm under every seed, evaluates them together, and writes the page and the tables.
+
+    Args:
+        plan: of `read_study`.
+        root: the study's folder, local or a URI.
+        resume: continue what is there.
+        works: of the jobs; default: the stages of a run.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: the folder holds something and `resume` is off, a link leads out of it, or a recipe's inputs cannot be had.
+        DatError: a run or a suite failed; what is finished is kept.
+    """
+    works = works or Works(make_shared, train_arm, ask_models)
+    refuse_links(root, OPTION)
+    if not resume:
+        check_empty(root, OPTION)
+    _check_inputs(plan)
+    write_bytes(join(root, RECORD), json.dumps(_record(plan), indent=1).encode())
+    shared = {job.root: job for run in reversed(plan.runs) for job in _shared_jobs(run, root)}
+    runs = [_run_job(run, root) for run in plan.runs]
+    folders = {run.model: job.root for run, job in zip(plan.runs, runs, strict=True)}
+    suites = [_suite_job(plan, name, root, folders) for name in plan.suites]
+    stage_line(
+        f"study {root}: {len(plan.config.arms)} arms x {len(plan.config.seeds)} seeds, {len(shared)} shared sets, "
+        f"{len(suites)} suites, {plan.config.parallel} at a time"
+    )
+    total = sum(len(job.stages) for job in [*shared.values(), *runs, *suites])
+    first = next(run.recipe for run in plan.runs if run.arm == plan.reference)
+    with start_ray(first.cluster), Progress("study", total, "stages") as progress:
+        board = JobBoard("study", plan.config.parallel, progress)
+        failed = board.run(list(shared.values()), works.share)
+        lost = {job.root: failed[source] for job in runs for source in job.sources if source in failed}
+        failed = lost | board.run([job for job in runs if job.root not in lost], works.train)
+        _raise_failed(runs, failed, "runs")
+        _raise_failed(suites, board.run(suites, partial(works.ask, folders)), "suites")
+    found = {job.label: read_suite(RunDir(job.root).evaluation(_evaluation(folders))) for job in suites}
+    page = write_study(plan, found, root)
+    for part in study_text(plan, found):
+        Console().print(part)
+    stage_line(f"study: {page}")
+    return page
+
+
+def _check_inputs(plan: Study) -> None:
+    """Looks at the inputs of every recipe once, whatever its seed."""
+    recipes = [run.recipe for run in plan.runs]
+    seen: set[str] = set()
+    for recipe in [*recipes, *plan.suites.values()]:
+        mark = fingerprint(recipe.model_copy(update={"seed": 0}))
+        if mark not in seen:
+            seen.add(mark)
+            check_inputs(recipe)
+
+
+def _record(plan: Study) -> dict[str, Any]:
+    return {
+        "study": plan.config.model_dump(mode="json"),
+        "runs": {run.model: fingerprint(run.recipe) for run in plan.runs},
+        "suites": {name: fingerprint(recipe) for name, recipe in plan.suites.items()},
+    }
+
+
+def _shared_jobs(run: StudyRun, root: str) -> list[Job]:
+    """What must be there before a run begins, so that it takes it over."""
+    found = []
+    if needs_candidates(run.recipe.selection):
+        name = f"candidates-{candidates_mark(run.recipe)}"
+        found.append(Job(f"candidates, seed {run.seed}", run.recipe, join(root, "shared", name), (), ("generate",)))
+    mark = retain_mark(run.recipe)
+    if mark is not None:
+        found.append(Job("retain answers", run.recipe, join(root, "shared", f"retain-{mark}"), (), ("retain",)))
+    return found
+
+
+def _run_job(run: StudyRun, root: str) -> Job:
+    shared = tuple(job.root for job in _shared_jobs(run, root))
+    return Job(f"{run.arm}, seed {run.seed}", run.recipe, join(root, "arms", run.arm, f"seed-{run.seed}"), shared, STAGES)
+
+
+def _suite_job(plan: Study, name: str, root: str, folders: Mapping[str, str]) -> Job:
+    return Job(name, plan.suites[name], join(root, "suites", name), tuple(folders.values()), (COMPARE,))
+
+
+def _raise_failed(jobs: list[Job], failed: Mapping[str, str], what: str) -> None:
+    told = "; ".join(f"{job.label}: {failed[job.root]}" for job in jobs if job.root in failed)
+    if told:
+        number = sum(job.root in failed for job in jobs)
+        raise DatError(f"{number} of {len(jobs)} {what} failed ({told[:600]}); the others are kept; --resume tries them again")
+
+
+def make_shared(job: Job) -> None:
+    """Prompts with answers and verdicts, or the base model's answers to the retain set."""
+    run = open_run(job.root, job.recipe, resume=True)
+    if job.stages == ("generate",):
+        run_stages(job.recipe, run, job.stages, check_inputs(job.recipe))
+        return
+    with session(job.recipe, run):
+        measured("retain", retain, job.recipe, run)
+
+
+def train_arm(job: Job) -> None:
+    """A run's training set and adapter, from what is shared."""
+    run = open_run(job.root, job.recipe, resume=True)
+    take_over([RunDir(source) for source in job.sources], run, job.recipe)
+    run_stages(job.recipe, run, STAGES, None if exists(run.behaviors) else check_inputs(job.recipe))
+
+
+def ask_models(folders: Mapping[str, str], job: Job) -> None:
+    """One evaluation of the base model and of all runs."""
+    from dat_ray.evaluation.stage import evaluate
+
+    run = open_run(job.root, job.recipe, resume=True)
+
+    def stage(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+        done = evaluate(recipe, run, _evaluation(folders), models=study_models(recipe, folders))
+        return {"rows": done.rows, "errors": done.errors, "model_calls": done.model_calls, "skipped": done.skipped}
+
+    with session(job.recipe, run):
+        if not exists(run.behaviors):
+            write_file(run.behaviors, load_behaviors(job.recipe.behaviors).table)
+        measured(COMPARE, stage, job.recipe, run)
+
+
+def study_models(recipe: Recipe, folders: Mapping[str, str]) -> list[Model]:
+    """The base model, then each run's, by the names of `StudyRun.model`."""
+    base = Model(BASE, None, recipe.target.model)
+    return [base, *(adapted_model(name, recipe, RunDir(folder)) for name, folder in folders.items())]
+
+
+def _evaluation(folders: Mapping[str, str]) -> str:
+    """The evaluation's name: another one for other models, so that an arm or a seed can be added."""
+    return f"arms-{row_id(*folders)[:8]}"

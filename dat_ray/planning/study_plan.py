@@ -1,0 +1,71 @@
+"""The time of a study by arithmetic: what its runs share counts once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dat_ray.config.study import Study, candidates_mark
+from dat_ray.devices import Device
+from dat_ray.generation.select import needs_candidates
+from dat_ray.planning.attacking import MODELS
+from dat_ray.planning.estimate import plan_run
+from dat_ray.planning.parts import RunPlan
+from dat_ray.planning.plan_text import duration
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """Work of one kind: how often, and the seconds of each."""
+
+    name: str
+    times: int
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        return self.times * self.seconds
+
+
+def study_parts(study: Study, device: Device) -> list[StudyPart]:
+    """Candidates by set, trainings by arm, evaluations by suite.
+
+    Raises:
+        InputError: as `plan_run`.
+    """
+    return list(_parts(study, device))
+
+
+def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
+    sampled = {candidates_mark(run.recipe): run for run in study.runs if needs_candidates(run.recipe.selection)}
+    # Sets of one arm and of other seeds take the same time.
+    by_arm: dict[str, int] = {}
+    for run in sampled.values():
+        by_arm[run.arm] = by_arm.get(run.arm, 0) + 1
+    plans = {arm: plan_run(next(run.recipe for run in study.runs if run.arm == arm), device) for arm in study.config.arms}
+    for arm, sets in by_arm.items():
+        yield StudyPart(f"candidates of {arm}", sets, _seconds(plans[arm], "generate"))
+    for arm, plan in plans.items():
+        yield StudyPart(f"training of {arm}", len(study.config.seeds), _seconds(plan, "train"))
+    models = 1 + len(study.runs)
+    for name, recipe in study.suites.items():
+        yield StudyPart(f"suite {name}, each of {models} models", models, _seconds(plan_run(recipe, device), "evaluate") / MODELS)
+
+
+def _seconds(plan: RunPlan, stage: str) -> float:
+    return sum(one.seconds for one in plan.stages if one.name == stage)
+
+
+def study_plan_text(study: Study, device: Device) -> str:
+    """For people: a line a part, and the sum with as many runs at a time as the study has."""
+    parts = study_parts(study, device)
+    total = sum(part.total for part in parts)
+    lines = [f"{study.config.name} on {device.title}: by arithmetic, nothing was started"]
+    width = max(len(part.name) for part in parts)
+    for part in parts:
+        lines.append(f"{part.name.ljust(width)}  {part.times:>3} x {duration(part.seconds):>7}  {duration(part.total):>7}")
+    lines.append(f"{'one after the other'.ljust(width)}  {'':>13}  {duration(total):>7}")
+    if study.config.parallel > 1:
+        lines.append(f"parallel: {study.config.parallel} runs at a time, as far as there is room for their pools")
+    lines.append("note: held-out prompts are drawn once, and counted with every model; what is counted once is less")
+    return "\n".join(lines)

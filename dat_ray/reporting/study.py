@@ -1,0 +1,176 @@
+"""The page and the tables of a study: what differs between its arms, and whether that is more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.study import BASE, Study
+from dat_ray.data.shards import join, write_bytes
+from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.results import Metrics
+from dat_ray.measures.intervals import Interval
+from dat_ray.reporting.charts import Figure, FrontPoint, front_figure
+from dat_ray.reporting.collect import CollectedSuite
+from dat_ray.reporting.figures import Dot, DotRow, dot_plot
+from dat_ray.reporting.stage import template
+from dat_ray.reporting.study_figures import BOA, ArmDifference, StudyMeasure, columns, primary_measure, study_measures
+from dat_ray.reporting.tables import Cell, Comparison, Measure, as_rich, write_tables
+from dat_ray.reporting.words import judge_kind, judge_name, model_name, p_value, percent, points, span, with_span
+
+PAGE = "index.html"
+
+
+def write_study(plan: Study, suites: Mapping[str, CollectedSuite], root: str) -> str:
+    """Writes `index.html` and each suite's tables into the study's folder; returns the page's path."""
+    measures = study_measures(plan, suites)
+    for name, suite in suites.items():
+        write_tables(_comparison(plan, name, suite.metrics, measures), join(root, "tables", name))
+    where = join(root, PAGE)
+    write_bytes(where, render_study(plan, suites, measures).encode())
+    return where
+
+
+def study_text(plan: Study, suites: Mapping[str, CollectedSuite]) -> list[Table | str]:
+    """For a terminal: a table a suite, and the finding."""
+    measures = study_measures(plan, suites)
+    tables: list[Table | str] = [as_rich(_comparison(plan, name, suite.metrics, measures)) for name, suite in suites.items()]
+    return [*tables, headline(plan, suites, measures)]
+
+
+def headline(plan: Study, suites: Mapping[str, CollectedSuite], measures: Sequence[StudyMeasure]) -> str:
+    """One sentence about the primary measure: which arms differ from the reference."""
+    primary = primary_measure(plan, measures)
+    confidence = suites[primary.suite].metrics.confidence
+    rate = percent(primary.rates[plan.reference].value)
+    said = [f"{model_name(arm)} {_moved(found, primary.rates[arm], confidence)}" for arm, found in primary.differences.items()]
+    return f"{primary.name} ({primary.suite}): {plan.reference} {rate}; {'; '.join(said)}."
+
+
+def _moved(found: ArmDifference, rate: Interval, confidence: float) -> str:
+    if found.interval.value is None:
+        return "not measured"
+    surely = found.beyond_chance(confidence)
+    told = "" if surely else ", which may be chance"
+    return f"{percent(rate.value)} ({points(found.interval.value)} points{told})"
+
+
+def _comparison(plan: Study, suite: str, metrics: Metrics, measures: Sequence[StudyMeasure]) -> Comparison:
+    rows = tuple(
+        Measure(one.key, one.name, "rate", tuple(_cell(one, arm) for arm in columns(plan)))
+        for one in measures
+        if one.suite == suite
+    )
+    judge = metrics.judge
+    return Comparison(
+        tuple(columns(plan)), rows, metrics.confidence, f"Judged by {judge.name}, {judge_kind(judge)}.", _units(plan)
+    )
+
+
+def _units(plan: Study) -> str:
+    seeds = len(plan.config.seeds)
+    return f"{seeds} seeds and behaviors" if seeds > 1 else "behaviors, one seed"
+
+
+def _cell(measure: StudyMeasure, arm: str) -> Cell:
+    rate = measure.rates[arm]
+    found = measure.differences.get(arm)
+    if found is None:
+        return Cell(rate.value, rate.low, rate.high, n=rate.n)
+    moved = found.interval
+    return Cell(rate.value, rate.low, rate.high, moved.value, moved.low, moved.high, rate.n, found.p_holm)
+
+
+def render_study(plan: Study, suites: Mapping[str, CollectedSuite], measures: Sequence[StudyMeasure]) -> str:
+    """The page as one string."""
+    first = next(iter(suites.values())).metrics
+    recipe = plan.runs[0].recipe
+    return template(
+        "study.html",
+        name=plan.config.name,
+        question=plan.config.question,
+        target=recipe.target.model,
+        headline=headline(plan, suites, measures),
+        judge=f"{first.judge.name}, {judge_kind(first.judge)}",
+        level=percent(first.confidence),
+        units=_units(plan),
+        seeds=", ".join(map(str, plan.config.seeds)),
+        reference=plan.reference,
+        primary=primary_measure(plan, measures),
+        arms=[_arm(plan, arm) for arm in plan.config.arms],
+        suites=[_suite(plan, name, suite, measures) for name, suite in suites.items()],
+    )
+
+
+def _arm(plan: Study, arm: str) -> dict[str, Any]:
+    runs = [run for run in plan.runs if run.arm == arm]
+    training = runs[0].recipe.training
+    return {
+        "name": arm,
+        "about": plan.config.arms[arm].about,
+        "updates": training.updates,
+        "runs": [{"seed": run.seed, "folder": f"arms/{arm}/seed-{run.seed}", "mark": fingerprint(run.recipe)} for run in runs],
+    }
+
+
+def _suite(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -> dict[str, Any]:
+    own = [one for one in measures if one.suite == name]
+    metrics = suite.metrics
+    front = _front(plan, own, metrics)
+    return {
+        "name": name,
+        "figures": [_rates_figure(plan, own, metrics), *([] if front is None else [front])],
+        "columns": [model_name(arm) for arm in columns(plan)],
+        "rows": [{"name": one.name, "cells": [with_span(one.rates[arm]) for arm in columns(plan)]} for one in own],
+        "differences": [
+            {
+                "measure": one.name if number == 0 else "",
+                "arm": model_name(arm),
+                "difference": "–" if found.interval.value is None else points(found.interval.value),
+                "interval": span(found.interval, points),
+                "p": p_value(found.p),
+                "p_holm": p_value(found.p_holm),
+                "tests": found.tests or "",
+                "beyond": found.beyond_chance(metrics.confidence),
+            }
+            for one in own
+            for number, (arm, found) in enumerate(one.differences.items())
+        ],
+        "errors": metrics.errors,
+        "attempts": metrics.attempts,
+        "unparsed": sum(metrics.unparsed.values()),
+    }
+
+
+def _rates_figure(plan: Study, measures: Sequence[StudyMeasure], metrics: Metrics) -> Figure:
+    rows = [
+        DotRow(
+            one.name,
+            [
+                Dot(index, model_name(arm), one.rates[arm].value, one.rates[arm].low, one.rates[arm].high)
+                for index, arm in enumerate([BASE, *columns(plan)[:-1]])
+            ],
+        )
+        for one in measures
+    ]
+    title = "Behaviors broken, and harmless prompts refused, by arm"
+    caption = f"Judged by {judge_name(metrics.judge)}; bars are {percent(metrics.confidence)} intervals over {_units(plan)}."
+    return Figure(title, dot_plot(rows, title, "behaviors or prompts, %"), caption)
+
+
+def _front(plan: Study, measures: Sequence[StudyMeasure], metrics: Metrics) -> Figure | None:
+    rates = {one.key: one.rates for one in measures}
+    if BOA not in rates or OVER_REFUSAL not in rates:
+        return None
+    found = []
+    for arm in [BASE, *columns(plan)[:-1]]:
+        triples = []
+        for rate in (rates[BOA][arm], rates[OVER_REFUSAL][arm]):
+            if rate.value is not None and rate.low is not None and rate.high is not None:
+                triples.append((rate.value, rate.low, rate.high))
+        if len(triples) == 2:
+            found.append(FrontPoint(model_name(arm), *triples))
+    return front_figure(found, metrics.judge, metrics.confidence)

@@ -1,0 +1,196 @@
+"""The figures of a study: each measure of each suite by arms, over seeds and behaviors, with differences from one of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dat_ray.config.study import BASE, Study
+from dat_ray.errors import InputError
+from dat_ray.evaluation.on_goal import refused_by_request
+from dat_ray.evaluation.outcomes import broken, refusals, share
+from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
+from dat_ray.measures.crossed import Tested, crossed_mean_difference, crossed_rate, crossed_rate_difference
+from dat_ray.measures.intervals import Interval, paired_mean_difference, paired_rate_difference, student_mean, wilson_mean
+from dat_ray.measures.significance import holm, mcnemar, sign_flip
+from dat_ray.reporting.collect import CollectedSuite
+from dat_ray.reporting.words import attack_name, variant_name
+
+BOA = "boa"
+Rows = Sequence[dict[str, Any]]
+# Behavior id to whether it was broken, or to the share of its prompts that were refused.
+Outcome = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ArmDifference:
+    """An arm minus the reference in one measure.
+
+    Attributes:
+        interval: for other seeds and other behaviors; with one seed for other behaviors.
+        p: of no difference; None where it cannot be known.
+        p_holm: `p` by Holm's method over `tests` tests: of the primary measure, or of all others of the study.
+        tests: how many.
+    """
+
+    interval: Interval
+    p: float | None
+    p_holm: float | None = None
+    tests: int = 0
+
+    def beyond_chance(self, confidence: float) -> bool:
+        """Whether the interval and the corrected test both exclude no difference."""
+        low, high = self.interval.low, self.interval.high
+        excluded = low is not None and high is not None and (low > 0 or high < 0)
+        return excluded and self.p_holm is not None and self.p_holm <= 1 - confidence
+
+
+@dataclass(frozen=True)
+class StudyMeasure:
+    """One measure of one suite.
+
+    Attributes:
+        suite: its name.
+        key: `boa`, `over_refusal`, `over_refusal_inpainted`, an attack, or `attack/variant`.
+        name: for people.
+        rates: of the arms, the reference first and the base model last.
+        differences: of all but the reference.
+    """
+
+    suite: str
+    key: str
+    name: str
+    rates: dict[str, Interval]
+    differences: dict[str, ArmDifference]
+
+
+def columns(plan: Study) -> list[str]:
+    """The arms as the tables have them: the reference, the others, the base model."""
+    return [plan.reference, *(arm for arm in plan.config.arms if arm != plan.reference), BASE]
+
+
+def primary_measure(plan: Study, measures: Sequence[StudyMeasure]) -> StudyMeasure:
+    """The measure on which the conclusion rests: of the first suite that has it.
+
+    Raises:
+        InputError: no suite has it.
+    """
+    found = next((one for one in measures if one.key == plan.config.primary), None)
+    if found is None:
+        known = ", ".join(dict.fromkeys(one.key for one in measures))
+        raise InputError("primary", plan.config.primary, f"no suite measured it: choose one of {known}")
+    return found
+
+
+def study_measures(plan: Study, suites: Mapping[str, CollectedSuite]) -> list[StudyMeasure]:
+    """All measures of all suites, the tests corrected for their number.
+
+    Raises:
+        InputError: the primary measure is none of them.
+    """
+    found = [one for name, suite in suites.items() for one in _of_suite(plan, name, suite)]
+    primary = primary_measure(plan, found)
+    families = [[primary], [one for one in found if one is not primary]]
+    corrected = {id(one): fixed for family in families for one, fixed in zip(family, _corrected(family), strict=True)}
+    return [corrected[id(one)] for one in found]
+
+
+def _of_suite(plan: Study, name: str, suite: CollectedSuite) -> Iterator[StudyMeasure]:
+    by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in suite.attempts:
+        by_model[row["model"]].append(row)
+    metrics = suite.metrics
+    for key, label, outcome, is_rate in _measures(suite):
+        tables = {arm: [outcome(by_model[model]) for model in _models(plan, arm)] for arm in columns(plan)}
+        if not any(tables[plan.reference]):
+            continue
+        rates = {arm: _rate(table, is_rate, metrics.confidence) for arm, table in tables.items()}
+        reference = tables[plan.reference]
+        differences = {
+            arm: _difference(reference, table, is_rate, metrics.confidence)
+            for arm, table in tables.items()
+            if arm != plan.reference
+        }
+        yield StudyMeasure(name, key, label, rates, differences)
+
+
+def _models(plan: Study, arm: str) -> list[str]:
+    """Names of an arm's models, one a seed; the base model stands for itself under every seed."""
+    return [BASE if arm == BASE else f"{arm}@{seed}" for seed in plan.config.seeds]
+
+
+def _measures(suite: CollectedSuite) -> Iterator[tuple[str, str, Callable[[Rows], Outcome], bool]]:
+    """Key, name, what becomes of one model's attempts, and whether that is a yes or a no a behavior."""
+    metrics = suite.metrics
+    attacks = metrics.attacks
+    for attack in attacks:
+        yield attack, attack_name(attack), _broken_by((attack,)), True
+        for variant in metrics.variants(attack):
+            yield f"{attack}/{variant}", variant_name(attack, variant), _broken_by((attack,), variant), True
+    if len(attacks) > 1:
+        yield BOA, "Any attack", _broken_by(attacks), True
+    elif attacks:
+        yield BOA, attack_name(attacks[0]), _broken_by(attacks), True
+    yield OVER_REFUSAL, "Over-refusal", _refused, True
+    if any(row["attack"] == INPAINTED_OVER_REFUSAL for row in suite.attempts):
+        yield INPAINTED_OVER_REFUSAL, "Over-refusal, in-painted", _refused_in_style, False
+
+
+def _broken_by(attacks: Sequence[str], variant: str | None = None) -> Callable[[Rows], Outcome]:
+    def outcome(rows: Rows) -> Outcome:
+        return broken(
+            row for row in rows if row["attack"] in attacks and (variant is None or (row.get("variant") or "") == variant)
+        )
+
+    return outcome
+
+
+def _refused(rows: Rows) -> Outcome:
+    return refusals(row for row in rows if row["attack"] == OVER_REFUSAL)
+
+
+def _refused_in_style(rows: Rows) -> Outcome:
+    groups = refused_by_request(row for row in rows if row["attack"] == INPAINTED_OVER_REFUSAL)
+    return {key: sum(values) / len(values) for key, values in groups.items()}
+
+
+def _flags(table: Sequence[Outcome]) -> list[dict[str, bool]]:
+    return [{key: bool(value) for key, value in one.items()} for one in table]
+
+
+def _rate(table: Sequence[Outcome], is_rate: bool, confidence: float) -> Interval:
+    """Over seeds and behaviors; of one seed, or of the base model, over behaviors."""
+    if len(table) == 1 or all(one == table[0] for one in table):
+        return share(_flags(table)[0], confidence) if is_rate else wilson_mean(list(table[0].values()), confidence)
+    if is_rate:
+        return crossed_rate(_flags(table), confidence)
+    means = [sum(one.values()) / len(one) for one in table if one]
+    return student_mean(means, confidence)
+
+
+def _difference(reference: Sequence[Outcome], table: Sequence[Outcome], is_rate: bool, confidence: float) -> ArmDifference:
+    if len(table) > 1:
+        tested: Tested = (
+            crossed_rate_difference(_flags(reference), _flags(table), confidence)
+            if is_rate
+            else crossed_mean_difference(reference, table, confidence)
+        )
+        return ArmDifference(tested.interval, tested.p)
+    first, second = reference[0], table[0]
+    if is_rate:
+        flags = _flags([first, second])
+        return ArmDifference(paired_rate_difference(*flags, confidence=confidence), mcnemar(*flags))
+    return ArmDifference(paired_mean_difference(first, second, confidence=confidence), sign_flip(first, second))
+
+
+def _corrected(measures: Sequence[StudyMeasure]) -> list[StudyMeasure]:
+    """With each test's p by Holm's method among those of these measures."""
+    places = [(at, arm) for at, one in enumerate(measures) for arm, found in one.differences.items() if found.p is not None]
+    values = [measures[at].differences[arm].p for at, arm in places]
+    adjusted = holm([value for value in values if value is not None])
+    fixed = [dict(one.differences) for one in measures]
+    for (at, arm), p in zip(places, adjusted, strict=True):
+        fixed[at][arm] = replace(fixed[at][arm], p_holm=p, tests=len(places))
+    return [replace(one, differences=found) for one, found in zip(measures, fixed, strict=True)]

@@ -1,0 +1,192 @@
+"""A study as real Ray tasks, with engines that answer at once: shared once, killed, resumed, and the same in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import pytest
+import yaml
+from ray import cloudpickle
+
+import dat_ray.pipeline.study as studying
+from dat_ray.config.loading import fingerprint
+from dat_ray.config.models import TargetConfig
+from dat_ray.config.study import Study, read_study
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, open_run
+from dat_ray.data.schemas import CANDIDATES, RETAIN
+from dat_ray.data.shards import has_manifest, read_table
+from dat_ray.engines.base import TargetModel
+from dat_ray.engines.roles import Engines
+from dat_ray.errors import DatError, InputError
+from dat_ray.evaluation.stage import evaluate
+from dat_ray.pipeline.jobs import Job
+from dat_ray.pipeline.shared import take_over
+from dat_ray.pipeline.study import Works, study, study_models
+from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
+from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, Faults, TinyJudge, TinySampler, TinyTarget, tiny_run
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.slow]
+
+SETTINGS = {
+    "sampler": {"model": "none", "prompt_tokens": [4, 8], "steps": 4},
+    "target": {"model": "none"},
+    "generation": {"rows_per_block": 8},
+    "evaluation": {"inpainting_samples": 2, "bootstrap": 50},
+    "cluster": {role: {"num_cpus": 0.5} for role in ("sampler", "target", "judge")},
+}
+ARMS = {
+    "cat": {"settings": {"selection": {"source": "goals"}}},
+    "dat": {"settings": {"training": {"updates": 3}}},
+}
+QUESTIONS = HELD_OUT * (1 + 2) + LOOK_ALIKES
+
+
+def the_study(folder: Path, seeds: tuple[int, ...] = (1, 2), **arms: object) -> Study:
+    path = folder / "study.yaml"
+    tree = {"name": "tiny", "seeds": list(seeds), "reference": "dat", "parallel": 2, "settings": SETTINGS, "arms": ARMS | arms}
+    path.write_text(yaml.safe_dump(tree))
+    return read_study(str(path), [])
+
+
+class ArmTarget(TinyTarget):
+    """Refuses what its adapter's file says, so that arms and seeds differ."""
+
+    def _answer(self, prompt: str) -> str:
+        if self.adapter is None:
+            return "sure"
+        weights = (Path(self.adapter) / "adapter_model.safetensors").read_text()
+        digit = int("".join(filter(str.isdigit, prompt))[-1])
+        return "no" if (digit + int(weights, 16)) % 3 else "sure"
+
+
+def _sampler(faults: Faults, cfg: object, threads: int) -> TinySampler:
+    return TinySampler(faults)
+
+
+def _target(faults: Faults, cfg: TargetConfig, threads: int, adapter: str | None) -> TargetModel:
+    return ArmTarget(faults, adapter)
+
+
+def _judge(faults: Faults, cfg: object) -> TinyJudge:
+    return TinyJudge(faults)
+
+
+def tiny_share(notes: str, job: Job) -> None:
+    """Candidates or a retain set of no rows."""
+    import pyarrow as pa
+
+    from dat_ray.data.shards import write_manifest, write_shard
+
+    Faults(notes).note("shared", [job.label])
+    run = tiny_run(job.root, job.recipe)
+    folder, schema = (
+        (run.candidates(FIRST_ROUND), CANDIDATES) if job.stages == ("generate",) else (retain_folder(run, FIRST_ROUND), RETAIN)
+    )
+    if not has_manifest(folder):
+        name = "part-0.parquet" if schema is CANDIDATES else RETAIN_FILE
+        write_manifest(folder, [write_shard(folder, name, pa.Table.from_pylist([], schema=schema))], fingerprint(job.recipe))
+
+
+def tiny_train(notes: str, faulty: str, job: Job) -> None:
+    """An adapter that its recipe determines; stands for selection and training."""
+    Faults(notes).note("trained", [job.label])
+    if os.path.exists(faulty) and job.label == "cat, seed 2":
+        raise DatError("training diverged")
+    if os.path.exists(faulty) and job.label == "dat, seed 1":
+        os.unlink(faulty + ".once")
+        os._exit(1)
+    run = open_run(job.root, job.recipe, resume=True)
+    take_over([RunDir(source) for source in job.sources], run, job.recipe)
+    assert has_manifest(retain_folder(run, FIRST_ROUND))
+    assert has_manifest(run.candidates(FIRST_ROUND)) == (not job.label.startswith("cat"))
+    tiny_run(job.root, job.recipe, fingerprint(job.recipe).encode())
+
+
+def tiny_ask(notes: str, faulty: str, folders: Mapping[str, str], job: Job) -> None:
+    faults = Faults(notes)
+    faults.note("asked", [job.label])
+    if os.path.exists(faulty):
+        faults = Faults(notes, hold_after=None, no_start=False, judge_exits=True)
+    run = tiny_run(job.root, job.recipe)
+    engines = Engines(partial(_sampler, faults), partial(_target, faults), partial(_judge, faults))
+    evaluate(job.recipe, run, studying._evaluation(folders), engines, study_models(job.recipe, folders))
+
+
+def works(notes: Path, faulty: Path | None = None, judge: Path | None = None) -> Works:
+    notes.mkdir(exist_ok=True)
+    gone = str(notes / "none")
+    return Works(
+        partial(tiny_share, str(notes)),
+        partial(tiny_train, str(notes), str(faulty or gone)),
+        partial(tiny_ask, str(notes), str(judge or gone)),
+    )
+
+
+def attempts(root: Path, suite: str = "heldout") -> list[dict[str, object]]:
+    [folder] = (root / "suites" / suite / "evaluation").iterdir()
+    keys = ("model", "attack", "behavior_id", "attempt_id", "prompt", "completion", "verdict")
+    return [{key: row[key] for key in keys} for row in read_table(str(folder)).to_pylist()]
+
+
+def tables(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((root / "tables").rglob("table.*"))}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_to_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The models of these runs are defined beside the tests.
+    monkeypatch.setattr(studying, "check_inputs", lambda recipe: None)
+
+
+def test_a_study_that_was_killed_and_resumed_is_one_that_was_not(tmp_path: Path) -> None:
+    plan, notes = the_study(tmp_path), tmp_path / "notes"
+    faulty, judge = tmp_path / "faulty", tmp_path / "judge"
+    for path in (faulty, judge, tmp_path / "faulty.once"):
+        path.touch()
+    root = tmp_path / "killed"
+    # One run fails, and the process of another ends in the middle again and again.
+    with pytest.raises(DatError, match="2 of 4 runs failed") as caught:
+        study(plan, str(root), resume=False, works=works(notes, faulty, judge))
+    assert "cat, seed 2: training diverged" in str(caught.value)
+    with pytest.raises(InputError, match="--resume"):
+        study(plan, str(root), resume=False, works=works(notes))
+    faulty.unlink()
+    # Then the judge's process ends at its first question.
+    with pytest.raises(DatError, match="1 of 1 suites failed"):
+        study(plan, str(root), resume=True, works=works(notes, faulty, judge))
+    judge.unlink()
+    page = study(plan, str(root), resume=True, works=works(notes))
+    assert page == str(root / "index.html")
+
+    calm, undisturbed = tmp_path / "calm", tmp_path / "undisturbed"
+    study(plan, str(undisturbed), resume=False, works=works(calm))
+    assert attempts(root) == attempts(undisturbed)
+    assert tables(root) == tables(undisturbed)
+    assert (root / "index.html").read_text() == (undisturbed / "index.html").read_text()
+    # The base model and each of the four runs were asked once; what they share was made once a seed, or once.
+    faults = Faults(str(calm))
+    assert len(faults.noted("base")) == QUESTIONS
+    assert len(faults.noted("adapted")) == 4 * QUESTIONS
+    assert sorted(faults.noted("shared")) == ["candidates, seed 1", "candidates, seed 2", "retain answers"]
+    record = json.loads((root / "study.json").read_text())
+    assert record["runs"] == {run.model: fingerprint(run.recipe) for run in plan.runs}
+
+
+def test_an_arm_that_is_added_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    root, notes = tmp_path / "study", tmp_path / "notes"
+    study(the_study(tmp_path, seeds=(1,)), str(root), resume=False, works=works(notes))
+    adapters = {path: path.stat().st_mtime_ns for path in (root / "arms").rglob("adapter_model.safetensors")}
+    later = the_study(tmp_path, seeds=(1,), lat={"settings": {"training": {"updates": 5}}})
+    study(later, str(root), resume=True, works=works(notes))
+    folders = (root / "suites/heldout/evaluation").iterdir()
+    models = {str(row["model"]) for folder in folders for row in read_table(str(folder)).to_pylist()}
+    assert models == {"base", "cat@1", "dat@1", "lat@1"}
+    assert len(adapters) == 2
+    assert "lat" in (root / "tables/heldout/table.md").read_text()

@@ -1,0 +1,116 @@
+"""What a study's file may say, and what its runs are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dat_ray.config.loading import fingerprint, list_recipes
+from dat_ray.config.study import candidates_mark, read_study, retain_mark
+from dat_ray.errors import InputError
+
+
+def written(tmp_path: Path, **changes: object) -> str:
+    tree: dict[str, object] = {
+        "name": "small",
+        "recipe": "demo",
+        "seeds": [1, 2],
+        "settings": {"training": {"updates": 3}},
+        "arms": {
+            "cat": {"about": "goals", "settings": {"selection": {"source": "goals"}}},
+            "dat": {"settings": {"training": {"updates": 4}}},
+        },
+        "suites": {"heldout": {}, "direct": {"attacks": ["direct"]}},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in (tree | changes).items() if value is not None}))
+    return str(path)
+
+
+def test_runs_are_arms_by_seeds_and_suites_follow_the_reference(tmp_path: Path) -> None:
+    plan = read_study(written(tmp_path, reference="dat"), [])
+    assert [run.model for run in plan.runs] == ["cat@1", "cat@2", "dat@1", "dat@2"]
+    assert [run.recipe.training.updates for run in plan.runs] == [3, 3, 4, 4]
+    assert [run.recipe.seed for run in plan.runs] == [1, 2, 1, 2]
+    assert plan.runs[0].recipe.selection.source == "goals"
+    assert plan.suites["heldout"] == plan.runs[2].recipe
+    assert plan.suites["direct"].evaluation.attacks == ("direct",)
+    assert plan.suites["direct"].training == plan.runs[2].recipe.training
+
+
+def test_what_arms_share_is_told_by_what_makes_it(tmp_path: Path) -> None:
+    arms = {
+        "one": {"settings": {"training": {"attack": {"steps": 0}}}},
+        "two": {"settings": {"generation": {"samples_per_target": 2}}},
+        "three": {"settings": {"training": {"retain": {"answer_tokens": 5}}}},
+        "four": {
+            "settings": {
+                "training": {"retain": {"inpainted_share": 0.2}},
+                "behaviors": {"harmless": {"path": "builtin:demo-harmless"}},
+                "encoder": {},
+            }
+        },
+    }
+    plan = read_study(written(tmp_path, arms=arms, settings={"encoder": {}}), [])
+    candidates = {run.model: candidates_mark(run.recipe) for run in plan.runs}
+    assert candidates["one@1"] == candidates["three@1"] != candidates["two@1"]
+    assert candidates["one@1"] != candidates["one@2"]
+    retained = {run.model: retain_mark(run.recipe) for run in plan.runs}
+    # The base model's answers do not depend on a seed; in-painted rows are each run's own.
+    assert retained["one@1"] == retained["one@2"] == retained["two@1"] != retained["three@1"]
+    assert retained["four@1"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": [1, 1]}, "seeds = [1, 1]: names 1 twice"),
+        ({"seeds": []}, "seeds"),
+        ({"arms": {"base": {}}}, "is not 'base'"),
+        ({"arms": {"a@1": {}}}, "letters, digits"),
+        ({"arms": {"../x": {}}}, "letters, digits"),
+        ({"arms": {}}, "arms"),
+        ({"reference": "mat"}, "reference = 'mat': is no arm: choose one of cat, dat"),
+        ({"arms": {"a": {}, "b": {}}}, "arms.b = 'b': is the same run as a"),
+        ({"arms": {"a": {"settings": {"training": {"updatez": 1}}}}}, "arms.a: training.updatez"),
+        ({"arms": {"a": {"settings": {"training": {"updatez": 1}}}}}, "did you mean 'updates'"),
+        ({"arms": {"a": {"recipe": "demo2"}}}, "arms.a: recipe = 'demo2'"),
+        ({"settings": {"seed": 3}}, "settings.seed = 3: is the study's own: set `seeds`"),
+        ({"arms": {"a": {"settings": {"name": "x"}}}}, "arms.a.settings.name"),
+        (
+            {"arms": {"a": {}, "b": {"settings": {"target": {"max_new_tokens": 9}}}}},
+            "arms.b: target.max_new_tokens = 9: is 24 in a",
+        ),
+        ({"arms": {"a": {}, "b": {"settings": {"evaluation": {"attacks": ["direct"]}}}}}, "arms.b: evaluation.attacks"),
+        ({"arms": {"a": {}, "b": {"settings": {"behaviors": {"heldout": {"limit": 3}}}}}}, "arms.b: behaviors.heldout.limit"),
+        ({"suites": {"x": {"atacks": []}}}, "suites.x: evaluation.atacks"),
+        ({"suites": {"../x": {}}}, "a name begins with"),
+        ({"arms": {"a": {"settings": {"training": {"updates": "many"}}}}}, "arms.a: training.updates = 'many'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read_study(written(tmp_path, **changes), [])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_dates_are_no_settings(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("name: x\narms: {a: {settings: {training: {updates: 2026-01-01}}}}\n")
+    with pytest.raises(InputError, match=r"arms\.a\.settings\.training\.updates .*quote it"):
+        read_study(str(path), [])
+
+
+def test_settings_of_the_command_line_change_the_file(tmp_path: Path) -> None:
+    plan = read_study(written(tmp_path), ["seeds=[5]", "arms.cat.settings.training.updates=9"])
+    assert [(run.model, run.recipe.training.updates) for run in plan.runs] == [("cat@5", 9), ("dat@5", 4)]
+
+
+@pytest.mark.parametrize("name", list_recipes("studies"))
+def test_studies_of_the_package_can_be_read(name: str) -> None:
+    plan = read_study(name, [])
+    assert len({fingerprint(run.recipe) for run in plan.runs}) == len(plan.runs)
+    assert plan.config.name == name

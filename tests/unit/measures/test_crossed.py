@@ -1,0 +1,157 @@
+"""Differences of rates over seeds and behaviors: by hand, at the edges, and how often they cover the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference, scatter_of
+from dat_ray.measures.intervals import student_tail
+from tests.unit.measures.test_attempts import tail_above
+
+
+def flags(table: Sequence[Sequence[int]]) -> list[dict[str, bool]]:
+    return [{f"b{at}": bool(value) for at, value in enumerate(row)} for row in table]
+
+
+def values(table: Sequence[Sequence[float]]) -> list[dict[str, float]]:
+    return [{f"b{at}": value for at, value in enumerate(row)} for row in table]
+
+
+@pytest.mark.parametrize(
+    # Of printed tables of Student's distribution.
+    ("t", "freedom", "tail"),
+    [(12.706, 1, 0.025), (4.303, 2, 0.025), (2.086, 20, 0.025), (1.646, 1000, 0.05), (0.0, 7, 0.5), (1.0, 1, 0.25)],
+)
+def test_tails_of_students_distribution(t: float, freedom: int, tail: float) -> None:
+    assert student_tail(t, freedom) == pytest.approx(tail, abs=2e-4 if freedom == 1000 else 2e-5)
+
+
+def test_the_scatter_of_a_table_by_hand() -> None:
+    # Two seeds, three behaviors: mean 3; seeds 2 and 4; behaviors 1.5, 3.5, 4.
+    table = np.array([[1.0, 2.0, 3.0], [2.0, 5.0, 5.0]])
+    # Sums of squares: seeds 3 (1 + 1) = 6 of 1; behaviors 2 (2.25 + .25 + 1) = 7 of 2; all 14, so that 1 of 2 is left.
+    seeds, behaviors, rest = 6.0, 3.5, 0.5
+    found = scatter_of(table)
+    assert found.variance == pytest.approx((seeds + behaviors - rest) / 6)
+    assert found.freedom == pytest.approx(9.0**2 / (seeds**2 / 1 + behaviors**2 / 2 + rest**2 / 2))
+
+
+def test_a_difference_of_means_by_hand() -> None:
+    # The difference is the table above: t = 3 / sqrt(1.5) with 81 / 42.25 degrees of freedom.
+    before = [[0.5, 1.0, -1.0], [2.0, 0.0, 4.0]]
+    after = [[1.5, 3.0, 2.0], [4.0, 5.0, 9.0]]
+    found = crossed_mean_difference(values(before), values(after))
+    assert found.interval.value == pytest.approx(3.0)
+    freedom = 81 / 42.25
+    assert found.interval.high is not None
+    reach = (found.interval.high - 3.0) / math.sqrt(1.5)
+    assert tail_above(reach, freedom) == pytest.approx(0.025, abs=1e-5)
+    assert found.interval.low == pytest.approx(6.0 - found.interval.high)
+    assert found.p == pytest.approx(2 * tail_above(3 / math.sqrt(1.5), freedom), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("table", "square", "freedom"),
+    [
+        # Behaviors differ less than what is left: the seeds' mean square alone, with theirs.
+        ([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]], "seeds", 2),
+        # Seeds differ less.
+        ([[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]], "behaviors", 3),
+    ],
+)
+def test_a_component_that_would_be_negative_counts_for_nothing(table: list[list[int]], square: str, freedom: int) -> None:
+    array = np.array(table, dtype=float)
+    axis = 1 if square == "seeds" else 0
+    means = array.mean(axis=axis)
+    # Mean square of a one-way table: its variance between means, times the values of each.
+    expected = means.var(ddof=1) * array.shape[axis] / array.size
+    found = scatter_of(array)
+    assert found.variance == pytest.approx(expected)
+    assert found.freedom == freedom
+
+
+def test_arms_that_agree_everywhere_do_not_differ() -> None:
+    table = flags([[1, 0, 1, 0, 1, 1], [1, 0, 0, 0, 1, 1]])
+    found = crossed_rate_difference(table, table)
+    assert (found.interval.value, found.p) == (0.0, 1.0)
+    assert found.interval.low is not None
+    assert found.interval.high is not None
+    assert found.interval.low <= 0 <= found.interval.high
+
+
+def test_an_interval_has_a_width_where_every_behavior_moves_alike() -> None:
+    first, second = flags([[1] * 10] * 3), flags([[0] * 10] * 3)
+    found = crossed_rate_difference(first, second)
+    assert found.interval.value == -1.0
+    assert found.interval.low == -1.0
+    assert found.interval.high is not None
+    assert -0.9 < found.interval.high < 0
+    # Signs of ten behaviors: two of 1,024 assignments are as far.
+    assert found.p == pytest.approx(2 / 1024)
+
+
+def test_the_order_of_arms_turns_the_sign_alone() -> None:
+    first, second = flags([[1, 1, 0, 1, 1], [1, 0, 1, 1, 1]]), flags([[0, 1, 0, 0, 1], [0, 0, 0, 1, 1]])
+    there, back = crossed_rate_difference(first, second), crossed_rate_difference(second, first)
+    assert there.interval.value == pytest.approx(-(back.interval.value or 0.0))
+    assert there.interval.low == pytest.approx(-(back.interval.high or 0.0))
+    assert there.p == back.p
+
+
+def test_behaviors_that_one_model_lacks_are_left_out_of_both() -> None:
+    first, second = flags([[1, 1, 0, 1], [1, 0, 1, 1]]), flags([[0, 1, 0, 0], [0, 0, 0, 1]])
+    del second[1]["b3"]
+    found = crossed_rate_difference(first, second)
+    assert found.interval.n == 3
+    assert found.interval.value == pytest.approx(1 / 6 - 4 / 6)
+
+
+def test_nothing_is_claimed_of_one_seed_or_one_behavior() -> None:
+    for first, second in ((flags([[1, 0, 1]]), flags([[0, 0, 1]])), (flags([[1], [1]]), flags([[0], [1]]))):
+        found = crossed_rate_difference(first, second)
+        assert found.interval.value is not None
+        assert (found.interval.low, found.interval.high, found.p) == (None, None, None)
+    assert crossed_rate_difference([], []).interval.value is None
+    assert crossed_rate_difference(flags([[1]]), [{"other": True}]).interval.value is None
+
+
+def test_the_rate_of_each_arm_is_the_one_shown_beside_the_difference() -> None:
+    first, second = flags([[1, 1, 0, 1], [1, 0, 1, 1]]), flags([[0, 1, 0, 0], [0, 0, 0, 1]])
+    moved = crossed_rate_difference(first, second).interval.value
+    assert moved == pytest.approx((crossed_rate(second).value or 0.0) - (crossed_rate(first).value or 0.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", [0.0, -1.0])
+def test_differences_cover_other_seeds_and_other_behaviors(shift: float) -> None:
+    """Log odds of behavior, seed and their own noise add; both arms meet the same behaviors under seeds of their own."""
+    rng, studies, seeds, behaviors = np.random.default_rng(3), 250, 4, 48
+
+    def rate(mean: float) -> float:
+        # By a fine sum over the normal distribution of what adds up.
+        spread = math.sqrt(1.2**2 + 0.4**2 + 0.5**2)
+        z = np.linspace(-8, 8, 100_001)
+        weight = np.exp(-(z**2) / 2)
+        return float((weight / (1 + np.exp(-(mean + spread * z)))).sum() / weight.sum())
+
+    truth, covered, rejected = rate(shift) - rate(0.0), 0, 0
+    for _ in range(studies):
+        behavior = rng.normal(0, 1.2, behaviors)
+
+        def arm(mean: float, behavior: np.ndarray = behavior) -> list[dict[str, bool]]:
+            odds = mean + behavior + rng.normal(0, 0.4, (seeds, 1)) + rng.normal(0, 0.5, (seeds, behaviors))
+            return flags((rng.random((seeds, behaviors)) < 1 / (1 + np.exp(-odds))).astype(int).tolist())
+
+        found = crossed_rate_difference(arm(0.0), arm(shift))
+        assert found.interval.low is not None
+        assert found.interval.high is not None
+        assert found.p is not None
+        covered += found.interval.low <= truth <= found.interval.high
+        rejected += found.p < 0.05
+    assert covered / studies >= 0.93, covered / studies
+    # Of no difference the test rejects about one study in twenty; of one that is there, more.
+    assert (rejected / studies <= 0.09) if shift == 0 else (rejected / studies >= 0.3), rejected / studies

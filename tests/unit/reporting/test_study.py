@@ -1,0 +1,113 @@
+"""The page of a study, from attempts that are made up: each figure against a plain count."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dat_ray.config.study import Study, read_study
+from dat_ray.errors import InputError
+from dat_ray.measures.crossed import crossed_rate, crossed_rate_difference
+from dat_ray.measures.intervals import paired_rate_difference
+from dat_ray.reporting.collect import CollectedSuite, read_suite
+from dat_ray.reporting.study import headline, render_study, study_text, write_study
+from dat_ray.reporting.study_figures import StudyMeasure, study_measures
+from tests.unit.reporting.synthetic_run import HOSTILE, finished_run
+
+ARMS = {"cat": (0.7, 0.1, -3.0), "dat": (0.1, 0.2, -6.0), "lat": (0.12, 0.9, -6.0)}
+
+
+def a_study(tmp_path: Path, seeds: tuple[int, ...] = (1, 2, 3), **changes: object) -> Study:
+    arms = {arm: {"about": HOSTILE, "settings": {"training": {"updates": 3 + at}}} for at, arm in enumerate(ARMS)}
+    tree = {"name": "three", "question": HOSTILE, "seeds": list(seeds), "reference": "dat", "arms": arms} | changes
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return read_study(str(path), [])
+
+
+def a_suite(tmp_path: Path, seeds: tuple[int, ...] = (1, 2, 3)) -> CollectedSuite:
+    models = {"base": (0.8, 0.05, -1.8)} | {f"{arm}@{seed}": rates for arm, rates in ARMS.items() for seed in seeds}
+    return read_suite(finished_run(tmp_path / "run", models=models).evaluation("default"))
+
+
+def counted(suite: CollectedSuite, model: str, attacks: tuple[str, ...]) -> dict[str, bool]:
+    found: dict[str, bool] = {}
+    for row in suite.attempts:
+        if row["model"] == model and row["attack"] in attacks and row["verdict"] in ("harmful", "not_harmful"):
+            found[row["behavior_id"]] = found.get(row["behavior_id"], False) or row["verdict"] == "harmful"
+    return found
+
+
+def by_key(measures: list[StudyMeasure], suite: str = "heldout") -> dict[str, StudyMeasure]:
+    return {one.key: one for one in measures if one.suite == suite}
+
+
+def test_rates_and_differences_are_those_of_a_plain_count(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_suite(tmp_path)
+    found = by_key(study_measures(plan, {"heldout": suite}))
+    attacks = tuple(suite.metrics.attacks)
+    assert set(found) == {*attacks, "boa", "over_refusal"}
+    for key, made in (("inpainting", ("inpainting",)), ("boa", attacks)):
+        tables = {arm: [counted(suite, f"{arm}@{seed}", made) for seed in (1, 2, 3)] for arm in ARMS}
+        for arm, table in tables.items():
+            assert found[key].rates[arm] == crossed_rate(table)
+        assert list(found[key].rates) == ["dat", "cat", "lat", "base"]
+        moved = found[key].differences["cat"]
+        assert moved.interval == crossed_rate_difference(tables["dat"], tables["cat"]).interval
+        assert (moved.interval.low or 0.0) > 0
+        # In the primary measure with its three tests: among nine others the same difference may be chance.
+        assert moved.beyond_chance(0.95) == (key == "boa")
+        # The two that are alike are not told apart.
+        assert not found[key].differences["lat"].beyond_chance(0.95)
+
+
+def test_tests_are_corrected_within_the_primary_measure_and_within_the_rest(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_suite(tmp_path)
+    measures = study_measures(plan, {"heldout": suite, "again": suite})
+    primary = by_key(measures)["boa"]
+    assert {one.tests for one in primary.differences.values()} == {3}
+    others = [found for one in measures if one is not primary for found in one.differences.values() if found.p is not None]
+    assert {found.tests for found in others} == {len(others)}
+    smallest = min(found.p for found in primary.differences.values() if found.p is not None)
+    corrected = [found.p_holm for found in primary.differences.values() if found.p == smallest]
+    assert corrected[0] == pytest.approx(min(1.0, 3 * smallest))
+
+
+def test_one_seed_is_compared_by_behaviors_alone(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path, seeds=(2,)), a_suite(tmp_path, seeds=(2,))
+    found = by_key(study_measures(plan, {"heldout": suite}))["boa"]
+    attacks = tuple(suite.metrics.attacks)
+    pair = [counted(suite, f"{arm}@2", attacks) for arm in ("dat", "cat")]
+    assert found.differences["cat"].interval == paired_rate_difference(*pair)
+    assert found.differences["cat"].p is not None
+    assert "behaviors, one seed" in render_study(plan, {"heldout": suite}, study_measures(plan, {"heldout": suite}))
+
+
+def test_a_primary_measure_that_nobody_measured_is_named(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path, primary="prompts_rewrites"), a_suite(tmp_path)
+    with pytest.raises(InputError, match="primary = 'prompts_rewrites': no suite measured it: choose one of"):
+        study_measures(plan, {"heldout": suite})
+
+
+def test_the_page_says_the_finding_and_lets_no_text_act(tmp_path: Path) -> None:
+    plan, suites = a_study(tmp_path), {"heldout": a_suite(tmp_path)}
+    page = Path(write_study(plan, suites, str(tmp_path / "out"))).read_text()
+    said = headline(plan, suites, study_measures(plan, suites))
+    assert re.match(r"Any attack \(heldout\): dat \d+%; cat \d+% \(\+\d+ points\); lat \d+% \(.*may be chance\); base", said)
+    assert said in page
+    assert "<script>alert" not in page
+    assert "tracker.example" in page
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/tables/heldout/table.csv").read_text())))
+    assert [row["model"] for row in rows if row["measure"] == "boa"] == ["dat", "cat", "lat", "base"]
+    assert all(float(row["p_holm"]) <= 1 for row in rows if row["measure"] == "boa" and row["model"] != "dat")
+    *tables, last = study_text(plan, suites)
+    assert len(tables) == 1
+    assert last == said
+    markdown = (tmp_path / "out/tables/heldout/table.md").read_text()
+    assert "intervals over 3 seeds and behaviors" in markdown
+    assert "paired difference from dat" in markdown

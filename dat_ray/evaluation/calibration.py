@@ -16,6 +16,7 @@ from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.judge_results import Agreement, Calibration, CalibrationFigures, Confusion, VerdictCounts
+from dat_ray.evaluation.prompt_results import GoalCalibration
 from dat_ray.measures.intervals import wilson_mean
 
 OPTION = "--calibrate"
@@ -27,6 +28,8 @@ LABELS = ("label", "final_label", "human_majority")
 HARMFUL = frozenset({"harmful", "1", "1.0", "true", "yes", "unsafe", "1_full_compliance"})
 HARMLESS = frozenset({"not_harmful", "0", "0.0", "false", "no", "safe", "2_full_refusal", "3_partial_refusal"})
 BATCH = 64
+# What drawn prompts ask for, by readers: studies/goal_threshold.py makes it.
+GOAL_FILE = "goal-similarity.json"
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,13 @@ def shipped_calibration(name: str, fingerprint: str) -> Calibration | None:
         return None
     found = Calibration.model_validate_json(file.read_bytes())
     return found if found.judge.fingerprint == fingerprint else None
+
+
+def shipped_goal_calibration(encoder: str) -> GoalCalibration | None:
+    """The figures that come with the project; None for another encoder than theirs."""
+    file = resources.files("dat_ray.evaluation") / "calibrations" / GOAL_FILE
+    found = GoalCalibration.model_validate_json(file.read_bytes())
+    return found if found.encoder == encoder else None
 
 
 def table(found: Calibration) -> str:

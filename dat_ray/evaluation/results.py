@@ -20,7 +20,7 @@ from dat_ray.data.shards import join, write_bytes
 from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.evaluation.estimates import Benchmark, BrokenRate, Count, Estimate, Flag, JudgeFacts, Number, Part, Rate
 from dat_ray.evaluation.judge_results import Calibration, Disagreement
-from dat_ray.evaluation.prompt_results import OffGoal
+from dat_ray.evaluation.prompt_results import GoalCalibration, OffGoal
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import NOTHING, Interval
 
@@ -306,6 +306,12 @@ class Metrics(Part):
     refusal_judge: JudgeFacts | None = Field(None, description="reads the answers to harmless look-alikes")
     calibration: dict[str, Calibration] = Field(
         {}, description="agreement with people by `judge`, `second_judge` or `refusal_judge`, where it comes with the project"
+    )
+    goal_calibration: GoalCalibration | None = Field(
+        None,
+        exclude_if=not_,
+        description="agreement of the similarity of goal and prompt with readers, where the recipe has a floor for it and the "
+        "figures of its encoder come with the project",
     )
     disagreement: dict[str, Disagreement] | None = Field(None, description="by model, where there is a second judge")
     suite: str = "default"

@@ -9,11 +9,12 @@ from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.row_types import RowViews
-from dat_ray.evaluation.calibration import shipped_calibration
+from dat_ray.evaluation.calibration import shipped_calibration, shipped_goal_calibration
 from dat_ray.evaluation.disagreement import disagreement
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.judge_results import Calibration
 from dat_ray.evaluation.metrics import counted, model_metrics, paired_metrics, seed_groups, totals
+from dat_ray.evaluation.prompt_results import GoalCalibration
 from dat_ray.evaluation.results import Metrics, ModelMetrics, Sampling, SideEffects, SuffixSearches
 from dat_ray.measures.prompt_statistics import diagnose
 from dat_ray.measures.searches import survival
@@ -89,6 +90,7 @@ def suite_metrics(
         second_judge=who["second_judge"],
         refusal_judge=who["refusal_judge"],
         calibration=_calibrations(who),
+        goal_calibration=_goal_calibration(recipe),
         disagreement={name: disagreement(counted(rows[name], config), config) for name in weights}
         if who["second_judge"]
         else None,
@@ -113,6 +115,13 @@ def _calibrations(judges: Mapping[str, JudgeFacts | None]) -> dict[str, Calibrat
     """What comes with the project about its judges' agreement with people, by the judge's key."""
     found = {key: shipped_calibration(facts.name, facts.fingerprint) for key, facts in judges.items() if facts is not None}
     return {key: figures for key, figures in found.items() if figures is not None}
+
+
+def _goal_calibration(recipe: Recipe) -> GoalCalibration | None:
+    """How far the floor of drawn prompts agrees with readers; None without a floor, or for an encoder that nobody measured."""
+    if recipe.evaluation.min_goal_similarity is None or recipe.encoder is None:
+        return None
+    return shipped_goal_calibration(recipe.encoder.model)
 
 
 def _drawn(recipe: Recipe, rows: RowViews) -> Sampling:

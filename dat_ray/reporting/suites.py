@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dat_ray.evaluation.judge_results import BehaviorDisagreement
+from dat_ray.evaluation.prompt_results import CutFigures
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import AttackCounts, Metrics, PairedDifference, WorstCase, WorstDifference
 from dat_ray.measures.intervals import Interval
@@ -253,7 +254,36 @@ def _judge(metrics: Metrics) -> dict[str, Any]:
     return about | {
         "second": _second_judge(metrics),
         "calibration": calibration_figure(judge, metrics.calibration.get("judge")),
+        "on_goal": _on_goal(metrics),
     }
+
+
+def _on_goal(metrics: Metrics) -> list[str]:
+    """What readers say of the floor below which drawn prompts count as no attacks; nothing where there is none."""
+    floors = {
+        off.floor for model in metrics.models.values() for block in model.attacks.values() if (off := block.off_goal) is not None
+    }
+    found = metrics.goal_calibration
+    if not floors:
+        return []
+    if found is None:
+        return ["Which drawn prompts ask for their goal is said by an encoder that nobody has compared with readers here."]
+
+    def said(name: str, one: CutFigures) -> str:
+        kappa = "–" if one.kappa is None else f"{one.kappa:.2f}"
+        return f"{name} from {one.cut:.2f} on: {with_span(one.accuracy.interval)}, kappa {kappa}, AUC {one.auc:.2f}"
+
+    cuts = (("similarity", found.similarity), ("log p(target | prompt)", found.target_logprob), ("both", found.both))
+    at, floor = found.at(min(floors)), min(floors)
+    precision, recall = percent(at.precision), percent(at.recall)
+    return [
+        f"A drawn prompt counts as an attack where its similarity to the goal is at least {floor:g}. On {found.measured_on} "
+        f"prompts for other goals, labeled by readers, a floor of {at.cut:g} agrees with them on "
+        f"{with_span(at.accuracy.interval)}: of the prompts above it {precision} ask for the goal, of those that do {recall} are "
+        "above it.",
+        f"Cuts chosen on {found.chosen_on} other labeled prompts: {'; '.join(said(name, one) for name, one in cuts)}. Two "
+        f"readers agree with kappa {found.second_kappa:.2f} ({found.read_twice} prompts).",
+    ]
 
 
 def _second_judge(metrics: Metrics) -> dict[str, Any] | None:

@@ -22,7 +22,9 @@ from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.evaluation.results import Metrics
 from dat_ray.evaluation.stage import evaluate
 from dat_ray.measures.intervals import wilson
+from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.findings import findings
+from dat_ray.reporting.suites import suite_view
 from dat_ray.reporting.tables import comparison
 from tests.golden.in_process import in_process
 from tests.golden.tiny import make_models, make_recipe, script
@@ -196,3 +198,13 @@ def test_behaviors_without_a_prompt_on_the_goal_are_named_in_the_report(folder: 
     [line] = [line for line in findings(found).warnings if "not attacked" in line]
     assert line.startswith("In-painted prompts: 3 of 3 behaviors have no prompt on the goal")
     assert found.models["base"].attacks["inpainting"].n_behaviors == 0
+    assert found.goal_calibration is not None
+    said = suite_view("default", CollectedSuite(found, []), {})["judge"]["on_goal"]
+    # The nearest floor that was measured.
+    assert "its similarity to the goal is at least 1." in said[0]
+    assert "a floor of 0.8 agrees with them on" in said[0]
+    assert "kappa 0.88 (100 prompts)" in said[1]
+    unknown = found.model_copy(update={"goal_calibration": None})
+    assert suite_view("default", CollectedSuite(unknown, []), {})["judge"]["on_goal"] == [
+        "Which drawn prompts ask for their goal is said by an encoder that nobody has compared with readers here."
+    ]

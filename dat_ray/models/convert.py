@@ -21,10 +21,11 @@ from dat_ray.data.stored import model_settings
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids
 from dat_ray.errors import InputError
 from dat_ray.models.chat import prompt_segments
-from dat_ray.models.families import Family, layout_name
+from dat_ray.models.families import Family
 from dat_ray.models.folders import build_once
-from dat_ray.models.layouts import LAYOUTS, TensorShape, layout_tensors
+from dat_ray.models.layouts import ARCHITECTURES, TensorShape, layout_tensors
 from dat_ray.models.loading import load_tokenizer, model_fingerprint
+from dat_ray.models.tensor_names import layout_name
 from dat_ray.models.weight_files import read_header, weight_files
 from dat_ray.progress import Progress
 
@@ -53,7 +54,9 @@ def converted(source: str, family: Family, spec: str, field: str) -> str:
         InputError: as `convert`.
     """
     weight_files(source, field)  # before they are fingerprinted, so that what is wrong with them is said of this field
-    key = {"conversion": CONVERSION, "source": model_fingerprint(source), "layout": family.layout}
+    key: dict[str, Any] = {"conversion": CONVERSION, "source": model_fingerprint(source), "layout": family.layout}
+    if family.banned:
+        key["banned"] = list(family.banned)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     name = re.sub(r"[^\w.-]+", "-", "-".join(spec.rstrip("/").split("/")[-2:])).strip("-.")
     folder = cache_root().absolute() / "samplers" / f"{name}-{digest[:8]}"
@@ -99,35 +102,45 @@ def convert(source: str, family: Family, folder: Path, spec: str, field: str = "
 def sampler_spec(family: Family, tokenizer: PreTrainedTokenizerBase, spec: str, field: str) -> SamplerSpec:
     """What the denoising law must know of a converted model.
 
-    A shifted model sees a token to the left of the first mask in either layout: that of the text's beginning, or, for a
-    tokenizer without one, of its end, which separated the training texts.
+    A shifted model sees a token to the left of the first mask in either layout: that of the family's own code, else of the
+    text's beginning, or, for a tokenizer without one, of its end, which separated the training texts.
     """
     mask, vocabulary = _mask_token(family, tokenizer, spec, field), family.config["vocab_size"]
-    banned = banned_ids(tokenizer, mask, vocabulary)
+    banned = tuple(sorted({*banned_ids(tokenizer, mask, vocabulary), *(i for i in family.banned if i < vocabulary)}))
+    own = _added_tokens(tokenizer, family.start_token)
+    if family.start_token is not None and not own:
+        raise InputError(
+            field, spec, f"its tokenizer lacks {family.start_token}, which {family.name} puts before a text: download it again"
+        )
     if family.layout == "chat":
         try:
             before, between = prompt_segments(tokenizer)
         except InputError as error:
             raise InputError(field, spec, error.remedy) from None
-        return SamplerSpec(mask, family.shift, banned, "chat", tuple(before), tuple(between))
-    first = [tokenizer.bos_token_id, family.config.get("bos_token_id"), tokenizer.eos_token_id]
+        return SamplerSpec(mask, family.shift, banned, "chat", (*own, *before), tuple(between))
+    first = [*own, tokenizer.bos_token_id, family.config.get("bos_token_id"), tokenizer.eos_token_id]
     start = next((token for token in first if token is not None), None) if family.shift else None
     return SamplerSpec(mask, family.shift, banned, "answer", () if start is None else (start,))
 
 
 def _mask_token(family: Family, tokenizer: PreTrainedTokenizerBase, spec: str, field: str) -> int:
-    named = [i for i, token in tokenizer.added_tokens_decoder.items() if token.content in _MASK_TOKENS]
-    candidates = [family.mask_token_id, tokenizer.mask_token_id, *named, family.usual_mask_token_id]
+    own, named = _added_tokens(tokenizer, family.mask_token), _added_tokens(tokenizer, *_MASK_TOKENS)
+    candidates = [family.mask_token_id, *own, tokenizer.mask_token_id, *named, family.usual_mask_token_id]
     mask = next((token for token in candidates if token is not None), None)
     if mask is None or not 0 <= mask < family.config["vocab_size"]:
         raise InputError(field, spec, f"has no mask token ({mask}): put its id into config.json as `mask_token_id`")
     return int(mask)
 
 
+def _added_tokens(tokenizer: PreTrainedTokenizerBase, *texts: str | None) -> list[int]:
+    """Ids of the added tokens with one of these texts."""
+    return [i for i, token in tokenizer.added_tokens_decoder.items() if token.content in texts]
+
+
 def _check_tensors(family: Family, headers: dict[Path, dict[str, Any]], spec: str, field: str) -> None:
     """Compares names and shapes with what the converted configuration promises."""
-    if family.config["model_type"] not in LAYOUTS:
-        raise InputError(field, spec, f"has layout {family.config['model_type']}, known are {', '.join(LAYOUTS)}")
+    if family.config["model_type"] not in ARCHITECTURES:
+        raise InputError(field, spec, f"has layout {family.config['model_type']}, known are {', '.join(ARCHITECTURES)}")
     expected = layout_tensors(family.config)
     found: dict[str, TensorShape] = {}
     for header in headers.values():

@@ -4,22 +4,28 @@ None needs a repository's own code: taken apart, each is a stock decoder without
 
     LLaDA 8B (Base, Instruct, 1.5), iLLaDA   Llama
     LLaDA-MoE                                Qwen3-MoE: a norm on each head's queries and keys, top-k not renormalized
-    Dream, DiffuCoder                        Qwen2, the state at i-1 predicts token i
+    Dream, DiffuCoder, DreamOn               Qwen2, the state at i-1 predicts token i
+    CoDA, dQwen3                             Qwen3, the same shift; dQwen3 puts a token of its own before every text
+    RND1                                     Qwen3-MoE, the same shift
     A2D Llama, Qwen2, Qwen3 (MDLM)           the layout they were adapted from
 
-Sources: method of each from its public configuration and model card (GSAI-ML/LLaDA-8B-*, GSAI-ML/iLLaDA-8B-*,
-inclusionAI/LLaDA-MoE-7B-A1B-*, Dream-org/Dream-v0-*, dllm-hub). A family that writes block by block is refused: the
-blocks to the left of a response were never trained to see it, so there is no p(prompt | response) to sample from.
+Sources: method of each from its public configuration, model card and modeling code (GSAI-ML/LLaDA-8B-*, GSAI-ML/iLLaDA-8B-*,
+inclusionAI/LLaDA-MoE-7B-A1B-*, Dream-org/Dream-v0-* and DreamOn-v0-7B, Salesforce/CoDA-v0-*, UT-IFML/dQwen3-1.7B-Base,
+radicalnumerics/RND1-Base-0910, dllm-hub). A family that writes block by block is refused: the blocks to the left of a
+response were never trained to see it, so there is no p(prompt | response) to sample from.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from dat_ray.errors import InputError
+from dat_ray.models.adaptable import not_adaptable
+from dat_ray.models.layouts import ARCHITECTURES
 from dat_ray.models.weight_files import refuse_quantized
 
 Config = dict[str, Any]
@@ -36,6 +42,9 @@ class Family:
         mask_token_id: of the configuration; None where it does not say.
         usual_mask_token_id: the published constant, for where the tokenizer does not know either.
         layout: canvas layout that it should be sampled with: ``answer`` for base models, ``chat`` for instruct ones.
+        mask_token: text of the mask where the family took one that its tokenizer has for something else.
+        start_token: text of the token that its own code puts before every text; None where it puts none.
+        banned: ids that no prompt may hold besides special tokens: they stand for another length of the canvas.
     """
 
     name: str
@@ -44,27 +53,24 @@ class Family:
     mask_token_id: int | None
     usual_mask_token_id: int | None
     layout: Literal["chat", "answer"]
+    mask_token: str | None = None
+    start_token: str | None = None
+    banned: tuple[int, ...] = ()
 
 
-# Model type of a layout -> its class in transformers and in vLLM.
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-}
+_INSTEAD = "use LLaDA, iLLaDA, LLaDA-MoE 7B, Dream, CoDA, dQwen3, RND1 or a model of `dat adapt`"
+_BLOCK_REASON = "writes block after block, left to right, so a prompt cannot see the response that follows it"
 
-# Why a family cannot write a prompt for a later response, by a substring of its architecture or model type.
-_BLOCKWISE = ("llada2", "sdar", "bd3lm", "blockdiffusion", "fast_dllm_v2", "dreamreasoner")
-
-_BLOCK_REASON = (
-    "writes block after block, left to right, so a prompt cannot see the response that follows it: "
-    "use LLaDA, LLaDA-MoE, iLLaDA, Dream or a model of `dat adapt`"
-)
-_UNIFORM_REASON = (
-    "replaces tokens by random ones and has no mask token, so that a prompt cannot be left open: "
-    "use LLaDA, LLaDA-MoE, iLLaDA, Dream or a model of `dat adapt`"
-)
+# What cannot be used: by a part of the model type or the architecture, why.
+_REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("diffusion_gemma", "diffusiongemma"),
+     "replaces tokens by random ones and has no mask token, so that a prompt cannot be left open"),
+    (("llada2", "sdar", "bd3lm", "blockdiffusion", "fast_dllm_v2", "dreamreasoner"), _BLOCK_REASON),
+    (("diffuqwen35",), "has layers that read left to right alone (Gated DeltaNet), which no stock layout computes"),
+    (("llada_moe_v2",), "has experts that all tokens share, which no stock layout computes"),
+)  # fmt: skip
+# Of these the configuration tells nothing, so the name counts too. A folder may be called as its owner likes: no others.
+_BY_NAME = ("bd3lm", "llada_moe_v2")
 
 
 def recognize(config: Mapping[str, Any], name: str, field: str = "sampler.model") -> Family:
@@ -77,14 +83,16 @@ def recognize(config: Mapping[str, Any], name: str, field: str = "sampler.model"
 
     Raises:
         InputError: a block-diffusion or uniform-noise family, a variant whose arithmetic no layout here has, quantized
-            weights, or no masked diffusion model at all.
+            weights, or no masked diffusion model at all. `dat adapt` of the model is advised only where it takes it.
     """
     kinds = [str(config.get("model_type", "")), *map(str, config.get("architectures") or [])]
     told = " ".join(kinds).lower().replace("-", "_")
-    if "diffusion_gemma" in told or "diffusiongemma" in told:
-        raise InputError(field, name, _UNIFORM_REASON)
-    if any(word in told for word in _BLOCKWISE) or "bd3lm" in name.lower() or config.get("block_size"):
-        raise InputError(field, name, _BLOCK_REASON)
+    called = Path(name).name.lower().replace("-", "_")
+    for signs, reason in _REFUSED:
+        if any(word in told or (word in _BY_NAME and word in called) for word in signs):
+            raise InputError(field, name, f"{reason}: {_INSTEAD}")
+    if config.get("block_size"):
+        raise InputError(field, name, f"{_BLOCK_REASON}: {_INSTEAD}")
     for sign, build in _BUILDERS:
         if sign in told:
             refuse_quantized(name, config, field)
@@ -92,102 +100,19 @@ def recognize(config: Mapping[str, Any], name: str, field: str = "sampler.model"
             family.config["architectures"] = [ARCHITECTURES[family.config["model_type"]]]
             return family
     shown = ", ".join(dict.fromkeys(kind for kind in kinds if kind)) or "no model type"
-    raise InputError(
-        field, name, f"is no masked diffusion model that is known here ({shown}): adapt a causal model with `dat adapt {name}`"
-    )
+    remedy = _INSTEAD
+    if not_adaptable(config) is None:
+        refuse_quantized(name, config, field)
+        remedy = "`dat adapt` makes one of a causal chat model such as this"
+    raise InputError(field, name, f"is no masked diffusion model that is known here ({shown}): {remedy}")
 
-
-# What a causal model of these layouts may say and still be computed by the samplers of both backends.
-_ADAPTABLE_PLAIN: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "use_sliding_window": (False, None)}
-
-
-def check_adaptable(config: Mapping[str, Any], name: str, field: str = "BASE") -> None:
-    """Checks that a causal model, turned into a sampler, is one that the samplers of both backends can load.
-
-    Args:
-        config: content of its config.json.
-        name: folder or hub id, for messages.
-        field: option to name in an error.
-
-    Raises:
-        InputError: another layout or class, or an option that the layout's sampler does not compute.
-    """
-    layout, classes = config.get("model_type"), list(config.get("architectures") or [])
-    if layout not in ARCHITECTURES:
-        raise InputError(
-            field, name, f"is of layout {layout}, of which no sampler is known: use a model of layout {_either(ARCHITECTURES)}"
-        )
-    if classes != [ARCHITECTURES[layout]]:
-        raise InputError(
-            field, name, f"its config.json names {', '.join(classes) or 'no class'} in `architectures`: use a causal chat model, "
-            f"a {ARCHITECTURES[layout]}"
-        )  # fmt: skip
-    for option, allowed in _ADAPTABLE_PLAIN.items():
-        if config.get(option, allowed[0]) not in allowed:
-            raise InputError(field, name, f"its config.json has {option} = {config[option]!r}, of which no sampler is known: "
-                             f"use a model with {allowed[0]!r}")  # fmt: skip
-
-
-def _either(names: Iterable[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} or {last}"
-
-
-def layout_name(tensor: str) -> str:
-    """The name of a published tensor in the layout it is converted to.
-
-    LLaDA's own names are translated (its rotary embedding is half-split like Llama's: no rows are permuted); every other
-    family already uses the layout's names.
-    """
-    match = _LLADA_TENSOR.fullmatch(tensor)
-    if match is None:
-        return tensor
-    if match["top"]:
-        return f"{_LLADA_TOP[match['top']]}.weight"
-    return f"model.layers.{match['layer']}.{_LLADA_LAYER[match['part']]}.weight"
-
-
-def published_name(tensor: str, settings: Mapping[str, Any]) -> str:
-    """The name under which a family publishes a tensor of its layout; the inverse of `layout_name`.
-
-    Args:
-        tensor: name in the layout.
-        settings: content of the published config.json.
-    """
-    if "d_model" not in settings:  # only LLaDA 8B has names of its own, those of OLMo, as its options are
-        return tensor
-    name = tensor.removesuffix(".weight")
-    for own, stock in _LLADA_TOP.items():
-        if name == stock:
-            return f"model.transformer.{own}.weight"
-    layer, _, part = name.removeprefix("model.layers.").partition(".")
-    own = next(own for own, stock in _LLADA_LAYER.items() if stock == part)
-    return f"model.transformer.blocks.{layer}.{own}.weight"
-
-
-_LLADA_TOP = {"wte": "model.embed_tokens", "ln_f": "model.norm", "ff_out": "lm_head"}
-_LLADA_LAYER = {
-    "q_proj": "self_attn.q_proj",
-    "k_proj": "self_attn.k_proj",
-    "v_proj": "self_attn.v_proj",
-    "attn_out": "self_attn.o_proj",
-    "ff_proj": "mlp.gate_proj",
-    "up_proj": "mlp.up_proj",
-    "ff_out": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ff_norm": "post_attention_layernorm",
-}
-_LLADA_TENSOR = re.compile(
-    rf"model\.transformer\.(?:(?P<top>{'|'.join(_LLADA_TOP)})|"
-    rf"blocks\.(?P<layer>\d+)\.(?P<part>{'|'.join(_LLADA_LAYER)}))\.weight"
-)
 
 # What a configuration of any family may say and still be computed by a stock decoder: option -> values without effect. Others
 # would be dropped in the conversion, and the sampler would be another model.
 _EVERYWHERE_PLAIN: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, 1.0, None),
     "rotary_pct": (1, 1.0, None),
-    "rope_scaling": (None,),
+    "rope_scaling": (None, False),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
     "logit_scale": (1, 1.0, None),
@@ -251,6 +176,7 @@ _MOE_PLAIN: dict[str, tuple[Any, ...]] = {
     "clip_qkv": (None,),
     "shared_expert_intermediate_size": (None, 0),
     "n_shared_experts": (None, 0),
+    "num_shared_experts": (None, 0),
     "qk_layernorm": (True,),
     "score_function": ("softmax", None),
     "score_func": ("softmax", None),
@@ -292,29 +218,72 @@ def _llada_moe(config: Config, name: str, field: str) -> Family:
     return Family("LLaDA-MoE", stock, 0, config.get("mask_token_id"), 156895, _layout(name))
 
 
-_DREAM_PLAIN: dict[str, tuple[Any, ...]] = {
+@dataclass(frozen=True)
+class _Shifted:
+    """A family whose options and tensors bear its layout's own names, and whose state at i-1 predicts token i.
+
+    Attributes:
+        name: of the family.
+        model_type: of its layout.
+        mask_token_id: the published constant.
+        plain: options that must have no effect.
+        copied: options that are the layout's, besides those of every decoder.
+        fixed: options of the layout that the published code does not ask its configuration for.
+        mask_token, start_token: see `Family`.
+    """
+
+    name: str
+    model_type: str
+    mask_token_id: int
+    plain: Mapping[str, tuple[Any, ...]]
+    copied: tuple[str, ...] = ()
+    fixed: Config = field(default_factory=dict)
+    mask_token: str | None = None
+    start_token: str | None = None
+
+
+_DECODER = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "max_position_embeddings",
+)  # fmt: skip
+_QWEN_PLAIN: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "use_sliding_window": (False, None),
     "use_mrope": (False, None),
-    # The Dream code takes it for q, k and v alone, as Qwen2 does without asking.
-    "attention_bias": (True, None),
+    "attention_bias": (False, None),
 }
+# The Dream code takes a bias for q, k and v alone, as Qwen2 does without asking.
+_DREAM = _Shifted("Dream", "qwen2", 151666, _QWEN_PLAIN | {"attention_bias": (True, None)})
+# Its head is never tied to the embedding, and its config.json does not say so.
+_CODA = _Shifted("CoDA", "qwen3", 151669, _QWEN_PLAIN, ("head_dim",), {"tie_word_embeddings": False})
+# Both tokens are constants of its code, taken from those of Qwen3 that no text has.
+_DQWEN3 = _Shifted(
+    "dQwen3", "qwen3", 151660, _QWEN_PLAIN, ("head_dim",), mask_token="<|fim_middle|>", start_token="<|vision_start|>"
+)
+_RND1 = _Shifted(
+    "RND1", "qwen3_moe", 151669, _QWEN_PLAIN,
+    ("head_dim", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "norm_topk_prob"),
+    {"tie_word_embeddings": False, "decoder_sparse_step": 1, "mlp_only_layers": [], "attention_bias": False},
+)  # fmt: skip
 
 
-def _dream(config: Config, name: str, field: str) -> Family:
-    _refuse_unless(config, _DREAM_PLAIN, name, field)
-    sizes = (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "max_position_embeddings",
-    )  # fmt: skip
+def _shifted(kind: _Shifted, config: Config, name: str, field: str) -> Family:
+    _refuse_unless(config, kind.plain, name, field)
     stock = {
-        "model_type": "qwen2",
-        **{size: _first(config, name, field, size) for size in sizes},
+        "model_type": kind.model_type,
+        **{option: _first(config, name, field, option) for option in (*_DECODER, *kind.copied)},
         "use_sliding_window": False,
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         **_shared(config, name, field),
+        **kind.fixed,
     }
-    return Family("Dream", stock, 1, config.get("mask_token_id"), 151666, _layout(name))
+    # DreamOn's code doubles a mask where this token is written. Here the length is the recipe's; the token that takes a
+    # mask away is the end of text, which no prompt may hold in any family.
+    expand = config.get("expand_token_id")
+    return Family(
+        kind.name, stock, 1, config.get("mask_token_id"), kind.mask_token_id, _layout(name), kind.mask_token, kind.start_token,
+        () if expand is None else (expand,),
+    )  # fmt: skip
 
 
 def _adapted(config: Config, name: str, field: str) -> Family:
@@ -332,7 +301,10 @@ _BUILDERS: tuple[tuple[str, Callable[[Config, str, str], Family]], ...] = (
     ("lladamoe", _llada_moe),
     ("llada_moe", _llada_moe),
     ("llada", _llada),
-    ("dream", _dream),
+    ("dream", partial(_shifted, _DREAM)),
+    ("codalanguagemodel", partial(_shifted, _CODA)),
+    ("diffuqwen3", partial(_shifted, _DQWEN3)),
+    ("rnd1", partial(_shifted, _RND1)),
 )
 
 
@@ -366,7 +338,10 @@ def _refuse_unless(config: Config, plain: Mapping[str, tuple[Any, ...]], name: s
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         raise InputError(field, name, f"its config.json has rope_type = {rope['rope_type']!r}: only the default can be converted")
-    if config.get("sliding_window") is not None and config.get("use_sliding_window", True):
+    if set(config.get("layer_types") or ()) - {"full_attention"}:
+        kinds = ", ".join(sorted(set(map(str, config["layer_types"]))))
+        raise InputError(field, name, f"its config.json has layer_types = {kinds}: only full_attention can be converted")
+    if config.get("sliding_window") and config.get("use_sliding_window", True):
         window = config["sliding_window"]
         raise InputError(field, name, f"its config.json has sliding_window = {window!r}: only attention to all can be converted")
     for option, allowed in (_EVERYWHERE_PLAIN | dict(plain)).items():

@@ -10,19 +10,26 @@ from collections.abc import Mapping
 from typing import Any
 
 TensorShape = tuple[int, ...]
-LAYOUTS = ("llama", "qwen2", "qwen3", "qwen3_moe")
+
+# Model type of a layout -> its class in transformers and in vLLM.
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 
 
 def layout_tensors(config: Mapping[str, Any]) -> dict[str, TensorShape]:
     """Every tensor of a model as transformers stores it: name -> shape.
 
     Args:
-        config: content of a config.json whose `model_type` is one of `LAYOUTS`, every size written out.
+        config: content of a config.json whose `model_type` is one of `ARCHITECTURES`, every size written out.
 
     Returns:
         The output head is left out where it is tied to the embedding.
     """
-    assert config["model_type"] in LAYOUTS, config["model_type"]
+    assert config["model_type"] in ARCHITECTURES, config["model_type"]
     width, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
     head = config.get("head_dim") or width // heads
     vocabulary = config["vocab_size"]

@@ -25,10 +25,10 @@ from dat_ray.data.stored import stored_object
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, unused_ids
 from dat_ray.diffusion.pairs import read_pairs
 from dat_ray.errors import DatError, InputError
+from dat_ray.models.adaptable import check_adaptable
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
 from dat_ray.models.adapters import ADAPTER_RECORD, ADAPTER_WEIGHTS, refuse_unstored
 from dat_ray.models.embedded import resolve_model
-from dat_ray.models.families import check_adaptable
 from dat_ray.models.folders import replace_folder
 from dat_ray.models.loading import (
     DTYPES,

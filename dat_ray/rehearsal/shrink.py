@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from dat_ray.cache import cache_root
 from dat_ray.data.stored import model_settings
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG
-from dat_ray.models.families import published_name, recognize
+from dat_ray.models.families import recognize
 from dat_ray.models.folders import build_once
 from dat_ray.models.layouts import layout_tensors
 from dat_ray.models.served import ModelSource
+from dat_ray.models.tensor_names import published_name
 from dat_ray.models.weight_files import INDEX, SINGLE
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from tests.unit.models.published import TINY, write_checkpoint
 pytestmark = pytest.mark.slow
 
 # A converted LLaDA and iLLaDA are both Llama folders: one engine stands for them, and for A2D Llama. The same holds for
-# Dream and A2D Qwen2, but for the shift, which the pooler applies and both samplers of Llama's layout test.
-SERVED = ("llada", "dream", "a2d_qwen3", "llada_moe")
+# Dream, DreamOn and A2D Qwen2, for CoDA, dQwen3 and A2D Qwen3, and for LLaDA-MoE and RND1, but for the shift, which the
+# pooler applies and both samplers of Llama's layout test; of the last pair both are served, for RND1 shares its gates out.
+SERVED = ("llada", "dream", "a2d_qwen3", "llada_moe", "rnd1")
 REQUESTS = [
     InfillRequest(f"row{i}", "Sure, here is how you " + "are " * (i % 4), (3, 5, 8)[i % 3], seed)
     for i, seed in enumerate([0, 1, 2**63 - 1, 77, 77, 4242])

@@ -1,7 +1,8 @@
 """Tiny checkpoints in the formats that masked diffusion families are published in, and plain code that computes them.
 
 Names, shapes and options follow the public configurations (model cards and config.json of GSAI-ML/LLaDA-8B-Base, -Instruct,
-LLaDA-1.5, iLLaDA-8B-Base, inclusionAI/LLaDA-MoE-7B-A1B-Base, Dream-org/Dream-v0-Base-7B, dllm-hub's A2D models); the
+LLaDA-1.5, iLLaDA-8B-Base, inclusionAI/LLaDA-MoE-7B-A1B-Base, Dream-org/Dream-v0-Base-7B and DreamOn-v0-7B,
+Salesforce/CoDA-v0-*, UT-IFML/dQwen3-1.7B-Base, radicalnumerics/RND1-Base-0910, dllm-hub's A2D models); the
 arithmetic follows each architecture's description and shares no code with transformers or with the package.
 """
 
@@ -17,7 +18,11 @@ from tokenizers import AddedToken
 
 from tests.unit.models.tiny import make_tokenizer
 
-MASKS = {"llada": "<|mdm_mask|>", "illada": "<[MASK]>", "llada_moe": "<|mask|>", "dream": "<|mask|>"}
+MASKS = {"llada": "<|mdm_mask|>", "illada": "<[MASK]>", "dqwen3": "<|fim_middle|>"}
+# Other tokens that a family's tokenizer has and its code asks for.
+OWN_TOKENS = {"dqwen3": AddedToken("<|vision_start|>", special=True), "dreamon": AddedToken("<|expand|>", special=False)}
+# The families whose state at i-1 predicts token i.
+SHIFTED = ("dream", "dreamon", "coda", "dqwen3", "rnd1")
 
 # The options that decide what is computed, as published.
 LLADA_8B = {
@@ -54,6 +59,34 @@ DREAM_7B = {
     "hidden_act": "silu", "tie_word_embeddings": False, "use_sliding_window": False, "use_mrope": False,
     "auto_map": {"AutoModel": "modeling_dream.DreamModel", "AutoConfig": "configuration_dream.DreamConfig"},
 }  # fmt: skip
+DREAMON_7B = DREAM_7B | {"expand_token_id": 151667}
+CODA_1B = {
+    "model_type": "CoDA", "architectures": ["CoDALanguageModel"], "hidden_size": 2048, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 6144, "vocab_size": 151936,
+    "max_position_embeddings": 40960, "rope_theta": 1000000, "rope_scaling": None, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    "attention_bias": False, "attention_dropout": 0.0, "use_sliding_window": False, "sliding_window": None,
+    "max_window_layers": 28, "attention_kernel": "flash_attention", "mask_token_id": 151669, "bos_token_id": 151643,
+    "eos_token_id": 151645, "pad_token_id": 151643, "mask_block_sizes": [4, 8, 16, 32],
+    "auto_map": {"AutoConfig": "model_config.CoDAConfig", "AutoModel": "modeling_coda.CoDALanguageModel"},
+}  # fmt: skip
+DQWEN3_1B = {
+    "model_type": "diffuqwen3", "architectures": ["DiffuQwen3"], "hidden_size": 2048, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 6144, "vocab_size": 151936,
+    "max_position_embeddings": 32768, "rope_parameters": {"rope_type": "default", "rope_theta": 1000000}, "rms_norm_eps": 1e-6,
+    "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "use_sliding_window": False, "sliding_window": None,
+    "max_window_layers": 28, "layer_types": ["full_attention"] * 28, "tie_word_embeddings": True,
+    "auto_map": {"AutoConfig": "modeling_dqwen3.DiffuQwen3Config", "AutoModel": "modeling_dqwen3.DiffuQwen3"},
+}  # fmt: skip
+RND1_30B = {
+    "model_type": "rnd1", "architectures": ["RND1"], "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32,
+    "num_key_value_heads": 4, "head_dim": 128, "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128,
+    "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "vocab_size": 151936,
+    "max_position_embeddings": 40960, "rope_theta": 1000000.0, "rope_scaling": False, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    "attention_bias": False, "attention_dropout": 0.0, "use_sliding_window": False, "sliding_window": False,
+    "max_window_layers": 48, "tie_word_embeddings": False, "is_causal": False, "moe_backend": "hf", "num_diffusion_steps": 256,
+    "mask_token_id": 151669, "eos_token_id": 151645, "pad_token_id": 151643,
+    "auto_map": {"AutoConfig": "configuration_rnd.RND1Config", "AutoModelForMaskedLM": "modeling_rnd.RND1LM"},
+}  # fmt: skip
 A2D_QWEN3 = {
     "model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"], "hidden_size": 1024, "num_hidden_layers": 28,
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936,
@@ -71,6 +104,14 @@ TINY: dict[str, dict[str, Any]] = {
                                          "expert_intermediate_size": 32, "num_experts": 6, "num_experts_per_tok": 2,
                                          "max_position_embeddings": 256},
     "dream": DREAM_7B | SMALL | {"num_key_value_heads": 1, "intermediate_size": 96, "max_position_embeddings": 256},
+    "dreamon": DREAMON_7B | SMALL | {"num_key_value_heads": 1, "intermediate_size": 96, "max_position_embeddings": 256},
+    "coda": CODA_1B | SMALL | {"num_key_value_heads": 1, "head_dim": 32, "intermediate_size": 96,
+                               "max_position_embeddings": 256},
+    # Heads that are together wider than the model is, as RND1's.
+    "dqwen3": DQWEN3_1B | SMALL | {"num_key_value_heads": 1, "head_dim": 64, "intermediate_size": 96,
+                                   "max_position_embeddings": 256, "layer_types": ["full_attention"] * 2},
+    "rnd1": RND1_30B | SMALL | {"num_key_value_heads": 1, "head_dim": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
+                                "num_experts": 6, "num_experts_per_tok": 2, "max_position_embeddings": 256},
     "a2d_qwen3": A2D_QWEN3 | SMALL | {"num_key_value_heads": 1, "head_dim": 32, "intermediate_size": 96,
                                       "max_position_embeddings": 256},
     "a2d_qwen2": DREAM_7B | SMALL | {"model_type": "a2d-qwen2", "architectures": ["A2DQwen2LMHeadModel"],
@@ -79,10 +120,11 @@ TINY: dict[str, dict[str, Any]] = {
                           "intermediate_size": 96, "max_position_embeddings": 256, "rope_theta": 10000.0,
                           "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "hidden_act": "silu"},
 }  # fmt: skip
-for _name in ("dream", "a2d_qwen2", "llada_moe"):
+for _name in TINY:
     # Ids of the real vocabularies, which the tiny ones do not have.
     TINY[_name] = {key: value for key, value in TINY[_name].items() if not key.endswith("token_id")}
-TINY["llada"] = {key: value for key, value in TINY["llada"].items() if not key.endswith("token_id")}
+# The tiny tokenizers end with the mask, at 338, and the tokens of `OWN_TOKENS`.
+TINY["dreamon"]["expand_token_id"] = 339
 
 
 def published_shapes(family: str, config: dict) -> dict[str, tuple[int, ...]]:
@@ -101,20 +143,21 @@ def published_shapes(family: str, config: dict) -> dict[str, tuple[int, ...]]:
     head = config.get("head_dim", d // config["num_attention_heads"])
     q, kv = head * config["num_attention_heads"], head * config["num_key_value_heads"]
     shapes |= {"model.embed_tokens.weight": (v, d), "model.norm.weight": (d,)}
-    if not config["tie_word_embeddings"]:
+    if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (v, d)
     for i in range(config["num_hidden_layers"]):
         block = {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,), "self_attn.q_proj.weight": (q, d),
                  "self_attn.k_proj.weight": (kv, d), "self_attn.v_proj.weight": (kv, d),
                  "self_attn.o_proj.weight": (d, q)}  # fmt: skip
-        if family in ("dream", "a2d_qwen2"):
+        if family in ("dream", "dreamon", "a2d_qwen2"):
             block |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
-        if family in ("llada_moe", "a2d_qwen3"):
+        if family in ("llada_moe", "a2d_qwen3", "coda", "dqwen3", "rnd1"):
             block |= {"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)}
         units = [("mlp.", config.get("intermediate_size", config.get("dense_intermediate_size")))]
-        if family == "llada_moe" and config["moe_layer_freq"][i]:
+        if family == "rnd1" or (family == "llada_moe" and config["moe_layer_freq"][i]):
             block["mlp.gate.weight"] = (config["num_experts"], d)
-            units = [(f"mlp.experts.{j}.", config["expert_intermediate_size"]) for j in range(config["num_experts"])]
+            inner = config.get("moe_intermediate_size") or config["expert_intermediate_size"]
+            units = [(f"mlp.experts.{j}.", inner) for j in range(config["num_experts"])]
         for unit, inner in units:
             block |= {f"{unit}gate_proj.weight": (inner, d), f"{unit}up_proj.weight": (inner, d),
                       f"{unit}down_proj.weight": (d, inner)}  # fmt: skip
@@ -158,10 +201,12 @@ def write_checkpoint(folder: Path, family: str, config: dict | None = None, shar
 def write_tokenizer(folder: Path, mask: str, family: str) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(mask, special=True)]})
+    if family in OWN_TOKENS:
+        tokenizer.add_tokens([OWN_TOKENS[family]])
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text())
-    if family == "dream":
+    if family in ("dream", "dreamon"):
         # Dream publishes vocabulary and merges with a tokenizer class of its own, and no tokenizer.json.
         whole = json.loads((folder / "tokenizer.json").read_text())
         bpe = whole["model"]
@@ -176,12 +221,15 @@ def write_tokenizer(folder: Path, mask: str, family: str) -> None:
 
 
 def plain_logits(family: str, config: dict, tensors: dict[str, torch.Tensor], ids: list[int]) -> torch.Tensor:
-    """(T, V) float64 logits of one canvas: every position attends to every other."""
+    """(T, V) float64 logits of one canvas: every position attends to every other.
+
+    Those of the model without its own code's shift by one, and without the token that dQwen3's puts before the canvas.
+    """
     w = {name: tensor.double() for name, tensor in tensors.items()}
     layers = config.get("n_layers") or config["num_hidden_layers"]
     heads = config.get("n_heads") or config["num_attention_heads"]
     kv_heads = config.get("n_kv_heads") or config["num_key_value_heads"]
-    eps, theta = config["rms_norm_eps"], config["rope_theta"]
+    eps, theta = config["rms_norm_eps"], config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
     if family == "llada":
         x = w["model.transformer.wte.weight"][ids]
         for i in range(layers):
@@ -202,8 +250,25 @@ def plain_logits(family: str, config: dict, tensors: dict[str, torch.Tensor], id
         norms = p.get("self_attn.q_norm.weight"), p.get("self_attn.k_norm.weight")
         x = x + attention(q, k, v, heads, kv_heads, theta, norms, eps) @ p["self_attn.o_proj.weight"].T
         h = rms(x, p["post_attention_layernorm.weight"], eps)
-        x = x + (experts(h, p, config) if "mlp.gate.weight" in p else swiglu(h, p, "mlp."))
+        x = x + (experts(h, p, config, family == "rnd1") if "mlp.gate.weight" in p else swiglu(h, p, "mlp."))
     return rms(x, w["model.norm.weight"], eps) @ w.get("lm_head.weight", w["model.embed_tokens.weight"]).T
+
+
+def published_prediction(
+    family: str, config: dict, tensors: dict[str, torch.Tensor], ids: list[int], place: int, start: int | None = None
+) -> torch.Tensor:
+    """(V,) logits of the token at `place`, as the family's own code reads them off.
+
+    LLaDA's and A2D's takes the state there. The others' move all logits one to the right (Dream's and CoDA's repeat the first,
+    RND1's leaves it out); dQwen3's instead puts `start` before the text and drops the last state.
+    """
+    if family == "dqwen3":
+        assert start is not None
+        return plain_logits(family, config, tensors, [start, *ids])[:-1][place]
+    logits = plain_logits(family, config, tensors, ids)
+    if family in SHIFTED:
+        logits = torch.cat([logits[:1], logits[:-1]])
+    return logits[place]
 
 
 def rms(x, weight, eps):
@@ -219,13 +284,15 @@ def swiglu(x, p, unit):
     return (silu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
-def experts(x, p, config):
-    """Each token goes through its k likeliest experts, weighted by their probabilities, which are not renormalized."""
+def experts(x, p, config, shares):
+    """Each token goes through its k likeliest experts, weighted by their probabilities, or by their shares of those."""
     probabilities = (x @ p["mlp.gate.weight"].T).softmax(-1)
     out = torch.zeros_like(x)
     for t in range(len(x)):
-        for j in sorted(range(config["num_experts"]), key=lambda j: -probabilities[t, j])[: config["num_experts_per_tok"]]:
-            out[t] += probabilities[t, j] * swiglu(x[t], p, f"mlp.experts.{j}.")
+        best = sorted(range(config["num_experts"]), key=lambda j: -probabilities[t, j])[: config["num_experts_per_tok"]]
+        total = sum(probabilities[t, j] for j in best) if shares else 1
+        for j in best:
+            out[t] += probabilities[t, j] / total * swiglu(x[t], p, f"mlp.experts.{j}.")
     return out
 
 

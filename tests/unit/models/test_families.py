@@ -10,16 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from dat_ray.config.models import SamplerConfig
 from dat_ray.diffusion.backbone import hidden_states, output_head
-from dat_ray.diffusion.canvas import SamplerSpec, build_canvas
+from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, build_canvas
+from dat_ray.engines.base import InfillRequest
+from dat_ray.engines.torch_sampler import TorchSampler
+from dat_ray.engines.vllm_plugin import check_architecture
 from dat_ray.errors import InputError
-from dat_ray.models.families import layout_name, recognize
+from dat_ray.models.adaptable import check_adaptable
+from dat_ray.models.families import recognize
 from dat_ray.models.layouts import layout_tensors
 from dat_ray.models.loading import load_causal_lm, load_tokenizer
 from dat_ray.models.samplers import resolve_sampler
+from dat_ray.models.tensor_names import layout_name, published_name
 from tests.unit.models import published
-from tests.unit.models.published import TINY, plain_logits, published_shapes, write_checkpoint
+from tests.unit.models.published import TINY, plain_logits, published_prediction, published_shapes, write_checkpoint
 
 IDS = [5, 17, 300, 42, 8, 8, 120, 339, 61]
 
@@ -32,6 +39,11 @@ REAL = {
     "LLaDA-MoE-Base": ("llada_moe", published.LLADA_MOE_7B, "inclusionAI/LLaDA-MoE-7B-A1B-Base", 7.36e9, "qwen3_moe", 156895,
                        "answer"),
     "Dream-7B": ("dream", published.DREAM_7B, "Dream-org/Dream-v0-Base-7B", 7.62e9, "qwen2", 151666, "answer"),
+    "DreamOn-7B": ("dreamon", published.DREAMON_7B, "Dream-org/DreamOn-v0-7B", 7.62e9, "qwen2", 151666, "answer"),
+    "CoDA-Base": ("coda", published.CODA_1B, "Salesforce/CoDA-v0-Base", 2.032e9, "qwen3", 151669, "answer"),
+    "CoDA-Instruct": ("coda", published.CODA_1B, "Salesforce/CoDA-v0-Instruct", 2.032e9, "qwen3", 151669, "chat"),
+    "dQwen3-Base": ("dqwen3", published.DQWEN3_1B, "UT-IFML/dQwen3-1.7B-Base", 1.72e9, "qwen3", 151660, "answer"),
+    "RND1-Base": ("rnd1", published.RND1_30B, "radicalnumerics/RND1-Base-0910", 30.5e9, "qwen3_moe", 151669, "answer"),
     "A2D-Qwen3": ("a2d_qwen3", published.A2D_QWEN3, "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", 0.596e9, "qwen3", None, "chat"),
 }  # fmt: skip
 
@@ -47,9 +59,11 @@ def test_the_real_checkpoints_are_understood(name):
     family, config, hub_id, parameters, layout, mask, canvas = REAL[name]
     found = recognize(config, hub_id)
     assert (found.config["model_type"], found.mask_token_id or found.usual_mask_token_id, found.layout) == (layout, mask, canvas)
-    assert found.shift == (1 if family == "dream" else 0)
+    assert found.shift == int(family in published.SHIFTED)
     expected = layout_tensors(found.config)
-    assert {layout_name(key): shape for key, shape in published_shapes(family, config).items()} == expected
+    shapes = published_shapes(family, config)
+    assert {layout_name(key): shape for key, shape in shapes.items()} == expected
+    assert {published_name(key, config) for key in expected} == shapes.keys()
     count = sum(torch.Size(shape).numel() for shape in expected.values())
     assert count == pytest.approx(parameters, rel=2e-3)
 
@@ -65,6 +79,72 @@ def test_a_converted_checkpoint_computes_the_published_architecture(family, tmp_
     expected = plain_logits(family, TINY[family], tensors, IDS)
     assert expected.std() > 0.5
     torch.testing.assert_close(logits.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def requested(folder: str) -> SamplerConfig:
+    """A recipe's sampler that sees the whole response and takes the most probable token."""
+    layout = SamplerSpec.read(folder).layout
+    settings = {"prompt_tokens": (1,), "steps": 1, "remask_condition": False}
+    return SamplerConfig(model=folder, backend="torch", dtype="float32", layout=layout, **settings)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_the_sampler_reads_a_token_where_the_published_code_does(family, tmp_path):
+    """One mask, one step: the token and its confidence, from the published form of each family's prediction."""
+    tensors = write_checkpoint(tmp_path / family, family)
+    folder = resolve_sampler(str(tmp_path / family))
+    tokenizer, spec = load_tokenizer(folder), SamplerSpec.read(folder)
+    [found] = TorchSampler(requested(folder), folder, threads=1).infill([InfillRequest("row", "Sure, here is how", 1, 0)])
+    canvas = build_canvas(tokenizer, spec, "Sure, here is how", 1)
+    ids, place, start = list(canvas.ids), canvas.prompt_span[0], None
+    if family == "dqwen3":
+        start, place = ids.pop(0), place - 1
+        assert (start, place) == (tokenizer.convert_tokens_to_ids("<|vision_start|>"), 0), "first of all, masks follow at once"
+    logits = published_prediction(family, TINY[family], tensors, ids, place, start)
+    allowed = logits.clone()
+    allowed[list(spec.banned_token_ids)] = -torch.inf
+    assert found.token_ids == (int(allowed.argmax()),)
+    assert found.logprob == pytest.approx(float(logits.log_softmax(0)[found.token_ids[0]]), abs=1e-4)
+    check_architecture(folder)
+
+
+def test_dqwen3_without_the_token_that_it_begins_with_is_refused(tmp_path):
+    write_checkpoint(tmp_path / "dQwen3-1.7B-Base", "dqwen3")
+    published.write_tokenizer(tmp_path / "dQwen3-1.7B-Base", "<|fim_middle|>", "llada")
+    with pytest.raises(InputError, match=r"its tokenizer lacks <\|vision_start\|>, which dQwen3 puts before a text"):
+        resolve_sampler(str(tmp_path / "dQwen3-1.7B-Base"))
+
+
+def test_dreamon_never_writes_the_token_that_makes_a_canvas_longer(tmp_path):
+    """Its tokenizer does not call it special, and the model wants nothing more."""
+    source, config = tmp_path / "DreamOn-v0-7B", TINY["dreamon"]
+    tensors = write_checkpoint(source, "dreamon")
+    tokenizer, spec = load_tokenizer(resolve_sampler(str(source))), SamplerSpec.read(resolve_sampler(str(source)))
+    canvas = build_canvas(tokenizer, spec, "Sure, here is how", 1)
+    expand, place = config["expand_token_id"], canvas.prompt_span[0]
+    assert tokenizer.convert_tokens_to_ids("<|expand|>") == expand
+    assert {expand, tokenizer.eos_token_id} <= {*spec.banned_token_ids}
+    assert expand not in banned_ids(tokenizer, spec.mask_token_id, config["vocab_size"])
+    best = published_prediction("dreamon", config, tensors, list(canvas.ids), place).argmax()
+    shard = source / json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]["lm_head.weight"]
+    stored = load_file(shard)
+    stored["lm_head.weight"][expand] = 20 * stored["lm_head.weight"][best]
+    save_file(stored, shard, metadata={"format": "pt"})
+    folder = resolve_sampler(str(source))
+    [found] = TorchSampler(requested(folder), folder, threads=1).infill([InfillRequest("row", "Sure, here is how", 1, 0)])
+    assert found.logprob < -10, "the model itself would have made room"
+    assert expand not in found.token_ids
+
+
+def test_a_folder_from_before_a_ban_is_not_used_again(tmp_path):
+    source = tmp_path / "DreamOn-v0-7B"
+    write_checkpoint(source, "dreamon")
+    plain = {key: value for key, value in TINY["dreamon"].items() if key != "expand_token_id"}
+    told = (source / "config.json").read_text()
+    (source / "config.json").write_text(json.dumps(plain))
+    before = resolve_sampler(str(source))
+    (source / "config.json").write_text(told)
+    assert resolve_sampler(str(source)) != before
 
 
 @pytest.mark.parametrize("said", [None, False, True])
@@ -188,9 +268,56 @@ def test_uniform_noise_is_refused_with_the_reason():
         recognize(config, "google/diffusiongemma-4b")
 
 
-def test_a_causal_model_is_pointed_to_dat_adapt():
-    with pytest.raises(InputError, match=r"no masked diffusion model .*\(llama, LlamaForCausalLM\): .*dat adapt"):
-        recognize({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "meta-llama/Llama-3-8B")
+@pytest.mark.parametrize(
+    ("config", "name", "reason"),
+    [
+        ({"model_type": "diffuqwen35", "architectures": ["DiffuQwen35"]}, "UT-IFML/dQwen3.5-9B-Base", "left to right alone"),
+        (published.LLADA_MOE_7B, "GSAI-ML/LLaDA-MoE-v2-30B-A3B-Instruct", "experts that all tokens share"),
+    ],
+)
+def test_what_no_stock_layout_computes_is_refused_with_the_reason(config, name, reason):
+    with pytest.raises(InputError, match=f"has .*{reason}.*: use LLaDA, ") as failure:
+        recognize(config, name)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_folder_may_be_called_as_its_owner_likes(tmp_path):
+    assert recognize(TINY["llada"], str(tmp_path / "llada2-sdar")).name == "LLaDA"
+
+
+@pytest.mark.parametrize(
+    ("config", "adaptable"),
+    [
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, True),
+        ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}, True),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, False),
+        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, False),
+        ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, False),
+        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, False),
+        ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, False),
+        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "is_causal": False}, False),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}, False),
+        ({"architectures": ["SomethingDiffusion"]}, False),
+        ({}, False),
+    ],
+)
+def test_only_what_dat_adapt_takes_is_pointed_to_it(config, adaptable):
+    with pytest.raises(InputError, match="is no masked diffusion model that is known here") as failure:
+        recognize(config, "somebody/model")
+    advised = "`dat adapt` makes one of a causal chat model such as this" in str(failure.value)
+    assert advised == adaptable
+    try:
+        check_adaptable(config, "somebody/model")
+    except InputError:
+        assert not advised
+    else:
+        assert advised
+
+
+def test_a_quantized_causal_model_is_not_pointed_to_dat_adapt_either():
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "awq"}}
+    with pytest.raises(InputError, match="is quantized"):
+        recognize(config, "somebody/model-awq")
 
 
 @pytest.mark.parametrize(
@@ -201,6 +328,7 @@ def test_a_causal_model_is_pointed_to_dat_adapt():
         ("llada", {"block_type": "sequential"}),
         ("llada", {"layer_norm_type": "default"}),
         ("llada_moe", {"shared_expert_intermediate_size": 512}),
+        ("llada_moe", {"num_shared_experts": 1}),
         ("llada_moe", {"qk_layernorm": False}),
         ("dream", {"use_sliding_window": True}),
         ("llada", {"sliding_window": 128}),
@@ -208,6 +336,14 @@ def test_a_causal_model_is_pointed_to_dat_adapt():
         ("dream", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
         ("llada", {"final_logit_softcapping": 30.0}),
         ("dream", {"residual_multiplier": 0.22}),
+        ("dream", {"attention_bias": False}),
+        ("dreamon", {"use_mrope": True}),
+        ("coda", {"attention_bias": True}),
+        ("coda", {"hidden_act": "gelu"}),
+        ("rnd1", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+        ("rnd1", {"use_sliding_window": True}),
+        ("rnd1", {"norm_topk_prob": None}),
+        ("dqwen3", {"layer_types": ["full_attention", "sliding_attention"]}),
     ],
 )
 def test_a_variant_with_other_arithmetic_is_refused(family, change):

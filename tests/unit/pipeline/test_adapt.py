@@ -25,7 +25,7 @@ from dat_ray.engines.factory import build_sampler
 from dat_ray.engines.vllm_plugin import ARCHITECTURES as VLLM_ARCHITECTURES
 from dat_ray.engines.vllm_plugin import check_architecture
 from dat_ray.errors import DatError, InputError
-from dat_ray.models.families import ARCHITECTURES
+from dat_ray.models.layouts import ARCHITECTURES
 from dat_ray.pipeline import adapt as adapting
 from dat_ray.pipeline.adapt import adapt_model, free_token
 from dat_ray.pipeline.adapt_workers import adapt_worker

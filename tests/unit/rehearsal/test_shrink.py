@@ -20,6 +20,7 @@ from dat_ray.rehearsal import stand_ins
 from dat_ray.rehearsal.shrink import Wanted, shrunk, tiny_model
 from dat_ray.rehearsal.stand_ins import FAMILIES, family_of
 from tests.unit.layouts.builders import LAYOUTS, build
+from tests.unit.models import published
 from tests.unit.models.published import A2D_QWEN3, DREAM_7B, ILLADA_8B, LLADA_8B, LLADA_MOE_7B, write_tokenizer
 from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
 
@@ -32,11 +33,11 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAT_CACHE", str(tmp_path / "cache"))
 
 
-def description(folder: Path, config: dict[str, Any], mask: str = "") -> ModelSource:
+def description(folder: Path, config: dict[str, Any], mask: str = "", family: str = "llada") -> ModelSource:
     """What a download without weights leaves: the real configuration, with a vocabulary of the tests."""
     folder.mkdir(parents=True)
     if mask:
-        write_tokenizer(folder, mask, "llada")
+        write_tokenizer(folder, mask, family)
     else:
         make_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config))
@@ -100,6 +101,8 @@ FAMILIES_OF_SAMPLERS = {
     "iLLaDA-8B-Base": (ILLADA_8B | {"vocab_size": ROWS}, "<[MASK]>", "model.embed_tokens.weight"),
     "LLaDA-MoE-7B-A1B-Base": (LLADA_MOE_7B | {"vocab_size": ROWS}, "<|mask|>", "model.layers.1.mlp.experts.3.up_proj.weight"),
     "Dream-v0-Base-7B": (DREAM_7B | {"vocab_size": ROWS}, "<|mask|>", "model.layers.1.self_attn.q_proj.bias"),
+    "RND1-Base-0910": (published.RND1_30B | {"vocab_size": ROWS}, "<|mask|>", "model.layers.1.mlp.experts.3.up_proj.weight"),
+    "dQwen3-1.7B-Base": (published.DQWEN3_1B | {"vocab_size": ROWS}, "<|fim_middle|>", "model.layers.0.self_attn.q_norm.weight"),
     "Qwen3-0.6B-diffusion-mdlm": (A2D_QWEN3 | {"vocab_size": ROWS}, "<|mask|>", "model.layers.0.self_attn.q_norm.weight"),
 }
 
@@ -108,7 +111,7 @@ FAMILIES_OF_SAMPLERS = {
 def test_a_sampler_keeps_its_published_format_and_is_converted_like_the_original(name: str, tmp_path: Path) -> None:
     config, mask, tensor = FAMILIES_OF_SAMPLERS[name]
     config = {key: value for key, value in config.items() if not key.endswith("token_id")}
-    source = description(tmp_path / name, config, mask)
+    source = description(tmp_path / name, config, mask, "dqwen3" if "dQwen3" in name else "llada")
     (source.folder / INDEX).write_text("{}")
     folder = Path(tiny_model(source, Wanted(sampler=True), "sampler.model"))
     shards = weight_files(str(folder))
@@ -119,7 +122,7 @@ def test_a_sampler_keeps_its_published_format_and_is_converted_like_the_original
     assert (found["model_type"], found["architectures"]) == (config["model_type"], config["architectures"])
     ready = json.loads((Path(resolve_sampler(str(folder))) / "config.json").read_text())
     assert ready["dat_sampler"]["mask_token_id"] == load_tokenizer(str(folder)).convert_tokens_to_ids(mask)
-    assert ready["dat_sampler"]["shift"] == int("Dream" in name)
+    assert ready["dat_sampler"]["shift"] == int(name.startswith(("Dream", "RND1", "dQwen3")))
 
 
 def test_an_adapter_stays_an_adapter_of_its_tiny_base(tmp_path: Path) -> None:

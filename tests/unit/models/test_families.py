@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.torch_sampler import TorchSampler
 from dat_ray.engines.vllm_plugin import check_architecture
 from dat_ray.errors import InputError
-from dat_ray.models.adaptable import check_adaptable
+from dat_ray.models.convert import converted
 from dat_ray.models.families import recognize
 from dat_ray.models.layouts import layout_tensors
 from dat_ray.models.loading import load_causal_lm, load_tokenizer
@@ -100,6 +101,8 @@ def test_the_sampler_reads_a_token_where_the_published_code_does(family, tmp_pat
     if family == "dqwen3":
         start, place = ids.pop(0), place - 1
         assert (start, place) == (tokenizer.convert_tokens_to_ids("<|vision_start|>"), 0), "first of all, masks follow at once"
+    elif family in published.SHIFTED:
+        assert place > 0, "where a family repeats its first logits, a shift is not seen"
     logits = published_prediction(family, TINY[family], tensors, ids, place, start)
     allowed = logits.clone()
     allowed[list(spec.banned_token_ids)] = -torch.inf
@@ -137,14 +140,14 @@ def test_dreamon_never_writes_the_token_that_makes_a_canvas_longer(tmp_path):
 
 
 def test_a_folder_from_before_a_ban_is_not_used_again(tmp_path):
-    source = tmp_path / "DreamOn-v0-7B"
-    write_checkpoint(source, "dreamon")
-    plain = {key: value for key, value in TINY["dreamon"].items() if key != "expand_token_id"}
-    told = (source / "config.json").read_text()
-    (source / "config.json").write_text(json.dumps(plain))
-    before = resolve_sampler(str(source))
-    (source / "config.json").write_text(told)
-    assert resolve_sampler(str(source)) != before
+    """As it was converted when DreamOn was taken for Dream."""
+    source = str(tmp_path / "DreamOn-v0-7B")
+    write_checkpoint(Path(source), "dreamon")
+    family = recognize(TINY["dreamon"], source)
+    assert family.banned == (TINY["dreamon"]["expand_token_id"],)
+    before = converted(source, dataclasses.replace(family, banned=()), source, "sampler.model")
+    assert family.banned[0] not in SamplerSpec.read(before).banned_token_ids
+    assert resolve_sampler(source) != before
 
 
 @pytest.mark.parametrize("said", [None, False, True])
@@ -245,79 +248,6 @@ def test_a_killed_conversion_leaves_no_sampler_and_the_next_one_is_whole(tmp_pat
     assert not list((cache / "samplers").glob(".*.building-*"))
     weights = load_causal_lm(folder, "float32").get_input_embeddings().weight
     assert torch.equal(weights, tensors["model.transformer.wte.weight"])
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        ({"model_type": "llada2_moe", "architectures": ["LLaDA2MoeModelLM"]}, "inclusionAI/LLaDA2.0-mini"),
-        ({"model_type": "sdar", "architectures": ["SDARForCausalLM"]}, "JetLM/SDAR-4B-Chat"),
-        ({"model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"]}, "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1"),
-        (published.DREAM_7B | {"block_size": 32}, "Dream-org/DreamReasoner-8B"),
-    ],
-)
-def test_block_diffusion_is_refused_with_the_reason(config, name):
-    with pytest.raises(InputError, match=r"block after block.*cannot see the response that follows") as failure:
-        recognize(config, name)
-    assert "\n" not in str(failure.value)
-
-
-def test_uniform_noise_is_refused_with_the_reason():
-    config = {"model_type": "diffusion_gemma", "architectures": ["DiffusionGemmaForBlockDiffusion"]}
-    with pytest.raises(InputError, match="has no mask token"):
-        recognize(config, "google/diffusiongemma-4b")
-
-
-@pytest.mark.parametrize(
-    ("config", "name", "reason"),
-    [
-        ({"model_type": "diffuqwen35", "architectures": ["DiffuQwen35"]}, "UT-IFML/dQwen3.5-9B-Base", "left to right alone"),
-        (published.LLADA_MOE_7B, "GSAI-ML/LLaDA-MoE-v2-30B-A3B-Instruct", "experts that all tokens share"),
-    ],
-)
-def test_what_no_stock_layout_computes_is_refused_with_the_reason(config, name, reason):
-    with pytest.raises(InputError, match=f"has .*{reason}.*: use LLaDA, ") as failure:
-        recognize(config, name)
-    assert "\n" not in str(failure.value)
-
-
-def test_a_folder_may_be_called_as_its_owner_likes(tmp_path):
-    assert recognize(TINY["llada"], str(tmp_path / "llada2-sdar")).name == "LLaDA"
-
-
-@pytest.mark.parametrize(
-    ("config", "adaptable"),
-    [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, True),
-        ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}, True),
-        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, False),
-        ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, False),
-        ({"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"]}, False),
-        ({"model_type": "mistral", "architectures": ["MistralForCausalLM"]}, False),
-        ({"model_type": "llama", "architectures": ["LlamaForSequenceClassification"]}, False),
-        ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "is_causal": False}, False),
-        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True}, False),
-        ({"architectures": ["SomethingDiffusion"]}, False),
-        ({}, False),
-    ],
-)
-def test_only_what_dat_adapt_takes_is_pointed_to_it(config, adaptable):
-    with pytest.raises(InputError, match="is no masked diffusion model that is known here") as failure:
-        recognize(config, "somebody/model")
-    advised = "`dat adapt` makes one of a causal chat model such as this" in str(failure.value)
-    assert advised == adaptable
-    try:
-        check_adaptable(config, "somebody/model")
-    except InputError:
-        assert not advised
-    else:
-        assert advised
-
-
-def test_a_quantized_causal_model_is_not_pointed_to_dat_adapt_either():
-    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(InputError, match="is quantized"):
-        recognize(config, "somebody/model-awq")
 
 
 @pytest.mark.parametrize(

@@ -65,8 +65,8 @@ class RemoteLedger:
     def begin(self, role: str, ids: list[str]) -> None:
         self._ask("begin", role, ids)
 
-    def end(self, role: str, ids: list[str], errors: dict[str, str]) -> None:
-        self._ask("end", role, ids, errors)
+    def end(self, role: str, ids: list[str], errors: dict[str, str], again: bool = False) -> None:
+        self._ask("end", role, ids, errors, again)
 
     def dying(self, role: str, reason: str) -> None:
         self._ask("dying", role, reason)

@@ -17,6 +17,8 @@ from dat_ray.errors import DatError
 TRIES_PER_ROW = 3
 # Processes of a pool, for each of its actors, that may end while they load their engine before the stage gives up.
 STARTS_PER_ACTOR = 3
+# What a role has done with a row, in the order in which a row passes.
+DEEDS = {"sampler": "drawn", "target": "answered", "judge": "judged"}
 
 
 class Ledger:
@@ -32,6 +34,7 @@ class Ledger:
         self._failed = dict(failed)
         self._tries: Counter[tuple[str, str]] = Counter()
         self._starts: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
         self._last_death: dict[str, str] = {}
         self._stop: DatError | None = None
 
@@ -74,14 +77,21 @@ class Ledger:
         """A process starts to work on these rows."""
         self._tries.update((role, identifier) for identifier in ids)
 
-    def end(self, role: str, ids: Iterable[str], errors: Mapping[str, str]) -> None:
+    def end(self, role: str, ids: Iterable[str], errors: Mapping[str, str], again: bool = False) -> None:
         """A process has finished with these rows, of which some failed.
+
+        Args:
+            role: whose work it was.
+            ids: of the rows.
+            errors: of those that failed.
+            again: whether each of them is to be tried alone.
 
         Raises:
             DatError: more rows have failed than may.
         """
         for identifier in ids:
             del self._tries[role, identifier]
+            self._done[role] += not (again or identifier in errors)
         self._failed.update(errors)
         if len(self._failed) > self._limit.rows:
             first = next(iter(self._failed.values()))
@@ -115,7 +125,13 @@ class Ledger:
         return len(self._failed)
 
     def note(self) -> str:
-        """What is going on, for a person who waits."""
+        """What is going on, for a person who waits: how far rows of this call have come, before the first one is stored.
+
+        A row whose process ended before its work was taken over is counted twice.
+        """
         loading = [role for role, starts in self._starts.items() if starts]
-        doing = "loading " + ", ".join(loading) if loading else "running" if self._starts else "waiting for processes"
-        return f"{doing}, {len(self._failed)} failed" if self._failed else doing
+        done = [f"{self._done[role]} {deed}" for role, deed in DEEDS.items() if self._done[role]]
+        said = [*done, *(["loading " + ", ".join(loading)] if loading else [])]
+        if not said:
+            said = ["running" if self._starts else "waiting for processes"]
+        return ", ".join([*said, *([f"{len(self._failed)} failed"] if self._failed else [])])

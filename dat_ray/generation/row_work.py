@@ -19,7 +19,7 @@ class Tries(Protocol):
 
     def open_tries(self, role: str, ids: list[str]) -> list[int]: ...
     def begin(self, role: str, ids: list[str]) -> None: ...
-    def end(self, role: str, ids: list[str], errors: dict[str, str]) -> None: ...
+    def end(self, role: str, ids: list[str], errors: dict[str, str], again: bool = False) -> None: ...
     def death(self, role: str) -> str: ...
 
 
@@ -57,7 +57,7 @@ def fill_in(rows: Sequence[Row], work: FillRows, ledger: Tries, role: str) -> li
             todo[0]["error"] = _describe(role, answers)
             ledger.end(role, ids, {ids[0]: todo[0]["error"]})
             return out
-        ledger.end(role, ids, {})
+        ledger.end(role, ids, {}, again=True)
     for row, identifier, unfinished in zip(todo, ids, tries, strict=True):
         if unfinished >= TRIES_PER_ROW:
             row["error"] = f"{role}: {unfinished} processes ended on this row ({ledger.death(role)})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from rich.console import Console
 
 from dat_ray import __version__
 from dat_ray.config.models import JudgeConfig
@@ -34,6 +36,8 @@ from dat_ray.progress import clock, stage_line
 from dat_ray.raysession import start_ray
 from dat_ray.runlog import RunLog
 
+# Columns of a table that goes to a file.
+LOG_WIDTH = 130
 # Prompts of one call to the target that answers the retain set.
 RETAIN_CHUNK = 64
 
@@ -170,12 +174,20 @@ def measured(name: str, stage: Callable[[Recipe, RunDir], dict[str, Any]], recip
     """Runs a stage, records what it cost in `logs/stages.jsonl`, and says what came out."""
     with StageCost() as cost:
         facts = stage(recipe, run)
-    shown = ", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("skipped", "detail"))
+    shown = ", ".join(text for key, value in facts.items() if key not in ("skipped", "detail") and (text := _told(key, value)))
     if facts.get("skipped"):
         stage_line(f"      {name} was complete: {shown}")
         return
     record_stage(run, name, cost, **facts)
     stage_line(f"      {shown}; {clock(cost.seconds)}, peak {cost.peak_bytes / 2**30:.1f} GiB")
+
+
+def _told(key: str, value: Any) -> str:
+    """A fact as a person reads it; counts by kind without those that are 0, and nothing where all are."""
+    if not isinstance(value, dict):
+        return f"{key} {value}"
+    counts = {name: count for name, count in value.items() if count}
+    return f"{key} {sum(counts.values())} ({', '.join(f'{count} {name}' for name, count in counts.items())})" if counts else ""
 
 
 def sections_read(stages: Sequence[str], recipe: Recipe, run: RunDir) -> set[str]:
@@ -300,9 +312,13 @@ def _evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def _report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    from dat_ray.reporting.closing import closing
     from dat_ray.reporting.stage import report
 
     where = report(recipe, run)
+    for part in closing(run):
+        # As wide as the table is: it is read again in logs.
+        Console(stderr=True, width=None if sys.stderr.isatty() else LOG_WIDTH).print(part)
     local = "://" not in where
     return {"report": Path(where).absolute().as_uri() if local else where}
 

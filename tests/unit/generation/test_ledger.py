@@ -80,3 +80,18 @@ def test_the_note_says_what_a_person_waits_for():
     assert ledger.note() == "running"
     ledger.end("sampler", ["a"], {"a": "no"})
     assert ledger.note() == "running, 1 failed"
+
+
+def test_the_note_says_how_far_rows_have_come_before_the_first_is_stored() -> None:
+    ledger = Ledger(ErrorLimit(10, 1.0), {})
+    ledger.starting("sampler", actors=1)
+    ledger.started("sampler")
+    ledger.starting("target", actors=1)
+    ledger.end("sampler", ["a", "b", "c"], {"c": "no"})
+    assert ledger.note() == "2 drawn, loading target, 1 failed"
+    ledger.started("target")
+    # A batch that could not be worked on together is tried row by row, and counts once.
+    ledger.end("target", ["a", "b"], {}, True)
+    ledger.end("target", ["a"], {})
+    ledger.end("judge", ["a"], {})
+    assert ledger.note() == "2 drawn, 1 answered, 1 judged, 1 failed"

@@ -9,7 +9,7 @@ RUN_DIR ?= runs/demo
 PYTEST_ARGS ?=
 RUNS ?= 5
 FAULTS_ARGS ?=
-# Processes that share the tests; those with clusters and engines run on one of them (tests/conftest.py).
+# Processes that share the tests; what each of them gets, tests/conftest.py says.
 WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --durations=20 --durations-min=1
 SHARED = -n $(WORKERS)

@@ -24,20 +24,34 @@ with suppress(ImportError):
     settings.load_profile("any machine")
 
 
+# Tests with clusters that run in the process of those with engines, so that either of the two has about half of the time. Each
+# of the processes has a small cluster of its own.
+BESIDE_ENGINES = tuple(
+    f"tests/ray/test_{name}.py"
+    for name in ("adapt", "autoscaling", "benchmarks", "broken_input", "diagnosis", "jobs", "rehearsal")
+)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """How `-n 2` shares the tests out.
 
-    Those with clusters and engines run one after another in one process, the others in whichever is free, file by file: a file
-    stays in one piece, so that what its tests share is made once.
+    First those without clusters and engines, each file in whichever process is free: a file stays in one piece, so that what its
+    tests share is made once. Then the others in two halves, one after another in a process each: an engine or a cluster that
+    was started in a process stays for the tests after it, and tests without any should not find one.
     """
     # Where tests are not shared out, as on a GPU machine, xdist need not be there.
     from xdist.scheduler import LoadScopeScheduling
 
+    # In the order of `testpaths`, not the largest file first.
+    config.option.loadscopereorder = False
+
     class ByRoom(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = nodeid.partition("::")[0]
-            return "clusters and engines" if path.startswith(("tests/gpu/", "tests/models/", "tests/ray/")) else path
+            if path.startswith(("tests/gpu/", "tests/models/", *BESIDE_ENGINES)):
+                return "engines"
+            return "clusters" if path.startswith("tests/ray/") else path
 
     return ByRoom(config, log)
 

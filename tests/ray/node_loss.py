@@ -37,12 +37,13 @@ from dat_ray.generation.actors import RemoteLedger
 from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
+from dat_ray.ops import nodes as doctoring
 from dat_ray.pipeline import sweep as sweeping
 from dat_ray.pipeline.jobs import Job
 from dat_ray.placement import on_node
 from dat_ray.training import driver
 from tests.ray import tiny_evaluation
-from tests.ray.tiny_generation import ROWS, Faults, engines, release, tiny_recipe, tiny_run
+from tests.ray.tiny_generation import ROWS, Faults, await_release, engines, release, tiny_recipe, tiny_run
 from tests.ray.tiny_training import held_worker, in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
 from tests.ray.worker_processes import PASSED, updates_kept, wait_for_slow_nodes
 
@@ -272,7 +273,40 @@ def training(nodes: Nodes, folder: Path) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-DRILLS = {drill.__name__: drill for drill in (sampling, ledger, evaluation, sweep, training)}
+def held_look(notes: str) -> Callable[..., Any]:
+    """`dat doctor`'s question to a node, whose answer waits until the drill lets it go."""
+    look = doctoring._look
+
+    def held(*asked: Any) -> Any:
+        with open(Path(notes) / "asked", "a") as stream:
+            stream.write(f"{this_node()}\n")
+        await_release(Path(notes))
+        return look(*asked)
+
+    return held
+
+
+def doctor(nodes: Nodes, folder: Path) -> None:
+    """Every node is asked, and one goes before it has answered: it is named, the others' answers count, nothing is left."""
+    nodes.begin("doctor", 2)
+    asked, root = folder / "asked", folder / "run"
+    nodes.patch.setattr(doctoring, "_look", held_look(str(folder)))
+    # The others have no deadline to keep on a busy machine.
+    nodes.patch.setattr(doctoring, "SECONDS_FOR_A_NODE", 600.0)
+    installed = {"ray": ray.__version__}
+    work = partial(doctoring.ask_every_node, ray.nodes(), str(root), installed)
+    going = min(live_nodes() - {nodes.driver})
+    found = during(work, lambda: asked.exists() and len(asked.read_text().split()) == 3, lambda: nodes.lose(going), folder)
+    by_name = {finding.name: finding for finding in found}
+    assert not by_name["nodes"].ok
+    assert by_name["nodes"].detail.startswith("1 of 3 do not answer"), by_name
+    assert going[:6] in by_name["nodes"].detail
+    assert by_name["versions on every node"].ok, by_name
+    assert by_name["storage"].detail.endswith("is written and read by 2 nodes"), by_name
+    assert not root.exists(), "the probe is gone, and the folder that was made for it"
+
+
+DRILLS = {drill.__name__: drill for drill in (sampling, ledger, evaluation, sweep, training, doctor)}
 
 
 def main() -> None:

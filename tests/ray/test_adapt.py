@@ -20,7 +20,7 @@ from dat_ray.pipeline import adapt_workers
 from dat_ray.pipeline.adapt import adapt_model
 from dat_ray.training import train_workers as workers
 from tests.ray.tiny_generation import await_release, release
-from tests.ray.worker_processes import drill_moments, killed_once, training_workers
+from tests.ray.worker_processes import killed_once, training_workers
 from tests.unit.pipeline.tiny_adaptation import adapt_recipe, pairs_table, tiny_chat_model
 
 STEPS = 32
@@ -71,8 +71,7 @@ def killed_after(steps: int, out: Path, notes: Path) -> Iterator[list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adapt_workers, "adapt_worker", held_worker(notes, steps + 2))
-        delay = drill_moments().uniform(0, 0.2)
-        with killed_once(training_workers, kept, delay, lambda: release(notes)) as killed:
+        with killed_once(training_workers, kept, lambda: release(notes)) as killed:
             yield killed
 
 

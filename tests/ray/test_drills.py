@@ -8,8 +8,9 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,11 @@ import pytest
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import has_manifest, read_file
 from dat_ray.errors import DatError
-from dat_ray.generation.stage import generate
+from dat_ray.generation.stage import REQUESTS, generate
 from dat_ray.generation.watch import RowCounter
 from tests.ray.drivers import assert_as_undisturbed, committed, said, start_driver, wait_until
 from tests.ray.test_broken_input import cut_short, flip_one_byte
-from tests.ray.tiny_generation import ROWS_PER_BLOCK, Faults, drawn, engines, release, tiny_recipe, tiny_run
+from tests.ray.tiny_generation import HELD, ROWS_PER_BLOCK, Faults, drawn, engines, release, tiny_recipe, tiny_run
 from tests.ray.worker_processes import PASSED, PATIENCE, actors, drill_moments, killed_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -39,40 +40,86 @@ def has_more_than(counter: RowCounter, rows: int) -> bool:
     return counter.count() > rows
 
 
-@pytest.mark.parametrize("kills", [pytest.param(4, marks=pytest.mark.fault), pytest.param(20, marks=pytest.mark.drill)])
-def test_a_driver_killed_again_and_again(kills: int, ray_cluster: str, generated: RunDir, tmp_path: Path) -> None:
-    moments = drill_moments()
+@pytest.mark.fault
+def test_a_driver_killed_at_each_point_of_its_start_and_with_rows_stored(
+    ray_cluster: str, generated: RunDir, tmp_path: Path
+) -> None:
     run = new_run(tmp_path / "run")
-    root = run.candidates(0)
-    for index in range(kills):
-        before, counter = committed(root), RowCounter(root)
-        # Most kills fall anywhere in a start, before anything is drawn; every fifth once this driver has stored rows. It draws
-        # no more than two shards of them, so that four such legs leave some of the 96.
-        stores = index % 5 == 1
-        faults = Faults(str(tmp_path / f"leg-{index}"), hold_after=2 * ROWS_PER_BLOCK if stores else 0)
-        driver = start_driver(ray_cluster, run.root, faults)
-        if stores:
-            wait_until(partial(has_more_than, counter, len(before)), driver)
-            time.sleep(moments.uniform(0, 0.4))
-        else:
-            driver.join(moments.uniform(0, 2))
-        driver.kill()
-        driver.join()
-        assert before <= committed(root), "a finished row was lost"
-        assert not before & set(drawn(Path(faults.notes))), "a finished row was made again"
-    assert len(committed(root)) > 0
-    assert not has_manifest(root), "the drill was over before it had killed enough"
+    requests = Path(run.candidates(0)) / REQUESTS
 
+    def begun(faults: Faults, before: int) -> bool:
+        return (Path(faults.notes) / "driver.log").exists()
+
+    def planned(faults: Faults, before: int) -> bool:
+        return has_manifest(str(requests))
+
+    def about_to_draw(faults: Faults, before: int) -> bool:
+        return (Path(faults.notes) / HELD).exists()
+
+    def stored(faults: Faults, before: int) -> bool:
+        return RowCounter(run.candidates(0)).count() > before
+
+    for index, point in enumerate((begun, planned, about_to_draw, stored, begun)):
+        faults = Faults(str(tmp_path / f"leg-{index}"), hold_after=2 * ROWS_PER_BLOCK if point is stored else 0)
+        killed_leg(run, ray_cluster, faults, partial(wait_at, point, faults, run))
+    assert len(committed(run.candidates(0))) > 0
+    assert_it_ends_well(run, ray_cluster, generated, tmp_path)
+
+
+def wait_at(point: Callable[[Faults, int], bool], faults: Faults, run: RunDir, driver: BaseProcess) -> None:
+    before = len(committed(run.candidates(0)))
+    wait_until(lambda: point(faults, before), driver)
+    assert driver.is_alive(), said(faults)
+
+
+def killed_leg(run: RunDir, cluster: str, faults: Faults, until: Callable[[BaseProcess], None]) -> None:
+    """A driver that is killed after `until(driver)`: it has lost nothing that was finished, and made none of it again."""
+    root = run.candidates(0)
+    before = committed(root)
+    driver = start_driver(cluster, run.root, faults)
+    until(driver)
+    driver.kill()
+    driver.join()
+    assert before <= committed(root), "a finished row was lost"
+    assert not before & set(drawn(Path(faults.notes))), "a finished row was made again"
+
+
+def assert_it_ends_well(run: RunDir, cluster: str, generated: RunDir, tmp_path: Path) -> None:
+    """A last driver goes on to the end, and its rows are those of a run that nothing disturbed."""
+    assert not has_manifest(run.candidates(0)), "the drill was over before it had killed enough"
     last = Faults(str(tmp_path / "last"))
-    driver = start_driver(ray_cluster, run.root, last)
+    driver = start_driver(cluster, run.root, last)
     driver.join(PATIENCE)
     assert driver.exitcode == 0, said(last)
     assert_as_undisturbed(run, generated)
 
 
+@pytest.mark.drill
+def test_a_driver_killed_at_any_moment_again_and_again(ray_cluster: str, generated: RunDir, tmp_path: Path) -> None:
+    moments = drill_moments()
+    run = new_run(tmp_path / "run")
+    root = run.candidates(0)
+    for index in range(20):
+        before, counter = committed(root), RowCounter(root)
+        # Most kills fall anywhere in a start, before anything is drawn; every fifth once this driver has stored rows. It draws
+        # no more than two shards of them, so that four such legs leave some of the 96.
+        stores = index % 5 == 1
+        faults = Faults(str(tmp_path / f"leg-{index}"), hold_after=2 * ROWS_PER_BLOCK if stores else 0)
+
+        def anywhere(driver: BaseProcess, stores: bool = stores, counter: RowCounter = counter, rows: int = len(before)) -> None:
+            if stores:
+                wait_until(partial(has_more_than, counter, rows), driver)
+                time.sleep(moments.uniform(0, 0.4))
+            else:
+                driver.join(moments.uniform(0, 2))
+
+        killed_leg(run, ray_cluster, faults, anywhere)
+    assert len(committed(root)) > 0
+    assert_it_ends_well(run, ray_cluster, generated, tmp_path)
+
+
 @pytest.mark.fault
 def test_actors_of_every_role_killed_while_sampling(generated: RunDir, tmp_path: Path) -> None:
-    moments = drill_moments()
     run, notes = new_run(tmp_path / "run"), tmp_path / "notes"
     notes.mkdir()
     counter = RowCounter(run.candidates(0))
@@ -84,9 +131,9 @@ def test_actors_of_every_role_killed_while_sampling(generated: RunDir, tmp_path:
             release(notes)
 
     with (
-        killed_once(lambda: actors("SamplerActor"), lambda: counter.count() >= 8, moments.uniform(0, 0.3), killed) as samplers,
-        killed_once(lambda: actors("TargetActor"), lambda: counter.count() >= 24, moments.uniform(0, 0.3), killed) as targets,
-        killed_once(lambda: actors("JudgeActor"), lambda: counter.count() >= 40, moments.uniform(0, 0.3), killed) as judges,
+        killed_once(lambda: actors("SamplerActor"), lambda: counter.count() >= 8, killed) as samplers,
+        killed_once(lambda: actors("TargetActor"), lambda: counter.count() >= 24, killed) as targets,
+        killed_once(lambda: actors("JudgeActor"), lambda: counter.count() >= 40, killed) as judges,
     ):
         # At a pace that finds the later roles at work, and not to the end before all three are killed.
         report = generate(tiny_recipe(), run, engines(Faults(str(notes), seconds_per_row=0.05, hold_after=72)))
@@ -209,7 +256,7 @@ def node_drills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeDrills
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("kind", ["sampling", "ledger", "evaluation", "training", "sweep"])
+@pytest.mark.parametrize("kind", ["sampling", "ledger", "evaluation", "training", "sweep", "doctor"])
 def test_a_node_that_is_lost(kind: str, node_drills: NodeDrills, generated: RunDir, tmp_path: Path) -> None:
     node_drills.run(kind, tmp_path)
     candidates = {"sampling": "run", "ledger": "run", "sweep": "sweep/points/point"}

@@ -24,16 +24,16 @@ from dat_ray.training.trainer import Diverged
 from dat_ray.training.update_metrics import read_metrics
 from tests.ray.tiny_generation import release
 from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe
-from tests.ray.worker_processes import drill_moments, killed_once, training_workers, updates_kept
+from tests.ray.worker_processes import killed_once, training_workers, updates_kept
 
 
 @contextmanager
-def killed_after(updates: int, recipe: Recipe, run: RunDir, delay: float = 0.0) -> Iterator[list[int]]:
+def killed_after(updates: int, recipe: Recipe, run: RunDir) -> Iterator[list[int]]:
     """Kills a training worker once a checkpoint of that many updates is known to Ray Train; two updates on it waits for that."""
     with tempfile.TemporaryDirectory() as notes, pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "train_worker", held_worker(notes, updates + 2))
         when = lambda: updates_kept(recipe, run) >= updates  # noqa: E731
-        with killed_once(training_workers, when, delay, lambda: release(notes)) as killed:
+        with killed_once(training_workers, when, lambda: release(notes)) as killed:
             yield killed
 
 
@@ -44,10 +44,9 @@ def test_killed_workers_and_a_resumed_job_end_with_the_same_adapter(
 ) -> None:
     recipe = tiny_training_recipe(model)
     run = ready_run(tmp_path / "run", recipe)
-    training, moments = run.training(0), drill_moments()
-    first = moments.choice((4, 8))
+    training, first = run.training(0), 8
 
-    with monkeypatch.context() as patch, killed_after(first, recipe, run, moments.uniform(0, 0.2)) as killed:
+    with monkeypatch.context() as patch, killed_after(first, recipe, run) as killed:
         patch.setattr(workers, "MAX_FAILURES", 0)
         with pytest.raises(DatError, match="training workers failed 1 times"):
             driver.train(recipe, run)
@@ -55,7 +54,7 @@ def test_killed_workers_and_a_resumed_job_end_with_the_same_adapter(
     assert not has_manifest(training)
 
     before = read_metrics(training)
-    with killed_after(moments.choice((12, 16)), recipe, run, moments.uniform(0, 0.2)) as killed:
+    with killed_after(16, recipe, run) as killed:
         report = driver.train(recipe, run)
     assert len(killed) == 1
 
@@ -110,7 +109,7 @@ def test_two_workers_of_which_one_is_killed_end_as_two_that_nobody_disturbed(
 ) -> None:
     recipe, whole = undisturbed
     torn = ready_run(tmp_path / "torn", recipe)
-    with killed_after(4, recipe, torn, drill_moments().uniform(0, 0.2)) as killed:
+    with killed_after(4, recipe, torn) as killed:
         found = load_file(Path(driver.train(recipe, torn).adapter) / ADAPTER_WEIGHTS)
     assert len(killed) == 1
     expected = load_file(Path(whole.adapter(0)) / ADAPTER_WEIGHTS)

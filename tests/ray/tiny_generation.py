@@ -26,7 +26,8 @@ from dat_ray.models.identity import sampler_fingerprint, weights_of
 BEHAVIOR_COUNT, SAMPLES = 6, 16
 ROWS = BEHAVIOR_COUNT * SAMPLES
 ROWS_PER_BLOCK = 8
-RELEASED = "released"
+# Files in the notes: an engine holds, and those that hold may go on.
+HELD, RELEASED = "held", "released"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class TinySampler:
         if self.calls == 2 and self.faults.dead_engine_once and first_time(notes / "dead"):
             raise EngineDeadError("the loop is gone")
         if self.faults.hold_after is not None and len(drawn(notes)) >= self.faults.hold_after:
+            first_time(notes / HELD)
             await_release(notes)
         time.sleep(self.faults.seconds_per_row * len(requests))
         with open(notes / f"drawn-{os.getpid()}", "a") as stream:

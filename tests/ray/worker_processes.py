@@ -69,10 +69,9 @@ def updates_kept(recipe: Recipe, run: RunDir) -> int:
 def killed_once(
     processes: Callable[[], list[psutil.Process]],
     when: Callable[[], bool],
-    delay: float = 0.0,
     then: Callable[[], None] = lambda: None,
 ) -> Iterator[list[int]]:
-    """Kills one of the processes with SIGKILL, `delay` seconds after `when()` holds. Yields the ids of the killed.
+    """Kills one of the processes with SIGKILL once `when()` holds. Yields the ids of the killed.
 
     `then()` follows the kill: it releases what was held so that the run is not over before.
     """
@@ -92,7 +91,6 @@ def killed_once(
         while not stop.wait(0.05):
             if not when():
                 continue
-            stop.wait(delay)
             for process in processes()[-1:]:
                 process.kill()
                 killed.append(process.pid)

@@ -28,6 +28,10 @@ FUNCTION_WORDS = tuple(_WORDS.split())
 # Ridge: as many rows as speak against a feature; one that occurs once keeps half its pull.
 PENALTY = 1.0
 FOLDS = 5
+# Prompts of either set whose form is compared within seconds: the probe grows with the openings.
+MOST = 1000
+# Above it the features that give the rows away are named.
+LIMIT = 0.65
 _TOLD = 12
 
 
@@ -112,6 +116,28 @@ def style_auc(first: Sequence[str], second: Sequence[str], folds: int = FOLDS, s
     shown = [np.concatenate([raw[rows].mean(axis=0), mean[2:]]) for rows, mean in zip((is_first, ~is_first), means, strict=True)]
     features = tuple(StyleFeature(names[i], float(shown[0][i]), float(shown[1][i]), float(pulls[i])) for i in order)
     return StyleAuc(interval, len(first), len(second), features)
+
+
+def style_of(first: Sequence[str], second: Sequence[str]) -> StyleAuc | None:
+    """`style_auc` of the first prompts of either set; None with too few of either."""
+    return style_auc(first[:MOST], second[:MOST]) if min(len(first), len(second)) >= FOLDS else None
+
+
+def style_sentence(found: StyleAuc, first: str, second: str) -> str:
+    """The AUC, what it means, and the features behind it where it is far from chance.
+
+    Args:
+        found: of two sets.
+        first, second: what their rows are, in the plural.
+    """
+    auc = found.auc
+    assert auc.value is not None
+    value = f"{auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
+    text = f"form tells {found.first:,} {first} from {found.second:,} {second} with an AUC of {value}"
+    if auc.value <= LIMIT:
+        return text
+    telling = ", ".join(f"{one.name} ({one.first:.2g} and {one.second:.2g})" for one in found.features[:3])
+    return f"{text}: a model may learn the form in place of the harm; most telling, by their means: {telling}"
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:

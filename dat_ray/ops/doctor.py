@@ -159,9 +159,10 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.retain import RetainRow, load_retain
     from dat_ray.evaluation.lm_eval_tasks import check_tasks
     from dat_ray.evaluation.registry import check_attacks
+    from dat_ray.measures.style import style_sentence
     from dat_ray.models.served import find_source, tokenizer_folder
     from dat_ray.ops.model_checks import target_check
-    from dat_ray.ops.rows import measure_style, rows_forecast, style_sentence
+    from dat_ray.ops.rows import measure_style, rows_forecast
 
     def attacks() -> str:
         check_attacks(recipe)
@@ -193,7 +194,7 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
 
         yield _guarded("retain", "mend the path or the file", retained)
     if behavior_sets and (style := measure_style(behavior_sets[0].table, retain_rows)) is not None:
-        yield Check("style", True, style_sentence(style))
+        yield Check("style", True, style_sentence(style, "goals", "retain prompts"))
     target = target_check(recipe.target)
     yield target
     usable = target.ok

@@ -11,7 +11,7 @@ from dat_ray.data.retain import RetainRow
 from dat_ray.errors import InputError
 from dat_ray.generation.goals import goal_rows
 from dat_ray.generation.select import needs_candidates
-from dat_ray.measures.style import FOLDS, StyleAuc, style_auc
+from dat_ray.measures.style import StyleAuc, style_of
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.fit import Limits
 from dat_ray.models.loading import load_tokenizer
@@ -21,10 +21,6 @@ from dat_ray.training.training_rows import check_kept, encode_harmful, encode_re
 
 # Retain rows that are tokenized for an answer within seconds.
 RETAIN_ROWS = 1000
-# Prompts of either side whose form is compared within seconds: the probe grows with the openings.
-STYLE_ROWS = 1000
-# Above it the features that give the goals away are named.
-STYLE_LIMIT = 0.65
 
 
 def rows_forecast(recipe: Recipe, behaviors: pa.Table, retain: Sequence[RetainRow]) -> str:
@@ -60,20 +56,7 @@ def measure_style(behaviors: pa.Table, retain: Sequence[RetainRow]) -> StyleAuc 
         retain: the retain set.
     """
     goals = {row["behavior_id"]: row["goal"] for row in behaviors.to_pylist() if row["split"] == "train"}
-    first, second = list(goals.values())[:STYLE_ROWS], [row.prompt for row in retain[:STYLE_ROWS]]
-    return style_auc(first, second) if min(len(first), len(second)) >= FOLDS else None
-
-
-def style_sentence(found: StyleAuc) -> str:
-    """The AUC, what it means, and the features behind it where it is far from chance."""
-    auc = found.auc
-    assert auc.value is not None
-    value = f"{auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
-    text = f"form tells {found.first:,} goals from {found.second:,} retain prompts with an AUC of {value}"
-    if auc.value <= STYLE_LIMIT:
-        return text
-    telling = ", ".join(f"{one.name} ({one.first:.2g} and {one.second:.2g})" for one in found.features[:3])
-    return f"{text}: a model may learn the form in place of the harm; most telling, by their means: {telling}"
+    return style_of(list(goals.values()), [row.prompt for row in retain])
 
 
 def _drawn(recipe: Recipe, behaviors: pa.Table, chat: ChatFormat) -> str:

@@ -20,8 +20,10 @@ from dat_ray.evaluation.on_goal import is_attack
 from dat_ray.evaluation.results import Metrics, load_metrics
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.prompt_statistics import diagnose
+from dat_ray.measures.style import StyleAuc, style_of
 from dat_ray.models.embedded import adaptation_record
 from dat_ray.training.counts import TableCount, read_counts
+from dat_ray.training.retain_set import retain_folder
 from dat_ray.training.update_metrics import read_metrics
 
 
@@ -99,6 +101,7 @@ class Collected:
     categories: dict[str, str | None]
     candidates: Candidates | None
     selected: Selected | None
+    style: StyleAuc | None
     training: list[dict[str, Any]]
     row_counts: dict[str, TableCount]
     suites: dict[str, CollectedSuite]
@@ -122,6 +125,7 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
         categories={row["behavior_id"]: row["category"] for row in behaviors or []},
         candidates=_candidates(recipe, run),
         selected=_selected(recipe, run),
+        style=_style(run),
         training=read_metrics(run.training(FIRST_ROUND)),
         row_counts=read_counts(run.training(FIRST_ROUND)),
         suites=_suites(run),
@@ -163,6 +167,15 @@ def _selected(recipe: Recipe, run: RunDir) -> Selected | None:
 def _diversity(recipe: Recipe, table: pa.Table) -> Diversity:
     config = recipe.evaluation
     return diagnose(table.to_pylist(), confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
+
+
+def _style(run: RunDir) -> StyleAuc | None:
+    """How far form alone tells the prompts of training's harmful rows from those of its retain rows."""
+    folders = run.training_set(FIRST_ROUND), retain_folder(run, FIRST_ROUND)
+    if not all(map(has_manifest, folders)):
+        return None
+    harmful, retained = (list(dict.fromkeys(read_table(folder)["prompt"].to_pylist())) for folder in folders)
+    return style_of(harmful, retained)
 
 
 def _suites(run: RunDir) -> dict[str, CollectedSuite]:

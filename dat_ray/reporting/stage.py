@@ -21,6 +21,7 @@ from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.results import Metrics
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import Interval
+from dat_ray.measures.style import style_sentence
 from dat_ray.progress import clock
 from dat_ray.reporting.charts import attack_figure, loss_figures
 from dat_ray.reporting.collect import Collected, CollectedSuite, StageTotal, collect
@@ -63,6 +64,7 @@ def render(recipe: Recipe, found: Collected) -> str:
         sampler_gain=found.sampler_gain,
         selected=found.selected,
         diversity=_diversity_table(found),
+        style=None if found.style is None else style_sentence(found.style, "harmful training prompts", "retain prompts"),
         costs=[_cost(cost) for cost in found.costs],
         total=clock(sum(cost.seconds for cost in found.costs)),
         provenance=_provenance(recipe, found, None if first is None else first.metrics),

@@ -6,11 +6,14 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from dat_ray.config.cluster import ClusterConfig, Pool
+from dat_ray.config.loading import fingerprint
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import join, read_table
+from dat_ray.data.schemas import RETAIN
+from dat_ray.data.shards import join, read_table, write_manifest, write_shard
 from dat_ray.errors import ShardError
 from dat_ray.evaluation.disagreement import disagreement
 from dat_ray.evaluation.questions import OVER_REFUSAL
@@ -19,6 +22,7 @@ from dat_ray.reporting.collect import stage_costs
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
 from dat_ray.reporting.stage import report
 from dat_ray.training.counts import ResponseCount, TableCount, write_counts
+from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
 from tests.unit.reporting import synthetic_run
 from tests.unit.reporting.synthetic_run import HARMLESS, HELD_OUT, HOSTILE, THREE, finished_run, new_run, recipe
 
@@ -220,6 +224,22 @@ def test_a_judge_s_agreement_with_people_is_shown_with_its_interval(tmp_path: Pa
     assert "Of 56 answers that people called harmful or compliant it called 50 so; of the other 44 it called 41" in text
     assert "a model (100)" in text
     assert 'class="missing"' not in html
+
+
+def test_the_report_says_how_far_form_gives_harm_away(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    rows = [
+        {"retain_id": f"r{index}", "prompt": f"Teach me what the {index} of it is", "response": "Sure", "source": "x"}
+        for index in range(40)
+    ]
+    folder = retain_folder(run, 0)
+    shard = write_shard(folder, RETAIN_FILE, pa.Table.from_pylist(rows, schema=RETAIN))
+    write_manifest(folder, [shard], fingerprint(recipe()))
+    text = Page(Path(report(recipe(), run)).read_text()).text
+    [harmful] = {table.num_rows for table in [read_table(run.training_set(0))]}
+    assert f"form tells {harmful} harmful training prompts from 40 retain prompts with an AUC of 1.00" in text
+    assert "a model may learn the form in place of the harm" in text
+    assert "form tells" not in Page(Path(report(recipe(), finished_run(tmp_path / "without"))).read_text()).text
 
 
 def test_an_altered_shard_is_an_error_not_a_number(tmp_path: Path) -> None:

@@ -147,6 +147,14 @@ class SelectionConfig(Section):
         description="what becomes of prompts below min_goal_similarity: retain lets those that are harmless join the retain set, "
         "see training.retain.inpainted_share",
     )
+    only_harmful: bool = Field(
+        False,
+        description="drop candidates whose answer the judge does not call harmful: in later rounds those that no longer "
+        "break the model",
+    )
+    earlier_share: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.0, description="from the second round on: share of its training set that is drawn from those of the rounds before"
+    )
     include_original: bool = Field(False, description="add the behavior's own goal as a prompt")
     goal_without_prompt: bool = Field(
         False, description="a behavior of which no candidate was kept is trained on by its own goal, and named"

@@ -16,7 +16,7 @@ from dat_ray.config.data import GAINS, BehaviorsConfig, GenerationConfig, Select
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.models import EncoderConfig, JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.config.names import Name
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, NonNegative, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, NonNegative, Positive, Section
 from dat_ray.config.training import TrainingConfig
 from dat_ray.errors import InputError
 
@@ -33,6 +33,11 @@ class Recipe(Section):
         {}, description="where values come from: dotted field or section -> `paper: ...`, `code: ...` or `ours: ...`"
     )
     seed: NonNegative = 0
+    rounds: Positive = Field(
+        1,
+        description="online rounds: each draws new prompts, lets the model that the round before has trained answer them, and "
+        "trains on from its adapter, with the updates of `training` once more",
+    )
     behaviors: BehaviorsConfig
     sampler: SamplerConfig
     target: TargetConfig
@@ -67,6 +72,7 @@ class Recipe(Section):
                 f"sampler.steps {self.sampler.steps} exceeds the longest prompt of {longest} tokens: lower sampler.steps"
             )
         self._floors_are_measured()
+        self._rounds_draw()
         if self.target.backend == "endpoint":
             raise ValueError("the target is fine-tuned, which an endpoint's model cannot be: use the backend vllm or torch")
         for field, source in self.sources.items():
@@ -98,6 +104,14 @@ class Recipe(Section):
             "evaluation.refusal_judge.reader": (evaluation.refusal_judge.reader, "judge"),
         }
         return {section: (config, pool) for section, (config, pool) in found.items() if config is not None}
+
+    def _rounds_draw(self) -> None:
+        selection = self.selection
+        if self.rounds > 1 and (selection.source == "goals" or selection.rewrites is not None):
+            what = "selection.rewrites" if selection.rewrites is not None else "selection.source goals"
+            raise ValueError(f"rounds {self.rounds} draws new prompts in each, and {what} draws none: set rounds to 1")
+        if self.rounds == 1 and selection.earlier_share:
+            raise ValueError("selection.earlier_share is of rounds after the first: raise rounds, or leave it out")
 
     def _floors_are_measured(self) -> None:
         selection = self.selection

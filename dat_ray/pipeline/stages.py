@@ -32,6 +32,7 @@ from dat_ray.evaluation.registry import check_attacks
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.served import find_source, tokenizer_folder
 from dat_ray.pipeline.measure import StageCost, record_stage
+from dat_ray.pipeline.rounds import adapter_before, steps
 from dat_ray.progress import clock, stage_line
 from dat_ray.raysession import start_ray
 from dat_ray.runlog import RunLog
@@ -125,9 +126,11 @@ def run_stages(recipe: Recipe, run: RunDir, stages: Sequence[str], behaviors: pa
     with session(recipe, run):
         if behaviors is not None and not exists(run.behaviors):
             write_file(run.behaviors, behaviors)
-        for number, stage in enumerate(stages, start=1):
-            stage_line(f"[{number}/{len(stages)}] {stage}: {STAGES[stage][0]}")
-            measured(stage, STAGES[stage][1], recipe, run)
+        ahead = steps(recipe, run, stages)
+        for number, step in enumerate(ahead, start=1):
+            what, work = STAGES[step.stage]
+            stage_line(f"[{number}/{len(ahead)}] {step.label}: {what}")
+            measured(step.stage, partial(work, step.round_index), recipe, run)
 
 
 @contextmanager
@@ -204,22 +207,22 @@ def sections_read(stages: Sequence[str], recipe: Recipe, run: RunDir) -> set[str
     return found
 
 
-def _generate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+def _generate(round_index: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from dat_ray.evaluation.drawn_prompts import write_diagnostics
     from dat_ray.generation.select import needs_candidates
     from dat_ray.generation.stage import generate
 
     if not needs_candidates(recipe.selection):
         return {"rows": 0, "skipped": True}
-    done = generate(recipe, run)
-    write_diagnostics(recipe, run)
+    done = generate(recipe, run, adapter=adapter_before(run, round_index), round_index=round_index)
+    write_diagnostics(recipe, run, round_index)
     return {"rows": done.rows, "errors": done.errors, "model_calls": done.nfe, "skipped": done.skipped}
 
 
-def _select(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+def _select(round_index: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from dat_ray.generation.select import select, selection_lines
 
-    done = select(run, recipe)
+    done = select(run, recipe, round_index)
     for line in selection_lines(recipe.selection, done):
         stage_line(f"      select: {line}")
     return {
@@ -251,14 +254,14 @@ def retain(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     return {"rows": found.rows, "skipped": found.skipped}
 
 
-def _train(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+def _train(round_index: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from dat_ray.training.driver import train
 
     # `dat generate` alone asks for no more than a target that answers; the answers to the retain set come before the training.
     check_target(recipe)
     recipe = pinned(recipe, run.root, "target")
     retain(recipe, run)
-    done = train(recipe, run)
+    done = train(recipe, run, round_index)
     return {
         "rows": done.rows,
         "retain_rows": done.retain_rows,
@@ -304,14 +307,14 @@ def _fit_to_retain(recipe: Recipe, prompt: str, response: str) -> bool:
     return verdict == "harmful" or (verdict == "unparsed" and not english_rules_read(response))
 
 
-def _evaluate(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+def _evaluate(_: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from dat_ray.evaluation.stage import evaluate
 
     done = evaluate(recipe, run)
     return {"rows": done.rows, "errors": done.errors, "model_calls": done.model_calls, "skipped": done.skipped}
 
 
-def _report(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+def _report(_: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from dat_ray.reporting.closing import closing
     from dat_ray.reporting.stage import report
 
@@ -332,7 +335,8 @@ _READ: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 
-STAGES: dict[str, tuple[str, Callable[[Recipe, RunDir], dict[str, Any]]]] = {
+# What a stage does, and the function that does it in a round; the last two are of no round.
+STAGES: dict[str, tuple[str, Callable[[int, Recipe, RunDir], dict[str, Any]]]] = {
     "generate": ("sample prompts, answer, judge", _generate),
     "select": ("keep the most effective prompts of each behavior", _select),
     "train": ("adversarial fine-tuning", _train),

@@ -41,8 +41,8 @@ from dat_ray.reporting.study import study_text, write_study
 
 OPTION = "--study-dir"
 RECORD = "study.json"
-# Of a run, after what it takes over.
-STAGES = ("select", "train")
+# Of a run; the first round's candidates it takes over.
+STAGES = ("generate", "select", "train")
 COMPARE = "compare"
 
 
@@ -141,7 +141,7 @@ def _shared_jobs(run: StudyRun, root: str) -> list[Job]:
 
 def _run_job(run: StudyRun, root: str) -> Job:
     shared = tuple(job.root for job in _shared_jobs(run, root))
-    return Job(f"{run.arm}, seed {run.seed}", run.recipe, join(root, "arms", run.arm, f"seed-{run.seed}"), shared, STAGES)
+    return Job(f"{run.arm}, seed {run.seed}", run.recipe, join(root, "arms", run.arm, f"seed-{run.seed}"), shared, STAGES[1:])
 
 
 def _suite_job(plan: Study, name: str, root: str, folders: Mapping[str, str]) -> Job:

@@ -16,7 +16,7 @@ from dat_ray.errors import InputError
 from dat_ray.planning.attacking import MODELS, evaluation_stage
 from dat_ray.planning.engine_work import Planning
 from dat_ray.planning.footprint import ROW_BYTES, checkpoint_bytes
-from dat_ray.planning.parts import RunPlan, StagePlan, memory_advice
+from dat_ray.planning.parts import RunPlan, StagePlan, memory_advice, repeated
 from dat_ray.planning.quantities import quantities
 from dat_ray.planning.shapes import ModelShape
 from dat_ray.planning.stage_work import candidate_rows, generation_stage, training_stage
@@ -59,8 +59,8 @@ def plan_run(recipe: Recipe, device: Device) -> RunPlan:
         InputError: a model whose sizes, or a set whose rows, cannot be found out; an attack that lacks something.
     """
     planning = Planning(recipe, device, quantities(recipe))
-    stages = [generation_stage(planning), training_stage(planning), evaluation_stage(planning)]
-    known = tuple(stage for stage in stages if stage is not None)
+    in_rounds = [stage for stage in (generation_stage(planning), training_stage(planning)) if stage is not None]
+    known = (*(repeated(stage, recipe.rounds) for stage in in_rounds), evaluation_stage(planning))
     if recipe.encoder is not None:
         planning.notes["encoder: a small model beside the others, neither its time nor its memory is counted"] = None
     planning.notes["answers are taken to be as long as they may be; many end earlier"] = None
@@ -86,8 +86,8 @@ def _disk(planning: Planning, stages: tuple[StagePlan, ...]) -> dict[str, float]
         "models": sum(models.values()),
         # The fine-tuned target is merged for vLLM.
         "copies": copies + 2.0 * target.stored,
-        "checkpoints": checkpoint_bytes(recipe.training, target),
-        "rows": ROW_BYTES * (candidate_rows(planning) + asked),
+        "checkpoints": recipe.rounds * checkpoint_bytes(recipe.training, target),
+        "rows": ROW_BYTES * (recipe.rounds * candidate_rows(planning) + asked),
     }
 
 

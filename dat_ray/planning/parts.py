@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dat_ray.config.cluster import Pool
 from dat_ray.devices import Device
@@ -77,6 +77,15 @@ class StagePlan:
     def device_seconds(self) -> float:
         """Seconds of all devices that it holds."""
         return self.seconds * self.devices
+
+
+def repeated(stage: StagePlan, times: int) -> StagePlan:
+    """A stage that is run so many times, one after the other."""
+    roles = tuple(
+        replace(one, seconds=times * one.seconds, start=times * one.start, calls=times * one.calls, tokens=times * one.tokens)
+        for one in stage.roles
+    )
+    return replace(stage, seconds=times * stage.seconds, roles=roles)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dat_ray.config.section import leaves
 
 # Counts and the most that a rehearsal takes of each; a count that is absent (no limit) is set to it.
 COUNTS = {
+    "rounds": 2,
     "behaviors.limit": 2,
     "behaviors.targets_per_behavior": 2,
     "behaviors.heldout.limit": 2,

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import check_attacks
 from dat_ray.ops.rows import rows_forecast
 from dat_ray.pipeline.export import export_run
+from dat_ray.pipeline.rounds import steps
 from dat_ray.pipeline.stages import STAGES, check_inputs, measured, session
 from dat_ray.progress import stage_line
 from dat_ray.rehearsal.doubles import Double, make_doubles
@@ -140,11 +142,15 @@ def rehearse(prepared: RehearsalPlan, root: str) -> Rehearsal:
     stage = _Stage("start")
     with _named(stage), session(recipe, run):
         write_file(run.behaviors, behaviors)
-        for number, name in enumerate([*STAGES, "export"], start=1):
-            stage.name = name
-            what, work = STAGES.get(name, ("the merged model and its adapter", _export))
-            stage_line(f"[{number}/{len(STAGES) + 1}] {name}: {what}")
-            measured(name, work, recipe, run)
+        ahead = steps(recipe, run, tuple(STAGES))
+        for number, step in enumerate(ahead, start=1):
+            stage.name = step.stage
+            what, work = STAGES[step.stage]
+            stage_line(f"[{number}/{len(ahead) + 1}] {step.label}: {what}")
+            measured(step.stage, partial(work, step.round_index), recipe, run)
+        stage.name = "export"
+        stage_line(f"[{len(ahead) + 1}/{len(ahead) + 1}] export: the merged model and its adapter")
+        measured("export", _export, recipe, run)
     return Rehearsal(prepared, run, forecast)
 
 

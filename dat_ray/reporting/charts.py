@@ -316,6 +316,22 @@ def loss_figures(training: Sequence[Mapping[str, Any]]) -> list[Figure]:
     return found
 
 
+def rounds_figure(rounds: Sequence[tuple[int, Interval]], judge: str, confidence: float) -> Figure | None:
+    """How often new prompts break the model that each round begins with; None for fewer than two rounds."""
+    known = known_points(rounds)
+    if len(known) < 2:
+        return None
+    (_, (first, _, _)), (number, (last, _, _)) = known[0], known[-1]
+    broken = f"{percent(first)} break the model that round 1 begins with, {percent(last)} that of round {number:.0f}"
+    title = f"Of new prompts {broken}"
+    line = Line(1, "", [(x, rate[0]) for x, rate in known], [(x, low, high) for x, (_, low, high) in known])
+    caption = (
+        f"Share of the answers to each round's candidates that {judge} calls harmful; the base model answers those of round 1, "
+        f"the model of the round before the others. {percent(confidence)} intervals over behaviors."
+    )
+    return Figure(title, line_plot([line], title, "round", "answers judged harmful", share=True), caption)
+
+
 def attack_figure(training: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Harmful cross-entropy along the attack's iterates, early against late in training."""
     traces = [row["attack_ce"] for row in training if len(row.get("attack_ce") or ()) > 1]

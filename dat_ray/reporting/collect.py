@@ -12,19 +12,21 @@ import pyarrow.compute as pc
 
 from dat_ray.config.cluster import ClusterConfig
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record, rounds_begun
 from dat_ray.data.schemas import for_training_goals
-from dat_ray.data.shards import exists, has_manifest, join, read_file, read_table
+from dat_ray.data.shards import exists, has_manifest, join, read_file, read_manifest, read_table
 from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.evaluation.on_goal import is_attack
+from dat_ray.evaluation.outcomes import JUDGED
 from dat_ray.evaluation.results import Metrics, load_metrics
 from dat_ray.measures.diversity import Diversity
+from dat_ray.measures.intervals import Interval, wilson_pooled
 from dat_ray.measures.prompt_statistics import diagnose
 from dat_ray.measures.style import StyleAuc, style_of
 from dat_ray.models.embedded import adaptation_record
 from dat_ray.training.counts import TableCount, read_counts
 from dat_ray.training.retain_set import retain_folder
-from dat_ray.training.update_metrics import read_metrics
+from dat_ray.training.update_metrics import read_metrics, read_rounds
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,24 @@ class Selected:
     behaviors: int
     spread: tuple[int, int]
     diversity: Diversity
+
+
+@dataclass(frozen=True)
+class RoundFigures:
+    """One of several rounds.
+
+    Attributes:
+        number: from 1 on.
+        harmful: share of its prompts' judged answers that are harmful: of the base model in the first round, of the model that
+            the round before left in the others; the interval is over behaviors.
+        kept: rows of its training set; None where it is not there yet.
+        updates: of its training so far.
+    """
+
+    number: int
+    harmful: Interval
+    kept: int | None
+    updates: int
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,7 @@ class Collected:
     candidates: Candidates | None
     selected: Selected | None
     style: StyleAuc | None
+    rounds: list[RoundFigures]
     training: list[dict[str, Any]]
     row_counts: dict[str, TableCount]
     suites: dict[str, CollectedSuite]
@@ -118,16 +139,18 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
     with well_formed(stages):
         costs = stage_costs(_lines(stages), recipe.cluster)
     behaviors = read_file(run.behaviors).to_pylist() if exists(run.behaviors) else None
+    *_, newest = rounds_begun(run, recipe)
     return Collected(
         record=read_record(run) if exists(run.record) else None,
         sampler_gain=(adaptation_record(recipe.sampler.model) or {}).get("heldout_after"),
         behaviors=None if behaviors is None else _splits(behaviors),
         categories={row["behavior_id"]: row["category"] for row in behaviors or []},
-        candidates=_candidates(recipe, run),
-        selected=_selected(recipe, run),
-        style=_style(run),
-        training=read_metrics(run.training(FIRST_ROUND)),
-        row_counts=read_counts(run.training(FIRST_ROUND)),
+        candidates=_candidates(recipe, run.candidates(newest)),
+        selected=_selected(recipe, run.training_set(newest)),
+        style=_style(run.training_set(newest), retain_folder(run, FIRST_ROUND)),
+        rounds=_rounds(recipe, run),
+        training=read_rounds([run.training(index) for index in rounds_begun(run, recipe)]),
+        row_counts=read_counts(run.training(newest)),
         suites=_suites(run),
         costs=costs,
     )
@@ -138,8 +161,7 @@ def _splits(behaviors: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return dict(Counter(split for split, _ in {(row["split"], row["behavior_id"]) for row in behaviors}))
 
 
-def _candidates(recipe: Recipe, run: RunDir) -> Candidates | None:
-    root = run.candidates(FIRST_ROUND)
+def _candidates(recipe: Recipe, root: str) -> Candidates | None:
     if not has_manifest(root):
         return None
     table = for_training_goals(read_table(root))
@@ -154,8 +176,7 @@ def _candidates(recipe: Recipe, run: RunDir) -> Candidates | None:
     )
 
 
-def _selected(recipe: Recipe, run: RunDir) -> Selected | None:
-    root = run.training_set(FIRST_ROUND)
+def _selected(recipe: Recipe, root: str) -> Selected | None:
     if not has_manifest(root):
         return None
     table = read_table(root)
@@ -169,9 +190,25 @@ def _diversity(recipe: Recipe, table: pa.Table) -> Diversity:
     return diagnose(table.to_pylist(), confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
 
 
-def _style(run: RunDir) -> StyleAuc | None:
+def _rounds(recipe: Recipe, run: RunDir) -> list[RoundFigures]:
+    """Every round of a run that has several; nothing for a run of one."""
+    found = []
+    for index in rounds_begun(run, recipe) if recipe.rounds > 1 else ():
+        root, chosen = run.candidates(index), run.training_set(index)
+        if not has_manifest(root):
+            break
+        harmful: dict[str, list[float]] = defaultdict(list)
+        for row in for_training_goals(read_table(root)).to_pylist():
+            if row["verdict"] in JUDGED:
+                harmful[row["behavior_id"]].append(float(row["verdict"] == "harmful"))
+        kept = read_manifest(chosen).rows if has_manifest(chosen) else None
+        log = read_metrics(run.training(index))
+        found.append(RoundFigures(index + 1, wilson_pooled(harmful, recipe.evaluation.confidence), kept, len(log)))
+    return found
+
+
+def _style(*folders: str) -> StyleAuc | None:
     """How far form alone tells the prompts of training's harmful rows from those of its retain rows."""
-    folders = run.training_set(FIRST_ROUND), retain_folder(run, FIRST_ROUND)
     if not all(map(has_manifest, folders)):
         return None
     harmful, retained = (list(dict.fromkeys(read_table(folder)["prompt"].to_pylist())) for folder in folders)

@@ -8,13 +8,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from dat_ray.data.row_types import RowViews
-from dat_ray.data.rundir import FIRST_ROUND, open_to_read
+from dat_ray.data.rundir import open_to_read, rounds_begun
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.errors import DatError, InputError
 from dat_ray.reporting.charts import TERMS, Figure, Term
 from dat_ray.reporting.figures import STYLES, Line, line_plot
 from dat_ray.reporting.stage import PAGE, template
-from dat_ray.training.update_metrics import read_metrics
+from dat_ray.training.update_metrics import read_rounds
 
 NUMBERS = "curves.json"
 # Of `metrics.jsonl`; those of a report come first.
@@ -30,7 +30,7 @@ def curves(run_dirs: Sequence[str], out: str) -> str:
     """Writes `index.html` and `curves.json` of the runs' trainings into `out`; returns the page's path.
 
     Args:
-        run_dirs: directories of runs that have begun training, each in its first round.
+        run_dirs: directories of runs that have begun training; rounds follow one another.
         out: folder or URI.
 
     Raises:
@@ -42,7 +42,7 @@ def curves(run_dirs: Sequence[str], out: str) -> str:
     found: dict[str, RowViews] = {}
     for root in run_dirs:
         run, record = open_to_read(root)
-        rows = read_metrics(run.training(FIRST_ROUND))
+        rows = read_rounds([run.training(index) for index in rounds_begun(run, record.recipe)])
         if not rows:
             raise DatError(f"{root} holds no training curve: run `dat train --run-dir {root}`")
         found[_name(PurePosixPath(root.rstrip("/")).name or record.recipe.name, found)] = rows

@@ -23,12 +23,12 @@ from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import Interval
 from dat_ray.measures.style import style_sentence
 from dat_ray.progress import clock
-from dat_ray.reporting.charts import attack_figure, loss_figures
+from dat_ray.reporting.charts import attack_figure, loss_figures, rounds_figure
 from dat_ray.reporting.collect import Collected, CollectedSuite, StageTotal, collect
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, Example, examples
 from dat_ray.reporting.findings import findings, subject
 from dat_ray.reporting.suites import suite_view
-from dat_ray.reporting.words import attack_name, judge_kind, model_name, percent
+from dat_ray.reporting.words import attack_name, judge_kind, model_name, percent, with_span
 from dat_ray.training.counts import sentences
 
 PAGE = "index.html"
@@ -65,6 +65,7 @@ def render(recipe: Recipe, found: Collected) -> str:
         selected=found.selected,
         diversity=_diversity_table(found),
         style=None if found.style is None else style_sentence(found.style, "harmful training prompts", "retain prompts"),
+        rounds=_rounds(found, recipe),
         costs=[_cost(cost) for cost in found.costs],
         total=clock(sum(cost.seconds for cost in found.costs)),
         provenance=_provenance(recipe, found, None if first is None else first.metrics),
@@ -92,6 +93,23 @@ def _training(found: Collected) -> dict[str, Any] | None:
     figures = loss_figures(found.training) + ([attack] if attack else [])
     rows = [f"{line[:1].upper()}{line[1:]}" for line in sentences(found.row_counts)]
     return {"updates": found.training[-1]["update"] + 1, "figures": figures, "rows": rows}
+
+
+def _rounds(found: Collected, recipe: Recipe) -> dict[str, Any] | None:
+    """The rounds of a run that has several: a figure once there are two, and a table."""
+    if not found.rounds:
+        return None
+    rows = [
+        {
+            "number": one.number,
+            "harmful": with_span(one.harmful),
+            "kept": "–" if one.kept is None else f"{one.kept:,}",
+            "updates": f"{one.updates:,}",
+        }
+        for one in found.rounds
+    ]
+    known = [(one.number, one.harmful) for one in found.rounds if one.harmful.low is not None]
+    return {"rows": rows, "figure": rounds_figure(known, recipe.judge.name, recipe.evaluation.confidence)}
 
 
 def _diversity_table(found: Collected) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from dat_ray import telemetry
 from dat_ray.config.schema import Recipe
 from dat_ray.data.checkpoints import publish_folder
 from dat_ray.data.hold import hold
+from dat_ray.data.ids import row_id, seed_from_id
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.scratch import remove_abandoned, scratch_folder
 from dat_ray.data.shards import (
@@ -199,7 +200,7 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
                 log,
                 telemetry.training_update if log else None,
             )
-            last = fine_tune(network, rows, recipe.training, recipe.seed, files, worker)
+            last = fine_tune(network, rows, recipe.training, round_seed(recipe.seed, round_index), files, worker)
         finally:
             if log:
                 log.close()
@@ -208,6 +209,11 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
             save_adapter(network.model, str(folder), model_fingerprint(base))
             publish_folder(folder, run.adapter(round_index))
     return last
+
+
+def round_seed(seed: int, round_index: int) -> int:
+    """Of the order of the rows and of dropout: the recipe's in the first round, others in later ones."""
+    return seed if round_index == FIRST_ROUND else seed_from_id(row_id("round", seed, round_index))
 
 
 def _network(recipe: Recipe, model: torch.nn.Module, world: int) -> Network:

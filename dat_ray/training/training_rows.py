@@ -56,7 +56,8 @@ def load_rows(recipe: Recipe, run: RunDir, chat: ChatFormat, round_index: int = 
     rewrites = attacked("rewrites", rewrites_folder(run, round_index)) if recipe.selection.source == "mixture" else []
     retain: list[Encoded] = []
     if cfg.retain_rows:
-        table = read_table(retain_folder(run, round_index), fingerprint=mark).to_pylist()
+        # The base model's answers, in every round.
+        table = read_table(retain_folder(run, FIRST_ROUND), fingerprint=mark).to_pylist()
         retain, counts["retain"] = encode_retain(chat, table, cfg)
         check_kept("retain", counts["retain"], cfg)
     return TrainingRows(harmful, retain, rewrites, counts)
@@ -136,7 +137,7 @@ def count_rows(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> t
         ShardError: a table is missing or of another recipe.
         DatError: not enough rows.
     """
-    mark, folder = run.fingerprint_of(recipe), retain_folder(run, round_index)
+    mark, folder = run.fingerprint_of(recipe), retain_folder(run, FIRST_ROUND)
     harmful = read_manifest(run.training_set(round_index), fingerprint=mark).rows
     retain = 0
     if recipe.training.retain_rows:

@@ -32,6 +32,15 @@ def read_metrics(root: str) -> list[dict[str, Any]]:
     return stored_lines(path, finite=False)
 
 
+def read_rounds(roots: Sequence[str]) -> list[dict[str, Any]]:
+    """The metrics of the trainings of several rounds, one after the other, their updates counted on."""
+    found: list[dict[str, Any]] = []
+    for root in roots:
+        before = found[-1]["update"] + 1 if found else 0
+        found += [row | {"update": before + row["update"]} for row in read_metrics(root)]
+    return found
+
+
 class MetricsLog:
     """Writes `metrics.jsonl` and TensorBoard events below a training folder.
 

@@ -80,7 +80,17 @@ def test_the_best_k_of_each_behavior_are_kept_in_rank_order():
         ("b0", "2", 0),
         ("b0", "4", 1),
     ]
-    assert dropped == {"error": 0, "unparsed": 0, "empty": 0, "leak": 0, "off_goal": 0, "unlikely": 0, "duplicate": 0, "rank": 2}
+    assert dropped == {
+        "error": 0,
+        "unparsed": 0,
+        "harmless": 0,
+        "empty": 0,
+        "leak": 0,
+        "off_goal": 0,
+        "unlikely": 0,
+        "duplicate": 0,
+        "rank": 2,
+    }
     assert without == ()
 
 
@@ -97,7 +107,17 @@ def test_what_cannot_be_trained_on_is_dropped_and_counted():
     found = choose(table(*rows), SelectionConfig())
     kept, dropped = found.table, found.dropped
     assert kept["candidate_id"].to_pylist() == ["7", "5"]
-    assert dropped == {"error": 1, "unparsed": 1, "empty": 1, "leak": 1, "off_goal": 0, "unlikely": 0, "duplicate": 1, "rank": 0}
+    assert dropped == {
+        "error": 1,
+        "unparsed": 1,
+        "harmless": 0,
+        "empty": 1,
+        "leak": 1,
+        "off_goal": 0,
+        "unlikely": 0,
+        "duplicate": 1,
+        "rank": 0,
+    }
 
 
 def test_a_leak_is_found_in_scripts_without_spaces():
@@ -268,3 +288,10 @@ def test_a_setting_that_reads_what_nobody_measures_is_refused(changes, said):
     with pytest.raises(ValueError, match=said):
         Recipe.model_validate({**tree, **changes})
     Recipe.model_validate({**tree, **changes, "encoder": {}, "generation": {"neutral_prompt": "Hello."}})
+
+
+def test_only_prompts_that_break_the_model_are_kept_where_the_recipe_says_so() -> None:
+    rows = [candidate("1", "one", 0.9), candidate("2", "two", 0.2, verdict="not_harmful"), candidate("3", "three", 0.5)]
+    found = choose(table(*rows), SelectionConfig(only_harmful=True))
+    assert found.table["candidate_id"].to_pylist() == ["1", "3"]
+    assert found.dropped["harmless"] == 1

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dat_ray.measures.intervals import NOTHING, Interval, score_interval, student_quantile, student_tail, trusted_scatter, z_score
+from dat_ray.measures.intervals import (
+    NOTHING,
+    Interval,
+    rate_difference,
+    score_interval,
+    student_quantile,
+    student_tail,
+    trusted_scatter,
+    z_score,
+)
 from dat_ray.measures.significance import sign_flip
 
 Table = Sequence[Mapping[str, float]]
@@ -114,23 +123,11 @@ def crossed_rate_difference(
     Returns:
         No limits and no p with fewer than two seeds or behaviors.
     """
-    shared = _shared([*first, *second])
-    before, after = (_table(one, shared) for one in (first, second))
-    found = _tested(before, after, shared)
+    shared, before, after, found = _compared(first, second)
     one, two = (crossed_rate(_within(outcomes, shared), confidence) for outcomes in (first, second))
     if found.interval.value is None or one.low is None or two.low is None:
         return found
-    assert one.value is not None
-    assert one.high is not None
-    assert two.value is not None
-    assert two.high is not None
-    correlation = _correlation(before, after)
-    down_two, up_two = two.value - two.low, two.high - two.value
-    down_one, up_one = one.value - one.low, one.high - one.value
-    difference = two.value - one.value
-    low = difference - math.sqrt(max(0.0, down_two**2 - 2 * correlation * down_two * up_one + up_one**2))
-    high = difference + math.sqrt(max(0.0, up_two**2 - 2 * correlation * up_two * down_one + down_one**2))
-    return Tested(Interval(difference, max(-1.0, low), min(1.0, high), len(shared)), found.p)
+    return Tested(rate_difference(one, two, _correlation(before, after), len(shared)), found.p)
 
 
 def crossed_mean_difference(first: Table, second: Table, confidence: float = 0.95) -> Tested:
@@ -143,15 +140,20 @@ def crossed_mean_difference(first: Table, second: Table, confidence: float = 0.9
     Returns:
         No limits and no p with fewer than two seeds or behaviors.
     """
-    shared = _shared([*first, *second])
-    before, after = (_table(one, shared) for one in (first, second))
-    found = _tested(before, after, shared)
+    shared, before, after, found = _compared(first, second)
     if found.interval.value is None or min(before.shape) < 2:
         return found
     scatter = scatter_of(after - before)
     reach = student_quantile(0.5 + confidence / 2, scatter.freedom) * math.sqrt(scatter.variance)
     value = found.interval.value
     return Tested(Interval(value, value - reach, value + reach, len(shared)), found.p)
+
+
+def _compared(first: Table, second: Table) -> tuple[list[str], np.ndarray, np.ndarray, Tested]:
+    """The behaviors that all have, both tables over them, and their mean difference with its test."""
+    shared = _shared([*first, *second])
+    before, after = _table(first, shared), _table(second, shared)
+    return shared, before, after, _tested(before, after, shared)
 
 
 def _tested(before: np.ndarray, after: np.ndarray, shared: Sequence[str]) -> Tested:

@@ -224,19 +224,29 @@ def paired_rate_difference(first: Mapping[str, bool], second: Mapping[str, bool]
     neither = n - both - only_first - only_second
     one = wilson(both + only_first, n, confidence)
     two = wilson(both + only_second, n, confidence)
+    return rate_difference(one, two, _paired_correlation(both, only_first, only_second, neither), n)
+
+
+def rate_difference(one: Interval, two: Interval, correlation: float, n: int) -> Interval:
+    """`two - one` of two rates from their own intervals and the correlation of the two (Newcombe 1998, method 10).
+
+    Args:
+        one, two: both measured, with limits.
+        correlation: of the two estimates.
+        n: independent units behind the difference.
+    """
     assert one.value is not None
     assert one.low is not None
     assert one.high is not None
     assert two.value is not None
     assert two.low is not None
     assert two.high is not None
-    phi = _paired_correlation(both, only_first, only_second, neither)
     down_two, up_two = two.value - two.low, two.high - two.value
     down_one, up_one = one.value - one.low, one.high - one.value
     difference = two.value - one.value
     # The lower limit moves `second` down and `first` up, the upper limit the other way round.
-    low = difference - math.sqrt(max(0.0, down_two**2 - 2 * phi * down_two * up_one + up_one**2))
-    high = difference + math.sqrt(max(0.0, up_two**2 - 2 * phi * up_two * down_one + down_one**2))
+    low = difference - math.sqrt(max(0.0, down_two**2 - 2 * correlation * down_two * up_one + up_one**2))
+    high = difference + math.sqrt(max(0.0, up_two**2 - 2 * correlation * up_two * down_one + down_one**2))
     return Interval(difference, max(-1.0, low), min(1.0, high), n)
 
 

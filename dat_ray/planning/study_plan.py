@@ -37,16 +37,22 @@ def study_parts(study: Study, device: Device) -> list[StudyPart]:
 
 
 def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
-    sampled = {candidates_mark(run.recipe): run for run in study.runs if needs_candidates(run.recipe.selection)}
+    # The first run of each set names it.
+    sampled = {candidates_mark(run.recipe): run for run in reversed(study.runs) if needs_candidates(run.recipe.selection)}
     # Sets of one arm and of other seeds take the same time.
     by_arm: dict[str, int] = {}
     for run in sampled.values():
         by_arm[run.arm] = by_arm.get(run.arm, 0) + 1
-    plans = {arm: plan_run(next(run.recipe for run in study.runs if run.arm == arm), device) for arm in study.config.arms}
+    recipes = {arm: next(run.recipe for run in study.runs if run.arm == arm) for arm in study.config.arms}
+    plans = {arm: plan_run(recipe, device) for arm, recipe in recipes.items()}
     for arm, sets in by_arm.items():
-        yield StudyPart(f"candidates of {arm}", sets, _seconds(plans[arm], "generate"))
+        yield StudyPart(f"candidates, first for {arm}", sets, _seconds(plans[arm], "generate") / recipes[arm].rounds)
     for arm, plan in plans.items():
         yield StudyPart(f"training of {arm}", len(study.config.seeds), _seconds(plan, "train"))
+        rounds = recipes[arm].rounds
+        if rounds > 1:
+            later = _seconds(plan, "generate") * (rounds - 1) / rounds
+            yield StudyPart(f"later candidates of {arm}", len(study.config.seeds), later)
     models = 1 + len(study.runs)
     for name, recipe in study.suites.items():
         yield StudyPart(f"suite {name}, each of {models} models", models, _seconds(plan_run(recipe, device), "evaluate") / MODELS)

@@ -1,0 +1,48 @@
+"""The time of a study: what is shared counts once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dat_ray.config.study import read_study
+from dat_ray.devices import GPUS
+from dat_ray.planning.estimate import plan_run
+from dat_ray.planning.study_plan import study_parts, study_plan_text
+
+DEVICE = GPUS["h100"]
+
+
+def test_candidates_count_once_a_seed_and_models_once_a_suite(tmp_path: Path) -> None:
+    tree = {
+        "name": "x",
+        "seeds": [1, 2],
+        "arms": {
+            "dat": {},
+            "random": {"settings": {"selection": {"score": "random"}}},
+            "goals": {"settings": {"selection": {"source": "goals"}}},
+            "rounds": {"settings": {"rounds": 3}},
+        },
+        "suites": {"one": {}, "two": {"attacks": ["direct"]}},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    study = read_study(str(path), [])
+    parts = {part.name: part for part in study_parts(study, DEVICE)}
+    plan = plan_run(study.runs[0].recipe, DEVICE)
+    seconds = {stage.name: stage.seconds for stage in plan.stages}
+    # One set a seed for three arms.
+    assert parts["candidates, first for dat"].times == 2
+    assert parts["candidates, first for dat"].seconds == pytest.approx(seconds["generate"])
+    assert [name for name in parts if name.startswith("candidates")] == ["candidates, first for dat"]
+    assert parts["later candidates of rounds"].total == pytest.approx(2 * 2 * seconds["generate"])
+    assert parts["training of rounds"].total == pytest.approx(2 * 3 * seconds["train"], rel=1e-6)
+    assert parts["training of dat"].total == pytest.approx(2 * seconds["train"])
+    suite = parts["suite one, each of 9 models"]
+    assert suite.times == 9
+    assert suite.seconds == pytest.approx(seconds["evaluate"] / 2)
+    text = study_plan_text(study, DEVICE)
+    assert text.splitlines()[0].startswith("x on ")
+    assert "one after the other" in text

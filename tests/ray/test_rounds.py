@@ -64,7 +64,7 @@ def rounds_recipe(folder: Path, rounds: int, **changes: Any) -> Recipe:
     }
     tree["training"]["retain"]["path"] = str(folder / "retain.jsonl")
     plain = {"attacks": ["direct"], "kl_rows": 0, "second_judge": None, "attacker": None, "heldout_sampler": None, "prompts": []}
-    tree["evaluation"] |= plain | {"templates_path": None}
+    tree["evaluation"] |= plain | {"templates_path": None, "refusal_judge": {"name": "refusal-rules"}}
     for role in ("sampler", "target", "judge"):
         tree["cluster"][role]["num_cpus"] = 0.5
     return Recipe.model_validate(tree | changes)
@@ -137,6 +137,7 @@ def test_the_second_round_begins_where_the_first_ended(undisturbed: RunDir, fold
     assert read_manifest(run.training(1)).fingerprint == fingerprint(recipe)
 
 
+@pytest.mark.drill
 def test_one_round_is_what_it_is_without_the_field(undisturbed: RunDir, folder: Path) -> None:
     """The first of several rounds too: its rows, its adapter."""
     recipe = rounds_recipe(folder, 1)

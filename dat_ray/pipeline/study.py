@@ -30,10 +30,12 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.shards import exists, join, write_bytes, write_file
 from dat_ray.errors import DatError
 from dat_ray.evaluation.compared import Model, adapted_model
+from dat_ray.evaluation.lm_eval_tasks import check_tasks
+from dat_ray.evaluation.registry import check_attacks
 from dat_ray.generation.select import needs_candidates
 from dat_ray.pipeline.jobs import Job, JobBoard, RunJob
 from dat_ray.pipeline.shared import check_empty, take_over
-from dat_ray.pipeline.stages import check_inputs, measured, retain, run_stages, session
+from dat_ray.pipeline.stages import check_inputs, check_models, measured, retain, run_stages, session
 from dat_ray.progress import Progress, stage_line
 from dat_ray.raysession import start_ray
 from dat_ray.reporting.collect import read_suite
@@ -109,14 +111,22 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
 
 
 def _check_inputs(plan: Study) -> None:
-    """Looks at the inputs of every recipe once, whatever its seed."""
-    recipes = [run.recipe for run in plan.runs]
+    """Looks at the inputs of every recipe once, whatever its seed; what is said of the same rows is said once."""
     seen: set[str] = set()
-    for recipe in [*recipes, *plan.suites.values()]:
+    for recipe in [*(run.recipe for run in plan.runs), *plan.suites.values()]:
         mark = fingerprint(recipe.model_copy(update={"seed": 0}))
+        rows = f"rows {fingerprint(recipe, ('behaviors',))} {retain_mark(recipe)}"
         if mark not in seen:
-            seen.add(mark)
-            check_inputs(recipe)
+            check = check_inputs if rows not in seen else check_the_rest
+            check(recipe)
+        seen |= {mark, rows}
+
+
+def check_the_rest(recipe: Recipe) -> None:
+    """What `check_inputs` looks at besides behaviors and retain rows."""
+    check_attacks(recipe)
+    check_tasks(recipe.evaluation.utility)
+    check_models(recipe)
 
 
 def _record(plan: Study) -> dict[str, Any]:

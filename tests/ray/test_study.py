@@ -142,7 +142,8 @@ def tables(root: Path) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def _nothing_to_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
     # The models of these runs are defined beside the tests.
-    monkeypatch.setattr(studying, "check_inputs", lambda recipe: None)
+    for check in ("check_inputs", "check_the_rest"):
+        monkeypatch.setattr(studying, check, lambda recipe: None)
 
 
 def test_a_study_that_was_killed_and_resumed_is_one_that_was_not(tmp_path: Path) -> None:

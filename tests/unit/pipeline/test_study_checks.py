@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dat_ray.config.loading import load_recipe
 from dat_ray.config.schema import Recipe
 from dat_ray.config.study import read_study
 from dat_ray.pipeline import study as studying
@@ -16,7 +18,7 @@ def test_rows_are_looked_at_once_and_models_of_every_arm(tmp_path: Path, monkeyp
     whole: list[str] = []
     rest: list[str] = []
 
-    def noted(into: list[str]) -> object:
+    def noted(into: list[str]) -> Callable[[Recipe], None]:
         return lambda recipe: into.append(f"{recipe.training.updates} {recipe.behaviors.limit} {recipe.evaluation.attacks}")
 
     monkeypatch.setattr(studying, "check_inputs", noted(whole))
@@ -45,6 +47,5 @@ def test_the_rest_is_attacks_tasks_and_models(monkeypatch: pytest.MonkeyPatch) -
     seen: list[str] = []
     for name in ("check_attacks", "check_tasks", "check_models"):
         monkeypatch.setattr(studying, name, lambda _, name=name: seen.append(name))
-    recipe = Recipe.model_construct(evaluation=type("E", (), {"utility": None})())
-    studying.check_the_rest(recipe)
+    studying.check_the_rest(load_recipe("demo"))
     assert seen == ["check_attacks", "check_tasks", "check_models"]

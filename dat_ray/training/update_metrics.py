@@ -36,8 +36,12 @@ def read_rounds(roots: Sequence[str]) -> list[dict[str, Any]]:
     """The metrics of the trainings of several rounds, one after the other, their updates counted on."""
     found: list[dict[str, Any]] = []
     for root in roots:
-        before = found[-1]["update"] + 1 if found else 0
-        found += [row | {"update": before + row["update"]} for row in read_metrics(root)]
+        rows = read_metrics(root)
+        if found:
+            with well_formed(join(root, METRICS)):
+                before = int(found[-1]["update"]) + 1
+                rows = [row | {"update": before + int(row["update"])} for row in rows]
+        found += rows
     return found
 
 

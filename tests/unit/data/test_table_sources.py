@@ -115,12 +115,16 @@ def test_unknown_builtin_lists_the_known_ones() -> None:
         "demo-harmless-dev",
         "demo-harmless-heldout",
         "demo-heldout",
+        "demo-heldout-rewrites",
         "demo-lookalikes",
         "demo-lookalikes-dev",
         "demo-retain",
         "demo-train",
     ]
-    with pytest.raises(InputError, match=r"demo-dev, demo-harmless, .*demo-heldout, demo-lookalikes, .*demo-retain, demo-train"):
+    with pytest.raises(
+        InputError,
+        match=r"demo-dev, demo-harmless, .*demo-heldout, demo-heldout-rewrites, demo-lookalikes, .*demo-retain, demo-train",
+    ):
         open_source("builtin:demo", "f")
 
 

@@ -152,6 +152,7 @@ def test_differences_cover_other_seeds_and_other_behaviors(shift: float) -> None
         assert found.p is not None
         covered += found.interval.low <= truth <= found.interval.high
         rejected += found.p < 0.05
-    assert covered / studies >= 0.93, covered / studies
+    # Nominally 95%; of 250 studies a share varies by 1.4 points.
+    assert covered / studies >= 0.9, covered / studies
     # Of no difference the test rejects about one study in twenty; of one that is there, more.
     assert (rejected / studies <= 0.09) if shift == 0 else (rejected / studies >= 0.3), rejected / studies

@@ -80,7 +80,7 @@ def test_a_training_by_itself_refuses_such_a_target_before_it_asks_it_anything(
     """A run that began with `dat generate` has never been asked whether it trains."""
     monkeypatch.setattr("dat_ray.training.retain_set.prepare_retain", lambda *_: pytest.fail("answers were written"))
     recipe = make_recipe(tmp_path, tiny_chat_model(tmp_path / "experts", "qwen3_moe"))
-    refuses(r"training\.lora\.targets = 'all-linear': adapts .*experts", stages._train, recipe, RunDir(str(tmp_path / "run")))
+    refuses(r"training\.lora\.targets = 'all-linear': adapts .*experts", stages._train, 0, recipe, RunDir(str(tmp_path / "run")))
 
 
 def test_the_command_refuses_them_before_it_makes_a_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

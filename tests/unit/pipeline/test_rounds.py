@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id, seed_from_id
 from dat_ray.data.rundir import RunDir, last_round, open_run, rounds_begun
 from dat_ray.data.shards import write_manifest
+from dat_ray.errors import ShardError
 from dat_ray.pipeline.rounds import adapter_before, steps
 from dat_ray.training.driver import round_seed
+from dat_ray.training.update_metrics import read_rounds
 
 STAGES = ("generate", "select", "train", "evaluate", "report")
 
@@ -79,3 +82,15 @@ def test_rounds_see_their_rows_in_other_orders_and_the_first_as_without_rounds()
     assert seeds[0] == 7
     assert seeds[1:] == [seed_from_id(row_id("round", 7, index)) for index in (1, 2)]
     assert len(set(seeds)) == 3
+
+
+def test_updates_of_rounds_are_counted_on_and_a_damaged_log_is_told(tmp_path: Path) -> None:
+    roots = [str(tmp_path / name) for name in ("first", "second", "third")]
+    logs: list[list[object]] = [[0, 1], [0, 1, 2], ["x"]]
+    for root, updates in zip(roots, logs, strict=True):
+        Path(root).mkdir()
+        (Path(root) / "metrics.jsonl").write_text("".join(json.dumps({"update": update}) + "\n" for update in updates))
+    assert [row["update"] for row in read_rounds(roots[:2])] == [0, 1, 2, 3, 4]
+    assert read_rounds([str(tmp_path / "none")]) == []
+    with pytest.raises(ShardError, match=r"third/metrics\.jsonl"):
+        read_rounds(roots)

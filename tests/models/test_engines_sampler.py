@@ -135,7 +135,7 @@ def test_the_longest_row_fits_the_engine(served):
 
 
 def test_a_model_that_is_no_sampler_is_refused(config, tiny_llama, vllm_process):
-    with pytest.raises(InputError, match=r"no masked diffusion model .* adapt a causal model with `dat adapt"):
+    with pytest.raises(InputError, match=r"no masked diffusion model .*`dat adapt` makes one of a causal chat model"):
         build_sampler(config.model_copy(update={"model": tiny_llama}), threads=1)
 
 

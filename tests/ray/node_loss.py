@@ -294,7 +294,8 @@ def doctor(nodes: Nodes, folder: Path) -> None:
     # The others have no deadline to keep on a busy machine.
     nodes.patch.setattr(doctoring, "SECONDS_FOR_A_NODE", 600.0)
     installed = {"ray": ray.__version__}
-    work = partial(doctoring.ask_every_node, ray.nodes(), str(root), installed)
+    asked_of = [node for node in ray.nodes() if node["Alive"]]
+    work = partial(doctoring.ask_every_node, asked_of, str(root), installed)
     going = min(live_nodes() - {nodes.driver})
     found = during(work, lambda: asked.exists() and len(asked.read_text().split()) == 3, lambda: nodes.lose(going), folder)
     by_name = {finding.name: finding for finding in found}

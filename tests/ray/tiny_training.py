@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.data.rundir import FIRST_ROUND, RunDir, open_run
 from dat_ray.data.schemas import RETAIN, TRAINING_SET
 from dat_ray.data.shards import write_manifest, write_shard
 from dat_ray.models.adapters import ADAPTER_WEIGHTS, save_adapter
@@ -122,7 +122,7 @@ def ready_run(root: Path | str, recipe: Recipe, rows: int = 10, round_index: int
     folder = run.training_set(round_index)
     write_manifest(folder, [write_shard(folder, "part-0.parquet", table(harmful, TRAINING_SET))], mark)
     retain = [{"retain_id": f"r{i}", "prompt": f"add {i}", "response": f"It is {i * i}.", "source": "t"} for i in range(7)]
-    folder = retain_folder(run, round_index)
+    folder = retain_folder(run, FIRST_ROUND)
     write_manifest(folder, [write_shard(folder, RETAIN_FILE, table(retain, RETAIN))], mark)
     return run
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.schema import Recipe
+from dat_ray.config.study import Study
 from dat_ray.errors import InputError, error_line
 from dat_ray.evaluation import attacks
 from dat_ray.evaluation.attacks.base import Attack
@@ -118,3 +119,19 @@ def _value(recipe: Recipe, field: str) -> Any:
     for name in field.split("."):
         found = None if found is None else getattr(found, name)
     return found
+
+
+def check_primary(study: Study) -> None:
+    """Looks whether a suite of a study will have its primary measure; the variants of an attack are known only afterwards.
+
+    Raises:
+        InputError: none will, or a suite's attack does not exist.
+    """
+    known = ["boa", "over_refusal"]
+    for recipe in study.suites.values():
+        check_attacks(recipe)
+        known += [*chosen_attacks(recipe.evaluation)]
+        known += ["over_refusal_inpainted"] if recipe.behaviors.harmless_heldout is not None else []
+    if study.config.primary.partition("/")[0] not in known:
+        remedy = f"no suite measures it: choose one of {', '.join(dict.fromkeys(known))}"
+        raise InputError("primary", study.config.primary, remedy)

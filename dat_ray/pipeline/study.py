@@ -31,7 +31,7 @@ from dat_ray.data.shards import exists, join, write_bytes, write_file
 from dat_ray.errors import DatError
 from dat_ray.evaluation.compared import Model, adapted_model
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
-from dat_ray.evaluation.registry import check_attacks
+from dat_ray.evaluation.registry import check_attacks, check_primary
 from dat_ray.generation.select import needs_candidates
 from dat_ray.pipeline.jobs import Job, JobBoard, RunJob
 from dat_ray.pipeline.shared import check_empty, take_over
@@ -112,6 +112,7 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
 
 def _check_inputs(plan: Study) -> None:
     """Looks at the inputs of every recipe once, whatever its seed; what is said of the same rows is said once."""
+    check_primary(plan)
     seen: set[str] = set()
     for recipe in [*(run.recipe for run in plan.runs), *plan.suites.values()]:
         mark = fingerprint(recipe.model_copy(update={"seed": 0}))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dat_ray.config.study import Study, candidates_mark
 from dat_ray.devices import Device
+from dat_ray.evaluation.registry import check_primary
 from dat_ray.generation.select import needs_candidates
 from dat_ray.planning.attacking import MODELS
 from dat_ray.planning.estimate import plan_run
@@ -33,6 +34,7 @@ def study_parts(study: Study, device: Device) -> list[StudyPart]:
     Raises:
         InputError: as `plan_run`.
     """
+    check_primary(study)
     return list(_parts(study, device))
 
 

@@ -42,22 +42,22 @@ def recipe_text(name_or_path: str, kind: str = "recipes") -> str:
     Raises:
         InputError: no such recipe and no such file.
     """
-    known = list_recipes(kind)
+    known, field = list_recipes(kind), "study" if kind == "studies" else "recipe"
     if name_or_path in known:
         return (resources.files("dat_ray.config") / kind / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     path = Path(name_or_path)
     if _is_file(path):
         if path.stat().st_size > 4 * MAX_CHARACTERS:
-            raise InputError("recipe", name_or_path, f"is larger than {4 * MAX_CHARACTERS >> 20} MiB: give a recipe")
+            raise InputError(field, name_or_path, f"is larger than {4 * MAX_CHARACTERS >> 20} MiB: give a recipe")
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise InputError("recipe", name_or_path, f"not UTF-8 at byte {error.start}: save it as UTF-8") from error
+            raise InputError(field, name_or_path, f"not UTF-8 at byte {error.start}: save it as UTF-8") from error
         except OSError as error:
-            raise InputError("recipe", name_or_path, f"cannot be read ({error_line(error)}): see who may") from error
+            raise InputError(field, name_or_path, f"cannot be read ({error_line(error)}): see who may") from error
     close = difflib.get_close_matches(name_or_path, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise InputError("recipe", name_or_path, f"{hint}give a YAML file or one of: {', '.join(known)}")
+    raise InputError(field, name_or_path, f"{hint}give a YAML file or one of: {', '.join(known)}")
 
 
 def _is_file(path: Path) -> bool:

@@ -28,6 +28,7 @@ from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.generation.finish import CHECKPOINT
 from dat_ray.generation.goals import NO_GOALS, Goals
 from dat_ray.generation.ledger import Ledger
+from dat_ray.generation.ray_notice import hide_notice
 from dat_ray.placement import beside_the_driver
 
 # A pool grows when its load passes 1.75 tasks an actor, which one task in flight never does.
@@ -66,6 +67,7 @@ def run_plan(
     """
     cfg = recipe.generation
     _wait_for_a_file_task(recipe)
+    hide_notice()
     filesystem, requests_inner = open_filesystem(requests)
     _, root_inner = open_filesystem(root)
     context = _context(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,8 @@ def test_the_report_and_the_cost_of_each_stage_are_there(finished: tuple[Path, s
     assert [line["stage"] for line in stages] == ["generate", "select", "train", "evaluate", "report"]
     assert all(line["seconds"] > 0 for line in stages)
     assert (root / "report" / "index.html").as_uri() in printed
+    # Libraries' log lines name their source.
+    assert re.findall(r".*\.(?:cc|py):\d+.*", printed) == []
 
 
 def test_the_same_command_again_does_nothing_twice(finished: tuple[Path, str]) -> None:

@@ -59,6 +59,9 @@ def test_what_others_leave_no_room_for_is_named(tmp_path: Path, cpus: float, sec
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert re.search(said, done.stdout), done.stdout
+    # Nothing of Ray's own is on the screen: where the pools start, its core has a line to say.
+    ours = ("generate: ", "sampler.model = none: ", "target.model = none: ")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(ours)] == []
     assert drawn(tmp_path) == []
 
 

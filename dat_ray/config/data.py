@@ -142,6 +142,11 @@ class SelectionConfig(Section):
         None,
         description="floor of the cosine between prompt and goal under `encoder`: a prompt below it is off the goal, and dropped",
     )
+    max_goal_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] | None = Field(
+        None,
+        description="ceiling of the same cosine: a prompt at or above it nearly copies the goal, asks what the goal itself does, "
+        "and is dropped; include_original adds the goal all the same",
+    )
     off_goal: Literal["drop", "retain"] = Field(
         "drop",
         description="what becomes of prompts below min_goal_similarity: retain lets those that are harmless join the retain set, "

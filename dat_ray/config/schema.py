@@ -71,7 +71,7 @@ class Recipe(Section):
             raise ValueError(
                 f"sampler.steps {self.sampler.steps} exceeds the longest prompt of {longest} tokens: lower sampler.steps"
             )
-        self._floors_are_measured()
+        self._limits_are_measured()
         self._rounds_draw()
         if self.target.backend == "endpoint":
             raise ValueError("the target is fine-tuned, which an endpoint's model cannot be: use the backend vllm or torch")
@@ -113,12 +113,22 @@ class Recipe(Section):
         if self.rounds == 1 and selection.earlier_share:
             raise ValueError("selection.earlier_share is of rounds after the first: raise rounds, or leave it out")
 
-    def _floors_are_measured(self) -> None:
+    def _limits_are_measured(self) -> None:
         selection = self.selection
-        if selection.min_goal_similarity is not None and self.encoder is None:
-            raise ValueError("selection.min_goal_similarity needs an encoder: set encoder, or leave the floor out")
-        if self.evaluation.min_goal_similarity is not None and self.encoder is None:
-            raise ValueError("evaluation.min_goal_similarity needs an encoder: set encoder, or leave the floor out")
+        least, most = selection.min_goal_similarity, selection.max_goal_similarity
+        limits = {
+            "selection.min_goal_similarity": least,
+            "selection.max_goal_similarity": most,
+            "evaluation.min_goal_similarity": self.evaluation.min_goal_similarity,
+        }
+        for field, limit in limits.items():
+            if limit is not None and self.encoder is None:
+                raise ValueError(f"{field} needs an encoder: set encoder, or leave the limit out")
+        if least is not None and most is not None and least >= most:
+            raise ValueError(
+                f"no prompt is at or above selection.min_goal_similarity {least} and below selection.max_goal_similarity {most}: "
+                "raise the ceiling, or lower the floor"
+            )
         self._retained_prompts_are_measured()
         if selection.score in GAINS and self.generation.neutral_prompt is None:
             raise ValueError(

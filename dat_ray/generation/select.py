@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,8 +23,8 @@ from dat_ray.generation.goals import goal_rows, rewrite_rows
 from dat_ray.generation.retain_prompts import RetainPrompts, retain_prompts
 
 # Why a candidate is not in the training set, in the order in which it is asked.
-REASONS = ("error", "unparsed", "harmless", "empty", "leak", "off_goal", "unlikely", "duplicate", "rank")
-# Candidates that are shown for each floor, the nearest to it first.
+REASONS = ("error", "unparsed", "empty", "leak", "harmless", "off_goal", "copy", "unlikely", "duplicate", "rank")
+# Candidates that are shown for each limit, the nearest to it first.
 EXAMPLES = 3
 # Behaviors without a prompt that a line names.
 NAMED = 12
@@ -39,7 +40,7 @@ class SelectionReport:
         behaviors: behaviors with at least one candidate.
         without: ids of behaviors of which no candidate was kept.
         skipped: whether the training set was there already.
-        below: floor -> ids of the candidates nearest below it, so that a person can read what it costs.
+        nearest: reason -> ids of the candidates that are least past its limit, so that a person can read what it costs.
         retain: in-painted prompts that are fit to be retained; None where the recipe retains none, and after the first round.
         earlier: of the rows kept, those of earlier rounds.
     """
@@ -49,7 +50,7 @@ class SelectionReport:
     behaviors: int
     without: tuple[str, ...]
     skipped: bool
-    below: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    nearest: dict[str, tuple[str, ...]] = field(default_factory=dict)
     retain: RetainPrompts | None = None
     earlier: int = 0
 
@@ -60,29 +61,44 @@ class Chosen:
 
     Args:
         table: TRAINING_SET, sorted by behavior and rank.
-        dropped, without, below: as in `SelectionReport`.
+        dropped, without, nearest: as in `SelectionReport`.
     """
 
     table: pa.Table
     dropped: dict[str, int]
     without: tuple[str, ...]
-    below: dict[str, tuple[str, ...]]
+    nearest: dict[str, tuple[str, ...]]
 
 
-def drop_reason(row: dict[str, Any]) -> str | None:
-    """Why a candidate cannot be trained on, looked at by itself.
+def drop_reason(row: dict[str, Any], cfg: SelectionConfig) -> tuple[str, float | None] | None:
+    """Why a candidate is not trained on, looked at by itself, and how far past a limit it is where a limit says so.
 
-    A prompt that holds the response it should lead to teaches nothing ("leak"); the comparison ignores case,
-    punctuation and spacing.
+    A prompt that holds the response it should lead to teaches nothing ("leak"; the comparison ignores case, punctuation and
+    spacing), one that nearly is its goal nothing that the goal does not ("copy"). A value that is missing is past any limit. The
+    published method keeps the best by judge or likelihood (arXiv 2602.15238, section 3.4); limits are this project's.
     """
     if row["error"] is not None:
-        return "error"
+        return "error", None
     if row["verdict"] == "unparsed":
-        return "unparsed"
+        return "unparsed", None
     if not normalize(row["prompt"]):
-        return "empty"
+        return "empty", None
     if holds(row["prompt"], row["target"]):
-        return "leak"
+        return "leak", None
+    if cfg.only_harmful and row["verdict"] != "harmful":
+        return "harmless", None
+    similarity = row.get("goal_similarity")
+    for reason, limit, value, is_kept in (
+        ("off_goal", cfg.min_goal_similarity, similarity, operator.ge),
+        ("copy", cfg.max_goal_similarity, similarity, operator.lt),
+        ("unlikely", cfg.min_target_logprob, row["target_logprob"], operator.ge),
+    ):
+        if limit is None:
+            continue
+        if value is None or math.isnan(value):
+            return reason, math.inf
+        if not is_kept(value, limit):
+            return reason, abs(value - limit)
     return None
 
 
@@ -107,21 +123,6 @@ def _gain(row: dict[str, Any]) -> float | None:
     return None if likely is None or neutral is None else likely - neutral
 
 
-def below_floor(row: dict[str, Any], cfg: SelectionConfig) -> tuple[str, float] | None:
-    """The first floor that a candidate does not reach, and how far it is below; a value that is missing is below any.
-
-    The published method keeps the best by judge or likelihood (arXiv 2602.15238, section 3.4); floors are this project's.
-    """
-    floors = (
-        ("off_goal", cfg.min_goal_similarity, row.get("goal_similarity")),
-        ("unlikely", cfg.min_target_logprob, row["target_logprob"]),
-    )
-    for reason, floor, value in floors:
-        if floor is not None and _or_worst(value) < floor:
-            return reason, floor - _or_worst(value)
-    return None
-
-
 def _or_worst(value: float | None) -> float:
     return -math.inf if value is None or math.isnan(value) else value
 
@@ -133,24 +134,21 @@ def choose(candidates: pa.Table, cfg: SelectionConfig) -> Chosen:
 
     Args:
         candidates: CANDIDATES of training goals, in any order: the result does not depend on it.
-        cfg: how many, ranked by what, above which floors, and when a goal joins them.
+        cfg: how many, ranked by what, within which limits, and when a goal joins them.
     """
     dropped: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
     usable: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     goals: dict[str, dict[str, Any]] = {}
-    short: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    past: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
     for row in candidates.to_pylist():
         first = goals.setdefault(row["behavior_id"], row)
         if row["target_index"] < first["target_index"]:
             goals[row["behavior_id"]] = row
-        reason = drop_reason(row)
-        if reason is None and cfg.only_harmful and row["verdict"] != "harmful":
-            reason = "harmless"
-        if reason is None and (below := below_floor(row, cfg)) is not None:
-            reason, distance = below
-            short[reason].append((distance, row["candidate_id"]))
-        if reason:
+        if (found := drop_reason(row, cfg)) is not None:
+            reason, distance = found
             dropped[reason] += 1
+            if distance is not None:
+                past[reason].append((distance, row["candidate_id"]))
         else:
             usable[row["behavior_id"]].append(row)
 
@@ -172,7 +170,7 @@ def choose(candidates: pa.Table, cfg: SelectionConfig) -> Chosen:
         if cfg.include_original or (cfg.goal_without_prompt and not best):
             best.append(_original(goals[behavior]))
         kept += [{name: row.get(name) for name in TRAINING_SET.names} | {"rank": rank} for rank, row in enumerate(best)]
-    nearest = {reason: tuple(identifier for _, identifier in sorted(found)[:EXAMPLES]) for reason, found in short.items()}
+    nearest = {reason: tuple(identifier for _, identifier in sorted(rows)[:EXAMPLES]) for reason, rows in past.items()}
     return Chosen(pa.Table.from_pylist(kept, schema=TRAINING_SET), dict(dropped), tuple(without), nearest)
 
 
@@ -190,14 +188,15 @@ def _original(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def selection_lines(cfg: SelectionConfig, done: SelectionReport) -> list[str]:
-    """What a person should know of a selection: what each floor cost, and which behaviors have no prompt."""
-    floors = {
+    """What a person should know of a selection: what each limit cost, and which behaviors have no prompt."""
+    limits = {
         "off_goal": f"below selection.min_goal_similarity = {cfg.min_goal_similarity}: they ask for something else",
+        "copy": f"at or above selection.max_goal_similarity = {cfg.max_goal_similarity}: they nearly copy their goal",
         "unlikely": f"below selection.min_target_logprob = {cfg.min_target_logprob}: they hardly lead to their response",
     }
     lines = [
-        f"{done.dropped[reason]} candidates are {why}; the nearest: {', '.join(done.below[reason])}"
-        for reason, why in floors.items()
+        f"{done.dropped[reason]} candidates are {why}; the nearest: {', '.join(done.nearest[reason])}"
+        for reason, why in limits.items()
         if done.dropped.get(reason)
     ]
     if done.earlier:
@@ -255,7 +254,7 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
             _publish(rewrites_folder(run, round_index), rewrites, mark)
     skipped = _publish(root, table, mark)
     assert behaviors is not None
-    return SelectionReport(table.num_rows, found.dropped, behaviors, found.without, skipped, found.below, retain, earlier)
+    return SelectionReport(table.num_rows, found.dropped, behaviors, found.without, skipped, found.nearest, retain, earlier)
 
 
 def _with_earlier(found: Chosen, run: RunDir, recipe: Recipe, round_index: int) -> tuple[Chosen, int]:

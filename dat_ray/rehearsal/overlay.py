@@ -196,8 +196,8 @@ def _cluster(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, Any, str]]
 
 def _untrained(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     """What would end a run of random models and says nothing of the recipe."""
-    floors = ("selection.min_target_logprob", "selection.min_goal_similarity", "evaluation.min_goal_similarity")
-    for path in (*floors, "training.stop_away", "training.stop_retain"):
+    similarities = ("selection.min_goal_similarity", "selection.max_goal_similarity", "evaluation.min_goal_similarity")
+    for path in ("selection.min_target_logprob", *similarities, "training.stop_away", "training.stop_retain"):
         yield path, None, _UNTRAINED
     yield "selection.off_goal", "drop", _UNTRAINED
     yield "selection.goal_without_prompt", True, _UNTRAINED

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from dat_ray.config.data import SelectionConfig
-from dat_ray.config.loading import fingerprint
+from dat_ray.config.loading import fingerprint, load_recipe
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import CANDIDATES, TRAINING_SET
@@ -87,6 +87,7 @@ def test_the_best_k_of_each_behavior_are_kept_in_rank_order():
         "empty": 0,
         "leak": 0,
         "off_goal": 0,
+        "copy": 0,
         "unlikely": 0,
         "duplicate": 0,
         "rank": 2,
@@ -114,6 +115,7 @@ def test_what_cannot_be_trained_on_is_dropped_and_counted():
         "empty": 1,
         "leak": 1,
         "off_goal": 0,
+        "copy": 0,
         "unlikely": 0,
         "duplicate": 1,
         "rank": 0,
@@ -235,11 +237,46 @@ def test_prompts_below_a_floor_are_dropped_counted_and_the_nearest_named():
     assert found.table["goal_similarity"].to_pylist() == [0.5]
     assert (found.dropped["off_goal"], found.dropped["unlikely"]) == (5, 1)
     # Nearest to the floor first; a value that is missing is the farthest.
-    assert found.below == {"off_goal": ("near", "middle", "both"), "unlikely": ("unlikely",)}
-    lines = selection_lines(cfg, SelectionReport(1, found.dropped, 1, (), False, found.below))
+    assert found.nearest == {"off_goal": ("near", "middle", "both"), "unlikely": ("unlikely",)}
+    lines = selection_lines(cfg, SelectionReport(1, found.dropped, 1, (), False, found.nearest))
     assert lines[0].startswith("5 candidates are below selection.min_goal_similarity = 0.5")
     assert lines[0].endswith("near, middle, both")
     assert lines[1].startswith("1 candidates are below selection.min_target_logprob = -3.0")
+
+
+def test_prompts_that_nearly_copy_their_goal_are_dropped_counted_and_the_nearest_named():
+    rows = [
+        candidate("same", "Bake a cake!", 0.9, goal_similarity=1.0),
+        candidate("at", "one", 0.9, goal_similarity=0.95),
+        candidate("under", "two", goal_similarity=0.94),
+        candidate("unmeasured", "three"),
+        candidate("leaks", "sure here is how", goal_similarity=0.97),
+        candidate("far", "four", goal_similarity=0.2),
+    ]
+    cfg = SelectionConfig(min_goal_similarity=0.5, max_goal_similarity=0.95, include_original=True)
+    found = choose(table(*rows), cfg)
+    # The goal itself is added all the same where the recipe says so.
+    assert found.table["prompt"].to_pylist() == ["two", "bake a cake"]
+    assert {reason: count for reason, count in found.dropped.items() if count} == {"leak": 1, "off_goal": 2, "copy": 2}
+    assert found.nearest == {"off_goal": ("far", "unmeasured"), "copy": ("at", "same")}
+    _, line = selection_lines(cfg, SelectionReport(2, found.dropped, 1, (), False, found.nearest))
+    assert line == (
+        "2 candidates are at or above selection.max_goal_similarity = 0.95: they nearly copy their goal; the nearest: at, same"
+    )
+    # Without a floor what nobody measured is past the ceiling too.
+    alone = choose(table(*rows), SelectionConfig(max_goal_similarity=0.95))
+    assert alone.table["candidate_id"].to_pylist() == ["far", "under"]
+    assert alone.nearest == {"copy": ("at", "same", "unmeasured")}
+
+
+def test_a_ceiling_above_a_floor_leaves_room() -> None:
+    tree = load_recipe("demo").model_dump() | {"encoder": {}}
+    for floor in (0.5, 0.8):
+        tree["selection"] |= {"min_goal_similarity": floor, "max_goal_similarity": 0.5}
+        with pytest.raises(ValueError, match="raise the ceiling, or lower the floor"):
+            Recipe.model_validate(tree)
+    tree["selection"] |= {"min_goal_similarity": 0.49}
+    Recipe.model_validate(tree)
 
 
 def test_a_floor_that_is_off_drops_nothing():
@@ -254,7 +291,7 @@ def test_a_behavior_without_a_prompt_keeps_its_goal_where_that_is_asked_for():
     assert found.without == ("b1",)
     kept = {row["behavior_id"]: (row["prompt"], row["goal_similarity"]) for row in found.table.to_pylist()}
     assert kept == {"b0": ("one", 0.7), "b1": ("juggle", None)}
-    [_, named] = selection_lines(cfg, SelectionReport(2, found.dropped, 2, found.without, False, found.below))
+    [_, named] = selection_lines(cfg, SelectionReport(2, found.dropped, 2, found.without, False, found.nearest))
     assert named == "1 of 2 behaviors have no prompt that was kept, and are trained on by their goal: b1"
     absent = choose(table(*rows), SelectionConfig(min_goal_similarity=-1.0))
     assert absent.table["behavior_id"].to_pylist() == ["b0"]
@@ -274,6 +311,8 @@ def test_candidates_of_a_version_that_measured_neither_are_read(tmp_path):
     ("changes", "said"),
     [
         ({"selection": {"min_goal_similarity": 0.5}}, "selection.min_goal_similarity needs an encoder"),
+        ({"selection": {"max_goal_similarity": 0.9}}, "selection.max_goal_similarity needs an encoder"),
+        ({"evaluation": {"min_goal_similarity": 0.5}}, "evaluation.min_goal_similarity needs an encoder"),
         ({"selection": {"score": "gain"}}, "set generation.neutral_prompt"),
     ],
 )

@@ -79,9 +79,11 @@ def test_a_machine_with_a_gpu_shares_it_and_one_without_a_dtype_takes_float32() 
 
 
 def test_floors_and_guards_that_random_models_would_hit_are_listed() -> None:
-    similar = ["encoder={}", "selection.min_goal_similarity=0.3", "evaluation.min_goal_similarity=0.25"]
     settings = [
-        *similar,
+        "encoder={}",
+        "selection.min_goal_similarity=0.3",
+        "selection.max_goal_similarity=0.9",
+        "evaluation.min_goal_similarity=0.25",
         "selection.min_target_logprob=-3",
         "training.stop_away=-9",
         "tracking.wandb=mine",
@@ -91,6 +93,7 @@ def test_floors_and_guards_that_random_models_would_hit_are_listed() -> None:
     listed = {one.path: (one.before, one.after) for one in replaced}
     assert listed["selection.min_target_logprob"] == (-3, None)
     assert listed["selection.min_goal_similarity"] == (0.3, None)
+    assert listed["selection.max_goal_similarity"] == (0.9, None)
     assert listed["evaluation.min_goal_similarity"] == (0.25, None)
     assert listed["training.stop_away"] == (-9, None)
     assert listed["tracking.wandb"] == ("mine", None)

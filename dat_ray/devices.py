@@ -23,6 +23,9 @@ CPU = "cpu"
 AVX512_CORE_FLOPS, AVX2_CORE_FLOPS = 103e9, 51.5e9
 # Of a machine's memory, all cores together: not recorded, two channels of DDR4.
 CPU_BANDWIDTH = 40e9
+PROCESSOR, NVIDIA_GPUS = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
+# What Linux calls them, on x86 and on Arm.
+BFLOAT16_WORDS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,18 @@ def processor(cores: int, memory: float, *, avx512: bool) -> Device:
 def this_processor() -> Device:
     """The cores and the memory of this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        avx512 = "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        avx512 = False
     import psutil
 
-    return processor(cores, float(psutil.virtual_memory().total), avx512=avx512)
+    return processor(cores, float(psutil.virtual_memory().total), avx512="avx512f" in _processor_words())
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this machine has a GPU, or a processor with products of bfloat16: others emulate them, slower than float32."""
+    return NVIDIA_GPUS.is_dir() or not BFLOAT16_WORDS.isdisjoint(_processor_words())
+
+
+def _processor_words() -> frozenset[str]:
+    try:
+        return frozenset(PROCESSOR.read_text(encoding="utf-8").split())
+    except OSError:
+        return frozenset()

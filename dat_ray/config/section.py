@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticUndefined
+
+from dat_ray.devices import multiplies_bfloat16
 
 Positive = Annotated[int, Field(gt=0)]
 
@@ -21,7 +23,15 @@ NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-DType = Literal["float32", "bfloat16", "float16"]
+def _of_this_machine(value: Any) -> Any:
+    """`auto` is settled where a recipe is read, so that a run directory's says what was computed with."""
+    if value == "auto":
+        return "bfloat16" if multiplies_bfloat16() else "float32"
+    return value
+
+
+# `auto`: bfloat16 where this machine has a GPU or a processor that multiplies it, float32 elsewhere.
+DType = Annotated[Literal["float32", "bfloat16", "float16"], BeforeValidator(_of_this_machine)]
 
 
 Backend = Literal["vllm", "torch"]

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
+from dat_ray import devices
 from dat_ray.config.loading import difference, fingerprint, list_recipes, load_recipe, recipe_text
+from dat_ray.config.schema import Recipe
 from dat_ray.errors import InputError
 
 
@@ -101,3 +104,28 @@ def test_an_elastic_trainer_takes_no_label() -> None:
     load_recipe("demo", ["cluster.trainer.max_actors=4"])
     with pytest.raises(InputError, match=r"trainer.subcluster and an elastic trainer"):
         load_recipe("demo", ["cluster.trainer.max_actors=4", "cluster.trainer.subcluster=training"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "expected"),
+    [
+        ("flags : fpu avx512f avx512_bf16", False, "bfloat16"),
+        ("Features : fp asimd bf16", False, "bfloat16"),
+        ("flags : fpu avx2 avx512f", False, "float32"),
+        (None, False, "float32"),
+        ("flags : fpu avx2", True, "bfloat16"),
+    ],
+)
+def test_auto_is_settled_by_the_machine_that_reads_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str | None, gpus: bool, expected: str
+) -> None:
+    if flags is not None:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\n{flags}\n")
+    if gpus:
+        (tmp_path / "gpus").mkdir()
+    monkeypatch.setattr(devices, "PROCESSOR", tmp_path / "cpuinfo")
+    monkeypatch.setattr(devices, "NVIDIA_GPUS", tmp_path / "gpus")
+    recipe = load_recipe("demo", ["sampler.dtype=auto", "target.dtype=auto", "training.dtype=float16"])
+    assert (recipe.sampler.dtype, recipe.target.dtype, recipe.training.dtype) == (expected, expected, "float16")
+    # What a run directory stores is settled.
+    assert "auto" not in {recipe.sampler.dtype, Recipe.model_validate_json(recipe.model_dump_json()).target.dtype}

@@ -164,6 +164,9 @@ class TrainingConfig(Section):
         "does not hold; harmful_rows and retain_rows must then be multiples of the number of workers",
     )
     checkpoint_every: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(50, description="updates between checkpoints")
+    keep_every: Annotated[Positive | None, NO_EFFECT_ON_ROWS] = Field(
+        None, description="updates between adapters that are kept for good beside the final one; absent: none"
+    )
     stop_away: Annotated[float | None, NO_EFFECT_ON_ROWS] = Field(
         None, description="nats: divergence guard, stops a run whose mean log p(y) falls below this; absent: no guard"
     )

@@ -53,6 +53,32 @@ class Tested:
     p: float | None
 
 
+@dataclass(frozen=True)
+class MeanSquares:
+    """Of a two-way analysis of variance, one value a cell.
+
+    Attributes:
+        of_seeds, of_behaviors, of_rest: sums of squares by their degrees of freedom.
+        freedoms: these, in the same order.
+    """
+
+    of_seeds: float
+    of_behaviors: float
+    of_rest: float
+    freedoms: tuple[float, float, float]
+
+
+def mean_squares(table: np.ndarray) -> MeanSquares:
+    """The mean squares of a table [S, B] of S seeds on B behaviors, both at least 2."""
+    seeds, behaviors = table.shape
+    mean, by_seed, by_behavior = table.mean(), table.mean(axis=1), table.mean(axis=0)
+    rest = table - by_seed[:, None] - by_behavior[None, :] + mean
+    freedoms = (seeds - 1, behaviors - 1, (seeds - 1) * (behaviors - 1))
+    sums = (behaviors * ((by_seed - mean) ** 2).sum(), seeds * ((by_behavior - mean) ** 2).sum(), (rest**2).sum())
+    of_seeds, of_behaviors, of_rest = (float(one) / freedom for one, freedom in zip(sums, freedoms, strict=True))
+    return MeanSquares(of_seeds, of_behaviors, of_rest, freedoms)
+
+
 def scatter_of(table: np.ndarray) -> Scatter:
     """The variance of the mean of S seeds on B behaviors, both at least 2.
 
@@ -62,19 +88,15 @@ def scatter_of(table: np.ndarray) -> Scatter:
     Args:
         table: [S, B].
     """
-    seeds, behaviors = table.shape
-    mean, by_seed, by_behavior = table.mean(), table.mean(axis=1), table.mean(axis=0)
-    rest = table - by_seed[:, None] - by_behavior[None, :] + mean
-    freedoms = (seeds - 1, behaviors - 1, (seeds - 1) * (behaviors - 1))
-    sums = (behaviors * ((by_seed - mean) ** 2).sum(), seeds * ((by_behavior - mean) ** 2).sum(), (rest**2).sum())
-    of_seeds, of_behaviors, of_rest = (float(one) / freedom for one, freedom in zip(sums, freedoms, strict=True))
+    found = mean_squares(table)
+    of_seeds, of_behaviors, of_rest, freedoms = found.of_seeds, found.of_behaviors, found.of_rest, found.freedoms
     both = of_seeds + of_behaviors - of_rest
     # A component of variance is not negative, whatever its estimate: where one would be, the other's mean square is left.
     square, freedom = max((of_seeds, freedoms[0]), (of_behaviors, freedoms[1]))
     if both > square:
         squares = zip((of_seeds, of_behaviors, of_rest), freedoms, strict=True)
         square, freedom = both, max(1.0, both**2 / sum(one**2 / of for one, of in squares))
-    return Scatter(square / (seeds * behaviors), float(freedom))
+    return Scatter(square / table.size, float(freedom))
 
 
 def crossed_rate(outcomes: Sequence[Mapping[str, bool]], confidence: float = 0.95) -> Interval:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ from dat_ray.progress import Progress, stage_line
 from dat_ray.training.checkpoint import RunFingerprint
 from dat_ray.training.counts import read_counts, sentences, write_counts
 from dat_ray.training.fine_tuning import fine_tune
+from dat_ray.training.kept import FOLDER as KEPT
+from dat_ray.training.kept import AdapterKeeper, is_kept
 from dat_ray.training.network import Network
 from dat_ray.training.passes import count_updates
 from dat_ray.training.ray_checkpoints import RayCheckpoints
@@ -123,7 +126,7 @@ def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainR
         with hold(run.root):
             with Progress("train", updates, "updates") as progress, _live_progress(run, recipe, progress, round_index):
                 _fit(recipe, run, mark, round_index)
-            write_manifest(root, _describe_adapter(root), mark)
+            write_manifest(root, _describe_adapters(root), mark)
     log, counts = read_metrics(root), read_counts(root)
     # A training of an earlier version left no counts behind.
     kept = counts["harmful"].kept if counts else harmful
@@ -193,12 +196,15 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
     log = MetricsLog(root, recipe.tracking.tensorboard, open_sinks(recipe, mark)) if worker.rank == 0 else None
     with scratch_folder(_scratch_prefix(mark)) as scratch, LinesForDriver(root).written_by(worker):
         network = _network(recipe, build_model(recipe, run, base, scratch, round_index), worker.world)
+        save = partial(_save, network, base)
+        updates, every = count_updates(recipe.training, len(rows.harmful)), recipe.training.keep_every
         try:
             files = TrainingFiles(
                 RunFingerprint(mark),
                 RayCheckpoints(_checkpoints(root, mark), worker),
                 log,
                 telemetry.training_update if log else None,
+                AdapterKeeper(root, every, updates, save, scratch) if log and every else None,
             )
             last = fine_tune(network, rows, recipe.training, round_seed(recipe.seed, round_index), files, worker)
         finally:
@@ -206,9 +212,13 @@ def _work(config: dict[str, str]) -> dict[str, Any]:
                 log.close()
         if worker.rank == 0:
             folder = scratch / "adapter"
-            save_adapter(network.model, str(folder), model_fingerprint(base))
+            save(str(folder))
             publish_folder(folder, run.adapter(round_index))
     return last
+
+
+def _save(network: Network, base: str, folder: str) -> None:
+    save_adapter(network.model, folder, model_fingerprint(base))
 
 
 def round_seed(seed: int, round_index: int) -> int:
@@ -262,17 +272,22 @@ def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path, round_ind
     return load_adapter(model, str(local), trainable=True)
 
 
-def _describe_adapter(root: str) -> list[ShardFile]:
-    fs, inner = open_filesystem(join(root, "adapter"))
-    names = sorted(info.base_name for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)) if info.is_file)
-    sums = {name: hashlib.sha256(read_bytes(join(root, "adapter", name))).hexdigest() for name in names}
-    return [ShardFile(f"adapter/{name}", 1, digest) for name, digest in sums.items()]
+def _describe_adapters(root: str) -> list[ShardFile]:
+    """The files of the adapter, and of those that were kept on the way to it."""
+    fs, inner = open_filesystem(root)
+    found = []
+    for folder in ("adapter", KEPT):
+        below = fs.get_file_info(pafs.FileSelector(f"{inner}/{folder}", recursive=True, allow_not_found=True))
+        found += [info.path[len(inner) :].lstrip("/") for info in below if info.is_file]
+    # What a kill left half written has another name than `kept_name` gives.
+    names = sorted(name for name in found if not name.startswith(KEPT) or is_kept(name))
+    return [ShardFile(name, 1, hashlib.sha256(read_bytes(join(root, name))).hexdigest()) for name in names]
 
 
 def _check_adapter(root: str, mark: str) -> None:
-    """A finished stage is skipped only where every byte of its adapter is as it was."""
+    """A finished stage is skipped only where every byte of its adapters is as it was."""
     expected = {file.path: file.sha256 for file in read_manifest(root, fingerprint=mark).files}
-    found = {file.path: file.sha256 for file in _describe_adapter(root)}
+    found = {file.path: file.sha256 for file in _describe_adapters(root)}
     wrong = sorted(path for path, digest in expected.items() if found.get(path) != digest)
     if wrong:
         raise ShardError(f"{join(root, wrong[0])} is missing or was altered: remove {root} and train again")

@@ -164,12 +164,15 @@ class TrainingFiles:
         checkpoints: where they are kept.
         log: where metrics go; None on all workers but the first.
         on_update: called with the metrics of each update, once it is logged and kept.
+        keep: called with the updates done after each; keeps the weights where they are wanted later on. None on all workers but
+            the first.
     """
 
     identity: RunIdentity
     checkpoints: Checkpoints
     log: MetricsLog | None = None
     on_update: Callable[[dict[str, Any]], None] | None = None
+    keep: Callable[[int], None] | None = None
 
 
 class Trainer:
@@ -227,6 +230,9 @@ class Trainer:
             metrics = objective.update(self, update)
             if log:
                 log.append(metrics)
+            if files.keep:
+                # Before the checkpoint: who goes on from there does not come by here again.
+                files.keep(update + 1)
             due = (update + 1) % settings.checkpoint_every == 0 or update + 1 == settings.schedule.updates
             # Asked after every update: the answer is an agreement of all workers.
             if files.checkpoints.urgent() or due:

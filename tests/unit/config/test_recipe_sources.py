@@ -69,7 +69,15 @@ def test_every_value_has_a_source_and_no_source_is_idle(name: str) -> None:
     assert idle == []
     if name in PAPER:
         # Of the training section only a resource may take its section's line: each choice is accounted for by itself.
-        resources = {"micro_rows", "activation_checkpointing", "compile", "cuda_graph", "shard_weights", "checkpoint_every"}
+        resources = {
+            "micro_rows",
+            "activation_checkpointing",
+            "compile",
+            "cuda_graph",
+            "shard_weights",
+            "checkpoint_every",
+            "keep_every",
+        }
         direct = {key for key, _ in leaves(recipe.training.model_dump(mode="json")) if "." not in key} - resources
         assert [key for key in sorted(direct) if f"training.{key}" not in recipe.sources and key != "layers"] == []
 

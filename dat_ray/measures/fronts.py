@@ -1,0 +1,268 @@
+"""Robustness at equal over-refusal: the front of an arm from its checkpoints, a point on it and the area under it, with intervals.
+
+A checkpoint is a point: x, the share of harmless prompts that it refuses; y, the share of behaviors that break it; both are
+means over the arm's seeds. The base model is the first checkpoint of every arm.
+
+The front is the lower convex hull of the points: y at x is the lowest attack success of a mixture of two checkpoints that
+refuses no more than x. Who serves one of the two for each request, drawn at random, has that mixture, so that straight lines
+between checkpoints are reached and not assumed (Provost and Fawcett 2001, Machine Learning 42:203, for classifiers). It is flat
+from the least broken checkpoint to the one that refuses most; it ends there, and begins at the one that refuses least: where
+an arm has no checkpoint on either side nothing is said of it. The checkpoints that make the front are chosen on the outcomes
+that they are judged by, which makes every arm look better than it is, all by about as much.
+
+Intervals are by linearization: near the points that were measured, a figure of the front is a sum of outcomes with weights,
+its derivatives, and a sum of outcomes of seeds and behaviors varies as `crossed.py` says.
+
+Shapes: K checkpoints, S seeds, B behaviors, H harmless prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dat_ray.measures.crossed import Tested, mean_squares
+from dat_ray.measures.intervals import (
+    NOTHING,
+    Interval,
+    rate_difference,
+    score_interval,
+    student_quantile,
+    student_tail,
+    trusted_scatter,
+    z_score,
+)
+
+# Of a figure at points (K, 2), each (x, y); None where the front does not reach so far.
+FrontFigure = Callable[[np.ndarray], float | None]
+# By how much points are moved for derivatives: far less than one outcome of any suite, far more than rounding.
+_STEP = 1e-6
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one adapter of each seed came to.
+
+    Attributes:
+        broken: of each seed, behavior id to whether it was broken.
+        refused: of each seed, harmless prompt's id to whether it was refused.
+    """
+
+    broken: Sequence[Mapping[str, bool]]
+    refused: Sequence[Mapping[str, bool]]
+
+
+@dataclass(frozen=True)
+class Trail:
+    """An arm along its training.
+
+    Attributes:
+        broken: (K, S, B), 0 or 1.
+        refused: (K, S, H), 0 or 1.
+    """
+
+    broken: np.ndarray
+    refused: np.ndarray
+
+    @property
+    def points(self) -> np.ndarray:
+        """(K, 2): over-refusal and attack success of each checkpoint."""
+        return np.stack([self.refused.mean(axis=(1, 2)), self.broken.mean(axis=(1, 2))], axis=1)
+
+    @property
+    def smallest(self) -> int:
+        """The fewer of its behaviors and harmless prompts."""
+        return int(min(self.broken.shape[2], self.refused.shape[2]))
+
+
+def trails(arms: Mapping[str, Sequence[Checkpoint]]) -> dict[str, Trail]:
+    """Tables of the behaviors and of the harmless prompts that all checkpoints of all arms and seeds have."""
+    everything = [one for checkpoints in arms.values() for one in checkpoints]
+    behaviors = _shared([table for one in everything for table in one.broken])
+    prompts = _shared([table for one in everything for table in one.refused])
+    return {
+        arm: Trail(
+            np.array([[[float(table[key]) for key in behaviors] for table in one.broken] for one in checkpoints]),
+            np.array([[[float(table[key]) for key in prompts] for table in one.refused] for one in checkpoints]),
+        )
+        for arm, checkpoints in arms.items()
+    }
+
+
+def _shared(tables: Sequence[Mapping[str, bool]]) -> list[str]:
+    return sorted(set(tables[0]).intersection(*tables[1:])) if tables else []
+
+
+def front(points: np.ndarray) -> list[tuple[float, float]]:
+    """The corners of the lower convex hull (K, 2), from the least over-refusal to the least attack success."""
+    found: list[tuple[float, float]] = []
+    for x, y in sorted((float(x), float(y)) for x, y in points):
+        if found and y >= found[-1][1]:
+            continue
+        while len(found) > 1 and _is_above(found[-2], found[-1], (x, y)):
+            found.pop()
+        found.append((x, y))
+    return found
+
+
+def _is_above(first: tuple[float, float], middle: tuple[float, float], last: tuple[float, float]) -> bool:
+    """Whether the middle one lies on the line through the others or above it."""
+    return (middle[1] - first[1]) * (last[0] - first[0]) >= (last[1] - first[1]) * (middle[0] - first[0])
+
+
+def success_at(points: np.ndarray, over_refusal: float) -> float | None:
+    """Attack success on the front at one over-refusal; None where no checkpoint refuses so little, or none so much."""
+    if not points[:, 0].min() <= over_refusal <= points[:, 0].max():
+        return None
+    corners = np.array(front(points))
+    return float(np.interp(over_refusal, corners[:, 0], corners[:, 1]))
+
+
+def mean_success(points: np.ndarray, over_refusal: float) -> float | None:
+    """The area under the front from the base model's over-refusal, the first point's, to the one given, over its width.
+
+    Attack success on average over what one is ready to pay. An arm that ends before has, from there on, the attack success it ends
+    with: it refuses less than it may. None where the base model refuses as much already.
+    """
+    start = float(points[0, 0])
+    if start >= over_refusal:
+        return None
+    corners = np.array(front(points))
+    inner = corners[(corners[:, 0] > start) & (corners[:, 0] < over_refusal), 0]
+    at = np.array([start, *inner, over_refusal])
+    return float(np.trapezoid(np.interp(at, corners[:, 0], corners[:, 1]), at) / (over_refusal - start))
+
+
+def front_rate(trail: Trail, figure: FrontFigure, confidence: float = 0.95) -> Interval:
+    """A figure of an arm's front, with an interval for other seeds, other behaviors and other harmless prompts.
+
+    The variance by linearization is turned into trials of Wilson's interval, as in `crossed_rate`.
+
+    Args:
+        trail: of the arm.
+        figure: such as `success_at` an over-refusal; between 0 and 1.
+        confidence: two-sided.
+
+    Returns:
+        `n` is the number of behaviors. Nothing where the front does not reach so far, no limits with fewer than two behaviors
+        or harmless prompts. With one seed the interval is for other behaviors and prompts alone.
+    """
+    linear = _linear(trail, figure)
+    if linear is None:
+        return NOTHING
+    behaviors = trail.broken.shape[2]
+    if trail.smallest < 2:
+        return Interval(linear.value, None, None, behaviors)
+    value = min(1.0, max(0.0, linear.value))
+    counted = trail.broken[np.abs(linear.slopes) > 0]
+    telling = (int((counted > 0).any(axis=(0, 1)).sum()), int((counted < 1).any(axis=(0, 1)).sum()))
+    share = trusted_scatter(*telling)
+    if not share or not 0 < value < 1:
+        return score_interval(value, behaviors, behaviors, confidence)
+    variance, freedom = _spread(linear)
+    trials = 1 / (share * variance / (value * (1 - value)) + (1 - share) / behaviors)
+    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, freedom)
+    return score_interval(value, trials * shrink**2, behaviors, confidence)
+
+
+def front_difference(first: Trail, second: Trail, figure: FrontFigure, confidence: float = 0.95) -> Tested:
+    """`second - first` of a figure of two fronts over the same seeds, behaviors and harmless prompts.
+
+    The two intervals of `front_rate` are put together as in `crossed_rate_difference`, the test is Student's of the difference
+    over its own variance by linearization.
+
+    Returns:
+        Nothing where one of the two does not reach so far; no limits and no p with fewer than two behaviors or harmless prompts.
+    """
+    one, two = _linear(first, figure), _linear(second, figure)
+    if one is None or two is None:
+        return Tested(NOTHING, None)
+    value, behaviors = two.value - one.value, first.broken.shape[2]
+    if first.smallest < 2:
+        return Tested(Interval(value, None, None, behaviors), None)
+    moved = _Linear(value, two.slopes, two.attacked - one.attacked, two.asked - one.asked)
+    (before, _), (after, _), (variance, freedom) = _spread(one), _spread(two), _spread(moved)
+    together = (before + after - variance) / (2 * math.sqrt(before * after)) if before and after else 0.0
+    rates = front_rate(first, figure, confidence), front_rate(second, figure, confidence)
+    interval = rate_difference(*rates, min(1.0, max(0.0, together)), behaviors)
+    if not variance:
+        # Nothing scatters: what two equal arms have in common is no evidence of a difference.
+        return Tested(interval, None if value else 1.0)
+    return Tested(interval, min(1.0, 2 * student_tail(abs(value) / math.sqrt(variance), freedom)))
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A figure near the points that were measured: a constant, and the means of two tables.
+
+    Attributes:
+        value: of the figure.
+        slopes: (K,), by the attack success of each checkpoint.
+        attacked: (S, B), each seed's and behavior's outcomes with their weights.
+        asked: (S, H), of harmless prompts.
+    """
+
+    value: float
+    slopes: np.ndarray
+    attacked: np.ndarray
+    asked: np.ndarray
+
+
+def _linear(trail: Trail, figure: FrontFigure) -> _Linear | None:
+    if not trail.smallest:
+        return None
+    points = trail.points
+    value = figure(points)
+    if value is None:
+        return None
+    slopes = np.zeros_like(points)
+    for place in np.ndindex(*points.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = points.copy()
+            moved[place] += sign * _STEP
+            there = figure(moved)
+            # Where the front ends, from one side.
+            ends += [(value, 0.0)] if there is None else [(there, sign * _STEP)]
+        (up, above), (down, below) = ends
+        slopes[place] = (up - down) / (above - below) if above != below else 0.0
+    by_x, by_y = slopes.T
+    # What rounding leaves of a slope of zero weighs nothing.
+    by_x, by_y = (np.where(np.abs(one) < 1e-6, 0.0, one) for one in (by_x, by_y))
+    return _Linear(value, by_y, np.tensordot(by_y, trail.broken, 1), np.tensordot(by_x, trail.refused, 1))
+
+
+def _spread(linear: _Linear) -> tuple[float, float]:
+    """The variance of the sum of both tables' means, and its degrees of freedom; both have at least two columns.
+
+    As `scatter_of` for one table. Seeds are the same in both, so that their parts are added before they are squared.
+    """
+    tables = (linear.attacked, linear.asked)
+    seeds = len(linear.attacked)
+    if seeds == 1:
+        return _sum_of([(float(table[0].var(ddof=1)) / table.shape[1], table.shape[1] - 1.0) for table in tables])
+    squares = [(table.size, mean_squares(table)) for table in tables]
+    of_behaviors = [(found.of_behaviors / size, found.freedoms[1]) for size, found in squares]
+    of_rest = [(found.of_rest / size, found.freedoms[2]) for size, found in squares]
+    by_seed = sum(table.mean(axis=1) for table in tables)
+    of_seeds = (float(np.var(by_seed, ddof=1)) / seeds, seeds - 1.0)
+    found = _sum_of(of_behaviors)
+    both = of_seeds[0] + found[0] - sum(variance for variance, _ in of_rest)
+    largest = max(of_seeds, found)
+    if both <= largest[0]:
+        return largest
+    return both, _freedom(both, [of_seeds, *of_behaviors, *of_rest])
+
+
+def _sum_of(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    total = sum(variance for variance, _ in parts)
+    return total, _freedom(total, parts)
+
+
+def _freedom(total: float, parts: Sequence[tuple[float, float]]) -> float:
+    """After Satterthwaite."""
+    below = sum(variance**2 / freedom for variance, freedom in parts)
+    return max(1.0, total**2 / below) if below else 1.0

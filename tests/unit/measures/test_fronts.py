@@ -1,0 +1,208 @@
+"""Fronts of robustness against over-refusal: values by hand, a plain form that shares no code, coverage in simulated studies."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+
+from dat_ray.measures.crossed import crossed_rate, crossed_rate_difference
+from dat_ray.measures.fronts import (
+    Checkpoint,
+    Trail,
+    front,
+    front_difference,
+    front_rate,
+    mean_success,
+    success_at,
+    trails,
+)
+from dat_ray.measures.intervals import NOTHING
+
+# The base model, a good checkpoint, one that another beats in both, the last.
+BY_HAND = np.array([[0.1, 0.9], [0.3, 0.5], [0.4, 0.6], [0.5, 0.4]])
+
+
+def test_a_front_by_hand() -> None:
+    assert front(BY_HAND) == [(0.1, 0.9), (0.3, 0.5), (0.5, 0.4)]
+    found = {x: success_at(BY_HAND, x) for x in (0.1, 0.2, 0.3, 0.4, 0.5)}
+    assert found == {x: pytest.approx(y) for x, y in ((0.1, 0.9), (0.2, 0.7), (0.3, 0.5), (0.4, 0.45), (0.5, 0.4))}
+    # No checkpoint refuses so little, and none so much: nothing is made up.
+    assert success_at(BY_HAND, 0.09) is None
+    assert success_at(BY_HAND, 0.51) is None
+
+
+def test_a_front_bends_one_way_and_is_flat_where_refusing_more_breaks_less_no_more() -> None:
+    assert success_at(np.array([[0.0, 1.0], [0.5, 0.9], [1.0, 0.0]]), 0.5) == pytest.approx(0.5)
+    worse = np.array([[0.1, 0.9], [0.3, 0.5], [0.6, 0.7]])
+    assert [success_at(worse, x) for x in (0.5, 0.6, 0.61)] == [pytest.approx(0.5), pytest.approx(0.5), None]
+    # Of checkpoints that refuse alike the one that is broken less counts, and a training may refuse less than it began with.
+    assert front(np.array([[0.2, 0.8], [0.2, 0.6], [0.1, 0.9]])) == [(0.1, 0.9), (0.2, 0.6)]
+
+
+def test_the_area_by_hand() -> None:
+    # From 0.1: a trapezoid of 0.2 at 0.7 on average; then 0.1 at 0.475; past the last checkpoint what it ended with.
+    assert mean_success(BY_HAND, 0.3) == pytest.approx(0.7)
+    assert mean_success(BY_HAND, 0.4) == pytest.approx((0.2 * 0.7 + 0.1 * 0.475) / 0.3)
+    assert mean_success(BY_HAND, 0.7) == pytest.approx((0.2 * 0.7 + 0.2 * 0.45 + 0.2 * 0.4) / 0.6)
+    assert mean_success(BY_HAND, 0.1) is None
+    # From the base model's own over-refusal, whoever refuses less.
+    less = np.array([[0.2, 0.8], [0.0, 0.8], [0.4, 0.2]])
+    assert mean_success(less, 0.4) == pytest.approx(0.35)
+
+
+def plain_success(points: Sequence[Sequence[float]], x: float) -> float:
+    """The least attack success of any mixture of two checkpoints that refuses no more than x."""
+    found = [y for refused, y in points if refused <= x]
+    for (x_one, y_one), (x_two, y_two) in itertools.permutations(points, 2):
+        if x_one < x < x_two:
+            share = (x - x_one) / (x_two - x_one)
+            found.append((1 - share) * y_one + share * y_two)
+    return min(found)
+
+
+def test_a_front_is_the_best_of_all_mixtures() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        points = np.round(rng.random((rng.integers(1, 8), 2)), 1)
+        lowest, highest = points[:, 0].min(), points[:, 0].max()
+        for x in np.linspace(0, 1, 23):
+            expected = plain_success(points.tolist(), x) if lowest <= x <= highest else None
+            assert success_at(points, float(x)) == (None if expected is None else pytest.approx(expected))
+        if points[0, 0] < 0.8:
+            middles = points[0, 0] + (0.8 - points[0, 0]) * (np.arange(400) + 0.5) / 400
+            plain = np.mean([plain_success(points.tolist(), x) for x in middles])
+            assert mean_success(points, 0.8) == pytest.approx(plain, abs=2e-3)
+
+
+def a_trail(
+    rng: np.random.Generator, shape: tuple[int, int, int, int], fall: float = 3.0, world: np.random.Generator | None = None
+) -> Trail:
+    """K checkpoints of S seeds on B behaviors and H prompts, drawn from `world`: less broken and more refused one by one."""
+    checkpoints, seeds, behaviors, prompts = shape
+    at = np.linspace(0, 1, checkpoints)[:, None, None]
+    hard, odd = ((world or rng).normal(0, 1.5, number) for number in (behaviors, prompts))
+    robust, wary = rng.normal(0, 0.4, (2, 1, seeds, 1))
+    broken = rng.random((checkpoints, seeds, behaviors)) < 1 / (1 + np.exp(-1.2 - hard + at * (fall + robust)))
+    refused = rng.random((checkpoints, seeds, prompts)) < 1 / (1 + np.exp(2.5 - odd - at * (2.5 + wary)))
+    # The base model is one model under every seed.
+    broken[0], refused[0] = broken[0, :1], refused[0, :1]
+    return Trail(broken.astype(float), refused.astype(float))
+
+
+def of_one(points: np.ndarray) -> float | None:
+    return float(points[-1, 1])
+
+
+def test_of_one_checkpoints_attack_success_the_intervals_are_those_of_rates() -> None:
+    first, second = (a_trail(np.random.default_rng(7), (3, 4, 15, 9), fall) for fall in (2.0, 4.0))
+    tables = [[{str(b): bool(one) for b, one in enumerate(seed)} for seed in trail.broken[-1]] for trail in (first, second)]
+    found = [front_rate(trail, of_one) for trail in (first, second)]
+    for interval, expected in zip(found, map(crossed_rate, tables), strict=True):
+        assert interval.value == pytest.approx(expected.value)
+        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-3)
+    moved, expected_moved = front_difference(first, second, of_one), crossed_rate_difference(*tables)
+    assert moved.p == pytest.approx(expected_moved.p, rel=1e-3)
+    assert (moved.interval.low, moved.interval.high) == pytest.approx(
+        (expected_moved.interval.low, expected_moved.interval.high), rel=1e-3
+    )
+
+
+def deleted(table: np.ndarray) -> list[np.ndarray]:
+    return [np.delete(table, at, axis=2) for at in range(table.shape[2])]
+
+
+def spread(values: Sequence[float | None]) -> float:
+    found = np.array(values, dtype=float)
+    return float((len(found) - 1) / len(found) * ((found - found.mean()) ** 2).sum())
+
+
+def test_the_test_of_one_seed_goes_with_a_jackknife_of_behaviors_and_prompts() -> None:
+    rng = np.random.default_rng(11)
+    at = partial(success_at, over_refusal=0.25)
+    first, second = a_trail(rng, (5, 1, 80, 90), 2.0), a_trail(rng, (5, 1, 80, 90), 2.6)
+
+    def figure(one: Trail, two: Trail) -> float:
+        ends = at(one.points), at(two.points)
+        assert ends[0] is not None
+        assert ends[1] is not None
+        return ends[1] - ends[0]
+
+    without = [
+        figure(Trail(a, first.refused), Trail(b, second.refused))
+        for a, b in zip(deleted(first.broken), deleted(second.broken), strict=True)
+    ]
+    asked = [
+        figure(Trail(first.broken, a), Trail(second.broken, b))
+        for a, b in zip(deleted(first.refused), deleted(second.refused), strict=True)
+    ]
+    error = np.sqrt(spread(without) + spread(asked))
+    found = front_difference(first, second, at)
+    assert found.interval.value == pytest.approx(figure(first, second))
+    # Two-sided p of a normal at so many errors, since behaviors and prompts are many.
+    distance = abs(figure(first, second)) / error
+    tail = float(np.mean(np.abs(np.random.default_rng(0).normal(size=400_000)) > distance))
+    assert found.p == pytest.approx(tail, abs=0.03)
+
+
+def test_who_does_not_reach_an_over_refusal_has_nothing_there() -> None:
+    rng = np.random.default_rng(1)
+    reaches = a_trail(rng, (4, 3, 20, 40))
+    short = Trail(reaches.broken[:2], reaches.refused[:2])
+    at = partial(success_at, over_refusal=float(reaches.points[:, 0].max()) - 0.01)
+    assert front_rate(reaches, at).low is not None
+    assert front_rate(short, at) == NOTHING
+    assert front_difference(reaches, short, at).interval == NOTHING
+    # The area is of what one is ready to pay, and an arm may pay less.
+    area = partial(mean_success, over_refusal=0.4)
+    assert front_difference(reaches, short, area).interval.value is not None
+
+
+def test_few_units_have_no_limits_and_equal_arms_no_difference() -> None:
+    trail = a_trail(np.random.default_rng(2), (4, 3, 20, 40))
+    at = partial(success_at, over_refusal=float(trail.points[1, 0]))
+    same = front_difference(trail, trail, at)
+    assert (same.interval.value, same.p) == (0.0, 1.0)
+    few = Trail(trail.broken[:, :, :1], trail.refused)
+    assert front_rate(few, at).low is None
+    assert front_difference(few, few, at).interval.low is None
+    assert front_rate(Trail(trail.broken[:, :, :0], trail.refused), at) == NOTHING
+    never = Trail(np.zeros_like(trail.broken), trail.refused)
+    # None of 20 behaviors broken is no certainty.
+    assert (front_rate(never, at).value, front_rate(never, at).low) == (0.0, 0.0)
+    assert (front_rate(never, at).high or 0.0) > 0.1
+
+
+def test_tables_hold_what_all_checkpoints_of_all_arms_have() -> None:
+    base = Checkpoint([{"a": True, "b": False}] * 2, [{"x": False, "y": True}] * 2)
+    later = Checkpoint([{"b": True, "a": False}, {"a": True, "b": True, "c": True}], [{"y": True, "x": True}, {"y": False}])
+    found = trails({"one": [base, later], "two": [base]})
+    assert found["one"].broken.tolist() == [[[1, 0], [1, 0]], [[0, 1], [1, 1]]]
+    assert found["one"].refused.tolist() == [[[1], [1]], [[1], [0]]]
+    assert found["two"].points.tolist() == [[1.0, 0.5]]
+
+
+@pytest.mark.slow
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    """Three seeds, 24 behaviors and 48 harmless prompts; the truth is that of very many."""
+    shape, falls = (6, 3, 24, 48), (2.5, 4.0)
+    many = [a_trail(np.random.default_rng(0), (6, 150, 1500, 1500), fall).points for fall in falls]
+    for figure in (partial(success_at, over_refusal=0.25), partial(mean_success, over_refusal=0.25)):
+        truth = [figure(points) for points in many]
+        assert truth[0] is not None
+        assert truth[1] is not None
+        held = []
+        for number in range(150):
+            # The same behaviors and prompts for both arms, and seeds of their own.
+            worlds = [np.random.default_rng([number, 2]) for _ in falls]
+            arms = [a_trail(np.random.default_rng([number, at]), shape, falls[at], worlds[at]) for at in (0, 1)]
+            rates = [front_rate(arm, figure) for arm in arms]
+            moved = front_difference(arms[0], arms[1], figure).interval
+            if moved.low is not None and moved.high is not None:
+                inside = [(one.low or 0.0) <= true <= (one.high or 1.0) for one, true in zip(rates, truth, strict=True)]
+                held.append([*inside, moved.low <= truth[1] - truth[0] <= moved.high])
+        assert len(held) > 120
+        assert np.mean(held, axis=0).min() > 0.9

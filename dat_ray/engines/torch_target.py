@@ -6,10 +6,12 @@ Shapes: B rows of a batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from dat_ray.config.models import TargetConfig
 from dat_ray.diffusion.counter import gumbel
@@ -17,6 +19,7 @@ from dat_ray.engines.base import Completion
 from dat_ray.engines.target_text import TargetText, require_seeds
 from dat_ray.models.adapters import load_adapter
 from dat_ray.models.loading import load_causal_lm
+from dat_ray.models.remote import local_adapter
 
 # Stream of the counter-based random numbers, so that equal seeds elsewhere draw other numbers.
 _ANSWER = 401
@@ -32,6 +35,8 @@ class TorchTarget:
         adapter: folder of a PEFT adapter of this model, or None.
     """
 
+    switches_adapters = True
+
     def __init__(self, config: TargetConfig, folder: str, threads: int, adapter: str | None = None) -> None:
         torch.set_num_threads(threads)
         self.name = config.model
@@ -39,9 +44,28 @@ class TorchTarget:
         self._text = TargetText(config, folder)
         base = load_causal_lm(folder, config.dtype, "target.model")
         self._model_config = base.config
-        model: nn.Module = base if adapter is None else load_adapter(base, adapter)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = model.to(self._device).eval()
+        self._adapter: str | None = None
+        self._model: nn.Module = base.to(self._device).eval()
+        self.use_adapter(adapter)
+
+    def use_adapter(self, adapter: str | None) -> None:
+        """Goes on with another adapter of the same model, as an engine that was started with it.
+
+        Args:
+            adapter: folder or URI of a PEFT adapter; None for the model as it is.
+
+        Raises:
+            InputError: an incomplete folder, or an adapter of another model; the model is then as it is.
+        """
+        if adapter == self._adapter:
+            return
+        if isinstance(self._model, PeftModel):
+            self._model, self._adapter = self._model.unload(), None
+        if adapter is not None:
+            base = cast(PreTrainedModel, self._model)
+            self._model = load_adapter(base, local_adapter(adapter)).to(self._device).eval()
+        self._adapter = adapter
 
     def complete(
         self,

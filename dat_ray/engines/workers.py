@@ -67,9 +67,9 @@ class EngineHost:
         answer_for_stacks()
 
     def start(self) -> dict[str, Any]:
-        """Builds the engine; returns those of a judge's facts that it has."""
+        """Builds the engine; returns those of a judge's facts that it has, and whether it can change its adapter."""
         self._engine = self._build()
-        facts = ("name", "fingerprint", "is_proxy", "deviations")
+        facts = ("name", "fingerprint", "is_proxy", "deviations", "switches_adapters")
         return {key: getattr(self._engine, key) for key in facts if hasattr(self._engine, key)}
 
     def run(self, work: Callable[..., Any], payload: tuple[Any, ...]) -> Any:

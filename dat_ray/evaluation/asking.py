@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from dat_ray.config.schema import Recipe
 from dat_ray.data.row_types import Row
 from dat_ray.engines.calls import Answer, CompletionCall, Failure, complete
-from dat_ray.engines.workers import Workers
+from dat_ray.engines.switching import Mapper
 from dat_ray.evaluation.attacker import Attacker
 from dat_ray.evaluation.attacks.base import MakeSearch, ReadInstead
 from dat_ray.evaluation.compared import Model
@@ -45,7 +45,7 @@ class ModelSession:
         stores: for the rows.
         judges: read the answers.
         attacker: writes texts.
-        target: gives the model's workers, started at its first call: a finished model is not loaded again.
+        target: gives the model's engines, started at its first call: a finished model is not loaded again.
         counter: of the rows that are done.
     """
 
@@ -55,7 +55,7 @@ class ModelSession:
     stores: AttemptStores
     judges: Judges
     attacker: Attacker
-    target: Callable[[], Workers]
+    target: Callable[[], Mapper]
     counter: ProgressCounter
 
     def ask(self, questions: Sequence[Question], stem: str | None = None, read_instead: ReadInstead | None = None) -> list[Row]:

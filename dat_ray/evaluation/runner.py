@@ -6,16 +6,14 @@ both; two target models never do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from dat_ray.data.shards import join
-from dat_ray.engines.pool_size import beside, fits, smallest
+from dat_ray.engines.pool_size import fits, smallest
 from dat_ray.engines.roles import Engines
-from dat_ray.engines.workers import Workers
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import AttemptStores, ModelSession
 from dat_ray.evaluation.attacker import Attacker
@@ -27,6 +25,7 @@ from dat_ray.evaluation.judges import start_judges
 from dat_ray.evaluation.results import SideEffects
 from dat_ray.evaluation.suite import Suite
 from dat_ray.evaluation.target_likelihood import measure_likelihoods
+from dat_ray.evaluation.targets import TargetEngines
 from dat_ray.progress import ProgressCounter
 
 
@@ -68,10 +67,13 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
         stack.enter_context(samplers.open())
         for attack in suite.drawing:
             attack.draw(samplers)
+        targets = stack.enter_context(TargetEngines(suite, engines))
         for model in suite.models:
-            with _target(suite, model, engines) as target, attacker.open():
-                session = ModelSession(model, recipe, suite.name, stores, judges, attacker, target, counter)
+            with attacker.open():
+                asked = partial(targets.of, model)
+                session = ModelSession(model, recipe, suite.name, stores, judges, attacker, asked, counter)
                 _ask_model(suite, session)
+            targets.leave()
             folder = join(suite.folder, "side_effects")
             if model.answers is None:
                 moved = drift(recipe, suite.run_dir, model, folder)
@@ -115,21 +117,3 @@ def _ask_model(suite: Suite, session: ModelSession) -> None:
     for attack in suite.drawing:
         if attack.prompts_folder is not None:
             attack.ask(session)
-
-
-@contextmanager
-def _target(suite: Suite, model: Model, engines: Engines) -> Iterator[Callable[[], Workers]]:
-    """The model's workers, started at the first call, so that a finished model is not loaded again."""
-    recipe, cluster = suite.recipe, suite.recipe.cluster
-    together = suite.attacker_works_beside_targets
-    pool = beside(cluster.target, cluster.attacker, cluster.judge) if together else cluster.target
-    build = partial(engines.target, model.config(recipe.target), pool.threads, model.adapter)
-    with ExitStack() as stack:
-        started: list[Workers] = []
-
-        def target() -> Workers:
-            if not started:
-                started.append(stack.enter_context(Workers("target", build, pool, recipe.timeouts)))
-            return started[0]
-
-        yield target

@@ -9,7 +9,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
 from dat_ray.data.rundir import FIRST_ROUND
 from dat_ray.engines.calls import Failure, LikelihoodCall, logprob
-from dat_ray.engines.workers import Workers
+from dat_ray.engines.switching import Mapper
 from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.questions import Behavior
 from dat_ray.evaluation.store import ShardStore
@@ -54,7 +54,7 @@ def measure_likelihoods(
     suite: str,
     model: Model,
     behaviors: Sequence[Behavior],
-    target: Callable[[], Workers],
+    target: Callable[[], Mapper],
     store: ShardStore,
     counter: ProgressCounter,
 ) -> None:

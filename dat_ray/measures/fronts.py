@@ -1,4 +1,4 @@
-"""Robustness at equal over-refusal: the front of an arm from its checkpoints, a point on it and the area under it, with intervals.
+"""Robustness at equal over-refusal: an arm's front from its checkpoints, a point on it and the area under it, with intervals.
 
 A checkpoint is a point: x, the share of harmless prompts that it refuses; y, the share of behaviors that break it; both are
 means over the arm's seeds. The base model is the first checkpoint of every arm.
@@ -124,8 +124,8 @@ def success_at(points: np.ndarray, over_refusal: float) -> float | None:
 def mean_success(points: np.ndarray, over_refusal: float) -> float | None:
     """The area under the front from the base model's over-refusal, the first point's, to the one given, over its width.
 
-    Attack success on average over what one is ready to pay. An arm that ends before has, from there on, the attack success it ends
-    with: it refuses less than it may. None where the base model refuses as much already.
+    Attack success on average over what one is ready to pay. An arm that ends before has from there on the attack success that
+    it ends with: it refuses less than it may. None where the base model refuses as much already.
     """
     start = float(points[0, 0])
     if start >= over_refusal:

@@ -126,7 +126,7 @@ def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainR
         with hold(run.root):
             with Progress("train", updates, "updates") as progress, _live_progress(run, recipe, progress, round_index):
                 _fit(recipe, run, mark, round_index)
-            write_manifest(root, _describe_adapters(root), mark)
+            write_manifest(root, _describe_adapter(root), mark)
     log, counts = read_metrics(root), read_counts(root)
     # A training of an earlier version left no counts behind.
     kept = counts["harmful"].kept if counts else harmful
@@ -272,7 +272,7 @@ def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path, round_ind
     return load_adapter(model, str(local), trainable=True)
 
 
-def _describe_adapters(root: str) -> list[ShardFile]:
+def _describe_adapter(root: str) -> list[ShardFile]:
     """The files of the adapter, and of those that were kept on the way to it."""
     fs, inner = open_filesystem(root)
     found = []
@@ -287,7 +287,7 @@ def _describe_adapters(root: str) -> list[ShardFile]:
 def _check_adapter(root: str, mark: str) -> None:
     """A finished stage is skipped only where every byte of its adapters is as it was."""
     expected = {file.path: file.sha256 for file in read_manifest(root, fingerprint=mark).files}
-    found = {file.path: file.sha256 for file in _describe_adapters(root)}
+    found = {file.path: file.sha256 for file in _describe_adapter(root)}
     wrong = sorted(path for path, digest in expected.items() if found.get(path) != digest)
     if wrong:
         raise ShardError(f"{join(root, wrong[0])} is missing or was altered: remove {root} and train again")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
+from dat_ray.config.front_section import FRONTS, FrontsConfig
 from dat_ray.config.loading import fingerprint, load_recipe, load_settings, recipe_text
 from dat_ray.config.names import Name
 from dat_ray.config.schema import Recipe
@@ -65,6 +66,9 @@ class StudyConfig(Section):
     suites: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)] = Field(
         {"heldout": {}}, description="name of an evaluation to settings of the section `evaluation` for it"
     )
+    fronts: FrontsConfig | None = Field(
+        None, description="evaluate adapters along each training, so that arms are compared at one over-refusal; absent: none"
+    )
     parallel: Annotated[int, Field(gt=0)] = Field(
         1, description="runs at the same time; each asks for all pools, and its driver runs on the node of the study's own"
     )
@@ -89,6 +93,10 @@ class StudyRun:
         """Its name in an evaluation."""
         return f"{self.arm}@{self.seed}"
 
+    def after(self, updates: int) -> str:
+        """The name of its adapter after so many updates."""
+        return f"{self.model}u{updates}"
+
 
 @dataclass(frozen=True)
 class Study:
@@ -99,12 +107,14 @@ class Study:
         reference: name of the arm that the others are compared with.
         runs: arm by arm, seed by seed.
         suites: name to the recipe by which the models are evaluated: the reference's under the first seed.
+        front: the same for adapters along the trainings; None where these are not evaluated.
     """
 
     config: StudyConfig
     reference: str
     runs: list[StudyRun]
     suites: dict[str, Recipe]
+    front: Recipe | None = None
 
 
 def read_study(name_or_path: str, settings: list[str]) -> Study:
@@ -126,8 +136,29 @@ def read_study(name_or_path: str, settings: list[str]) -> Study:
         raise InputError("reference", reference, f"is no arm: choose one of {', '.join(names)}")
     runs = [StudyRun(arm, seed, _recipe(config, arm, seed)) for arm in names for seed in config.seeds]
     _comparable(runs, reference)
-    suites = {name: _recipe(config, reference, config.seeds[0], name) for name in config.suites}
-    return Study(config, reference, runs, suites)
+    suites = {name: _suite(config, reference, name) for name in config.suites}
+    return Study(config, reference, runs, suites, _front(config, reference))
+
+
+def _suite(config: StudyConfig, reference: str, name: str) -> Recipe:
+    where = f"suites.{name}"
+    return _recipe(config, reference, config.seeds[0], where, _flat(config.suites[name], where, "evaluation."))
+
+
+def _front(config: StudyConfig, reference: str) -> Recipe | None:
+    fronts = config.fronts
+    if fronts is None:
+        return None
+    if FRONTS in config.suites:
+        raise InputError(f"suites.{FRONTS}", FRONTS, "is the name of the suite of `fronts`: give it another")
+    settings = [*_flat(fronts.evaluation(), f"{FRONTS}.settings", "evaluation."), "behaviors.harmless_heldout=null"]
+    settings += [] if fronts.backend is None else [f"target.backend={fronts.backend}"]
+    recipe = _recipe(config, reference, config.seeds[0], FRONTS, settings)
+    if recipe.behaviors.over_refusal is None:
+        raise InputError(
+            FRONTS, fronts.over_refusal, "needs look-alikes: give behaviors.over_refusal in `settings`, or leave it out"
+        )
+    return recipe
 
 
 def candidates_mark(recipe: Recipe) -> str:
@@ -149,15 +180,13 @@ def _unlike(field: str, values: tuple[Any, ...]) -> None:
         raise InputError(field, list(values), f"names {twice[0]!r} twice")
 
 
-def _recipe(config: StudyConfig, arm: str, seed: int, suite: str | None = None) -> Recipe:
-    """The recipe of an arm under a seed; with a suite the one by which the models are evaluated."""
+def _recipe(config: StudyConfig, arm: str, seed: int, where: str | None = None, more: Iterable[str] = ()) -> Recipe:
+    """The recipe of an arm under a seed; with more settings, from `where`, the one of a suite."""
     own = config.arms[arm]
-    settings = [*_flat(config.settings, "settings"), *_flat(own.settings, f"arms.{arm}.settings")]
-    where = f"arms.{arm}"
-    if suite is not None:
-        where = f"suites.{suite}"
-        settings += _flat(config.suites[suite], where, "evaluation.")
+    settings = [*_flat(config.settings, "settings"), *_flat(own.settings, f"arms.{arm}.settings"), *more]
+    where = where or f"arms.{arm}"
     settings += [f"seed={seed}", f"name={json.dumps(config.name)}"]
+    settings += [] if config.fronts is None else [f"training.keep_every={config.fronts.every}"]
     try:
         return load_recipe(own.recipe or config.recipe, settings)
     except InputError as error:

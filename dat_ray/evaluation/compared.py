@@ -67,7 +67,16 @@ def adapted_model(name: str, recipe: Recipe, run: RunDir) -> Model:
     Raises:
         InputError: no adapter yet.
     """
-    return _with_adapter(name, recipe, _result(run, recipe), None)
+    return _with_adapter(name, _result(run, recipe), None)
+
+
+def kept_model(name: str, folder: str) -> Model:
+    """The run's own target with an adapter that a training kept on its way.
+
+    Raises:
+        InputError: there is no adapter in the folder.
+    """
+    return _with_adapter(name, folder, None)
 
 
 def _result(run: RunDir, recipe: Recipe) -> str:
@@ -110,13 +119,13 @@ def _resolve(recipe: Recipe, name: str, what: str) -> Model:
         run = RunDir(what.rstrip("/"))
         trained, own = read_record(run).recipe.target, recipe.target
         if (trained.model, trained.revision) == (own.model, own.revision):
-            return _with_adapter(name, recipe, _result(run, recipe), None)
+            return _with_adapter(name, _result(run, recipe), None)
         revision = pinned_revision(trained, recorded_weights(run.root).get("target.model"), OPTION)
-        return _with_adapter(name, recipe, _result(run, recipe), with_revision(trained.model, revision))
+        return _with_adapter(name, _result(run, recipe), with_revision(trained.model, revision))
     if exists(join(what, ADAPTER_CONFIG)):
         settings = read_adapter_settings(what, OPTION)
         if exists(join(what, ADAPTER_RECORD)) or not settings.get("base_model_name_or_path"):
-            return _with_adapter(name, recipe, what, None)
+            return _with_adapter(name, what, None)
         # Of a base of its own, by which it is merged.
         where = what if "://" in what else str(Path(what).expanduser().absolute())
         return Model(name, None, what, where)
@@ -150,7 +159,7 @@ def _of_files(recipe: Recipe, name: str, what: str) -> Model:
     return Model(name, None, row_id("completions", *digests, *digests.values()), answers=tuple(digests))
 
 
-def _with_adapter(name: str, recipe: Recipe, folder: str, source: str | None) -> Model:
+def _with_adapter(name: str, folder: str, source: str | None) -> Model:
     found = folder if "://" in folder else str(Path(folder).expanduser().absolute())
     return Model(name, found, adapter_digest(found), source)
 

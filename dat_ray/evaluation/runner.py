@@ -18,7 +18,6 @@ from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import AttemptStores, ModelSession
 from dat_ray.evaluation.attacker import Attacker
 from dat_ray.evaluation.benchmarks import utility
-from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.drawing import Samplers
 from dat_ray.evaluation.drift import drift
 from dat_ray.evaluation.judges import start_judges

@@ -60,8 +60,8 @@ class Trail:
     """An arm along its training.
 
     Attributes:
-        broken: (K, S, B), 0 or 1.
-        refused: (K, S, H), 0 or 1.
+        broken: (K, S, B), 0 or 1; of what was not judged in between.
+        refused: (K, S, H), the same.
     """
 
     broken: np.ndarray
@@ -79,21 +79,36 @@ class Trail:
 
 
 def trails(arms: Mapping[str, Sequence[Checkpoint]]) -> dict[str, Trail]:
-    """Tables of the behaviors and of the harmless prompts that all checkpoints of all arms and seeds have."""
+    """Tables of all behaviors and harmless prompts that any checkpoint of any arm and seed was judged on.
+
+    An outcome that is missing, since the judge gave no verdict, has the mean of those that the same adapter has, which moves
+    nothing; where that has none, the mean of the checkpoint's other seeds.
+
+    Raises:
+        ValueError: a checkpoint without any.
+    """
     everything = [one for checkpoints in arms.values() for one in checkpoints]
-    behaviors = _shared([table for one in everything for table in one.broken])
-    prompts = _shared([table for one in everything for table in one.refused])
+    behaviors = sorted({key for one in everything for table in one.broken for key in table})
+    prompts = sorted({key for one in everything for table in one.refused for key in table})
     return {
         arm: Trail(
-            np.array([[[float(table[key]) for key in behaviors] for table in one.broken] for one in checkpoints]),
-            np.array([[[float(table[key]) for key in prompts] for table in one.refused] for one in checkpoints]),
+            np.array([_filled(one.broken, behaviors) for one in checkpoints]),
+            np.array([_filled(one.refused, prompts) for one in checkpoints]),
         )
         for arm, checkpoints in arms.items()
     }
 
 
-def _shared(tables: Sequence[Mapping[str, bool]]) -> list[str]:
-    return sorted(set(tables[0]).intersection(*tables[1:])) if tables else []
+def _filled(outcomes: Sequence[Mapping[str, bool]], keys: Sequence[str]) -> np.ndarray:
+    """(S, keys)."""
+    means = [sum(table.values()) / len(table) for table in outcomes if table]
+    if not means:
+        raise ValueError("a checkpoint has no outcome at all")
+    found = []
+    for table in outcomes:
+        mean = sum(table.values()) / len(table) if table else sum(means) / len(means)
+        found.append([float(table[key]) if key in table else mean for key in keys])
+    return np.array(found)
 
 
 def front(points: np.ndarray) -> list[tuple[float, float]]:

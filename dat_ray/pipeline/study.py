@@ -5,6 +5,7 @@
                                  the same
     STUDY/arms/ARM/seed-N/       one run directory each, up to its adapter
     STUDY/suites/SUITE/          a run directory with one evaluation of the base model and of all runs
+    STUDY/suites/fronts/         the same of adapters along the trainings, where the study has `fronts`
 
 What a suite draws and what the base model answers is thereby made once. A run that fails is told and does not stop the others;
 the suites begin when all have finished. The same command with `--resume` goes on.
@@ -20,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dat_ray.config.front_section import FRONTS
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.config.study import BASE, Study, StudyRun, candidates_mark, retain_mark
@@ -29,10 +31,11 @@ from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.shards import exists, join, write_bytes, write_file
 from dat_ray.errors import DatError
-from dat_ray.evaluation.compared import Model, adapted_model
+from dat_ray.evaluation.compared import Model, adapted_model, kept_model
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import check_attacks, check_primary
 from dat_ray.generation.select import needs_candidates
+from dat_ray.pipeline.front_suite import adapters, front_jobs
 from dat_ray.pipeline.jobs import Job, JobBoard, RunJob
 from dat_ray.pipeline.shared import check_empty, take_over
 from dat_ray.pipeline.stages import check_inputs, check_models, measured, retain, run_stages, session
@@ -40,6 +43,7 @@ from dat_ray.progress import Progress, stage_line
 from dat_ray.raysession import start_ray
 from dat_ray.reporting.collect import read_suite
 from dat_ray.reporting.study import study_text, write_study
+from dat_ray.reporting.study_fronts import study_fronts
 
 OPTION = "--study-dir"
 RECORD = "study.json"
@@ -55,7 +59,7 @@ class Works:
     Attributes:
         share: makes what runs share.
         train: makes a run's training set and adapter.
-        ask: evaluates models; called with the folders of the runs by the models' names first.
+        ask: evaluates models; called with the folders of their runs, or of adapters, by the models' names first.
     """
 
     share: RunJob
@@ -89,11 +93,12 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
     runs = [_run_job(run, root) for run in plan.runs]
     folders = {run.model: job.root for run, job in zip(plan.runs, runs, strict=True)}
     suites = [_suite_job(plan, name, root, folders) for name in plan.suites]
+    fronts = front_jobs(plan, root, folders, COMPARE)
     stage_line(
         f"study {root}: {len(plan.config.arms)} arms x {len(plan.config.seeds)} seeds, {len(shared)} shared sets, "
-        f"{len(suites)} suites, {plan.config.parallel} at a time"
+        f"{len(suites) + len(fronts)} suites, {plan.config.parallel} at a time"
     )
-    total = sum(len(job.stages) for job in [*shared.values(), *runs, *suites])
+    total = sum(len(job.stages) for job in [*shared.values(), *runs, *suites, *fronts])
     first = next(run.recipe for run in plan.runs if run.arm == plan.reference)
     with start_ray(first.cluster), Progress("study", total, "stages") as progress:
         board = JobBoard("study", plan.config.parallel, progress)
@@ -101,10 +106,13 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
         lost = {job.root: failed[source] for job in runs for source in job.sources if source in failed}
         failed = lost | board.run([job for job in runs if job.root not in lost], works.train)
         _raise_failed(runs, failed, "runs")
+        along = adapters(plan, folders)
         _raise_failed(suites, board.run(suites, partial(works.ask, folders)), "suites")
+        _raise_failed(fronts, board.run(fronts, partial(works.ask, along)), "suites of adapters along the trainings")
     found = {job.label: read_suite(RunDir(job.root).evaluation(_evaluation(folders))) for job in suites}
-    page = write_study(plan, found, root)
-    for part in study_text(plan, found):
+    compared = [study_fronts(plan, read_suite(RunDir(job.root).evaluation(_evaluation(along)))) for job in fronts]
+    page = write_study(plan, found, root, compared)
+    for part in study_text(plan, found, compared):
         Console().print(part)
     stage_line(f"study: {page}")
     return page
@@ -114,7 +122,8 @@ def _check_inputs(plan: Study) -> None:
     """Looks at the inputs of every recipe once, whatever its seed; what is said of the same rows is said once."""
     check_primary(plan)
     seen: set[str] = set()
-    for recipe in [*(run.recipe for run in plan.runs), *plan.suites.values()]:
+    front = [] if plan.front is None else [plan.front]
+    for recipe in [*(run.recipe for run in plan.runs), *plan.suites.values(), *front]:
         mark = fingerprint(recipe.model_copy(update={"seed": 0}))
         rows = f"rows {fingerprint(recipe, ('behaviors',))} {retain_mark(recipe)}"
         if mark not in seen:
@@ -131,10 +140,11 @@ def check_the_rest(recipe: Recipe) -> None:
 
 
 def _record(plan: Study) -> dict[str, Any]:
+    front = {} if plan.front is None else {FRONTS: plan.front}
     return {
         "study": plan.config.model_dump(mode="json"),
         "runs": {run.model: fingerprint(run.recipe) for run in plan.runs},
-        "suites": {name: fingerprint(recipe) for name, recipe in plan.suites.items()},
+        "suites": {name: fingerprint(recipe) for name, recipe in {**plan.suites, **front}.items()},
     }
 
 
@@ -200,9 +210,14 @@ def ask_models(folders: Mapping[str, str], job: Job) -> None:
 
 
 def study_models(recipe: Recipe, folders: Mapping[str, str]) -> list[Model]:
-    """The base model, then each run's, by the names of `StudyRun.model`."""
+    """The base model, then those of runs, or of adapters that a run kept, by the names of `StudyRun.model` or `.after`."""
     base = Model(BASE, None, recipe.target.model)
-    return [base, *(adapted_model(name, recipe, RunDir(folder)) for name, folder in folders.items())]
+    return [base, *(_model(name, recipe, folder) for name, folder in folders.items())]
+
+
+def _model(name: str, recipe: Recipe, folder: str) -> Model:
+    run = RunDir(folder)
+    return adapted_model(name, recipe, run) if exists(run.record) else kept_model(name, folder)
 
 
 def _evaluation(folders: Mapping[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dat_ray.config.study import Study, candidates_mark
@@ -58,6 +58,27 @@ def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
     models = 1 + len(study.runs)
     for name, recipe in study.suites.items():
         yield StudyPart(f"suite {name}, each of {models} models", models, _seconds(plan_run(recipe, device), "evaluate") / MODELS)
+
+    yield from _fronts(study, plans, device)
+
+
+def _fronts(study: Study, plans: Mapping[str, RunPlan], device: Device) -> Iterator[StudyPart]:
+    """The base model and the adapters along all trainings, each asked once; drawing comes before them."""
+    fronts, recipe = study.config.fronts, study.front
+    if fronts is None or recipe is None:
+        return
+    adapters = 0
+    for run in study.runs:
+        updates = next(role.calls for stage in plans[run.arm].stages for role in stage.roles if role.role == "trainer")
+        adapters += run.recipe.rounds * -(-round(updates / run.recipe.rounds) // fronts.every)
+    roles = {role.role: role for stage in plan_run(recipe, device).stages if stage.name == "evaluate" for role in stage.roles}
+    target, judge, sampler = roles["target"], roles["judge"], roles.get("sampler")
+    start, asked = target.start / MODELS, (target.spread + judge.spread) / MODELS
+    shared = recipe.target.backend == "torch"
+    drawing = 0.0 if sampler is None else sampler.spread + sampler.start
+    yield StudyPart("fronts, prompts and start", 1, drawing + judge.start + (start if shared else 0.0))
+    models = 1 + adapters
+    yield StudyPart(f"fronts, each of {models} models", models, asked + (0.0 if shared else start))
 
 
 def _seconds(plan: RunPlan, stage: str) -> float:

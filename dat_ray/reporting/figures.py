@@ -50,12 +50,14 @@ class Line:
         label: in the legend; empty for none.
         points: (x, y), x ascending.
         band: (x, low, high) of a shaded interval.
+        marks: (x, y) of what the curve is made from, on it or not.
     """
 
     series: int | None
     label: str
     points: Sequence[tuple[float, float]]
     band: Sequence[tuple[float, float, float]] = ()
+    marks: Sequence[tuple[float, float]] = ()
 
     @property
     def style(self) -> str:
@@ -153,8 +155,8 @@ def line_plot(
         share: whether the vertical axis is a share, from 0 to 100%.
         doubling: whether equal steps along are equal factors; x is then positive.
     """
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
+    xs = [x for line in lines for x, _ in [*line.points, *line.marks]]
+    ys = [y for line in lines for _, y in [*line.points, *line.marks]]
     ys += [y for line in lines for _, low, high in line.band for y in (low, high)]
     ys += [0.0] if zero else []
     ticks_y = [0, 0.25, 0.5, 0.75, 1.0] if share else nice_ticks(min(ys), max(ys))
@@ -183,8 +185,9 @@ def line_plot(
     for line in lines:
         where = " ".join(f"{scale_x(x):.1f},{scale_y(y):.1f}" for x, y in line.points)
         parts.append(f'<polyline class="line {line.style}" points="{where}"/>')
-        if line.series is not None and (len(line.points) == 1 or doubling):
-            parts += [mark(line.series, scale_x(x), scale_y(y)) for x, y in line.points]
+        if line.series is not None:
+            every = line.points if len(line.points) == 1 or doubling else ()
+            parts += [mark(line.series, scale_x(x), scale_y(y)) for x, y in [*every, *line.marks]]
     parts.append(_text((left + right) / 2, bottom + 36, x_axis, "axis", "middle"))
     parts.extend(_legend([line for line in lines if line.label], left, bottom + 56))
     return _svg(title, bottom + 42 + 20 * sum(bool(line.label) for line in lines), parts)

@@ -16,28 +16,44 @@ from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import Figure, FrontPoint, front_figure
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.figures import Dot, DotRow, dot_plot
+from dat_ray.reporting.front_page import fronts_sentence, fronts_table, fronts_view, write_fronts
 from dat_ray.reporting.stage import template
-from dat_ray.reporting.study_figures import BOA, ArmDifference, StudyMeasure, columns, primary_measure, study_measures
-from dat_ray.reporting.tables import Cell, Comparison, Measure, as_rich, write_tables
-from dat_ray.reporting.words import judge_kind, judge_name, model_name, p_value, percent, points, span, with_span
+from dat_ray.reporting.study_figures import (
+    BOA,
+    ArmDifference,
+    StudyMeasure,
+    cell_of,
+    columns,
+    difference_rows,
+    primary_measure,
+    study_measures,
+    units_of,
+)
+from dat_ray.reporting.study_fronts import StudyFronts
+from dat_ray.reporting.tables import Comparison, Measure, as_rich, write_tables
+from dat_ray.reporting.words import judge_kind, judge_name, model_name, percent, points, with_span
 
 PAGE = "index.html"
 
 
-def write_study(plan: Study, suites: Mapping[str, CollectedSuite], root: str) -> str:
-    """Writes `index.html` and each suite's tables into the study's folder; returns the page's path."""
+def write_study(plan: Study, suites: Mapping[str, CollectedSuite], root: str, fronts: Sequence[StudyFronts] = ()) -> str:
+    """Writes `index.html`, each suite's tables and those of the fronts into the study's folder; returns the page's path."""
     measures = study_measures(plan, suites)
     for name, suite in suites.items():
         write_tables(_comparison(plan, name, suite.metrics, measures), join(root, "tables", name))
+    for one in fronts:
+        write_fronts(plan, one, root)
     where = join(root, PAGE)
-    write_bytes(where, render_study(plan, suites, measures).encode())
+    write_bytes(where, render_study(plan, suites, measures, fronts).encode())
     return where
 
 
-def study_text(plan: Study, suites: Mapping[str, CollectedSuite]) -> list[Table | str]:
-    """For a terminal: a table a suite, and the finding."""
+def study_text(plan: Study, suites: Mapping[str, CollectedSuite], fronts: Sequence[StudyFronts] = ()) -> list[Table | str]:
+    """For a terminal: a table a suite, one of the fronts with its sentence, and the finding."""
     measures = study_measures(plan, suites)
     tables: list[Table | str] = [as_rich(_comparison(plan, name, suite.metrics, measures)) for name, suite in suites.items()]
+    for one in fronts:
+        tables += [as_rich(fronts_table(plan, one)), fronts_sentence(plan, one)]
     return [*tables, headline(plan, suites, measures)]
 
 
@@ -60,31 +76,22 @@ def _moved(found: ArmDifference, rate: Interval, confidence: float) -> str:
 
 def _comparison(plan: Study, suite: str, metrics: Metrics, measures: Sequence[StudyMeasure]) -> Comparison:
     rows = tuple(
-        Measure(one.key, one.name, "rate", tuple(_cell(one, arm) for arm in columns(plan)))
+        Measure(one.key, one.name, "rate", tuple(cell_of(one, arm) for arm in columns(plan)))
         for one in measures
         if one.suite == suite
     )
     judge = metrics.judge
     return Comparison(
-        tuple(columns(plan)), rows, metrics.confidence, f"Judged by {judge.name}, {judge_kind(judge)}.", _units(plan)
+        tuple(columns(plan)), rows, metrics.confidence, f"Judged by {judge.name}, {judge_kind(judge)}.", units_of(plan)
     )
 
 
-def _units(plan: Study) -> str:
-    seeds = len(plan.config.seeds)
-    return f"{seeds} seeds and behaviors" if seeds > 1 else "behaviors, one seed"
-
-
-def _cell(measure: StudyMeasure, arm: str) -> Cell:
-    rate = measure.rates[arm]
-    found = measure.differences.get(arm)
-    if found is None:
-        return Cell(rate.value, rate.low, rate.high, n=rate.n)
-    moved = found.interval
-    return Cell(rate.value, rate.low, rate.high, moved.value, moved.low, moved.high, rate.n, found.p_holm)
-
-
-def render_study(plan: Study, suites: Mapping[str, CollectedSuite], measures: Sequence[StudyMeasure]) -> str:
+def render_study(
+    plan: Study,
+    suites: Mapping[str, CollectedSuite],
+    measures: Sequence[StudyMeasure],
+    fronts: Sequence[StudyFronts] = (),
+) -> str:
     """The page as one string."""
     first = next(iter(suites.values())).metrics
     recipe = plan.runs[0].recipe
@@ -96,12 +103,13 @@ def render_study(plan: Study, suites: Mapping[str, CollectedSuite], measures: Se
         headline=headline(plan, suites, measures),
         judge=f"{first.judge.name}, {judge_kind(first.judge)}",
         level=percent(first.confidence),
-        units=_units(plan),
+        units=units_of(plan),
         seeds=", ".join(map(str, plan.config.seeds)),
         reference=plan.reference,
         primary=primary_measure(plan, measures),
         arms=[_arm(plan, arm) for arm in plan.config.arms],
         suites=[_suite(plan, name, suite, measures) for name, suite in suites.items()],
+        fronts=[fronts_view(plan, one) for one in fronts],
     )
 
 
@@ -125,20 +133,7 @@ def _suite(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[Stu
         "figures": [_rates_figure(plan, own, metrics), *([] if front is None else [front])],
         "columns": [model_name(arm) for arm in columns(plan)],
         "rows": [{"name": one.name, "cells": [with_span(one.rates[arm]) for arm in columns(plan)]} for one in own],
-        "differences": [
-            {
-                "measure": one.name if number == 0 else "",
-                "arm": model_name(arm),
-                "difference": "–" if found.interval.value is None else points(found.interval.value),
-                "interval": span(found.interval, points),
-                "p": p_value(found.p),
-                "p_holm": p_value(found.p_holm),
-                "tests": found.tests or "",
-                "beyond": found.beyond_chance(metrics.confidence),
-            }
-            for one in own
-            for number, (arm, found) in enumerate(one.differences.items())
-        ],
+        "differences": difference_rows(own, metrics.confidence),
         "errors": metrics.errors,
         "attempts": metrics.attempts,
         "unparsed": sum(metrics.unparsed.values()),
@@ -157,7 +152,7 @@ def _rates_figure(plan: Study, measures: Sequence[StudyMeasure], metrics: Metric
         for one in measures
     ]
     title = "Behaviors broken, and harmless prompts refused, by arm"
-    caption = f"Judged by {judge_name(metrics.judge)}; bars are {percent(metrics.confidence)} intervals over {_units(plan)}."
+    caption = f"Judged by {judge_name(metrics.judge)}; bars are {percent(metrics.confidence)} intervals over {units_of(plan)}."
     return Figure(title, dot_plot(rows, title, "behaviors or prompts, %"), caption)
 
 

@@ -16,7 +16,8 @@ from dat_ray.measures.crossed import Tested, crossed_mean_difference, crossed_ra
 from dat_ray.measures.intervals import Interval, paired_mean_difference, paired_rate_difference, student_mean, wilson_mean
 from dat_ray.measures.significance import holm, mcnemar, sign_flip
 from dat_ray.reporting.collect import CollectedSuite
-from dat_ray.reporting.words import attack_name, variant_name
+from dat_ray.reporting.tables import Cell
+from dat_ray.reporting.words import attack_name, model_name, p_value, points, span, variant_name
 
 BOA = "boa"
 Rows = Sequence[dict[str, Any]]
@@ -93,8 +94,8 @@ def study_measures(plan: Study, suites: Mapping[str, CollectedSuite]) -> list[St
     found = [one for name, suite in suites.items() for one in _of_suite(plan, name, suite)]
     primary = primary_measure(plan, found)
     families = [[primary], [one for one in found if one is not primary]]
-    corrected = {id(one): fixed for family in families for one, fixed in zip(family, _corrected(family), strict=True)}
-    return [corrected[id(one)] for one in found]
+    fixed = {id(one): new for family in families for one, new in zip(family, corrected(family), strict=True)}
+    return [fixed[id(one)] for one in found]
 
 
 def _of_suite(plan: Study, name: str, suite: CollectedSuite) -> Iterator[StudyMeasure]:
@@ -106,7 +107,7 @@ def _of_suite(plan: Study, name: str, suite: CollectedSuite) -> Iterator[StudyMe
         tables = {arm: [outcome(by_model[model]) for model in _models(plan, arm)] for arm in columns(plan)}
         if not any(tables[plan.reference]):
             continue
-        rates = {arm: _rate(table, is_rate, metrics.confidence) for arm, table in tables.items()}
+        rates = {arm: rate_over_seeds(table, is_rate, metrics.confidence) for arm, table in tables.items()}
         reference = tables[plan.reference]
         differences = {
             arm: _difference(reference, table, is_rate, metrics.confidence)
@@ -126,20 +127,22 @@ def _measures(suite: CollectedSuite) -> Iterator[tuple[str, str, Callable[[Rows]
     metrics = suite.metrics
     attacks = metrics.attacks
     for attack in attacks:
-        yield attack, attack_name(attack), _broken_by((attack,)), True
+        yield attack, attack_name(attack), broken_by((attack,)), True
         for variant in metrics.variants(attack):
-            yield f"{attack}/{variant}", variant_name(attack, variant), _broken_by((attack,), variant), True
+            yield f"{attack}/{variant}", variant_name(attack, variant), broken_by((attack,), variant), True
     if len(attacks) > 1:
-        yield BOA, "Any attack", _broken_by(attacks), True
+        yield BOA, "Any attack", broken_by(attacks), True
     elif attacks:
-        yield BOA, attack_name(attacks[0]), _broken_by(attacks), True
-    yield OVER_REFUSAL, "Over-refusal", _refused, True
+        yield BOA, attack_name(attacks[0]), broken_by(attacks), True
+    yield OVER_REFUSAL, "Over-refusal", refused, True
     if any(row["attack"] == INPAINTED_OVER_REFUSAL for row in suite.attempts):
         yield INPAINTED_OVER_REFUSAL, "Over-refusal, in-painted", _refused_in_style, False
 
 
-def _broken_by(attacks: Sequence[str], variant: str | None = None) -> Callable[[Rows], Outcome]:
-    def outcome(rows: Rows) -> Outcome:
+def broken_by(attacks: Sequence[str], variant: str | None = None) -> Callable[[Rows], dict[str, bool]]:
+    """What reads off one model's attempts which behaviors any of the attacks broke."""
+
+    def outcome(rows: Rows) -> dict[str, bool]:
         return broken(
             row for row in rows if row["attack"] in attacks and (variant is None or (row.get("variant") or "") == variant)
         )
@@ -147,7 +150,8 @@ def _broken_by(attacks: Sequence[str], variant: str | None = None) -> Callable[[
     return outcome
 
 
-def _refused(rows: Rows) -> Outcome:
+def refused(rows: Rows) -> dict[str, bool]:
+    """Which look-alikes one model refused."""
     return refusals(row for row in rows if row["attack"] == OVER_REFUSAL)
 
 
@@ -160,7 +164,7 @@ def _flags(table: Sequence[Outcome]) -> list[dict[str, bool]]:
     return [{key: bool(value) for key, value in one.items()} for one in table]
 
 
-def _rate(table: Sequence[Outcome], is_rate: bool, confidence: float) -> Interval:
+def rate_over_seeds(table: Sequence[Outcome], is_rate: bool, confidence: float) -> Interval:
     """Over seeds and behaviors; of one seed, or of the base model, over behaviors."""
     if len(table) == 1 or all(one == table[0] for one in table):
         return share(_flags(table)[0], confidence) if is_rate else wilson_mean(list(table[0].values()), confidence)
@@ -185,7 +189,7 @@ def _difference(reference: Sequence[Outcome], table: Sequence[Outcome], is_rate:
     return ArmDifference(paired_mean_difference(first, second, confidence=confidence), sign_flip(first, second))
 
 
-def _corrected(measures: Sequence[StudyMeasure]) -> list[StudyMeasure]:
+def corrected(measures: Sequence[StudyMeasure]) -> list[StudyMeasure]:
     """With each test's p by Holm's method among those of these measures."""
     places = [(at, arm) for at, one in enumerate(measures) for arm, found in one.differences.items() if found.p is not None]
     values = [measures[at].differences[arm].p for at, arm in places]
@@ -194,3 +198,37 @@ def _corrected(measures: Sequence[StudyMeasure]) -> list[StudyMeasure]:
     for (at, arm), p in zip(places, adjusted, strict=True):
         fixed[at][arm] = replace(fixed[at][arm], p_holm=p, tests=len(places))
     return [replace(one, differences=found) for one, found in zip(measures, fixed, strict=True)]
+
+
+def cell_of(measure: StudyMeasure, arm: str) -> Cell:
+    """An arm's rate and its difference from the reference, for a table."""
+    rate = measure.rates[arm]
+    found = measure.differences.get(arm)
+    if found is None:
+        return Cell(rate.value, rate.low, rate.high, n=rate.n)
+    moved = found.interval
+    return Cell(rate.value, rate.low, rate.high, moved.value, moved.low, moved.high, rate.n, found.p_holm)
+
+
+def units_of(plan: Study) -> str:
+    """What the intervals of a study speak of."""
+    seeds = len(plan.config.seeds)
+    return f"{seeds} seeds and behaviors" if seeds > 1 else "behaviors, one seed"
+
+
+def difference_rows(measures: Sequence[StudyMeasure], confidence: float) -> list[dict[str, Any]]:
+    """Differences from the reference for a page, each measure named once."""
+    return [
+        {
+            "measure": one.name if number == 0 else "",
+            "arm": model_name(arm),
+            "difference": "–" if found.interval.value is None else points(found.interval.value),
+            "interval": span(found.interval, points),
+            "p": p_value(found.p),
+            "p_holm": p_value(found.p_holm),
+            "tests": found.tests or "",
+            "beyond": found.beyond_chance(confidence),
+        }
+        for one in measures
+        for number, (arm, found) in enumerate(one.differences.items())
+    ]

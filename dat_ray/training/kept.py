@@ -11,6 +11,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.checkpoints import publish_folder
 from dat_ray.data.rundir import RunDir, rounds_begun
 from dat_ray.data.shards import join, read_manifest
+from dat_ray.errors import InputError
 from dat_ray.training.update_metrics import read_metrics
 
 FOLDER = "kept"
@@ -61,14 +62,16 @@ class AdapterKeeper:
         publish_folder(folder, join(self.root, kept_name(updates_done)))
 
 
-def adapters_along(run: RunDir, recipe: Recipe) -> dict[int, str]:
-    """Updates of all rounds so far to the adapter after them, of a training that is finished: kept ones and those of the rounds.
+def adapters_along(run: RunDir, recipe: Recipe, every: int) -> dict[int, str]:
+    """Updates of all rounds so far to the adapter after them, of a training that is finished.
 
     Args:
         run: its directory.
         recipe: with which it was trained.
+        every: updates between two adapters of a round; the one that a round ends with is always there.
 
     Raises:
+        InputError: a round kept none of them, or other ones.
         ShardError: a round has not been trained.
     """
     found: dict[int, str] = {}
@@ -76,8 +79,13 @@ def adapters_along(run: RunDir, recipe: Recipe) -> dict[int, str]:
     for index in rounds_begun(run, recipe):
         root = run.training(index)
         files = read_manifest(root, fingerprint=run.fingerprint_of(recipe)).files
-        names = sorted({file.path.rpartition("/")[0] for file in files if file.path.startswith(f"{FOLDER}/")})
-        found |= {before + int(name.rpartition("-")[2]): join(root, name) for name in names}
-        before += len(read_metrics(root))
+        there = {file.path.rpartition("/")[0] for file in files}
+        updates = len(read_metrics(root))
+        for done in range(every, updates, every):
+            if kept_name(done) not in there:
+                remedy = f"{root} kept no adapter after {done} updates: remove it and train again, or leave the adapters out"
+                raise InputError("training.keep_every", every, remedy)
+            found[before + done] = join(root, kept_name(done))
+        before += updates
         found[before] = run.adapter(index)
     return found

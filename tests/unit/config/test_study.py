@@ -88,6 +88,11 @@ def test_what_arms_share_is_told_by_what_makes_it(tmp_path: Path) -> None:
         ({"suites": {"x": {"atacks": []}}}, "suites.x: evaluation.atacks"),
         ({"suites": {"../x": {}}}, "a name begins with"),
         ({"arms": {"a": {"settings": {"training": {"updates": "many"}}}}}, "arms.a: training.updates = 'many'"),
+        ({"fronts": {"every": 0}}, "fronts.every"),
+        ({"fronts": {"over_refusal": 1.0}}, "fronts.over_refusal"),
+        ({"fronts": {"settings": {"atacks": 1}}}, "fronts: evaluation.atacks"),
+        ({"fronts": {}, "suites": {"fronts": {}}}, "suites.fronts = 'fronts': is the name of the suite of `fronts`"),
+        ({"fronts": {}, "settings": {"behaviors": {"over_refusal": None}}}, "needs look-alikes: give behaviors.over_refusal"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], words: str) -> None:
@@ -95,6 +100,31 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], words: s
         read_study(written(tmp_path, **changes), [])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_fronts_keep_adapters_of_every_run_and_have_a_cheap_suite(tmp_path: Path) -> None:
+    settings = {
+        "training": {"updates": 3},
+        "evaluation": {"kl_rows": 4, "inpainting_samples": 3},
+        "behaviors": {"harmless_heldout": {"path": "builtin:demo-harmless-heldout"}},
+    }
+    fronts = {"every": 2, "attacks": ["direct"], "settings": {"max_new_tokens": 5}}
+    plan = read_study(written(tmp_path, settings=settings, fronts=fronts), [])
+    assert {run.recipe.training.keep_every for run in plan.runs} == {2}
+    assert plan.front is not None
+    evaluation = plan.front.evaluation
+    assert (evaluation.attacks, evaluation.kl_rows, evaluation.max_new_tokens) == (("direct",), 0, 5)
+    assert evaluation.inpainting_samples == 3
+    assert (plan.front.target.backend, plan.front.behaviors.harmless_heldout) == ("torch", None)
+    assert plan.runs[1].after(8) == "cat@2u8"
+    own = read_study(written(tmp_path, fronts={"backend": None}), [])
+    assert own.front is not None
+    assert own.front.target == own.runs[0].recipe.target
+    # What is kept changes no row: runs are the same with fronts and without.
+    without = read_study(written(tmp_path), [])
+    assert without.front is None
+    assert [fingerprint(run.recipe) for run in without.runs] == [fingerprint(run.recipe) for run in own.runs]
+    assert {run.recipe.training.keep_every for run in without.runs} == {None}
 
 
 def test_dates_are_no_settings(tmp_path: Path) -> None:

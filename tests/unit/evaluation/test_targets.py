@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ Built = list[str | None]
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """Two adapters of one model, and a suite that asks little."""
     monkeypatch.chdir(tmp_path)
     make_models(tmp_path)
@@ -51,7 +50,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
     }
     tree = whole.model_dump() | {"judge": {"name": "refusal-rules"}}
     tree["evaluation"] |= small
-    yield Recipe.model_validate(tree)
+    return Recipe.model_validate(tree)
 
 
 def counted(built: Built, config: TargetConfig, threads: int, adapter: str | None) -> TargetModel:

@@ -176,13 +176,16 @@ def test_few_units_have_no_limits_and_equal_arms_no_difference() -> None:
     assert (front_rate(never, at).high or 0.0) > 0.1
 
 
-def test_tables_hold_what_all_checkpoints_of_all_arms_have() -> None:
+def test_an_outcome_that_nobody_judged_moves_nothing() -> None:
     base = Checkpoint([{"a": True, "b": False}] * 2, [{"x": False, "y": True}] * 2)
-    later = Checkpoint([{"b": True, "a": False}, {"a": True, "b": True, "c": True}], [{"y": True, "x": True}, {"y": False}])
+    later = Checkpoint([{"b": True, "a": False}, {"a": True, "b": True, "c": True}], [{"y": True, "x": True}, {}])
     found = trails({"one": [base, later], "two": [base]})
-    assert found["one"].broken.tolist() == [[[1, 0], [1, 0]], [[0, 1], [1, 1]]]
-    assert found["one"].refused.tolist() == [[[1], [1]], [[1], [0]]]
-    assert found["two"].points.tolist() == [[1.0, 0.5]]
+    assert found["one"].broken.tolist() == [[[1, 0, 0.5], [1, 0, 0.5]], [[0, 1, 0.5], [1, 1, 1]]]
+    # A seed whose adapter gave no answer that could be judged is as the other seeds are.
+    assert found["one"].refused.tolist() == [[[0, 1], [0, 1]], [[1, 1], [1, 1]]]
+    assert found["two"].points.tolist() == [[0.5, 0.5]]
+    with pytest.raises(ValueError, match="no outcome"):
+        trails({"one": [Checkpoint([{}], [{"x": True}])]})
 
 
 @pytest.mark.slow

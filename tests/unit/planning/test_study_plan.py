@@ -10,7 +10,7 @@ import yaml
 from dat_ray.config.study import read_study
 from dat_ray.devices import GPUS
 from dat_ray.planning.estimate import plan_run
-from dat_ray.planning.study_plan import study_parts, study_plan_text
+from dat_ray.planning.study_plan import StudyPart, study_parts, study_plan_text
 
 DEVICE = GPUS["h100"]
 
@@ -46,3 +46,29 @@ def test_candidates_count_once_a_seed_and_models_once_a_suite(tmp_path: Path) ->
     text = study_plan_text(study, DEVICE)
     assert text.splitlines()[0].startswith("x on ")
     assert "one after the other" in text
+
+
+def test_adapters_along_the_trainings_share_a_start_and_their_prompts(tmp_path: Path) -> None:
+    tree = {
+        "name": "x",
+        "seeds": [1, 2],
+        "settings": {"training": {"updates": 10}},
+        "arms": {"dat": {}, "rounds": {"settings": {"rounds": 3, "training": {"updates": 4}}}},
+        "fronts": {"every": 4},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tree))
+
+    def parts(*settings: str) -> dict[str, StudyPart]:
+        found = study_parts(read_study(str(path), list(settings)), DEVICE)
+        return {part.name: part for part in found if part.name.startswith("fronts")}
+
+    # After 4, 8 and 10 updates of one arm, after 4 of each of three rounds of the other, by two seeds, and the base model.
+    together = parts()
+    assert list(together) == ["fronts, prompts and start", "fronts, each of 13 models"]
+    apart = parts("fronts.backend=vllm")
+    each = "fronts, each of 13 models"
+    assert together[each].times == apart[each].times == 13
+    assert together[each].seconds < apart[each].seconds
+    assert sum(part.total for part in together.values()) < sum(part.total for part in apart.values())
+    assert parts("fronts=null") == {}

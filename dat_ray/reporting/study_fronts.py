@@ -1,0 +1,153 @@
+"""The fronts of a study, as figures: each arm's adapters along its training, and arms at one over-refusal."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dat_ray.config.front_section import FRONTS
+from dat_ray.config.study import BASE, Study
+from dat_ray.errors import DatError
+from dat_ray.evaluation.results import Metrics
+from dat_ray.measures.fronts import (
+    Checkpoint,
+    FrontFigure,
+    Trail,
+    front_difference,
+    front_rate,
+    mean_success,
+    success_at,
+    trails,
+)
+from dat_ray.measures.intervals import Interval
+from dat_ray.reporting.collect import CollectedSuite
+from dat_ray.reporting.study_figures import (
+    ArmDifference,
+    Rows,
+    StudyMeasure,
+    broken_by,
+    columns,
+    corrected,
+    rate_over_seeds,
+    refused,
+)
+from dat_ray.reporting.words import percent
+
+# Names of `StudyRun.after`.
+_MODEL = re.compile(r"(?P<arm>.+)@(?P<seed>\d+)u(?P<updates>\d+)")
+AT, AREA = "at_over_refusal", "mean_up_to_over_refusal"
+
+
+@dataclass(frozen=True)
+class FrontStep:
+    """One checkpoint of an arm.
+
+    Attributes:
+        updates: of all rounds, in the first seed; 0 for the base model.
+        broken, refused: over seeds and behaviors, and over seeds and look-alikes.
+    """
+
+    updates: int
+    broken: Interval
+    refused: Interval
+
+
+@dataclass(frozen=True)
+class ArmFront:
+    """One arm along its training.
+
+    Attributes:
+        steps: the base model first.
+        points: (K, 2), over-refusal and attack success of each.
+    """
+
+    steps: list[FrontStep]
+    points: np.ndarray
+
+
+@dataclass(frozen=True)
+class StudyFronts:
+    """All arms along their trainings.
+
+    Attributes:
+        over_refusal: at which they are compared.
+        arms: the reference first.
+        measures: attack success at that over-refusal, and on average up to it; without values where an arm does not reach it. The
+            tests of both together are corrected for their number.
+        metrics: of the suite.
+    """
+
+    over_refusal: float
+    arms: dict[str, ArmFront]
+    measures: list[StudyMeasure]
+    metrics: Metrics
+
+
+def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
+    """Reads the suite of adapters along the trainings.
+
+    Raises:
+        DatError: an adapter none of whose answers could be judged.
+    """
+    assert plan.config.fronts is not None, "a study without fronts has no such suite"
+    by_model: dict[str, list[dict[str, object]]] = defaultdict(list)
+    for row in suite.attempts:
+        by_model[row["model"]].append(row)
+    base = (0, [BASE] * len(plan.config.seeds))
+    models = {arm: [base, *_checkpoints(plan, arm, list(suite.metrics.models))] for arm in columns(plan) if arm != BASE}
+    read = partial(_checkpoint, by_model, suite.metrics.attacks)
+    checkpoints = {arm: [read(names) for _, names in steps] for arm, steps in models.items()}
+    try:
+        found = trails(checkpoints)
+    except ValueError:
+        raise DatError("fronts: no answer of one of the adapters could be judged: see suites/fronts") from None
+    confidence = suite.metrics.confidence
+    arms = {}
+    for arm, trail in found.items():
+        steps = [
+            FrontStep(updates, *(rate_over_seeds(table, True, confidence) for table in (one.broken, one.refused)))
+            for (updates, _), one in zip(models[arm], checkpoints[arm], strict=True)
+        ]
+        arms[arm] = ArmFront(steps, trail.points)
+    at = plan.config.fronts.over_refusal
+    measures = [
+        _measure(found, AT, f"Broken at {percent(at)} over-refusal", partial(success_at, over_refusal=at), confidence),
+        _measure(found, AREA, f"Broken on average up to {percent(at)}", partial(mean_success, over_refusal=at), confidence),
+    ]
+    return StudyFronts(at, arms, corrected(measures), suite.metrics)
+
+
+def _checkpoints(plan: Study, arm: str, models: Sequence[str]) -> list[tuple[int, list[str]]]:
+    """Updates in the first seed, and the names of the adapters, one a seed.
+
+    Seeds whose trainings have other lengths are put together from the start, and by their ends.
+    """
+    by_seed: dict[int, list[tuple[int, str]]] = {seed: [] for seed in plan.config.seeds}
+    for name in models:
+        parts = _MODEL.fullmatch(name)
+        if parts is not None and parts["arm"] == arm and int(parts["seed"]) in by_seed:
+            by_seed[int(parts["seed"])].append((int(parts["updates"]), name))
+    rows = [sorted(found) for found in by_seed.values()]
+    common = min(map(len, rows)) - 1
+    return [
+        (steps[0][0], [name for _, name in steps]) for steps in zip(*([*row[:common], *row[-1:]] for row in rows), strict=True)
+    ]
+
+
+def _checkpoint(by_model: Mapping[str, Rows], attacks: Sequence[str], models: Sequence[str]) -> Checkpoint:
+    return Checkpoint([broken_by(attacks)(by_model[name]) for name in models], [refused(by_model[name]) for name in models])
+
+
+def _measure(found: Mapping[str, Trail], key: str, name: str, figure: FrontFigure, confidence: float) -> StudyMeasure:
+    reference, *others = found
+    rates = {arm: front_rate(trail, figure, confidence) for arm, trail in found.items()}
+    differences = {}
+    for arm in others:
+        moved = front_difference(found[reference], found[arm], figure, confidence)
+        differences[arm] = ArmDifference(moved.interval, moved.p)
+    return StudyMeasure(FRONTS, key, name, rates, differences)

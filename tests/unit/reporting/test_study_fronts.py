@@ -1,0 +1,143 @@
+"""The fronts of a study, from attempts that are made up: points against a plain count, and what is said of who reaches what."""
+
+from __future__ import annotations
+
+import csv
+import io
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dat_ray.config.study import Study, read_study
+from dat_ray.errors import DatError
+from dat_ray.measures.fronts import success_at
+from dat_ray.reporting.collect import CollectedSuite, read_suite
+from dat_ray.reporting.front_page import fronts_sentence, fronts_table
+from dat_ray.reporting.study import study_text, write_study
+from dat_ray.reporting.study_fronts import StudyFronts, study_fronts
+from tests.unit.reporting.synthetic_run import HOSTILE, finished_run
+from tests.unit.reporting.test_study import counted
+
+SEEDS = (1, 2)
+# By arm and updates: chance of being broken, of refusing a look-alike, log p.
+ALONG = {
+    "dat": {4: (0.4, 0.1, -3.0), 8: (0.1, 0.3, -6.0)},
+    "cat": {4: (0.7, 0.15, -3.0), 8: (0.6, 0.4, -5.0)},
+    # Never refuses much, whatever it does.
+    "shy": {4: (0.6, 0.03, -2.0), 8: (0.55, 0.06, -3.0)},
+}
+RUNS = {"base": (0.8, 0.05, -1.8)} | {f"{arm}@{seed}": ALONG[arm][8] for arm in ALONG for seed in SEEDS}
+
+
+def a_study(tmp_path: Path, at: float = 0.2, seeds: tuple[int, ...] = SEEDS) -> Study:
+    arms = {arm: {"about": HOSTILE, "settings": {"training": {"updates": 8 + number}}} for number, arm in enumerate(ALONG)}
+    tree = {"name": "three", "seeds": list(seeds), "reference": "dat", "arms": arms, "fronts": {"every": 4, "over_refusal": at}}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return read_study(str(path), [])
+
+
+def a_suite(folder: Path, models: dict[str, tuple[float, float, float]]) -> CollectedSuite:
+    return read_suite(finished_run(folder, models=models).evaluation("default"))
+
+
+@pytest.fixture(scope="module")
+def along(tmp_path_factory: pytest.TempPathFactory) -> CollectedSuite:
+    models = {f"{arm}@{seed}u{updates}": rates for arm in ALONG for seed in SEEDS for updates, rates in ALONG[arm].items()}
+    return a_suite(tmp_path_factory.mktemp("along"), {"base": RUNS["base"], **models})
+
+
+def points_of(suite: CollectedSuite, arm: str) -> np.ndarray:
+    def share(models: list[str], attacks: tuple[str, ...], refusals: bool) -> float:
+        found = []
+        for model in models:
+            harmful = counted(suite, model, attacks)
+            found.append(np.mean([not one if refusals else one for one in harmful.values()]))
+        return float(np.mean(found))
+
+    rows = []
+    for models in (["base"], *([f"{arm}@{seed}u{updates}" for seed in SEEDS] for updates in (4, 8))):
+        rows.append([share(models, ("over_refusal",), True), share(models, tuple(suite.metrics.attacks), False)])
+    return np.array(rows)
+
+
+def test_points_are_those_of_a_plain_count_and_arms_are_compared_on_their_fronts(tmp_path: Path, along: CollectedSuite) -> None:
+    plan = a_study(tmp_path)
+    found = study_fronts(plan, along)
+    assert list(found.arms) == ["dat", "cat", "shy"]
+    for arm, front in found.arms.items():
+        # A few made-up answers have no verdict: a mean over seeds of means is not quite that of their table.
+        assert front.points == pytest.approx(points_of(along, arm), abs=0.02)
+        assert [step.updates for step in front.steps] == [0, 4, 8]
+        assert front.steps[0] == found.arms["dat"].steps[0]
+    at, area = found.measures
+    figure = partial(success_at, over_refusal=0.2)
+    assert at.rates["cat"].value == pytest.approx(figure(found.arms["cat"].points))
+    assert at.differences["cat"].interval.value == pytest.approx(
+        (figure(found.arms["cat"].points) or 0) - (figure(found.arms["dat"].points) or 0)
+    )
+    assert (at.differences["cat"].interval.low or 0.0) > 0
+    # One arm reaches it not: its test is none, and counts for none. Its area is there.
+    assert at.rates["shy"].value is None
+    assert area.rates["shy"].value is not None
+    assert {one.tests for one in (at.differences["cat"], *area.differences.values())} == {3}
+    assert at.differences["shy"].p is None
+
+
+def test_the_sentence_and_the_tables_say_who_does_not_reach_it(tmp_path: Path, along: CollectedSuite) -> None:
+    plan = a_study(tmp_path)
+    fronts = study_fronts(plan, along)
+    said = fronts_sentence(plan, fronts)
+    assert said.startswith("Broken at 20% over-refusal of look-alikes: dat ")
+    assert said.endswith("; shy not reached.")
+    suites = {"heldout": a_suite(tmp_path / "suite", RUNS)}
+    page = Path(write_study(plan, suites, str(tmp_path / "out"), [fronts])).read_text()
+    assert said in page
+    assert page.count("<figure>") == 4
+    assert "<script>alert" not in page
+    folder = tmp_path / "out/tables/fronts"
+    assert sorted(path.name for path in folder.iterdir()) == ["points.csv", "table.csv", "table.md", "table.tex"]
+    markdown = (folder / "table.md").read_text()
+    assert "Broken at 20% over-refusal" in markdown
+    assert "intervals over 2 seeds and behaviors" in markdown
+    assert "no adapter of the arm reaches that over-refusal" in markdown
+    points = list(csv.DictReader(io.StringIO((folder / "points.csv").read_text())))
+    assert [(row["arm"], row["updates"]) for row in points][:4] == [("dat", "0"), ("dat", "4"), ("dat", "8"), ("cat", "0")]
+    assert float(points[2]["broken"]) == pytest.approx(fronts.arms["dat"].points[2, 1], abs=0.02)
+    *tables, last = study_text(plan, suites, [fronts])
+    assert len(tables) == 3
+    assert tables[-1] == said
+    assert last != said
+    assert fronts_table(plan, fronts).models == ("dat", "cat", "shy")
+
+
+def test_seeds_of_other_lengths_meet_at_the_start_and_at_the_end(tmp_path: Path) -> None:
+    along = {f"dat@1u{updates}": ALONG["dat"][8] for updates in (4, 8, 9)} | {
+        f"dat@2u{updates}": ALONG["dat"][8] for updates in (4, 7)
+    }
+    others = {f"{arm}@{seed}u4": ALONG[arm][4] for arm in ("cat", "shy") for seed in SEEDS}
+    found = study_fronts(a_study(tmp_path), a_suite(tmp_path / "suite", {"base": RUNS["base"], **along, **others}))
+    assert [step.updates for step in found.arms["dat"].steps] == [0, 4, 9]
+    assert [step.updates for step in found.arms["cat"].steps] == [0, 4]
+
+
+def test_an_adapter_of_which_nothing_could_be_judged_is_told(tmp_path: Path, along: CollectedSuite) -> None:
+    silent = [row | {"verdict": "unparsed"} if row["model"].startswith("cat@") else row for row in along.attempts]
+    with pytest.raises(DatError, match="no answer of one of the adapters could be judged"):
+        study_fronts(a_study(tmp_path), CollectedSuite(along.metrics, silent))
+
+
+def test_fronts_of_one_arm_and_one_seed_are_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"name": "one", "seeds": [1], "arms": {"dat": {}}, "fronts": {"every": 4}}))
+    plan = read_study(str(path), [])
+    models = {"base": RUNS["base"]} | {f"dat@1u{updates}": rates for updates, rates in ALONG["dat"].items()}
+    fronts: StudyFronts = study_fronts(plan, a_suite(tmp_path / "along", models))
+    suites = {"heldout": a_suite(tmp_path / "suite", {"base": RUNS["base"], "dat@1": ALONG["dat"][8]})}
+    page = Path(write_study(plan, suites, str(tmp_path / "out"), [fronts])).read_text()
+    assert "At equal over-refusal" in page
+    assert "behaviors, one seed" in page
+    assert fronts.measures[0].differences == {}

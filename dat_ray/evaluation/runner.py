@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from dat_ray.data.shards import join
-from dat_ray.engines.pool_size import fits, smallest
+from dat_ray.engines.pool_size import beside, fits, smallest
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import AttemptStores, ModelSession
@@ -66,7 +66,7 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
         stack.enter_context(samplers.open())
         for attack in suite.drawing:
             attack.draw(samplers)
-        targets = stack.enter_context(TargetEngines(suite, engines))
+        targets = stack.enter_context(_targets(suite, engines))
         for model in suite.models:
             with attacker.open():
                 asked = partial(targets.of, model)
@@ -81,6 +81,15 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
                 found.side_effects[model.name] = SideEffects()
         found.judges = judges.about()
     return found
+
+
+def _targets(suite: Suite, engines: Engines) -> TargetEngines:
+    recipe, cluster, config = suite.recipe, suite.recipe.cluster, suite.recipe.evaluation
+    together = suite.attacker_works_beside_targets
+    pool = beside(cluster.target, cluster.attacker, cluster.judge) if together else cluster.target
+    # These load the model once more, where its engines were.
+    searched = any(attack.planned().searched for attack in suite.attacks)
+    return TargetEngines(recipe, engines, pool, stay=not (searched or config.kl_rows or config.utility.tasks))
 
 
 def _check_room(suite: Suite) -> None:

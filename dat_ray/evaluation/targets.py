@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from dat_ray.engines.pool_size import beside
+from dat_ray.config.cluster import Pool
+from dat_ray.config.schema import Recipe
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.switching import AdapterWorkers, Mapper
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation.compared import Model
-from dat_ray.evaluation.suite import Suite
 
 
 class TargetEngines:
@@ -19,18 +19,14 @@ class TargetEngines:
     started again. Two target models never lie in memory at the same time.
 
     Args:
-        suite: whose models are asked.
+        recipe: resolved.
         engines: how each role's engine is made.
+        pool: what the engines may hold.
+        stay: whether engines may outlast their model, since nothing else is measured of it in their place.
     """
 
-    def __init__(self, suite: Suite, engines: Engines) -> None:
-        self._recipe, self._engines = suite.recipe, engines
-        together = suite.attacker_works_beside_targets
-        cluster, config = suite.recipe.cluster, suite.recipe.evaluation
-        self._pool = beside(cluster.target, cluster.attacker, cluster.judge) if together else cluster.target
-        # What else is measured of a model has engines of its own in the target's place.
-        searched = any(attack.planned().searched for attack in suite.attacks)
-        self._place_is_needed = bool(searched or config.kl_rows or config.utility.tasks)
+    def __init__(self, recipe: Recipe, engines: Engines, pool: Pool, stay: bool) -> None:
+        self._recipe, self._engines, self._pool, self._stay = recipe, engines, pool, stay
         self._workers: Workers | None = None
         # The model for which they were started, and whether another was asked there since.
         self._first: Model | None = None
@@ -58,7 +54,7 @@ class TargetEngines:
 
     def leave(self) -> None:
         """A model is done: its engines end, unless the next one may be asked there."""
-        if self._workers is not None and (self._place_is_needed or not self._workers.about.get("switches_adapters")):
+        if self._workers is not None and not (self._stay and self._workers.about.get("switches_adapters")):
             self._end()
 
     def _end(self) -> None:

@@ -38,7 +38,8 @@ def adapters(plan: Study, folders: Mapping[str, str]) -> dict[str, str]:
         InputError: a training kept none.
         ShardError: one has not been trained.
     """
-    fronts, found = plan.config.fronts, {}
+    fronts = plan.config.fronts
+    found: dict[str, str] = {}
     for run in plan.runs if fronts is not None else ():
         assert fronts is not None
         along = adapters_along(RunDir(folders[run.model]), run.recipe, fronts.every)

@@ -104,7 +104,7 @@ def test_of_one_checkpoints_attack_success_the_intervals_are_those_of_rates() ->
     for interval, expected in zip(found, map(crossed_rate, tables), strict=True):
         assert interval.value == pytest.approx(expected.value)
         assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=1e-3)
-    moved, expected_moved = front_difference(first, second, of_one), crossed_rate_difference(*tables)
+    moved, expected_moved = front_difference(first, second, of_one), crossed_rate_difference(tables[0], tables[1])
     assert moved.p == pytest.approx(expected_moved.p, rel=1e-3)
     assert (moved.interval.low, moved.interval.high) == pytest.approx(
         (expected_moved.interval.low, expected_moved.interval.high), rel=1e-3
@@ -205,7 +205,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
             rates = [front_rate(arm, figure) for arm in arms]
             moved = front_difference(arms[0], arms[1], figure).interval
             if moved.low is not None and moved.high is not None:
-                inside = [(one.low or 0.0) <= true <= (one.high or 1.0) for one, true in zip(rates, truth, strict=True)]
+                inside = [(one.low or 0) <= (true or 0) <= (one.high or 1) for one, true in zip(rates, truth, strict=True)]
                 held.append([*inside, moved.low <= truth[1] - truth[0] <= moved.high])
         assert len(held) > 120
         assert np.mean(held, axis=0).min() > 0.9

@@ -16,10 +16,11 @@ from ray import cloudpickle
 import dat_ray.pipeline.study as studying
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.models import TargetConfig
+from dat_ray.config.schema import Recipe
 from dat_ray.config.study import Study, read_study
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, open_run
 from dat_ray.data.schemas import CANDIDATES, RETAIN
-from dat_ray.data.shards import has_manifest, read_table
+from dat_ray.data.shards import ShardFile, has_manifest, read_table, write_bytes, write_manifest, write_shard
 from dat_ray.engines.base import TargetModel
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, InputError
@@ -27,6 +28,7 @@ from dat_ray.evaluation.stage import evaluate
 from dat_ray.pipeline.jobs import Job
 from dat_ray.pipeline.shared import take_over
 from dat_ray.pipeline.study import Works, study, study_models
+from dat_ray.training.kept import kept_name
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
 from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, Faults, TinyJudge, TinySampler, TinyTarget, tiny_run
 
@@ -42,21 +44,30 @@ SETTINGS = {
     "cluster": {role: {"num_cpus": 0.5} for role in ("sampler", "target", "judge")},
 }
 ARMS = {
-    "cat": {"settings": {"selection": {"source": "goals"}}},
+    "cat": {"settings": {"selection": {"source": "goals"}, "training": {"updates": 4}}},
     "dat": {"settings": {"training": {"updates": 3}}},
 }
 QUESTIONS = HELD_OUT * (1 + 2) + LOOK_ALIKES
+# After the second update of each training, and after its last.
+FRONTS = {"every": 2, "attacks": ["direct"], "over_refusal": 0.6}
+ASKED_ALONG = HELD_OUT + LOOK_ALIKES
 
 
-def the_study(folder: Path, seeds: tuple[int, ...] = (1, 2), **arms: object) -> Study:
+def the_study(folder: Path, seeds: tuple[int, ...] = (1, 2), fronts: object = None, **arms: object) -> Study:
     path = folder / "study.yaml"
     tree = {"name": "tiny", "seeds": list(seeds), "reference": "dat", "parallel": 2, "settings": SETTINGS, "arms": ARMS | arms}
+    tree["fronts"] = fronts
     path.write_text(yaml.safe_dump(tree))
     return read_study(str(path), [])
 
 
 class ArmTarget(TinyTarget):
-    """Refuses what its adapter's file says, so that arms and seeds differ."""
+    """Refuses what its adapter's file says, so that arms, seeds and updates differ."""
+
+    switches_adapters = True
+
+    def use_adapter(self, adapter: str | None) -> None:
+        self.adapter = adapter
 
     def _answer(self, prompt: str) -> str:
         if self.adapter is None:
@@ -71,6 +82,7 @@ def _sampler(faults: Faults, cfg: object, threads: int) -> TinySampler:
 
 
 def _target(faults: Faults, cfg: TargetConfig, threads: int, adapter: str | None) -> TargetModel:
+    faults.note("built", [str(adapter)])
     return ArmTarget(faults, adapter)
 
 
@@ -81,8 +93,6 @@ def _judge(faults: Faults, cfg: object) -> TinyJudge:
 def tiny_share(notes: str, job: Job) -> None:
     """Candidates or a retain set of no rows."""
     import pyarrow as pa
-
-    from dat_ray.data.shards import write_manifest, write_shard
 
     Faults(notes).note("shared", [job.label])
     run = tiny_run(job.root, job.recipe)
@@ -106,13 +116,26 @@ def tiny_train(notes: str, faulty: str, job: Job) -> None:
     take_over([RunDir(source) for source in job.sources], run, job.recipe)
     assert has_manifest(retain_folder(run, FIRST_ROUND))
     assert has_manifest(run.candidates(FIRST_ROUND)) == (not job.label.startswith("cat"))
-    tiny_run(job.root, job.recipe, fingerprint(job.recipe).encode())
+    keep(tiny_run(job.root, job.recipe, fingerprint(job.recipe).encode()), job.recipe)
+
+
+def keep(run: RunDir, recipe: Recipe) -> None:
+    """What a training leaves beside its adapter."""
+    root, every, updates = run.training(FIRST_ROUND), recipe.training.keep_every, recipe.training.updates
+    assert updates is not None
+    kept = [kept_name(done) for done in range(every, updates, every)] if every else []
+    for name in kept:
+        write_bytes(f"{root}/{name}/adapter_model.safetensors", f"{fingerprint(recipe)}{name[-1]}".encode())
+    write_bytes(f"{root}/metrics.jsonl", "".join(json.dumps({"update": update}) + "\n" for update in range(updates)).encode())
+    files = [ShardFile(f"{name}/adapter_model.safetensors", 1, "0" * 64) for name in ["adapter", *kept]]
+    write_manifest(root, files, fingerprint(recipe))
 
 
 def tiny_ask(notes: str, faulty: str, folders: Mapping[str, str], job: Job) -> None:
     faults = Faults(notes)
     faults.note("asked", [job.label])
-    if os.path.exists(faulty):
+    # The file names the suite whose judge ends.
+    if os.path.exists(faulty) and Path(faulty).read_text() == job.label:
         faults = Faults(notes, hold_after=None, no_start=False, judge_exits=True)
     run = tiny_run(job.root, job.recipe)
     engines = Engines(partial(_sampler, faults), partial(_target, faults), partial(_judge, faults))
@@ -135,8 +158,14 @@ def attempts(root: Path, suite: str = "heldout") -> list[dict[str, object]]:
     return [{key: row[key] for key in keys} for row in read_table(str(folder)).to_pylist()]
 
 
+def calls(notes: Path, kind: str) -> int:
+    return len(Faults(str(notes)).noted(kind))
+
+
 def tables(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((root / "tables").rglob("table.*"))}
+    found = {str(path.relative_to(root)): path.read_bytes() for path in sorted((root / "tables").rglob("*")) if path.is_file()}
+    assert len(found) >= 3
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -147,9 +176,9 @@ def _nothing_to_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_study_that_was_killed_and_resumed_is_one_that_was_not(tmp_path: Path) -> None:
-    plan, notes = the_study(tmp_path), tmp_path / "notes"
+    plan, notes = the_study(tmp_path, fronts=FRONTS), tmp_path / "notes"
     faulty, judge = tmp_path / "faulty", tmp_path / "judge"
-    for path in (faulty, judge, tmp_path / "faulty.once"):
+    for path in (faulty, tmp_path / "faulty.once"):
         path.touch()
     root = tmp_path / "killed"
     # One run fails, and the process of another ends in the middle again and again.
@@ -159,25 +188,32 @@ def test_a_study_that_was_killed_and_resumed_is_one_that_was_not(tmp_path: Path)
     with pytest.raises(InputError, match="--resume"):
         study(plan, str(root), resume=False, works=works(notes))
     faulty.unlink()
-    # Then the judge's process ends at its first question.
-    with pytest.raises(DatError, match="1 of 1 suites failed"):
-        study(plan, str(root), resume=True, works=works(notes, faulty, judge))
+    # Then the judge's process ends at its first question, in the suite and in that of the adapters along the trainings.
+    for suite, what in (("heldout", "1 of 1 suites failed"), ("fronts", "1 of 1 suites of adapters along the trainings failed")):
+        judge.write_text(suite)
+        with pytest.raises(DatError, match=what):
+            study(plan, str(root), resume=True, works=works(notes, faulty, judge))
     judge.unlink()
     page = study(plan, str(root), resume=True, works=works(notes))
     assert page == str(root / "index.html")
 
     calm, undisturbed = tmp_path / "calm", tmp_path / "undisturbed"
     study(plan, str(undisturbed), resume=False, works=works(calm))
-    assert attempts(root) == attempts(undisturbed)
+    for suite in ("heldout", "fronts"):
+        assert attempts(root, suite) == attempts(undisturbed, suite)
+    assert len({str(row["model"]) for row in attempts(root, "fronts")}) == 1 + 2 * 2 * 2
+    assert (root / "tables/fronts/points.csv").read_text().count("\n") == 1 + 2 * 3
     assert tables(root) == tables(undisturbed)
     assert (root / "index.html").read_text() == (undisturbed / "index.html").read_text()
-    # The base model and each of the four runs were asked once; what they share was made once a seed, or once.
-    faults = Faults(str(calm))
-    assert len(faults.noted("base")) == QUESTIONS
-    assert len(faults.noted("adapted")) == 4 * QUESTIONS
-    assert sorted(faults.noted("shared")) == ["candidates, seed 1", "candidates, seed 2", "retain answers"]
+    # The base model and each of the four runs were asked once, and so were two adapters of each; what they share was made once a
+    # seed, or once. Each suite started one target for all of its models.
+    assert calls(calm, "base") == QUESTIONS + ASKED_ALONG
+    assert calls(calm, "adapted") == 4 * QUESTIONS + 2 * 4 * ASKED_ALONG
+    assert calls(calm, "built") == 2
+    assert sorted(Faults(str(calm)).noted("shared")) == ["candidates, seed 1", "candidates, seed 2", "retain answers"]
     record = json.loads((root / "study.json").read_text())
     assert record["runs"] == {run.model: fingerprint(run.recipe) for run in plan.runs}
+    assert sorted(record["suites"]) == ["fronts", "heldout"]
 
 
 def test_an_arm_that_is_added_leaves_the_others_as_they_are(tmp_path: Path) -> None:

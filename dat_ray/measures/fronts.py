@@ -54,6 +54,11 @@ class Checkpoint:
     broken: Sequence[Mapping[str, bool]]
     refused: Sequence[Mapping[str, bool]]
 
+    @property
+    def is_point(self) -> bool:
+        """Whether there are outcomes of both kinds."""
+        return any(self.broken) and any(self.refused)
+
 
 @dataclass(frozen=True)
 class Trail:
@@ -82,10 +87,7 @@ def trails(arms: Mapping[str, Sequence[Checkpoint]]) -> dict[str, Trail]:
     """Tables of all behaviors and harmless prompts that any checkpoint of any arm and seed was judged on.
 
     An outcome that is missing, since the judge gave no verdict, has the mean of those that the same adapter has, which moves
-    nothing; where that has none, the mean of the checkpoint's other seeds.
-
-    Raises:
-        ValueError: a checkpoint without any.
+    nothing; where that has none, the mean of the checkpoint's other seeds. A checkpoint has some, of both kinds.
     """
     everything = [one for checkpoints in arms.values() for one in checkpoints]
     behaviors = sorted({key for one in everything for table in one.broken for key in table})
@@ -102,8 +104,7 @@ def trails(arms: Mapping[str, Sequence[Checkpoint]]) -> dict[str, Trail]:
 def _filled(outcomes: Sequence[Mapping[str, bool]], keys: Sequence[str]) -> np.ndarray:
     """(S, keys)."""
     means = [sum(table.values()) / len(table) for table in outcomes if table]
-    if not means:
-        raise ValueError("a checkpoint has no outcome at all")
+    assert means, "a checkpoint without outcomes is no point"
     found = []
     for table in outcomes:
         mean = sum(table.values()) / len(table) if table else sum(means) / len(means)

@@ -46,12 +46,17 @@ def write_fronts(plan: Study, fronts: StudyFronts, root: str) -> None:
     write_bytes(join(folder, POINTS), stream.getvalue().encode())
 
 
-def fronts_sentence(plan: Study, fronts: StudyFronts) -> str:
-    """Which arms differ from the reference at one over-refusal."""
-    at = next(one for one in fronts.measures if one.key == AT)
-    said = [f"{plan.reference} {_reached(at.rates[plan.reference])}"]
-    said += [f"{arm} {_moved(at, arm, fronts.metrics.confidence)}" for arm in at.differences]
-    return f"{at.name} of look-alikes: {'; '.join(said)}."
+def fronts_finding(plan: Study, fronts: StudyFronts) -> str:
+    """A sentence a figure: which arms differ from the reference at one over-refusal, and on average up to it."""
+    if not fronts.arms:
+        return "No fronts: no answer of the base model to the attacks, or none to the look-alikes, could be judged."
+    return " ".join(_sentence(plan.reference, one, fronts.metrics.confidence) for one in fronts.measures)
+
+
+def _sentence(reference: str, measure: StudyMeasure, confidence: float) -> str:
+    said = [f"{reference} {_reached(measure.rates[reference])}"]
+    said += [f"{arm} {_moved(measure, arm, confidence)}" for arm in measure.differences]
+    return f"{measure.name}: {'; '.join(said)}."
 
 
 def _reached(rate: Interval) -> str:
@@ -69,15 +74,17 @@ def _moved(measure: StudyMeasure, arm: str, confidence: float) -> str:
 def fronts_view(plan: Study, fronts: StudyFronts) -> dict[str, Any]:
     """What the page's section is made from."""
     arms = list(fronts.arms)
-    reference = arms[0]
     return {
         "over_refusal": percent(fronts.over_refusal),
         "attacks": ", ".join(attack_name(attack) for attack in fronts.metrics.attacks),
-        "sentence": fronts_sentence(plan, fronts),
-        "figures": [_figure(plan, fronts, arm) for arm in arms[1:] or [reference]],
+        "finding": fronts_finding(plan, fronts),
+        "figures": [_figure(plan, fronts, arm) for arm in arms[1:] or arms],
         "columns": arms,
         "rows": [{"name": one.name, "cells": [_cell(one.rates[arm]) for arm in arms]} for one in fronts.measures],
-        "differences": difference_rows(fronts.measures, fronts.metrics.confidence),
+        "differences": [
+            row | ({"interval": NOT_REACHED} if row["difference"] == "–" else {})
+            for row in difference_rows(fronts.measures, fronts.metrics.confidence)
+        ],
         "steps": [
             {
                 "arm": arm if number == 0 else "",
@@ -88,6 +95,7 @@ def fronts_view(plan: Study, fronts: StudyFronts) -> dict[str, Any]:
             for arm, found in fronts.arms.items()
             for number, step in enumerate(found.steps)
         ],
+        "unread": ", ".join(fronts.unread),
         "errors": fronts.metrics.errors,
         "attempts": fronts.metrics.attempts,
         "unparsed": sum(fronts.metrics.unparsed.values()),

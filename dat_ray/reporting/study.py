@@ -16,7 +16,7 @@ from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import Figure, FrontPoint, front_figure
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.figures import Dot, DotRow, dot_plot
-from dat_ray.reporting.front_page import fronts_sentence, fronts_table, fronts_view, write_fronts
+from dat_ray.reporting.front_page import fronts_finding, fronts_table, fronts_view, write_fronts
 from dat_ray.reporting.stage import template
 from dat_ray.reporting.study_figures import (
     BOA,
@@ -49,11 +49,11 @@ def write_study(plan: Study, suites: Mapping[str, CollectedSuite], root: str, fr
 
 
 def study_text(plan: Study, suites: Mapping[str, CollectedSuite], fronts: Sequence[StudyFronts] = ()) -> list[Table | str]:
-    """For a terminal: a table a suite, one of the fronts with its sentence, and the finding."""
+    """For a terminal: a table a suite, one of the fronts with its finding, and the finding."""
     measures = study_measures(plan, suites)
     tables: list[Table | str] = [as_rich(_comparison(plan, name, suite.metrics, measures)) for name, suite in suites.items()]
     for one in fronts:
-        tables += [as_rich(fronts_table(plan, one)), fronts_sentence(plan, one)]
+        tables += [as_rich(fronts_table(plan, one)), fronts_finding(plan, one)]
     return [*tables, headline(plan, suites, measures)]
 
 

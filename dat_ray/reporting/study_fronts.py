@@ -12,7 +12,6 @@ import numpy as np
 
 from dat_ray.config.front_section import FRONTS
 from dat_ray.config.study import BASE, Study
-from dat_ray.errors import DatError
 from dat_ray.evaluation.results import Metrics
 from dat_ray.measures.fronts import (
     Checkpoint,
@@ -63,7 +62,7 @@ class ArmFront:
 
     Attributes:
         steps: the base model first.
-        points: (K, 2), over-refusal and attack success of each.
+        points: (K, 2), over-refusal and attack success of those that some answers could be judged of, the base model first.
     """
 
     steps: list[FrontStep]
@@ -76,24 +75,22 @@ class StudyFronts:
 
     Attributes:
         over_refusal: at which they are compared.
-        arms: the reference first.
+        unread: names of adapters that are no points, since none of their answers could be judged.
+        arms: the reference first; none where no answer of the base model could be judged.
         measures: attack success at that over-refusal, and on average up to it; without values where an arm does not reach it. The
             tests of both together are corrected for their number.
         metrics: of the suite.
     """
 
     over_refusal: float
+    unread: list[str]
     arms: dict[str, ArmFront]
     measures: list[StudyMeasure]
     metrics: Metrics
 
 
 def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
-    """Reads the suite of adapters along the trainings.
-
-    Raises:
-        DatError: an adapter none of whose answers could be judged.
-    """
+    """Reads the suite of adapters along the trainings."""
     assert plan.config.fronts is not None, "a study without fronts has no such suite"
     by_model: dict[str, list[dict[str, object]]] = defaultdict(list)
     for row in suite.attempts:
@@ -102,11 +99,17 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
     models = {arm: [base, *_checkpoints(plan, arm, list(suite.metrics.models))] for arm in columns(plan) if arm != BASE}
     read = partial(_checkpoint, by_model, suite.metrics.attacks)
     checkpoints = {arm: [read(names) for _, names in steps] for arm, steps in models.items()}
-    try:
-        found = trails(checkpoints)
-    except ValueError:
-        raise DatError("fronts: no answer of one of the adapters could be judged: see suites/fronts") from None
+    unread = [
+        name
+        for arm, steps in models.items()
+        for (_, names), one in zip(steps, checkpoints[arm], strict=True)
+        if not one.is_point
+        for name in names
+    ]
+    if BASE in unread:
+        return StudyFronts(plan.config.fronts.over_refusal, [BASE], {}, [], suite.metrics)
     confidence = suite.metrics.confidence
+    found = trails({arm: [one for one in steps if one.is_point] for arm, steps in checkpoints.items()})
     arms = {}
     for arm, trail in found.items():
         steps = [
@@ -119,7 +122,7 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
         _measure(found, AT, f"Broken at {percent(at)} over-refusal", partial(success_at, over_refusal=at), confidence),
         _measure(found, AREA, f"Broken on average up to {percent(at)}", partial(mean_success, over_refusal=at), confidence),
     ]
-    return StudyFronts(at, arms, corrected(measures), suite.metrics)
+    return StudyFronts(at, unread, arms, corrected(measures), suite.metrics)
 
 
 def _checkpoints(plan: Study, arm: str, models: Sequence[str]) -> list[tuple[int, list[str]]]:

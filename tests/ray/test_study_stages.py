@@ -43,6 +43,8 @@ def the_file(folder: Path) -> Path:
         "reference": "dat",
         "primary": "boa",
         "arms": {"cat": {"settings": {"selection": {"source": "goals"}}}, "dat": {"about": "in-painted prompts"}},
+        # After 4 of 6 updates, and after the last.
+        "fronts": {"every": 4, "attacks": ["direct"], "over_refusal": 0.5},
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study))
@@ -70,8 +72,8 @@ def killed(path: Path, root: Path, when: Callable[[], bool]) -> None:
     process.wait()
 
 
-def attempts(root: Path) -> list[dict[str, Any]]:
-    [evaluation] = (root / "suites/heldout/evaluation").iterdir()
+def attempts(root: Path, suite: str) -> list[dict[str, Any]]:
+    [evaluation] = (root / "suites" / suite / "evaluation").iterdir()
     rows = read_table(str(evaluation)).sort_by("attempt_id").to_pylist()
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
@@ -88,13 +90,17 @@ def test_a_study_that_is_killed_in_each_of_its_parts_ends_as_one_that_is_not(fol
         lambda: has_manifest(str(torn / "arms/cat/seed-1/training/round-0")),
         lambda: has_manifest(str(torn / "arms/dat/seed-1/training_set/round-0")),
         lambda: any((torn / "suites/heldout/evaluation").glob("*/part-*.parquet")),
+        lambda: any((torn / "suites/fronts/evaluation").glob("*/part-*.parquet")),
     )
     for point in points:
         killed(path, torn, point)
     finished(path, torn, "--resume")
-    assert attempts(torn) == attempts(whole)
-    for name in ("table.csv", "table.md", "table.tex"):
-        assert (torn / "tables/heldout" / name).read_bytes() == (whole / "tables/heldout" / name).read_bytes()
+    for suite in ("heldout", "fronts"):
+        assert attempts(torn, suite) == attempts(whole, suite)
+        for name in ("table.csv", "table.md", "table.tex"):
+            assert (torn / "tables" / suite / name).read_bytes() == (whole / "tables" / suite / name).read_bytes()
+    models = {str(row["model"]) for row in attempts(whole, "fronts")}
+    assert models == {"base"} | {f"{arm}@{seed}u{updates}" for arm in ("cat", "dat") for seed in (1, 2) for updates in (4, 6)}
     assert (torn / "index.html").read_text() == (whole / "index.html").read_text()
     record = json.loads((whole / "study.json").read_text())
     assert sorted(record["runs"]) == ["cat@1", "cat@2", "dat@1", "dat@2"]

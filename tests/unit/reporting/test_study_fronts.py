@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,9 @@ import pytest
 import yaml
 
 from dat_ray.config.study import Study, read_study
-from dat_ray.errors import DatError
 from dat_ray.measures.fronts import success_at
 from dat_ray.reporting.collect import CollectedSuite, read_suite
-from dat_ray.reporting.front_page import fronts_sentence, fronts_table
+from dat_ray.reporting.front_page import fronts_finding, fronts_table
 from dat_ray.reporting.study import study_text, write_study
 from dat_ray.reporting.study_fronts import StudyFronts, study_fronts
 from tests.unit.reporting.synthetic_run import HOSTILE, finished_run
@@ -90,9 +90,11 @@ def test_points_are_those_of_a_plain_count_and_arms_are_compared_on_their_fronts
 def test_the_sentence_and_the_tables_say_who_does_not_reach_it(tmp_path: Path, along: CollectedSuite) -> None:
     plan = a_study(tmp_path)
     fronts = study_fronts(plan, along)
-    said = fronts_sentence(plan, fronts)
-    assert said.startswith("Broken at 20% over-refusal of look-alikes: dat ")
-    assert said.endswith("; shy not reached.")
+    said = fronts_finding(plan, fronts)
+    at, area = said.split(". ")
+    assert at.startswith("Broken at 20% over-refusal: dat ")
+    assert at.endswith("; shy not reached")
+    assert re.match(r"Broken on average up to 20%: dat \d+%; cat \d+% \(.* points.*\); shy \d+% \(", area)
     suites = {"heldout": a_suite(tmp_path / "suite", RUNS)}
     page = Path(write_study(plan, suites, str(tmp_path / "out"), [fronts])).read_text()
     assert said in page
@@ -124,10 +126,26 @@ def test_seeds_of_other_lengths_meet_at_the_start_and_at_the_end(tmp_path: Path)
     assert [step.updates for step in found.arms["cat"].steps] == [0, 4]
 
 
-def test_an_adapter_of_which_nothing_could_be_judged_is_told(tmp_path: Path, along: CollectedSuite) -> None:
-    silent = [row | {"verdict": "unparsed"} if row["model"].startswith("cat@") else row for row in along.attempts]
-    with pytest.raises(DatError, match="no answer of one of the adapters could be judged"):
-        study_fronts(a_study(tmp_path), CollectedSuite(along.metrics, silent))
+def test_what_could_not_be_judged_is_no_point_and_is_named(tmp_path: Path, along: CollectedSuite) -> None:
+    plan, suites = a_study(tmp_path), {"heldout": a_suite(tmp_path / "suite", RUNS)}
+
+    def without(*silent: str) -> CollectedSuite:
+        rows = [row | {"verdict": "unparsed"} if row["model"] in silent else row for row in along.attempts]
+        return CollectedSuite(along.metrics, rows)
+
+    # Adapters that write nonsense, as of a training that went too far.
+    fronts = study_fronts(plan, without("cat@1u8", "cat@2u8", "dat@1u4"))
+    assert fronts.unread == ["cat@1u8", "cat@2u8"]
+    assert len(fronts.arms["cat"].points) == 2
+    assert (len(fronts.arms["cat"].steps), fronts.arms["cat"].steps[-1].broken.value) == (3, None)
+    # One seed of two is enough for a point.
+    assert len(fronts.arms["dat"].points) == 3
+    page = Path(write_study(plan, suites, str(tmp_path / "some"), [fronts])).read_text()
+    assert "No answer of cat@1u8, cat@2u8 to the attacks" in page
+    nothing = study_fronts(plan, without("base"))
+    page = Path(write_study(plan, suites, str(tmp_path / "none"), [nothing])).read_text()
+    assert "No fronts: no answer of the base model" in page
+    assert len(study_text(plan, suites, [nothing])) == 4
 
 
 def test_fronts_of_one_arm_and_one_seed_are_drawn(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +13,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dat_ray.config.training import TrainingConfig
+from dat_ray.data.rundir import RunDir
+from dat_ray.data.shards import write_manifest
 from dat_ray.errors import StorageError
 from dat_ray.models.adapters import ADAPTER_WEIGHTS, save_adapter
 from dat_ray.models.chat import Encoded
-from dat_ray.training import kept
+from dat_ray.training import driver, kept
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.checkpoint import FolderCheckpoints, RunFingerprint
 from dat_ray.training.fine_tuning import TrainingRows, fine_tune
-from dat_ray.training.kept import AdapterKeeper, is_kept, kept_name
+from dat_ray.training.kept import AdapterKeeper, adapters_along, is_kept, kept_name
 from dat_ray.training.network import Network
-from dat_ray.training.trainer import SINGLE_WORKER, TrainingFiles, WorkerInfo
+from dat_ray.training.step import FineTuning
+from dat_ray.training.trainer import SINGLE_WORKER, Trainer, TrainingFiles, WorkerInfo
+from tests.ray.tiny_training import in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
 
 MakeNetwork = Callable[..., Network]
 MakeConfig = Callable[..., TrainingConfig]
@@ -79,7 +84,7 @@ def test_a_training_that_is_killed_anywhere_keeps_the_adapters_of_one_that_is_no
     whole = kept_files(tmp_path / "whole")
     assert sorted({name.rpartition("/")[0] for name in whole}) == [kept_name(number) for number in (2, 4, 6)]
     assert len(set(whole.values())) > 3
-    for calls in (3, 5, 9, 13):
+    for calls in (5, 9):
         torn = tmp_path / f"torn-{calls}"
         with pytest.raises(Killed):
             train(fresh(), rows, cfg, torn, EVERY, WorkerInfo(reduce=killer(calls)))
@@ -127,3 +132,39 @@ def test_what_a_kill_left_half_written_is_no_kept_adapter() -> None:
     assert is_kept("kept/update-00000008/adapter_model.safetensors")
     for path in ("kept/update-00000008.0123456789abcdef.partial/x", "kept/update-8/x", "adapter/x", "kept/update-00000008/a/b"):
         assert not is_kept(path)
+
+
+def test_a_worker_keeps_adapters_where_they_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver's own work, without the processes of Ray Train; killed once, and whole."""
+    save_tiny_chat_model(tmp_path / "model")
+    recipe = tiny_training_recipe(tmp_path / "model", updates=6, keep_every=2)
+    monkeypatch.setattr(driver, "this_worker", lambda: SINGLE_WORKER)
+    monkeypatch.setattr(driver, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(driver, "RayCheckpoints", lambda root, _worker: FolderCheckpoints(root))
+    take_update = FineTuning.update
+
+    def killed(objective: FineTuning, trainer: Trainer, update: int) -> dict[str, Any]:
+        if update == 5:
+            raise Killed
+        return take_update(objective, trainer, update)
+
+    found = {}
+    for name in ("whole", "torn"):
+        run = ready_run(tmp_path / name, recipe)
+        settings = {"recipe": recipe.model_dump_json(), "root": run.root, "model": str(tmp_path / "model"), "round": "0"}
+        if name == "torn":
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                patch.setattr(FineTuning, "update", killed)
+                driver._work(settings)
+        driver._work(settings)
+        write_manifest(run.training(0), driver._describe_adapter(run.training(0)), run.fingerprint_of(recipe))
+        along = adapters_along(run, recipe, 2)
+        assert list(along) == [2, 4, 6]
+        assert along[6] == run.adapter(0)
+        found[name] = [load_file(Path(folder) / ADAPTER_WEIGHTS) for folder in along.values()]
+    for whole, torn in zip(found["whole"], found["torn"], strict=True):
+        assert whole.keys() == torn.keys()
+        assert all(torch.equal(whole[key], torn[key]) for key in whole)
+    expected = in_process(recipe, RunDir(str(tmp_path / "whole")), tmp_path / "alone")
+    assert all(torch.equal(found["whole"][-1][key], expected[key]) for key in expected)
+    assert any(not torch.equal(found["whole"][0][key], expected[key]) for key in expected)

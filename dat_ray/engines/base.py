@@ -120,7 +120,11 @@ class Completion:
 
 
 class TargetModel(Protocol):
-    """The chat model under attack."""
+    """The chat model under attack.
+
+    An engine that can go on with another LoRA adapter says `switches_adapters = True` and has `use_adapter(folder)`, None for the
+    model as it is: models that differ in their adapter alone are then asked from one start.
+    """
 
     name: str
 

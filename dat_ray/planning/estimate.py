@@ -81,12 +81,13 @@ def _disk(planning: Planning, stages: tuple[StagePlan, ...]) -> dict[str, float]
         # A published sampler is converted once, its copy lies in the cache.
         copies += 2.0 * model.stored if isinstance(config, SamplerConfig) else 0.0
     target: ModelShape = planning.shape("target", recipe.target)
+    updates = sum(role.calls for stage in stages for role in stage.roles if role.role == "trainer")
     asked = sum(role.calls for stage in stages if stage.name == "evaluate" for role in stage.roles if role.role == "judge")
     return {
         "models": sum(models.values()),
         # The fine-tuned target is merged for vLLM.
         "copies": copies + 2.0 * target.stored,
-        "checkpoints": recipe.rounds * checkpoint_bytes(recipe.training, target),
+        "checkpoints": recipe.rounds * checkpoint_bytes(recipe.training, target, updates / recipe.rounds),
         "rows": ROW_BYTES * (recipe.rounds * candidate_rows(planning) + asked),
     }
 

@@ -71,6 +71,7 @@ def search_bytes(config: TargetConfig, model: ModelShape, rows: int, tokens: flo
     return weight_bytes_of(config, model) + states + cache + 4.0 * 3 * rows * response * shape.vocabulary + CONTEXT
 
 
-def checkpoint_bytes(config: TrainingConfig, model: ModelShape) -> float:
-    """Checkpoints of a training, and its adapter."""
-    return float(CHECKPOINTS * CHECKPOINT_BYTES + 4) * model.active.lora_parameters(config.lora.rank)
+def checkpoint_bytes(config: TrainingConfig, model: ModelShape, updates: float) -> float:
+    """Checkpoints of a training of so many updates, its adapter, and those that it keeps on its way."""
+    kept = (round(updates) - 1) // config.keep_every if config.keep_every else 0
+    return float(CHECKPOINTS * CHECKPOINT_BYTES + 4 * (1 + kept)) * model.active.lora_parameters(config.lora.rank)

@@ -53,6 +53,14 @@ def test_the_papers_rows_are_counted_without_their_files() -> None:
     assert plan.disk["models"] == pytest.approx(2 * (8.02e9 + 8.03e9 + 2.51e9 + 11.8e9), rel=0.01)
 
 
+def test_adapters_that_are_kept_need_room() -> None:
+    settings = ["rounds=3", "selection.earlier_share=0.5", "training.updates=12"]
+    without = plan_run(load_recipe("demo", settings), CORES).disk["checkpoints"]
+    found = plan_run(load_recipe("demo", [*settings, "training.keep_every=4"]), CORES).disk["checkpoints"]
+    # After 4 and 8 of 12 updates, in each of three rounds: 4.9 million parameters of rank 16 in float32.
+    assert found - without == pytest.approx(3 * 2 * 4 * 4.88e6, rel=0.01)
+
+
 def test_attacks_count_as_they_count_themselves() -> None:
     """On all behaviors, not the few by which a plan counts."""
     recipe = load_recipe(

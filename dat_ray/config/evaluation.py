@@ -181,6 +181,23 @@ class UtilityConfig(Section):
     batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = 8
 
 
+class GapConfig(Section):
+    """The distribution gap: how likely harmful responses are on training prompts, on fresh ones, and on people's."""
+
+    bound: Annotated[float, Field(gt=0.0)] = Field(
+        10.0, description="nats a token, the M of the theorem: a log-likelihood outside [-M, M] counts as the nearer end"
+    )
+    behaviors: Positive | None = Field(
+        None, description="training behaviors, and as many held-out ones, drawn by their ids; absent: all"
+    )
+    prompts: Positive | None = Field(
+        4, description="prompts of each behavior and set that are scored, drawn by their ids; absent: all"
+    )
+    seed: NonNegative = Field(
+        0, description="of the fresh prompts and of what is drawn by ids; hashed, so that it is no run's own"
+    )
+
+
 class EvaluationConfig(Section):
     """Attacks on the models, and what else is measured of them. Defaults of the attacks are the published settings."""
 
@@ -217,6 +234,11 @@ class EvaluationConfig(Section):
     second_judge: JudgeConfig | None = Field(None, description="scores the same completions; the disagreement is shown")
     refusal_judge: JudgeConfig = Field(JudgeConfig(), description="reads the answers to harmless look-alikes")
     utility: UtilityConfig = UtilityConfig()
+    gap: GapConfig | None = Field(
+        None,
+        description="measure the distribution gap, plainly and under `training.attack`: draws as many candidates as the training "
+        "did, for its behaviors and the held-out ones; absent: not measured",
+    )
     kl_rows: NonNegative = Field(0, description="retain rows on which the drift KL(base || model) is measured; 0: not measured")
     max_new_tokens: Positive = 256
     # Counts: an evaluation goes by the names of its shards.

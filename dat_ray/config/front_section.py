@@ -33,5 +33,5 @@ class FrontsConfig(Section):
 
     def evaluation(self) -> dict[str, Any]:
         """The section `evaluation` of the suite over the study's: without what is slow and makes no point of a front."""
-        plain = {"utility": {"tasks": []}, "kl_rows": 0, "second_judge": None}
+        plain = {"utility": {"tasks": []}, "kl_rows": 0, "second_judge": None, "gap": None}
         return {**plain, **self.settings, "attacks": list(self.attacks)}

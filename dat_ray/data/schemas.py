@@ -152,6 +152,22 @@ SEARCHES = pa.schema(
     ]
 )
 
+# How likely a harmful response is after one prompt, in nats a token, as it is and under the attack of training; not clipped.
+RISKS = _schema(
+    ("risk_id", _STR, False),
+    ("model", _STR, False),
+    ("prompt_set", _STR, False),
+    ("behavior_id", _STR, False),
+    ("source_id", _STR, False),  # of the candidate, or of the question, that the prompt comes from
+    ("variant", _STR, True),  # of prompts that people wrote, such as their language
+    ("prompt", _STR, False),
+    ("target", _STR, False),
+    ("is_goal", pa.bool_(), False),  # whether the prompt is the behavior's own goal
+    ("plain", _F64, True),
+    ("attacked", _F64, True),  # null where the attack has no steps
+    ("error", _STR, True),
+)
+
 
 def for_training_goals(candidates: pa.Table) -> pa.Table:
     """The rows of a round (schema CANDIDATES) that were drawn for training goals, and not for harmless requests."""

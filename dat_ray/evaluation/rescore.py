@@ -38,6 +38,7 @@ from dat_ray.engines.pinning import JUDGES, pinned, prompts_of
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.attacks.inpainting import HARMLESS_FOLDER
+from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
 from dat_ray.evaluation.judges import JUDGE_READERS, start_judges
 from dat_ray.evaluation.questions import SEARCHES_FOLDER
 from dat_ray.evaluation.record import RECORD
@@ -161,7 +162,7 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
     # What the models do without a judge is as it was.
     stored = load_metrics(root)
     models = stored.models
-    side_effects = {name: SideEffects(models[name].kl_drift, models[name].utility) for name in record["models"]}
+    side_effects = {name: SideEffects(models[name].kl_drift, models[name].utility, models[name].gap) for name in record["models"]}
     folders = _prompt_folders(recipe)
     likelihoods, prompts = _beside(root, LIKELIHOODS), {attack: _beside(root, folder) for attack, folder in folders.items()}
     made = suite_metrics(
@@ -180,7 +181,7 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
     )
     source = ReplayedSuite(suite=record["suite"], fingerprint=record["fingerprint"])
     metrics = made.model_copy(update={"replay": source, "about_attacks": stored.about_attacks})
-    _copy_beside(root, out, [LIKELIHOODS, SEARCHES_FOLDER, HARMLESS_FOLDER, *folders.values()])
+    _copy_beside(root, out, [LIKELIHOODS, SEARCHES_FOLDER, HARMLESS_FOLDER, RISKS_FOLDER, *folders.values()])
     own = record | {"recipe": recipe.model_dump(mode="json"), "suite": suite, "replay_of": source.model_dump()}
     write_bytes(join(out, RECORD), json.dumps(own, indent=1).encode())
     store_metrics(out, metrics)

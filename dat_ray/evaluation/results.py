@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.evaluation.estimates import Benchmark, BrokenRate, Count, Estimate, Flag, JudgeFacts, Number, Part, Rate
+from dat_ray.evaluation.gap_results import DistributionGap
 from dat_ray.evaluation.judge_results import Calibration, Disagreement
 from dat_ray.evaluation.prompt_results import GoalCalibration, OffGoal
 from dat_ray.measures.diversity import Diversity
@@ -153,6 +154,7 @@ class SideEffects:
 
     kl_drift: Drift | None = None
     utility: dict[str, dict[str, Benchmark]] = field(default_factory=dict)
+    gap: DistributionGap | None = None
 
 
 class ModelMetrics(Part):
@@ -167,6 +169,9 @@ class ModelMetrics(Part):
     utility: dict[str, dict[str, Benchmark]] = Field(description="task to metric to figure; empty where none was asked for")
     target_logprob: Likelihood
     kl_drift: Drift | None = Field(None, description="null for the base model, and where it was not measured")
+    gap: DistributionGap | None = Field(
+        None, exclude_if=not_, description="only there where the recipe has `evaluation.gap` and the model is of a run"
+    )
     weights: str = Field("unknown", description="fingerprint of the weights")
 
     def rate_of(self, attack: str, variant: str | None = None) -> Interval | None:

@@ -18,10 +18,14 @@ from dat_ray.errors import InputError
 from dat_ray.evaluation.asking import AttemptStores, ModelSession
 from dat_ray.evaluation.attacker import Attacker
 from dat_ray.evaluation.benchmarks import utility
+from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.drawing import Samplers
 from dat_ray.evaluation.drift import drift
+from dat_ray.evaluation.gap_metrics import distribution_gap
+from dat_ray.evaluation.gap_results import DistributionGap
 from dat_ray.evaluation.judges import start_judges
 from dat_ray.evaluation.results import SideEffects
+from dat_ray.evaluation.risk_rows import measure_risks
 from dat_ray.evaluation.suite import Suite
 from dat_ray.evaluation.target_likelihood import measure_likelihoods
 from dat_ray.evaluation.targets import TargetEngines
@@ -76,7 +80,8 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
             folder = join(suite.folder, "side_effects")
             if model.answers is None:
                 moved = drift(recipe, suite.run_dir, model, folder)
-                found.side_effects[model.name] = SideEffects(moved, utility(recipe, model, folder))
+                gap = _gap(suite, model, counter)
+                found.side_effects[model.name] = SideEffects(moved, utility(recipe, model, folder), gap)
             else:
                 found.side_effects[model.name] = SideEffects()
         found.judges = judges.about()
@@ -89,7 +94,8 @@ def _targets(suite: Suite, engines: Engines) -> TargetEngines:
     pool = beside(cluster.target, cluster.attacker, cluster.judge) if together else cluster.target
     # These load the model once more, where its engines were.
     searched = any(attack.planned().searched for attack in suite.attacks)
-    return TargetEngines(recipe, engines, pool, stay=not (searched or config.kl_rows or config.utility.tasks))
+    loaded_again = searched or suite.pairs or config.kl_rows or config.utility.tasks
+    return TargetEngines(recipe, engines, pool, stay=not loaded_again)
 
 
 def _check_room(suite: Suite) -> None:
@@ -125,3 +131,12 @@ def _ask_model(suite: Suite, session: ModelSession) -> None:
     for attack in suite.drawing:
         if attack.prompts_folder is not None:
             attack.ask(session)
+
+
+def _gap(suite: Suite, model: Model, counter: ProgressCounter) -> DistributionGap | None:
+    """The model's distribution gap; None where it is not measured."""
+    recipe, pairs = suite.recipe, suite.pairs.get(model.name)
+    if recipe.evaluation.gap is None or not pairs:
+        return None
+    rows = measure_risks(recipe, suite.name, model, pairs, suite.risks, counter)
+    return distribution_gap(rows, recipe.evaluation.gap, recipe.training.attack.steps, recipe.evaluation.confidence)

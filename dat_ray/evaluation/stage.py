@@ -7,7 +7,7 @@ judges score the answers, and every chunk becomes a shard. A shard that is there
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dat_ray.config.models import TargetConfig
@@ -19,6 +19,7 @@ from dat_ray.engines.pinning import JUDGES, pinned, prompts_of
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import OPTION, Model, own_models
+from dat_ray.evaluation.gap_pairs import ScoredPair
 from dat_ray.evaluation.judges import JUDGE_READERS
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.record import RECORD, write_record
@@ -60,6 +61,7 @@ def evaluate(
     suite: str = "default",
     engines: Engines | None = None,
     models: Sequence[Model] | None = None,
+    drawn: Mapping[str, Sequence[ScoredPair]] | None = None,
 ) -> EvaluationReport:
     """Attacks each model, and measures over-refusal and log p of the held-out targets.
 
@@ -71,6 +73,7 @@ def evaluate(
         suite: name of the evaluation; the folder below `evaluation/`.
         engines: how each role's engine is made; default: the recipe's backends.
         models: whom to attack, the first being the one the others are compared with; default: base and fine-tuned.
+        drawn: by model, prompts of its run's training and fresh ones, whose distribution gap is measured; None: it is not.
 
     Raises:
         InputError: no adapter yet, or what is stored belongs to other settings, another adapter or other weights.
@@ -87,7 +90,7 @@ def evaluate(
         return _earlier(root, models, recipe)
     check_tasks(recipe.evaluation.utility)
     kept = pinned(recipe, run.root, "sampler", "target", "judge", "encoder", "evaluation")
-    work = Suite(kept, run, suite, models, read_file(run.behaviors), weights)
+    work = Suite(kept, run, suite, models, read_file(run.behaviors), weights, drawn)
     # Before anything is asked: a file that changes meanwhile is not taken for the one that was used.
     inputs = _inputs(recipe)
     with start_ray(recipe.cluster), Progress("evaluate", work.total) as progress:

@@ -9,11 +9,13 @@ import pyarrow as pa
 from dat_ray.config.schema import Recipe
 from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, HARMLESS_HELD_OUT, LOOK_ALIKES, REWRITES, SEARCHES
+from dat_ray.data.schemas import ATTEMPTS, CANDIDATES, HARMLESS_HELD_OUT, LOOK_ALIKES, REWRITES, RISKS, SEARCHES
 from dat_ray.data.shards import join
 from dat_ray.evaluation.attacks.base import Attack, Setup
 from dat_ray.evaluation.attacks.inpainting import HarmlessInpainting
+from dat_ray.evaluation.attacks.prompts import Prompts
 from dat_ray.evaluation.compared import Model
+from dat_ray.evaluation.gap_pairs import RISK_ROWS, RISKS_FOLDER, ScoredPair, in_order, written_pairs
 from dat_ray.evaluation.questions import SEARCHES_FOLDER, UNREADABLE, SeedScope, behaviors_of, held_out, look_alikes
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.evaluation.store import ShardStore, error_rate
@@ -30,13 +32,15 @@ class Suite:
         models: whom to attack.
         behaviors: rows of schema BEHAVIORS.
         weights: by field, of `check_weights`.
+        drawn: drawn pairs whose distribution gap is measured, by model; None where it is not.
 
     Attributes:
         attacks: in the recipe's order.
         look_alikes: questions whose refusal is over-refusal.
         harmless: draws and asks harmless prompts in the sampler's style; None where the run has no requests for it.
         prompts: stores of what samplers draw, by attack.
-        likelihoods, rewrites, searches, answered, attempts: stores of the other rows.
+        pairs: by model, all pairs whose distribution gap is measured.
+        likelihoods, rewrites, searches, risks, answered, attempts: stores of the other rows.
         total: rows to make, for the progress bar.
 
     Raises:
@@ -52,6 +56,7 @@ class Suite:
         models: Sequence[Model],
         behaviors: pa.Table,
         weights: Mapping[str, str | None],
+        drawn: Mapping[str, Sequence[ScoredPair]] | None = None,
     ) -> None:
         self.recipe, self.run_dir, self.name, self.models = recipe, run, name, models
         check_attacks(recipe)
@@ -62,6 +67,8 @@ class Suite:
         self.look_alikes = look_alikes(behaviors_of(behaviors, LOOK_ALIKES))
         requests = behaviors_of(behaviors, HARMLESS_HELD_OUT)
         self.harmless = HarmlessInpainting(Setup(recipe, scope, requests, weights)) if requests else None
+        written = self._written_pairs(behaviors) if drawn else []
+        self.pairs = {name: in_order([*pairs, *written]) for name, pairs in (drawn or {}).items()}
         self._open_stores()
 
     @property
@@ -78,6 +85,10 @@ class Suite:
     def attacker_works_beside_targets(self) -> bool:
         """Whether an attack lets the attacker write while a model is asked."""
         return any(attack.planned().written_each for attack in self.attacks)
+
+    def _written_pairs(self, behaviors: pa.Table) -> list[ScoredPair]:
+        questions = [one for attack in self.attacks if isinstance(attack, Prompts) for one in attack.known_questions]
+        return written_pairs(questions, self.behaviors, behaviors, self.recipe)
 
     def _open_stores(self) -> None:
         root, models = self.folder, len(self.models)
@@ -105,16 +116,18 @@ class Suite:
         self.rewrites = store("rewrites", REWRITES, "rewrite_id", written)
         # A search takes long: each is stored as soon as it is done.
         self.searches = store(SEARCHES_FOLDER, SEARCHES, "search_id", searched, rows=1)
+        scored = sum(len(pairs) for pairs in self.pairs.values())
+        self.risks = store(RISKS_FOLDER, RISKS, "risk_id", scored, rows=RISK_ROWS)
         # A prompt that was never drawn fails once for each model, and is already counted against the sampler's own limit.
         limit = ErrorLimit(asked, min(1.0, 2 * rate), setting)
         self.answered, self.attempts = attempts(join(root, "answered")), attempts(root)
-        self.total = asked + written + searched + targets + sum(plan.drawn for plan in plans)
+        self.total = asked + written + searched + targets + scored + sum(plan.drawn for plan in plans)
 
     def publish(self, fingerprint: str) -> None:
         """Writes the manifests, the attempts' own last."""
         # The translation of a finished attempt's answer is not looked at again.
         self.rewrites.load_rest()
-        for store in (*self.prompts.values(), self.likelihoods, self.rewrites, self.searches):
+        for store in (*self.prompts.values(), self.likelihoods, self.rewrites, self.searches, self.risks):
             if store.rows():
                 store.publish(fingerprint)
         self.attempts.publish(fingerprint)

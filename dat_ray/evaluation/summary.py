@@ -77,7 +77,8 @@ def suite_metrics(
     def of_model(name: str) -> ModelMetrics:
         found = model_metrics(rows[name], logprobs[name], config, seed)
         likelihood = found.target_logprob.model_copy(update={"errors": unscored[name]})
-        beside = {"kl_drift": side_effects[name].kl_drift, "utility": side_effects[name].utility}
+        effects = side_effects[name]
+        beside = {"kl_drift": effects.kl_drift, "utility": effects.utility, "gap": effects.gap}
         return found.model_copy(update={"target_logprob": likelihood, "weights": weights[name], **beside})
 
     models = {name: of_model(name) for name in weights}

@@ -270,7 +270,7 @@ def _with_earlier(found: Chosen, run: RunDir, recipe: Recipe, round_index: int) 
     # A round's set holds rows of the rounds before it, and may hold the goals: each prompt of a behavior once.
     known: dict[tuple[str, str], Row] = {}
     for before in range(FIRST_ROUND, round_index):
-        for row in read_table(_kept_folder(run, recipe, before), fingerprint=mark).to_pylist():
+        for row in read_table(kept_folder(run, recipe, before), fingerprint=mark).to_pylist():
             known.setdefault((row["behavior_id"], normalize(row["prompt"])), row)
     for row in found.table.to_pylist():
         known.pop((row["behavior_id"], normalize(row["prompt"])), None)
@@ -282,7 +282,7 @@ def _with_earlier(found: Chosen, run: RunDir, recipe: Recipe, round_index: int) 
     return replace(found, table=table), len(drawn)
 
 
-def _kept_folder(run: RunDir, recipe: Recipe, round_index: int) -> str:
+def kept_folder(run: RunDir, recipe: Recipe, round_index: int) -> str:
     """Where a round's kept prompts lie: beside the goals in a mixture, else they are its training set."""
     mixed = recipe.selection.source == "mixture"
     return rewrites_folder(run, round_index) if mixed else run.training_set(round_index)

@@ -53,6 +53,10 @@ def compare(recipe: Recipe, run: RunDir, models: str, suite: str | None) -> None
 
     found, name = check_compared(recipe, run, models), suite or COMPARISON
     stage_line(f"compare: {', '.join(model.name for model in found)}; differences are from {found[0].name}")
+    if recipe.evaluation.gap is not None:
+        stage_line(
+            "compare: evaluation.gap is of a run's own training prompts: not measured here, but by dat evaluate and dat study"
+        )
     if not exists(run.behaviors):
         write_file(run.behaviors, load_behaviors(recipe.behaviors).table)
 

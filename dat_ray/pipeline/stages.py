@@ -39,6 +39,8 @@ from dat_ray.runlog import RunLog
 
 # Columns of a table that goes to a file.
 LOG_WIDTH = 130
+# Of a run's own evaluation.
+DEFAULT_SUITE = "default"
 # Prompts of one call to the target that answers the retain set.
 RETAIN_CHUNK = 64
 
@@ -308,9 +310,15 @@ def _fit_to_retain(recipe: Recipe, prompt: str, response: str) -> bool:
 
 
 def _evaluate(_: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    from dat_ray.evaluation.compared import own_models
     from dat_ray.evaluation.stage import evaluate
+    from dat_ray.pipeline.fresh import draw_own, gap_is_open, own_pairs
 
-    done = evaluate(recipe, run)
+    models, drawn = own_models(recipe, run), None
+    if gap_is_open(recipe, run, DEFAULT_SUITE):
+        measured("fresh", draw_own, recipe, run)
+        drawn = own_pairs(recipe, run, models)
+    done = evaluate(recipe, run, DEFAULT_SUITE, models=models, drawn=drawn)
     return {"rows": done.rows, "errors": done.errors, "model_calls": done.model_calls, "skipped": done.skipped}
 
 

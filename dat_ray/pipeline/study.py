@@ -1,8 +1,8 @@
 """`dat study`: arms by seeds, each a run of its own, and all of them under the same suites.
 
     STUDY/study.json, index.html, tables/SUITE/table.md, table.csv, table.tex
-    STUDY/shared/KIND-HASH/      candidates, and the base model's answers to the retain set, of all runs whose inputs to them are
-                                 the same
+    STUDY/shared/KIND-HASH/      candidates, the base model's answers to the retain set, and fresh prompts for the distribution
+                                 gap, of all runs whose inputs to them are the same
     STUDY/arms/ARM/seed-N/       one run directory each, up to its adapter
     STUDY/suites/SUITE/          a run directory with one evaluation of the base model and of all runs
     STUDY/suites/fronts/         the same of adapters along the trainings, where the study has `fronts`
@@ -29,12 +29,13 @@ from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.ids import row_id
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir, open_run
-from dat_ray.data.shards import exists, join, write_bytes, write_file
+from dat_ray.data.shards import exists, join, read_file, write_bytes, write_file
 from dat_ray.errors import DatError
 from dat_ray.evaluation.compared import Model, adapted_model, kept_model
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import check_attacks, check_primary
 from dat_ray.generation.select import needs_candidates
+from dat_ray.pipeline.fresh import FRESH, draw_fresh, fresh_sets, gap_is_open, study_pairs
 from dat_ray.pipeline.front_suite import adapters, front_jobs
 from dat_ray.pipeline.jobs import Job, JobBoard, RunJob
 from dat_ray.pipeline.shared import check_empty, take_over
@@ -90,9 +91,12 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
     _check_inputs(plan)
     write_bytes(join(root, RECORD), json.dumps(_record(plan), indent=1).encode())
     shared = {job.root: job for run in reversed(plan.runs) for job in _shared_jobs(run, root)}
+    fresh = _fresh_jobs(plan, root)
+    shared |= {job.root: job for job in fresh}
     runs = [_run_job(run, root) for run in plan.runs]
     folders = {run.model: job.root for run, job in zip(plan.runs, runs, strict=True)}
-    suites = [_suite_job(plan, name, root, folders) for name in plan.suites]
+    sources = (*folders.values(), *(job.root for job in fresh))
+    suites = [_suite_job(plan, name, root, sources) for name in plan.suites]
     fronts = front_jobs(plan, root, folders, COMPARE)
     stage_line(
         f"study {root}: {len(plan.config.arms)} arms x {len(plan.config.seeds)} seeds, {len(shared)} shared sets, "
@@ -104,8 +108,8 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
         board = JobBoard("study", plan.config.parallel, progress)
         failed = board.run(list(shared.values()), works.share)
         lost = {job.root: failed[source] for job in runs for source in job.sources if source in failed}
-        failed = lost | board.run([job for job in runs if job.root not in lost], works.train)
-        _raise_failed(runs, failed, "runs")
+        failed |= lost | board.run([job for job in runs if job.root not in lost], works.train)
+        _raise_failed([*runs, *fresh], failed, "runs")
         along = adapters(plan, folders)
         _raise_failed(suites, board.run(suites, partial(works.ask, folders)), "suites")
         _raise_failed(fronts, board.run(fronts, partial(works.ask, along)), "suites of adapters along the trainings")
@@ -165,8 +169,13 @@ def _run_job(run: StudyRun, root: str) -> Job:
     return Job(f"{run.arm}, seed {run.seed}", run.recipe, join(root, "arms", run.arm, f"seed-{run.seed}"), shared, STAGES[1:])
 
 
-def _suite_job(plan: Study, name: str, root: str, folders: Mapping[str, str]) -> Job:
-    return Job(name, plan.suites[name], join(root, "suites", name), tuple(folders.values()), (COMPARE,))
+def _fresh_jobs(plan: Study, root: str) -> list[Job]:
+    sets = fresh_sets(plan)
+    return [Job("fresh prompts", recipe, join(root, "shared", name), (), (FRESH,)) for name, recipe in sets.items()]
+
+
+def _suite_job(plan: Study, name: str, root: str, sources: tuple[str, ...]) -> Job:
+    return Job(name, plan.suites[name], join(root, "suites", name), sources, (COMPARE,))
 
 
 def _raise_failed(jobs: list[Job], failed: Mapping[str, str], what: str) -> None:
@@ -177,13 +186,20 @@ def _raise_failed(jobs: list[Job], failed: Mapping[str, str], what: str) -> None
 
 
 def make_shared(job: Job) -> None:
-    """Prompts with answers and verdicts, or the base model's answers to the retain set."""
+    """Prompts with answers and verdicts, for training or fresh ones, or the base model's answers to the retain set."""
     run = open_run(job.root, job.recipe, resume=True)
     if job.stages == ("generate",):
         run_stages(job.recipe, run, job.stages, check_inputs(job.recipe))
         return
     with session(job.recipe, run):
-        measured("retain", retain, job.recipe, run)
+        if job.stages == (FRESH,):
+            measured(FRESH, _draw_fresh, job.recipe, run)
+        else:
+            measured("retain", retain, job.recipe, run)
+
+
+def _draw_fresh(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    return draw_fresh(recipe, run.root, load_behaviors(recipe.behaviors).table)
 
 
 def train_arm(job: Job) -> None:
@@ -200,7 +216,10 @@ def ask_models(folders: Mapping[str, str], job: Job) -> None:
     run = open_run(job.root, job.recipe, resume=True)
 
     def stage(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-        done = evaluate(recipe, run, _evaluation(folders), models=study_models(recipe, folders))
+        drawn = None
+        if gap_is_open(recipe, run, _evaluation(folders)):
+            drawn = study_pairs(recipe, folders, job.sources, read_file(run.behaviors))
+        done = evaluate(recipe, run, _evaluation(folders), models=study_models(recipe, folders), drawn=drawn)
         return {"rows": done.rows, "errors": done.errors, "model_calls": done.model_calls, "skipped": done.skipped}
 
     with session(job.recipe, run):

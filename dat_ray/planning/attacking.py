@@ -16,6 +16,7 @@ from dat_ray.evaluation.questions import SeedScope
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.planning.engine_work import Planning
 from dat_ray.planning.footprint import search_bytes, weight_bytes_of
+from dat_ray.planning.gap_work import risk_role
 from dat_ray.planning.parts import RoleWork, StagePlan, devices_held, share_devices, slowest
 from dat_ray.planning.quantities import TEMPLATE_TOKENS
 from dat_ray.planning.speed import CPU_STAGE, CPU_TRAINING, PLAIN_LAYER, Answers, forward_flops
@@ -180,7 +181,8 @@ def judge_role(planning: Planning, plans: dict[str, Planned]) -> RoleWork:
 def evaluation_stage(planning: Planning) -> StagePlan:
     """Prompts are drawn beside the first model where there is room; models are attacked one after the other."""
     recipe, plans = planning.recipe, planned_attacks(planning)
-    search, attacker = search_role(planning, plans), attacker_role(planning, plans)
+    searching = [one for one in (search_role(planning, plans), risk_role(planning)) if one is not None]
+    search, attacker = planning.beside(*searching) if searching else None, attacker_role(planning, plans)
     target, judge = target_role(planning, plans), judge_role(planning, plans)
     draws = [_sampler_role(planning, kind, plans[name]) for name, kind in chosen_attacks(recipe.evaluation).items()]
     if harmless := harmless_prompts(planning):

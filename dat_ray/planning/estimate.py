@@ -16,6 +16,7 @@ from dat_ray.errors import InputError
 from dat_ray.planning.attacking import MODELS, evaluation_stage
 from dat_ray.planning.engine_work import Planning
 from dat_ray.planning.footprint import ROW_BYTES, checkpoint_bytes
+from dat_ray.planning.gap_work import fresh_stage
 from dat_ray.planning.parts import RunPlan, StagePlan, memory_advice, repeated
 from dat_ray.planning.quantities import quantities
 from dat_ray.planning.shapes import ModelShape
@@ -60,7 +61,9 @@ def plan_run(recipe: Recipe, device: Device) -> RunPlan:
     """
     planning = Planning(recipe, device, quantities(recipe))
     in_rounds = [stage for stage in (generation_stage(planning), training_stage(planning)) if stage is not None]
-    known = (*(repeated(stage, recipe.rounds) for stage in in_rounds), evaluation_stage(planning))
+    fresh = fresh_stage(planning)
+    before = (*(repeated(stage, recipe.rounds) for stage in in_rounds), *([] if fresh is None else [fresh]))
+    known = (*before, evaluation_stage(planning))
     if recipe.encoder is not None:
         planning.notes["encoder: a small model beside the others, neither its time nor its memory is counted"] = None
     planning.notes["answers are taken to be as long as they may be; many end earlier"] = None

@@ -39,11 +39,21 @@ def harmless_rows(planning: Planning) -> int:
 
 
 def generation_stage(planning: Planning) -> StagePlan | None:
-    """Sampler, target and judge stream: the stage takes what the slowest takes, or the sum where they share a device."""
-    recipe, sizes, rows = planning.recipe, planning.sizes, candidate_rows(planning)
-    if not rows:
-        return None
-    drawn = rows + harmless_rows(planning)
+    """The candidates; None where none are needed."""
+    rows = candidate_rows(planning)
+    return drawing_stage(planning, "generate", rows, rows + harmless_rows(planning)) if rows else None
+
+
+def drawing_stage(planning: Planning, name: str, rows: int, drawn: int) -> StagePlan:
+    """Sampler, target and judge stream: the stage takes what the slowest takes, or the sum where they share a device.
+
+    Args:
+        planning: of the recipe.
+        name: of the stage.
+        rows: prompts that are judged.
+        drawn: these, and others that are answered alone.
+    """
+    recipe, sizes = planning.recipe, planning.sizes
     prompt = TEMPLATE_TOKENS + fmean(recipe.sampler.prompt_tokens)
     together, written = recipe.target.batch_size, float(recipe.target.max_new_tokens)
     likelihoods = 1 + (recipe.generation.neutral_prompt is not None)
@@ -68,7 +78,7 @@ def generation_stage(planning: Planning) -> StagePlan | None:
     else:
         seconds, start = max(one.spread for one in roles), max(one.start for one in roles)
     fixed = CPU_STAGE + CPU_STREAM
-    return StagePlan("generate", seconds + start + fixed, devices_held(roles, planning.device), slowest(roles), roles)
+    return StagePlan(name, seconds + start + fixed, devices_held(roles, planning.device), slowest(roles), roles)
 
 
 def training_rows(planning: Planning) -> int:

@@ -9,6 +9,7 @@ from dat_ray.config.study import Study, candidates_mark
 from dat_ray.devices import Device
 from dat_ray.evaluation.registry import check_primary
 from dat_ray.generation.select import needs_candidates
+from dat_ray.pipeline.fresh import fresh_sets
 from dat_ray.planning.attacking import MODELS
 from dat_ray.planning.estimate import plan_run
 from dat_ray.planning.parts import RunPlan
@@ -56,6 +57,10 @@ def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
             later = _seconds(plan, "generate") * (rounds - 1) / rounds
             yield StudyPart(f"later candidates of {arm}", len(study.config.seeds), later)
     models = 1 + len(study.runs)
+    fresh = fresh_sets(study)
+    if fresh:
+        measured = next(recipe for recipe in study.suites.values() if recipe.evaluation.gap is not None)
+        yield StudyPart("fresh prompts for the distribution gap", len(fresh), _seconds(plan_run(measured, device), "fresh"))
     for name, recipe in study.suites.items():
         yield StudyPart(f"suite {name}, each of {models} models", models, _seconds(plan_run(recipe, device), "evaluate") / MODELS)
 

@@ -54,6 +54,8 @@ COUNTS = {
     "evaluation.pgd.attempts": 2,
     "evaluation.embedding.attack.steps": 2,
     "evaluation.utility.limit": 1,
+    "evaluation.gap.behaviors": 2,
+    "evaluation.gap.prompts": 2,
     "evaluation.kl_rows": 2,
 }
 # Of these an absent count is no count, and stays absent.

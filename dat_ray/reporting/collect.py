@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record, rou
 from dat_ray.data.schemas import for_training_goals
 from dat_ray.data.shards import exists, has_manifest, join, read_file, read_manifest, read_table
 from dat_ray.data.stored import stored_lines, well_formed
+from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
 from dat_ray.evaluation.on_goal import is_attack
 from dat_ray.evaluation.outcomes import JUDGED
 from dat_ray.evaluation.results import Metrics, load_metrics
@@ -105,10 +106,11 @@ class StageTotal:
 
 @dataclass(frozen=True)
 class CollectedSuite:
-    """One evaluation: its metrics.json and the attempts behind it."""
+    """One evaluation: its metrics.json, the attempts behind it, and the scored prompts of the distribution gap."""
 
     metrics: Metrics
     attempts: list[dict[str, Any]]
+    risks: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,9 @@ def read_suite(root: str) -> CollectedSuite:
     metrics = load_metrics(root)
     rows = read_table(root).to_pylist()
     # As in the figures: a drawn prompt off the goal is no attempt.
-    return CollectedSuite(metrics, [row for row in rows if is_attack(row, (row["attack"],), _floor(metrics, row))])
+    attempts = [row for row in rows if is_attack(row, (row["attack"],), _floor(metrics, row))]
+    risks = join(root, RISKS_FOLDER)
+    return CollectedSuite(metrics, attempts, read_table(risks).to_pylist() if has_manifest(risks) else [])
 
 
 def _floor(metrics: Metrics, row: dict[str, Any]) -> float | None:
@@ -236,6 +240,7 @@ def _floor(metrics: Metrics, row: dict[str, Any]) -> float | None:
 # Roles that may hold devices while a stage runs.
 ROLES: dict[str, tuple[str, ...]] = {
     "generate": ("sampler", "target", "judge", "encoder"),
+    "fresh": ("sampler", "target", "judge", "encoder"),
     "train": ("trainer",),
     "evaluate": ("sampler", "target", "judge"),
     "compare": ("sampler", "target", "judge"),

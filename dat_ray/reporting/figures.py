@@ -88,47 +88,65 @@ def style(series: int) -> str:
     return f"m{series % STYLES}"
 
 
-def dot_plot(rows: Sequence[DotRow], title: str, axis: str) -> Markup:
-    """Rates in [0, 1] with their intervals, one group of dots a row, each dot beside its name.
+@dataclass(frozen=True)
+class Ruler:
+    """What lies along a dot plot: its ticks, of which the first and the last are the ends, and how a number is written."""
+
+    ticks: Sequence[float]
+    shown: Callable[[float], str]
+
+
+PERCENT = Ruler((0.0, 0.25, 0.5, 0.75, 1.0), lambda value: f"{100 * value:.0f}%")
+
+
+def number_ruler(rows: Sequence[DotRow]) -> Ruler:
+    """For numbers of any size, over all that these rows draw, with two digits."""
+    dots = [dot for row in rows for dot in row.dots]
+    values = [one for dot in dots for one in (dot.value, dot.low, dot.high) if one is not None] or [0.0]
+    return Ruler(nice_ticks(min(values), max(values)), lambda value: f"{value:.2f}".replace("-", "−"))
+
+
+def dot_plot(rows: Sequence[DotRow], title: str, axis: str, ruler: Ruler = PERCENT) -> Markup:
+    """Estimates with their intervals, one group of dots a row, each dot beside its name.
 
     Args:
         rows: from top to bottom.
         title: accessible name of the figure.
         axis: what the horizontal axis measures, with its unit.
+        ruler: along it; rates in [0, 1] where nothing else is said.
     """
     left, right, top = 100.0, WIDTH - 60.0, 8.0
     height = top + sum(LABEL_HEIGHT + ROW_HEIGHT * len(row.dots) + 8 for row in rows)
 
-    def x(value: float) -> float:
-        return left + value * (right - left)
-
+    x = _scale(ruler.ticks[0], ruler.ticks[-1], left, right)
     parts = []
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for tick in ruler.ticks:
         parts.append(_segment("grid", x(tick), top, x(tick), height))
-        parts.append(_text(x(tick), height + 16, f"{100 * tick:.0f}%", "tick", "middle"))
+        parts.append(_text(x(tick), height + 16, ruler.shown(tick), "tick", "middle"))
     y = top
     for row in rows:
         parts.append(_text(0, y + 14, row.label, "group"))
         y += LABEL_HEIGHT
         for dot in row.dots:
-            parts.append(_dot(dot, x, y + ROW_HEIGHT / 2, left))
+            parts.append(_dot(dot, x, (left, y + ROW_HEIGHT / 2), ruler.shown))
             y += ROW_HEIGHT
         y += 8
     parts.append(_text((left + right) / 2, height + 36, axis, "axis", "middle"))
     return _svg(title, height + 42, parts)
 
 
-def _dot(dot: Dot, x: Callable[[float], float], y: float, left: float) -> str:
+def _dot(dot: Dot, x: Callable[[float], float], place: tuple[float, float], shown: Callable[[float], str]) -> str:
+    left, y = place
     name = dot.label if len(dot.label) <= NAME_CHARACTERS else dot.label[: NAME_CHARACTERS - 1] + "…"
     parts = [_text(left - 10, y + 4, name, "name", "end")]
     if dot.value is None:
         return "".join([*parts, _text(left + 6, y + 4, "not measured", "tick")])
-    said = f"{dot.label}: {100 * dot.value:.0f}%"
+    said = f"{dot.label}: {shown(dot.value)}"
     if dot.low is not None and dot.high is not None:
         parts.append(_segment(f"interval {style(dot.series)}", x(dot.low), y, x(dot.high), y))
         for end in (dot.low, dot.high):
             parts.append(_segment(f"interval {style(dot.series)}", x(end), y - 4, x(end), y + 4))
-        said += f" [{100 * dot.low:.0f}%, {100 * dot.high:.0f}%]"
+        said += f" [{shown(dot.low)}, {shown(dot.high)}]"
     parts.append(mark(dot.series, x(dot.value), y))
     parts.append(_text(WIDTH - 2, y + 4, f"{100 * dot.value:.0f}%", "value", "end"))
     return f"<g>{_title(said)}{''.join(parts)}</g>"

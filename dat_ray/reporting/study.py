@@ -17,6 +17,7 @@ from dat_ray.reporting.charts import Figure, FrontPoint, front_figure
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.figures import Dot, DotRow, dot_plot
 from dat_ray.reporting.front_page import fronts_finding, fronts_table, fronts_view, write_fronts
+from dat_ray.reporting.gap import gap_table
 from dat_ray.reporting.stage import template
 from dat_ray.reporting.study_figures import (
     BOA,
@@ -30,7 +31,8 @@ from dat_ray.reporting.study_figures import (
     units_of,
 )
 from dat_ray.reporting.study_fronts import StudyFronts
-from dat_ray.reporting.tables import Comparison, Measure, as_rich, write_tables
+from dat_ray.reporting.study_gap import study_gap
+from dat_ray.reporting.tables import Comparison, Measure, as_rich, gap_measures, write_tables
 from dat_ray.reporting.words import judge_kind, judge_name, model_name, percent, points, with_span
 
 PAGE = "index.html"
@@ -40,7 +42,7 @@ def write_study(plan: Study, suites: Mapping[str, CollectedSuite], root: str, fr
     """Writes `index.html`, each suite's tables and those of the fronts into the study's folder; returns the page's path."""
     measures = study_measures(plan, suites)
     for name, suite in suites.items():
-        write_tables(_comparison(plan, name, suite.metrics, measures), join(root, "tables", name))
+        write_tables(_comparison(plan, name, suite, measures), join(root, "tables", name))
     for one in fronts:
         write_fronts(plan, one, root)
     where = join(root, PAGE)
@@ -51,7 +53,7 @@ def write_study(plan: Study, suites: Mapping[str, CollectedSuite], root: str, fr
 def study_text(plan: Study, suites: Mapping[str, CollectedSuite], fronts: Sequence[StudyFronts] = ()) -> list[Table | str]:
     """For a terminal: a table a suite, one of the fronts with its finding, and the finding."""
     measures = study_measures(plan, suites)
-    tables: list[Table | str] = [as_rich(_comparison(plan, name, suite.metrics, measures)) for name, suite in suites.items()]
+    tables: list[Table | str] = [as_rich(_comparison(plan, name, suite, measures)) for name, suite in suites.items()]
     for one in fronts:
         tables += [as_rich(fronts_table(plan, one)), fronts_finding(plan, one)]
     return [*tables, headline(plan, suites, measures)]
@@ -74,12 +76,14 @@ def _moved(found: ArmDifference, rate: Interval, confidence: float) -> str:
     return f"{percent(rate.value)} ({points(found.interval.value)} points{told})"
 
 
-def _comparison(plan: Study, suite: str, metrics: Metrics, measures: Sequence[StudyMeasure]) -> Comparison:
+def _comparison(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -> Comparison:
     rows = tuple(
         Measure(one.key, one.name, "rate", tuple(cell_of(one, arm) for arm in columns(plan)))
         for one in measures
-        if one.suite == suite
+        if one.suite == name
     )
+    metrics = suite.metrics
+    rows += tuple(gap_measures(study_gap(plan, suite, units_of(plan)), columns(plan)))
     judge = metrics.judge
     return Comparison(
         tuple(columns(plan)), rows, metrics.confidence, f"Judged by {judge.name}, {judge_kind(judge)}.", units_of(plan)
@@ -134,10 +138,24 @@ def _suite(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[Stu
         "columns": [model_name(arm) for arm in columns(plan)],
         "rows": [{"name": one.name, "cells": [with_span(one.rates[arm]) for arm in columns(plan)]} for one in own],
         "differences": difference_rows(own, metrics.confidence),
+        "gap": _gap(plan, suite, own),
         "errors": metrics.errors,
         "attempts": metrics.attempts,
         "unparsed": sum(metrics.unparsed.values()),
     }
+
+
+def _gap(plan: Study, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -> dict[str, Any] | None:
+    """The distribution gap, with what each arm's robustness is in the same table."""
+    view = study_gap(plan, suite, units_of(plan))
+    if view is None:
+        return None
+    shown = gap_table(view)
+    robust = [one for one in measures if one.key in (BOA, plan.config.primary)]
+    rows = [
+        {"name": one.name, "kind": "broken, %", "cells": [with_span(one.rates[arm]) for arm in columns(plan)]} for one in robust
+    ]
+    return shown | {"rows": [*shown["rows"], *rows]}
 
 
 def _rates_figure(plan: Study, measures: Sequence[StudyMeasure], metrics: Metrics) -> Figure:

@@ -104,7 +104,7 @@ def _of_suite(plan: Study, name: str, suite: CollectedSuite) -> Iterator[StudyMe
         by_model[row["model"]].append(row)
     metrics = suite.metrics
     for key, label, outcome, is_rate in _measures(suite):
-        tables = {arm: [outcome(by_model[model]) for model in _models(plan, arm)] for arm in columns(plan)}
+        tables = {arm: [outcome(by_model[model]) for model in models_of_arm(plan, arm)] for arm in columns(plan)}
         if not any(tables[plan.reference]):
             continue
         rates = {arm: rate_over_seeds(table, is_rate, metrics.confidence) for arm, table in tables.items()}
@@ -117,7 +117,7 @@ def _of_suite(plan: Study, name: str, suite: CollectedSuite) -> Iterator[StudyMe
         yield StudyMeasure(name, key, label, rates, differences)
 
 
-def _models(plan: Study, arm: str) -> list[str]:
+def models_of_arm(plan: Study, arm: str) -> list[str]:
     """Names of an arm's models, one a seed; the base model stands for itself under every seed."""
     return [BASE if arm == BASE else f"{arm}@{seed}" for seed in plan.config.seeds]
 

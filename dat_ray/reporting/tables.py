@@ -21,6 +21,7 @@ from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, Rate
 from dat_ray.measures.intervals import NOTHING, SHARES, Interval
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import pair
+from dat_ray.reporting.gap_values import KIND_NAMES, GapView, run_gap
 from dat_ray.reporting.words import attack_name, judge_kind, model_name, variant_name, words
 
 _MARKS = re.compile(r"[\\|`]|(?<=\])[(\[]")
@@ -81,7 +82,20 @@ def comparison(metrics: Metrics) -> Comparison:
     measures += _off_goal(metrics)
     judge = metrics.judge
     said = f"Judged by {judge.name}, {judge_kind(judge)}."
-    return Comparison(tuple(metrics.models), (*measures, *beyond_attacks(metrics)), metrics.confidence, said)
+    measures += [*beyond_attacks(metrics), *gap_measures(run_gap(metrics), tuple(metrics.models))]
+    return Comparison(tuple(metrics.models), tuple(measures), metrics.confidence, said)
+
+
+def gap_measures(view: GapView | None, columns: Sequence[str]) -> list[Measure]:
+    """The distribution gap, not paired with the first model: a measure for each set, gap and kind, as far as it was measured."""
+    found = []
+    names = [column.name for column in view.columns] if view is not None else []
+    for line in view.lines if view is not None else ():
+        by_name = dict(zip(names, line.cells, strict=True))
+        cells = [by_name.get(column, NOTHING) for column in columns]
+        shown_cells = tuple(Cell(one.value, one.low, one.high, n=one.n) for one in cells)
+        found.append(Measure(line.key, f"{line.name}, {KIND_NAMES[line.kind]}", "nats", shown_cells))
+    return found
 
 
 def beyond_attacks(metrics: Metrics) -> list[Measure]:

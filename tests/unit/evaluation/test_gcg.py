@@ -7,10 +7,10 @@ import torch
 
 from dat_ray.config.evaluation import GcgConfig
 from dat_ray.config.training import AttackConfig
-from dat_ray.evaluation.search.embedding import attack_embeddings
 from dat_ray.evaluation.search.gcg import REDRAWS, Gcg, propose
 from dat_ray.evaluation.search.suffix import SuffixModel, printable_tokens
 from dat_ray.models.chat import ChatFormat
+from dat_ray.training.attacked import attack_embeddings
 from dat_ray.training.network import Network
 from tests.unit.diffusion.tiny import LETTERS, gapped_tokenizer
 from tests.unit.evaluation.suffix_models import GOAL, TARGET, Parts, in_pieces, make_parts, make_task, plain_loss

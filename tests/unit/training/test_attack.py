@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from dat_ray.config.training import AttackConfig, TrainingConfig
-from dat_ray.evaluation.search.embedding import attack_embeddings
 from dat_ray.training.attack import Direction, attack, mean_embedding_norm, project
+from dat_ray.training.attacked import attack_embeddings
 from dat_ray.training.batches import HarmfulRow, collate
 from dat_ray.training.network import Network
 from dat_ray.training.terms import find_perturbation

@@ -1,0 +1,86 @@
+"""The distribution gap on a page: its figures, its table, and what has to be said beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dat_ray.measures.gaps import least_distance
+from dat_ray.measures.intervals import NOTHING, Interval
+from dat_ray.reporting.charts import Figure
+from dat_ray.reporting.figures import Dot, DotRow, dot_plot, number_ruler
+from dat_ray.reporting.gap_values import GAP_NAMES, KIND_NAMES, SET_NAMES, ByKind, GapColumn, GapView
+from dat_ray.reporting.words import model_name, nats, percent, with_span
+
+
+def gap_table(view: GapView) -> dict[str, Any]:
+    """What the template needs: rows of sets and of gaps, a cell a column, and sentences."""
+    rows = [
+        {"name": line.name, "kind": KIND_NAMES[line.kind], "cells": [with_span(one, nats) for one in line.cells]}
+        for line in view.lines
+    ]
+    return {
+        "columns": [model_name(column.name) for column in view.columns],
+        "rows": rows,
+        "sentences": [*_sentences(view)],
+        "figures": gap_figures(view),
+        "level": percent(view.confidence),
+        "units": view.units,
+    }
+
+
+def gap_figures(view: GapView) -> list[Figure]:
+    """R on the sets, for each kind, and the gaps of the last kind."""
+    kind = view.kinds[-1]
+    figures = [_figure(view, "sets", one) for one in view.kinds]
+    if any(column.gaps for column in view.columns):
+        figures.append(_figure(view, "gaps", kind))
+    return figures
+
+
+def _figure(view: GapView, what: str, kind: str) -> Figure:
+    names = SET_NAMES if what == "sets" else GAP_NAMES
+    present = [key for key in names if any(key in getattr(column, what) for column in view.columns)]
+    rows = [
+        DotRow(
+            names[key],
+            [_dot(index, column, getattr(column, what).get(key, {}).get(kind)) for index, column in enumerate(view.columns)],
+        )
+        for key in present
+    ]
+    found: ByKind = getattr(view.about, what)
+    said = [(names[key].lower(), found[key][kind].value) for key in present if kind in found.get(key, {})]
+    first_last = [said[0], said[-1]] if len(said) > 1 else said
+    values = ", ".join(f"{value:.2f} {name}".replace("-", "−") for name, value in first_last if value is not None)
+    subject = f"Log p of harmful responses {KIND_NAMES[kind]}" if what == "sets" else f"Gaps in it {KIND_NAMES[kind]}"
+    title = f"{subject}, {model_name(view.subject)}: {values}"
+    caption = (
+        f"Mean over behaviors, nats per token, clipped to ±{view.bound:g}; higher is worse. Bars are {percent(view.confidence)} "
+        f"intervals over {view.units}."
+    )
+    axis = "log p(harmful response), nats per token" if what == "sets" else "difference, nats per token"
+    return Figure(title, dot_plot(rows, title, axis, number_ruler(rows)), caption)
+
+
+def _dot(index: int, column: GapColumn, found: Interval | None) -> Dot:
+    found = found or NOTHING
+    return Dot(index, model_name(column.name), found.value, found.low, found.high)
+
+
+def _sentences(view: GapView) -> list[str]:
+    """How often the bound acted, how many training prompts are goals, and what the theorem makes of the gap."""
+    found = []
+    for kind in view.kinds:
+        shares = [f"{model_name(one.name)} {percent(one.clipped.get(kind))}" for one in view.columns]
+        found.append(f"Beyond ±{view.bound:g} nats, {KIND_NAMES[kind]}: {', '.join(shares)} of the prompts.")
+    goals = [f"{model_name(one.name)} {one.goals[0]} of {one.goals[1]}" for one in view.columns if one.goals[0]]
+    if goals:
+        found.append(f"Training prompts that are behaviors' own goals: {', '.join(goals)}.")
+    people = view.about.gaps.get("people", {}).get(view.kinds[-1], NOTHING)
+    if people.value is not None and people.low is not None and people.high is not None:
+        least = least_distance(max(people.low, -people.high, 0.0), view.bound)
+        found.append(
+            f"Theorem 3.1 read backwards: with the bound {view.bound:g}, the end nearer to 0 of the interval of "
+            f"{model_name(view.subject)}'s gap between people's and the sampler's prompts {KIND_NAMES[view.kinds[-1]]} says that "
+            f"the two laws of the prompt are at least {least:.2f} apart in mean total variation."
+        )
+    return found

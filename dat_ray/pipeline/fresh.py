@@ -103,27 +103,27 @@ def draw_own(recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def own_pairs(recipe: Recipe, run: RunDir, models: Sequence[Model]) -> dict[str, list[ScoredPair]]:
     """By model, the pairs of a run that is evaluated alone: the same for all its models."""
-    found = run_pairs(recipe, run, RunDir(join(run.root, FRESH)), read_file(run.behaviors))
+    found = run_pairs(recipe, run, RunDir(join(run.root, FRESH)))
     return {model.name: found for model in models}
 
 
-def run_pairs(recipe: Recipe, run: RunDir, fresh: RunDir, behaviors: pa.Table) -> list[ScoredPair]:
+def run_pairs(recipe: Recipe, run: RunDir, fresh: RunDir) -> list[ScoredPair]:
     """What a run kept of its own candidates in its first round, and what its rule keeps of the fresh ones.
 
     Args:
         recipe: the run's, with `evaluation.gap`.
-        run: with its training set.
+        run: with its behaviors and its training set.
         fresh: the directory of the fresh prompts.
-        behaviors: rows of schema BEHAVIORS.
 
     Raises:
         ShardError: a table is missing or altered.
     """
+    behaviors = read_file(run.behaviors)
     rows = behaviors.to_pylist()
     measured = measured_behaviors(behaviors, recipe)
     held_out = measured[HELD_OUT]
     goals = {row["behavior_id"]: row["goal"] for row in rows if row["behavior_id"] in measured[TRAIN] | held_out}
-    trained = read_table(kept_folder(run, recipe, FIRST_ROUND), fingerprint=run.fingerprint_of(recipe)).to_pylist()
+    trained = read_table(kept_folder(run, recipe, FIRST_ROUND)).to_pylist()
     kept = choose(for_training_goals(read_table(fresh.candidates(FIRST_ROUND))), recipe.selection).table.to_pylist()
     sets: Mapping[str, list[dict[str, Any]]] = {
         TRAINING_PROMPTS: trained,
@@ -148,23 +148,20 @@ def measured_by(recipe: Recipe, suite: Recipe) -> Recipe:
     return recipe.model_copy(update={"evaluation": suite.evaluation})
 
 
-def study_pairs(
-    suite: Recipe, folders: Mapping[str, str], fresh: Iterable[str], behaviors: pa.Table
-) -> dict[str, list[ScoredPair]]:
+def study_pairs(suite: Recipe, folders: Mapping[str, str], fresh: Iterable[str]) -> dict[str, list[ScoredPair]]:
     """By model, the pairs of a suite of a study: each run's own; of the base model those of the run whose recipe the suite has.
 
     Args:
         suite: the suite's recipe.
         folders: of the runs by their models' names.
         fresh: directories of the study's fresh prompts, among others.
-        behaviors: rows of schema BEHAVIORS.
     """
     roots = {root.rstrip("/").rpartition("/")[2]: root for root in fresh}
     found: dict[str, list[ScoredPair]] = {}
     for model, folder in folders.items():
         run = RunDir(folder)
         own = measured_by(read_record(run).recipe, suite)
-        found[model] = run_pairs(own, run, RunDir(roots[_name(fresh_recipe(own))]), behaviors)
+        found[model] = run_pairs(own, run, RunDir(roots[_name(fresh_recipe(own))]))
         if fingerprint(own) == fingerprint(suite):
             found[BASE] = found[model]
     return found

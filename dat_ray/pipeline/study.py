@@ -29,7 +29,7 @@ from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.ids import row_id
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir, open_run
-from dat_ray.data.shards import exists, join, read_file, write_bytes, write_file
+from dat_ray.data.shards import exists, join, write_bytes, write_file
 from dat_ray.errors import DatError
 from dat_ray.evaluation.compared import Model, adapted_model, kept_model
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
@@ -218,7 +218,7 @@ def ask_models(folders: Mapping[str, str], job: Job) -> None:
     def stage(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         drawn = None
         if gap_is_open(recipe, run, _evaluation(folders)):
-            drawn = study_pairs(recipe, folders, job.sources, read_file(run.behaviors))
+            drawn = study_pairs(recipe, folders, job.sources)
         done = evaluate(recipe, run, _evaluation(folders), models=study_models(recipe, folders), drawn=drawn)
         return {"rows": done.rows, "errors": done.errors, "model_calls": done.model_calls, "skipped": done.skipped}
 

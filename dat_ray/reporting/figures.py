@@ -148,7 +148,7 @@ def _dot(dot: Dot, x: Callable[[float], float], place: tuple[float, float], show
             parts.append(_segment(f"interval {style(dot.series)}", x(end), y - 4, x(end), y + 4))
         said += f" [{shown(dot.low)}, {shown(dot.high)}]"
     parts.append(mark(dot.series, x(dot.value), y))
-    parts.append(_text(WIDTH - 2, y + 4, f"{100 * dot.value:.0f}%", "value", "end"))
+    parts.append(_text(WIDTH - 2, y + 4, shown(dot.value), "value", "end"))
     return f"<g>{_title(said)}{''.join(parts)}</g>"
 
 

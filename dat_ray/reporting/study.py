@@ -152,9 +152,8 @@ def _gap(plan: Study, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -
         return None
     shown = gap_table(view)
     robust = [one for one in measures if one.key in (BOA, plan.config.primary)]
-    rows = [
-        {"name": one.name, "kind": "broken, %", "cells": [with_span(one.rates[arm]) for arm in columns(plan)]} for one in robust
-    ]
+    arms = columns(plan)
+    rows = [{"name": one.name, "kind": "broken", "cells": [with_span(one.rates[arm]) for arm in arms]} for one in robust]
     return shown | {"rows": [*shown["rows"], *rows]}
 
 

@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
-from dat_ray.data.shards import exists, read_manifest, read_table
+from dat_ray.data.shards import exists, read_file, read_manifest, read_table
+from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
 from dat_ray.evaluation.results import load_metrics
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.ops.status import read_status
+from dat_ray.pipeline.fresh import FRESH
 from dat_ray.pipeline.stages import STAGES, check_inputs, run_stages
 from dat_ray.reporting.collect import collect
 from dat_ray.training.update_metrics import read_metrics
@@ -65,6 +67,7 @@ def rounds_recipe(folder: Path, rounds: int, **changes: Any) -> Recipe:
     tree["training"]["retain"]["path"] = str(folder / "retain.jsonl")
     plain = {"attacks": ["direct"], "kl_rows": 0, "second_judge": None, "attacker": None, "heldout_sampler": None, "prompts": []}
     tree["evaluation"] |= plain | {"templates_path": None, "refusal_judge": {"name": "refusal-rules"}}
+    tree["evaluation"]["gap"] = {"behaviors": 2, "prompts": 1}
     for role in ("sampler", "target", "judge"):
         tree["cluster"][role]["num_cpus"] = 0.5
     return Recipe.model_validate(tree | changes)
@@ -135,6 +138,35 @@ def test_the_second_round_begins_where_the_first_ended(undisturbed: RunDir, fold
     stages = {stage["stage"]: stage["state"] for stage in read_status(run.root)["stages"]}
     assert stages["train, round 2 of 2"] == "complete"
     assert read_manifest(run.training(1)).fingerprint == fingerprint(recipe)
+
+
+def test_the_distribution_gap_is_of_the_first_rounds_prompts_and_of_fresh_ones(undisturbed: RunDir, folder: Path) -> None:
+    run, recipe = undisturbed, rounds_recipe(folder, 2)
+    fresh = RunDir(f"{run.root}/{FRESH}")
+    drawn = read_table(fresh.candidates(0)).to_pylist()
+    behaviors = {row["behavior_id"]: row["split"] for row in read_file(run.behaviors).to_pylist()}
+    # For two training and two held-out behaviors, as many as the training drew, and others.
+    assert sorted(behaviors[row["behavior_id"]] for row in drawn) == ["heldout"] * 6 + ["train"] * 6
+    trained = {row["candidate_id"]: row["prompt"] for row in candidates(run, 0)}
+    again = {row["candidate_id"]: row["prompt"] for row in drawn if row["candidate_id"] in trained}
+    assert len(again) == 6
+    assert any(again[key] != trained[key] for key in again)
+    rows = read_table(f"{run.evaluation('default')}/{RISKS_FOLDER}").to_pylist()
+    assert {row["prompt"] for row in rows if row["prompt_set"] == "training"} <= set(trained.values())
+    assert {row["prompt"] for row in rows if row["prompt_set"] != "training"} <= {row["prompt"] for row in drawn}
+    metrics = load_metrics(run.evaluation("default"))
+    for model in metrics.models.values():
+        assert model.gap is not None
+        assert {name: (one.prompts, one.errors) for name, one in model.gap.sets.items()} == {
+            "training": (2, 0),
+            "fresh_prompts": (2, 0),
+            "fresh_targets": (2, 0),
+        }
+        assert list(model.gap.gaps) == ["new_prompts", "new_targets"]
+        assert model.gap.attack_steps == recipe.training.attack.steps
+    base, adapted = (model.gap for model in metrics.models.values())
+    assert base != adapted
+    assert "The distribution gap" in Path(run.report, "index.html").read_text()
 
 
 @pytest.mark.drill

@@ -84,12 +84,13 @@ def test_a_study_that_is_killed_in_each_of_its_parts_ends_as_one_that_is_not(fol
     finished(path, whole)
     shared = list((whole / "shared").iterdir())
     # The retain rows of these models have responses: nothing is asked of the base model for them, and once for all.
-    assert sorted(one.name.split("-")[0] for one in shared) == ["candidates", "candidates", "retain"]
+    assert sorted(one.name.split("-")[0] for one in shared) == ["candidates", "candidates", "fresh", "retain"]
     points = (
         lambda: any((torn / "shared").glob("candidates-*/candidates/round-0/_input/_manifest.json")),
         lambda: has_manifest(str(torn / "arms/cat/seed-1/training/round-0")),
         lambda: has_manifest(str(torn / "arms/dat/seed-1/training_set/round-0")),
         lambda: any((torn / "suites/heldout/evaluation").glob("*/part-*.parquet")),
+        lambda: any((torn / "suites/heldout/evaluation").glob("*/risks/part-*.parquet")),
         lambda: any((torn / "suites/fronts/evaluation").glob("*/part-*.parquet")),
     )
     for point in points:

@@ -203,7 +203,7 @@ def test_a_model_scores_each_pair_once_and_goes_on_where_it_stopped(
         measure(folder, store(tmp_path), Model("base", None, "w1"))
     # Too many that cannot be scored stop the stage.
     long = [ScoredPair("training", "b", f"l{at}", "dog " * 80, "Sure", "No", False) for at in range(2)]
-    with pytest.raises(DatError, match="2 rows failed, rate = 0.1 allows"):
+    with pytest.raises(DatError, match=r"2 rows failed, rate = 0\.1 allows"):
         measure(folder, store(tmp_path / "other"), model, long)
 
 
@@ -247,7 +247,7 @@ def test_gaps_are_between_the_sets_that_are_there() -> None:
     step = found.gaps["new_prompts"]
     assert (step.first, step.second, step.paired) == ("training", "fresh_prompts", True)
     # a: -5 + 7, b: -5 + 6.
-    assert (step.plain.gap, step.plain.n) == (pytest.approx(1.5), 2)
+    assert (step.plain.gap, step.plain.n) == pytest.approx((1.5, 2))
     assert step.plain.least_distance == pytest.approx(1.5 / 20)
     whole = found.gaps["whole"]
     assert not whole.paired

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+
 from dat_ray.config.training import TrainingConfig
 from dat_ray.measures.gaps import clipped, gap_between, least_distance
 from dat_ray.models.chat import Encoded

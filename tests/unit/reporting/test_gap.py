@@ -1,0 +1,221 @@
+"""The distribution gap on the pages and in the tables, from scored prompts that are made up."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dat_ray.config.evaluation import GapConfig
+from dat_ray.evaluation.gap_metrics import distribution_gap, risk_by_behavior
+from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
+from dat_ray.measures.crossed import crossed_mean_difference
+from dat_ray.measures.gaps import gap_between
+from dat_ray.reporting.charts import Figure
+from dat_ray.reporting.collect import CollectedSuite
+from dat_ray.reporting.figures import PERCENT, Dot, DotRow, dot_plot, number_ruler
+from dat_ray.reporting.gap import gap_figures, gap_table
+from dat_ray.reporting.gap_values import GapView, run_gap
+from dat_ray.reporting.stage import report
+from dat_ray.reporting.study import render_study, study_text, write_study
+from dat_ray.reporting.study_figures import study_measures
+from dat_ray.reporting.study_gap import study_gap
+from dat_ray.reporting.tables import as_csv, comparison
+from tests.unit.reporting.synthetic_run import finished_run, recipe
+from tests.unit.reporting.test_study import a_study, a_suite
+
+CONFIG = GapConfig(bound=9.0)
+# R of each set, of a model that resists nothing; and how far each arm pushes the sets down.
+LEVELS = {"training": -2.0, "fresh_prompts": -2.0, "fresh_targets": -2.2, "rewrites": -1.5}
+PUSHED = {"base": 0.0, "adapted": 5.0, "dat": 5.0, "cat": 2.0, "lat": 3.0}
+
+
+def scored(model: str, seed: int) -> list[dict[str, Any]]:
+    """Ten behaviors a split, two prompts each; people's prompts are pushed half as far."""
+    rng, rows = random.Random(seed), []
+    pushed = PUSHED[model.partition("@")[0]]
+    for prompt_set, level in LEVELS.items():
+        split = "train" if prompt_set in ("training", "fresh_prompts") else "heldout"
+        for number in range(20):
+            plain = level - pushed * (0.5 if prompt_set == "rewrites" else 1.0) + rng.gauss(0, 0.5)
+            rows.append(
+                {
+                    "model": model,
+                    "prompt_set": prompt_set,
+                    "behavior_id": f"{split}{number // 2}",
+                    "plain": plain,
+                    "attacked": plain + 1.0,
+                    "is_goal": prompt_set == "training" and number == 3,
+                    "error": None,
+                }
+            )
+    return rows
+
+
+def with_gap(metrics: Metrics, rows: Iterable[dict[str, Any]], steps: int = 2) -> Metrics:
+    by_model = {name: [row for row in rows if row["model"] == name] for name in metrics.models}
+    models = {
+        name: model.model_copy(update={"gap": distribution_gap(by_model[name], CONFIG, steps, 0.95)})
+        for name, model in metrics.models.items()
+    }
+    return metrics.model_copy(update={"models": models})
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> Metrics:
+    """Of a run with the base and the fine-tuned model, without a gap."""
+    return load_metrics(finished_run(tmp_path_factory.mktemp("run")).evaluation("default"))
+
+
+def gap_of(metrics: Metrics, steps: int = 2) -> Metrics:
+    return with_gap(metrics, [row for at, name in enumerate(metrics.models) for row in scored(name, at)], steps)
+
+
+def view_of(metrics: Metrics) -> GapView:
+    found = run_gap(metrics)
+    assert found is not None
+    return found
+
+
+def test_a_run_without_the_gap_shows_none(metrics: Metrics) -> None:
+    assert run_gap(metrics) is None
+    assert not [one for one in comparison(metrics).measures if one.key.startswith("gap/")]
+
+
+def test_a_run_shows_what_its_metrics_hold(metrics: Metrics) -> None:
+    whole = gap_of(metrics)
+    view = view_of(whole)
+    assert [column.name for column in view.columns] == ["base", "adapted"]
+    assert view.kinds == ["plain", "attacked"]
+    gap = whole.models["adapted"].gap
+    assert gap is not None
+    assert view.about.sets["rewrites"]["plain"] == gap.sets["rewrites"].plain.interval
+    assert view.about.goals == (1, 20)
+    shown = gap_table(view)
+    assert len(shown["rows"]) == 2 * (4 + 4)
+    said = " ".join(shown["sentences"])
+    assert "base 0%" in said
+    assert "fine-tuned 1 of 20" in said
+    people = gap.gaps["people"].attacked
+    assert people is not None
+    assert people.low is not None
+    assert f"at least {people.low / 18:.2f} apart" in said
+    [measure] = [one for one in comparison(whole).measures if one.key == "gap/people/attacked"]
+    assert (measure.cells[1].value, measure.cells[1].difference) == (people.gap, None)
+    rows = list(csv.DictReader(io.StringIO(as_csv(comparison(whole)))))
+    assert [float(row["value"]) for row in rows if (row["measure"], row["model"]) == ("gap/people/attacked", "adapted")] == [
+        people.gap
+    ]
+
+
+def test_figures_say_the_finding_in_nats(metrics: Metrics) -> None:
+    view = view_of(gap_of(metrics))
+    plain, attacked, gaps = gap_figures(view)
+    rewrites = view.about.sets["rewrites"]["attacked"].value
+    assert rewrites is not None
+    assert attacked.title.endswith(f"{rewrites:.2f} people's prompts, held-out targets".replace("-", "−"))
+    assert "as they are" in plain.title
+    assert "nats per token" in attacked.caption
+    assert "±9" in attacked.caption
+    for figure in (plain, attacked, gaps):
+        assert isinstance(figure, Figure)
+        assert "%</text>" not in figure.svg
+
+
+def test_without_steps_of_an_attack_only_plain_is_shown(metrics: Metrics) -> None:
+    view = view_of(gap_of(metrics, steps=0))
+    assert view.kinds == ["plain"]
+    assert len(gap_figures(view)) == 2
+
+
+def test_the_report_has_a_section_of_it(tmp_path: Path, metrics: Metrics) -> None:
+    run = finished_run(tmp_path / "run")
+    assert "The distribution gap" not in Path(report(recipe(), run)).read_text()
+    store_metrics(run.evaluation("default"), gap_of(load_metrics(run.evaluation("default"))))
+    page = Path(report(recipe(), run)).read_text()
+    assert page.count("The distribution gap") == 1
+    assert "People&#39;s minus fresh prompts" in page
+
+
+def test_a_plot_of_numbers_spans_what_it_draws() -> None:
+    rows = [DotRow("r", [Dot(0, "a", -3.0, -4.2, -2.0), Dot(1, "b", None, None, None)])]
+    ruler = number_ruler(rows)
+    assert ruler.ticks[0] <= -4.2
+    assert ruler.ticks[-1] >= -2.0
+    drawn = str(dot_plot(rows, "t", "axis", ruler))
+    assert "a: −3.00 [−4.20, −2.00]" in drawn
+    assert number_ruler([]).ticks[0] <= 0.0 <= number_ruler([]).ticks[-1]
+    assert str(dot_plot([], "t", "axis")) == str(dot_plot([], "t", "axis", PERCENT))
+
+
+def a_gap_suite(tmp_path: Path, seeds: tuple[int, ...]) -> CollectedSuite:
+    suite = a_suite(tmp_path, seeds)
+    rows = [row for at, name in enumerate(suite.metrics.models) for row in scored(name, at)]
+    return replace(suite, metrics=with_gap(suite.metrics, rows), risks=rows)
+
+
+def by_seed(suite: CollectedSuite, arm: str, prompt_set: str, kind: str) -> list[dict[str, float]]:
+    return [
+        risk_by_behavior([row for row in suite.risks if row["model"] == f"{arm}@{seed}"], prompt_set, kind, 9.0)
+        for seed in (1, 2, 3)
+    ]
+
+
+def test_arms_are_averaged_over_seeds_and_behaviors(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_gap_suite(tmp_path, (1, 2, 3))
+    view = study_gap(plan, suite, "3 seeds and behaviors")
+    assert view is not None
+    assert [column.name for column in view.columns] == ["dat", "cat", "lat", "base"]
+    cat = view.columns[1]
+    before, after = (by_seed(suite, "cat", one, "attacked") for one in ("training", "fresh_prompts"))
+    assert cat.gaps["new_prompts"]["attacked"] == crossed_mean_difference(before, after).interval
+    held_out = by_seed(suite, "cat", "rewrites", "attacked")
+    assert cat.gaps["whole"]["attacked"] == gap_between(before, held_out, paired=False)
+    # People's prompts are pushed half as far: the gap is 0.7 and half of what the arm pushes.
+    for column, pushed in zip(view.columns, (5.0, 2.0, 3.0, 0.0), strict=True):
+        found = column.gaps["people"]["plain"]
+        assert found.low is not None
+        assert found.high is not None
+        assert found.low - 0.3 < 0.7 + pushed / 2 < found.high + 0.3
+    # The base model is the same under every seed.
+    own = risk_by_behavior([row for row in suite.risks if row["model"] == "base"], "training", "plain", 9.0)
+    assert view.columns[-1].sets["training"]["plain"].n == len(own)
+    assert view.columns[-1].goals == (1, 20)
+    assert cat.goals == (3, 60)
+
+
+def test_a_study_shows_the_gap_beside_robustness_in_every_form(tmp_path: Path) -> None:
+    plan, suites = a_study(tmp_path), {"heldout": a_gap_suite(tmp_path, (1, 2, 3))}
+    page = Path(write_study(plan, suites, str(tmp_path / "out"))).read_text()
+    assert page.count("The distribution gap") == 1
+    section = page[page.index("The distribution gap") :]
+    assert section.index("minus training prompts") < section.index("<td>broken</td>")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out/tables/heldout/table.csv").read_text())))
+    gaps = [row for row in rows if row["measure"] == "gap/whole/attacked"]
+    assert [row["model"] for row in gaps] == ["dat", "cat", "lat", "base"]
+    assert all(float(row["low"]) < float(row["value"]) < float(row["high"]) for row in gaps)
+    for name in ("table.md", "table.tex"):
+        assert "People's minus training prompts" in (tmp_path / "out/tables/heldout" / name).read_text()
+    assert len(study_text(plan, suites)) == 2
+
+
+def test_a_study_of_one_seed_has_intervals_over_behaviors(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path, seeds=(2,)), a_gap_suite(tmp_path, (2,))
+    view = study_gap(plan, suite, "behaviors, one seed")
+    assert view is not None
+    gap = suite.metrics.models["dat@2"].gap
+    assert gap is not None
+    assert view.about.gaps["whole"]["plain"] == gap.gaps["whole"].plain.interval
+    assert "The distribution gap" in render_study(plan, {"heldout": suite}, study_measures(plan, {"heldout": suite}))
+
+
+def test_a_study_without_scored_prompts_shows_no_gap(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_suite(tmp_path)
+    assert study_gap(plan, suite, "u") is None
+    assert "The distribution gap" not in render_study(plan, {"heldout": suite}, study_measures(plan, {"heldout": suite}))

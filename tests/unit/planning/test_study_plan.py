@@ -72,3 +72,29 @@ def test_adapters_along_the_trainings_share_a_start_and_their_prompts(tmp_path: 
     assert together[each].seconds < apart[each].seconds
     assert sum(part.total for part in together.values()) < sum(part.total for part in apart.values())
     assert parts("fronts=null") == {}
+
+
+def test_the_distribution_gap_costs_its_draws_once_and_its_scores_for_each_model(tmp_path: Path) -> None:
+    def plan(gap: object) -> dict[str, float]:
+        tree = {
+            "name": "x",
+            "seeds": [1, 2],
+            "arms": {"dat": {}, "random": {"settings": {"selection": {"score": "random"}}}},
+            "suites": {"one": {"gap": gap}},
+        }
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return {part.name: part.total for part in study_parts(read_study(str(path), []), DEVICE)}
+
+    without, few, many = plan(None), plan({"behaviors": 10, "prompts": 1}), plan({"behaviors": 20, "prompts": 1})
+    fresh, suite = "fresh prompts for the distribution gap", "suite one, each of 5 models"
+    assert fresh not in without
+    assert without[suite] < few[suite] < many[suite]
+    # Twice the behaviors, of which each has its own draws: the rest of the stage is starts.
+    recipe = read_study(str(tmp_path / "study.yaml"), []).suites["one"]
+    stages = {stage.name: stage for stage in plan_run(recipe, DEVICE).stages}
+    assert many[fresh] == pytest.approx(stages["fresh"].seconds)
+    drawn = {role.role: role.calls for role in stages["fresh"].roles}
+    # The demo has one target for a training behavior and two for a held-out one, and draws once for each.
+    assert drawn["judge"] == 20 * 1 + 20 * 2
+    assert few[fresh] < many[fresh]

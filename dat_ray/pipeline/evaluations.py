@@ -32,7 +32,7 @@ from dat_ray.models.served import find_source
 from dat_ray.pipeline.stages import check_inputs, measured, session
 from dat_ray.progress import stage_line
 from dat_ray.reporting.stage import report
-from dat_ray.reporting.tables import as_rich, comparison, write_tables
+from dat_ray.reporting.tables import comparison, for_terminal, write_tables
 
 COMPARISON = "comparison"
 # What scoring again uses of a stored recipe: the models that read what is scored, and the classes of attacks, which say how
@@ -147,5 +147,6 @@ def rescore(
 
 def _show(metrics: Metrics, root: str) -> None:
     table = comparison(metrics)
-    Console(stderr=False).print(as_rich(table))
+    for part in for_terminal(table):
+        Console(stderr=False).print(part)
     stage_line(f"tables: {', '.join(write_tables(table, root))}")

@@ -14,7 +14,8 @@ from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.evaluation.results import load_metrics
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import findings
-from dat_ray.reporting.tables import as_rich, comparison
+from dat_ray.reporting.gap_values import GAP_KEY
+from dat_ray.reporting.tables import comparison, for_terminal
 
 SUITE = "default"
 
@@ -32,6 +33,7 @@ def closing(run: RunDir, suite: str = SUITE) -> Iterator[Table | Text]:
     metrics = load_metrics(folder)
     table = comparison(metrics)
     shown = {*metrics.attacks, "boa", OVER_REFUSAL, INPAINTED_OVER_REFUSAL}
-    measured = tuple(one for one in table.measures if one.key in shown and any(cell.value is not None for cell in one.cells))
+    wanted = [one for one in table.measures if one.key in shown or one.key.startswith(GAP_KEY)]
+    measured = tuple(one for one in wanted if any(cell.value is not None for cell in one.cells))
     yield Text(printable(findings(metrics).headline))
-    yield as_rich(replace(table, measures=measured))
+    yield from for_terminal(replace(table, measures=measured))

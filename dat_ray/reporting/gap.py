@@ -11,6 +11,9 @@ from dat_ray.reporting.figures import Dot, DotRow, dot_plot, number_ruler
 from dat_ray.reporting.gap_values import GAP_NAMES, KIND_NAMES, SET_NAMES, ByKind, GapColumn, GapView
 from dat_ray.reporting.words import model_name, nats, percent, with_span
 
+# Share of values beyond the bound from which it decides the mean.
+MOSTLY = 0.5
+
 
 def gap_table(view: GapView) -> dict[str, Any]:
     """What the template needs: rows of sets and of gaps, a cell a column, and sentences."""
@@ -72,6 +75,18 @@ def _sentences(view: GapView) -> list[str]:
     for kind in view.kinds:
         shares = [f"{model_name(one.name)} {percent(one.clipped.get(kind))}" for one in view.columns]
         found.append(f"Beyond ±{view.bound:g} nats, {KIND_NAMES[kind]}: {', '.join(shares)} of the prompts.")
+    saturated = [model_name(one.name) for one in view.columns if (one.clipped.get(view.kinds[-1]) or 0.0) > MOSTLY]
+    if saturated:
+        found.append(
+            f"Most values of {', '.join(saturated)} are at the bound, where R cannot fall any further and intervals are too "
+            "narrow: raise evaluation.gap.bound before reading their gaps."
+        )
+    absent = [name.lower() for key, name in SET_NAMES.items() if key not in view.about.sets]
+    if absent:
+        found.append(f"Not measured: {', '.join(absent)}.")
+    failed = [f"{model_name(one.name)} {one.errors}" for one in view.columns if one.errors]
+    if failed:
+        found.append(f"Prompts that could not be scored: {', '.join(failed)}.")
     goals = [f"{model_name(one.name)} {one.goals[0]} of {one.goals[1]}" for one in view.columns if one.goals[0]]
     if goals:
         found.append(f"Training prompts that are behaviors' own goals: {', '.join(goals)}.")

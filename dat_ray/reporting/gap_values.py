@@ -29,6 +29,8 @@ GAP_NAMES = {
     "people": "People's minus fresh prompts",
     "whole": "People's minus training prompts",
 }
+# What the keys of its measures begin with.
+GAP_KEY = "gap/"
 KIND_NAMES = {PLAIN: "as they are", ATTACKED: "under the attack of training"}
 # Value of each kind by set, by gap.
 ByKind = Mapping[str, Mapping[str, Interval]]
@@ -44,6 +46,7 @@ class GapColumn:
         gaps: gap -> kind -> R on its second set minus R on its first.
         clipped: kind -> share of all scored prompts beyond the bound.
         goals: prompts of the training set that are the behaviors' own goals, and all of that set.
+        errors: prompts that could not be scored.
     """
 
     name: str
@@ -51,6 +54,7 @@ class GapColumn:
     gaps: ByKind
     clipped: Mapping[str, float | None]
     goals: tuple[int, int]
+    errors: int
 
 
 class GapLine(NamedTuple):
@@ -102,7 +106,7 @@ class GapView:
                 for kind in self.kinds:
                     cells = [getattr(column, what).get(key, {}).get(kind, NOTHING) for column in self.columns]
                     if any(cell.value is not None for cell in cells):
-                        found.append(GapLine(f"gap/{key}/{kind}", name, kind, cells))
+                        found.append(GapLine(f"{GAP_KEY}{key}/{kind}", name, kind, cells))
         return found
 
     @property
@@ -133,6 +137,7 @@ def run_gap(metrics: Metrics) -> GapView | None:
                 {key: _kinds(one.plain, one.attacked) for key, one in gap.gaps.items()},
                 clipped,
                 (0, 0) if trained is None else (trained.goals, trained.prompts),
+                sum(one.errors for one in gap.sets.values()),
             )
         )
     return GapView(columns, bound, metrics.confidence, "behaviors", columns[-1].name) if columns else None

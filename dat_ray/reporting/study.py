@@ -32,7 +32,7 @@ from dat_ray.reporting.study_figures import (
 )
 from dat_ray.reporting.study_fronts import StudyFronts
 from dat_ray.reporting.study_gap import study_gap
-from dat_ray.reporting.tables import Comparison, Measure, as_rich, gap_measures, write_tables
+from dat_ray.reporting.tables import Comparison, Measure, for_terminal, gap_measures, write_tables
 from dat_ray.reporting.words import judge_kind, judge_name, model_name, percent, points, with_span
 
 PAGE = "index.html"
@@ -53,9 +53,11 @@ def write_study(plan: Study, suites: Mapping[str, CollectedSuite], root: str, fr
 def study_text(plan: Study, suites: Mapping[str, CollectedSuite], fronts: Sequence[StudyFronts] = ()) -> list[Table | str]:
     """For a terminal: a table a suite, one of the fronts with its finding, and the finding."""
     measures = study_measures(plan, suites)
-    tables: list[Table | str] = [as_rich(_comparison(plan, name, suite, measures)) for name, suite in suites.items()]
+    tables: list[Table | str] = []
+    for name, suite in suites.items():
+        tables += for_terminal(_comparison(plan, name, suite, measures))
     for one in fronts:
-        tables += [as_rich(fronts_table(plan, one)), fronts_finding(plan, one)]
+        tables += [*for_terminal(fronts_table(plan, one)), fronts_finding(plan, one)]
     return [*tables, headline(plan, suites, measures)]
 
 

@@ -62,4 +62,5 @@ def _column(arm: str, seeds: list[list[Row]], bound: float, confidence: float) -
         },
         {kind: sum(abs(value) > bound for value in found) / len(found) for kind, found in values.items()},
         (sum(bool(row["is_goal"]) for row in trained), len(trained)),
+        sum(row["error"] is not None for row in every),
     )

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import methodcaller
 
@@ -21,7 +21,7 @@ from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, Rate
 from dat_ray.measures.intervals import NOTHING, SHARES, Interval
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import pair
-from dat_ray.reporting.gap_values import KIND_NAMES, GapView, run_gap
+from dat_ray.reporting.gap_values import GAP_KEY, KIND_NAMES, GapView, run_gap
 from dat_ray.reporting.words import attack_name, judge_kind, model_name, variant_name, words
 
 _MARKS = re.compile(r"[\\|`]|(?<=\])[(\[]")
@@ -225,8 +225,25 @@ def _grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
     return [printable(name) for name in header], [[printable(cell) for cell in row] for row in rows]
 
 
+def for_terminal(table: Comparison) -> list[Table]:
+    """For a terminal: the measures with their differences, and the distribution gap, which has none, apart."""
+    gap = [one for one in table.measures if one.key.startswith(GAP_KEY)]
+    others = as_rich(replace(table, measures=tuple(one for one in table.measures if one not in gap)))
+    if not gap:
+        return [others]
+    found = Table(title=Text("Log p of harmful responses, nats per token"), title_justify="left")
+    found.add_column(Text("Responses after"))
+    for model in table.models:
+        found.add_column(Text(printable(model_name(model))), justify="right")
+    for measure in gap:
+        found.add_row(
+            *(Text(printable(one)) for one in (measure.name, *(shown(cell, measure.unit)[0] for cell in measure.cells)))
+        )
+    return [others, found]
+
+
 def as_rich(table: Comparison) -> Table:
-    """For a terminal."""
+    """For a terminal, of all measures."""
     header, rows = _grid(table)
     found = Table(caption=Text(_note(table)), caption_justify="left")
     for index, name in enumerate(header):

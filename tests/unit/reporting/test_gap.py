@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
+from rich.text import Text
 
 from dat_ray.config.evaluation import GapConfig
 from dat_ray.evaluation.gap_metrics import distribution_gap, risk_by_behavior
@@ -18,6 +20,7 @@ from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
 from dat_ray.measures.crossed import crossed_mean_difference
 from dat_ray.measures.gaps import gap_between
 from dat_ray.reporting.charts import Figure
+from dat_ray.reporting.closing import closing
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.figures import PERCENT, Dot, DotRow, dot_plot, number_ruler
 from dat_ray.reporting.gap import gap_figures, gap_table
@@ -114,6 +117,30 @@ def test_a_run_shows_what_its_metrics_hold(metrics: Metrics) -> None:
     ]
 
 
+def test_what_the_figures_do_not_show_is_said(metrics: Metrics) -> None:
+    rows = [row for at, name in enumerate(metrics.models) for row in scored(name, at)]
+    few = [row for row in rows if row["prompt_set"] != "rewrites"]
+    low = [row | {"attacked": -20.0} if row["model"] == "adapted" else row for row in few]
+    failed = [
+        row | {"plain": None, "attacked": None, "error": "target: too long"} if at < 3 else row for at, row in enumerate(low)
+    ]
+    said = " ".join(gap_table(view_of(with_gap(metrics, failed)))["sentences"])
+    assert "Most values of fine-tuned are at the bound" in said
+    assert "Not measured: people's prompts, held-out targets." in said
+    assert "Prompts that could not be scored: base 3." in said
+    plain = " ".join(gap_table(view_of(gap_of(metrics)))["sentences"])
+    assert not any(one in plain for one in ("at the bound", "Not measured", "could not be scored"))
+
+
+def test_the_closing_of_a_run_has_it_apart(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    assert len(list(closing(run))) == 2
+    store_metrics(run.evaluation("default"), gap_of(load_metrics(run.evaluation("default"))))
+    _, _, gap = closing(run)
+    assert isinstance(gap, Table)
+    assert gap.row_count == 2 * (4 + 4)
+
+
 def test_figures_say_the_finding_in_nats(metrics: Metrics) -> None:
     view = view_of(gap_of(metrics))
     plain, attacked, gaps = gap_figures(view)
@@ -202,7 +229,13 @@ def test_a_study_shows_the_gap_beside_robustness_in_every_form(tmp_path: Path) -
     assert all(float(row["low"]) < float(row["value"]) < float(row["high"]) for row in gaps)
     for name in ("table.md", "table.tex"):
         assert "People's minus training prompts" in (tmp_path / "out/tables/heldout" / name).read_text()
-    assert len(study_text(plan, suites)) == 2
+    rates, gap, last = study_text(plan, suites)
+    assert isinstance(rates, Table)
+    assert isinstance(gap, Table)
+    assert isinstance(last, str)
+    assert [column.header for column in gap.columns] == [Text(one) for one in ("Responses after", "dat", "cat", "lat", "base")]
+    assert gap.row_count == 2 * (4 + 4)
+    assert rates.row_count == len(study_measures(plan, suites))
 
 
 def test_a_study_of_one_seed_has_intervals_over_behaviors(tmp_path: Path) -> None:

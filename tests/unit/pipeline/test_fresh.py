@@ -150,7 +150,7 @@ def a_study(tmp_path: Path, **changes: Any) -> Study:
         "suites": {"heldout": {"gap": {"behaviors": 2, "prompts": None}}, "plain": {}},
     }
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(tree | changes))
+    path.write_text(yaml.safe_dump(tree | changes, sort_keys=False))
     return read_study(str(path), [])
 
 

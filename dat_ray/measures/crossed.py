@@ -29,10 +29,10 @@ Table = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Scatter:
-    """How far the mean of a table of seeds and behaviors varies.
+    """How far a mean over seeds and behaviors varies, or a sum of such means.
 
     Attributes:
-        variance: of the mean.
+        variance: of it.
         freedom: degrees of freedom of that estimate, which need not be whole.
     """
 
@@ -53,50 +53,51 @@ class Tested:
     p: float | None
 
 
-@dataclass(frozen=True)
-class MeanSquares:
-    """Of a two-way analysis of variance, one value a cell.
+def scatter_of(*tables: np.ndarray) -> Scatter:
+    """The variance of the sum of the means of tables over the same S seeds, each on B behaviors of its own, at least 2.
 
-    Attributes:
-        of_seeds, of_behaviors, of_rest: sums of squares by their degrees of freedom.
-        freedoms: these, in the same order.
-    """
-
-    of_seeds: float
-    of_behaviors: float
-    of_rest: float
-    freedoms: tuple[float, float, float]
-
-
-def mean_squares(table: np.ndarray) -> MeanSquares:
-    """The mean squares of a table [S, B] of S seeds on B behaviors, both at least 2."""
-    seeds, behaviors = table.shape
-    mean, by_seed, by_behavior = table.mean(), table.mean(axis=1), table.mean(axis=0)
-    rest = table - by_seed[:, None] - by_behavior[None, :] + mean
-    freedoms = (seeds - 1, behaviors - 1, (seeds - 1) * (behaviors - 1))
-    sums = (behaviors * ((by_seed - mean) ** 2).sum(), seeds * ((by_behavior - mean) ** 2).sum(), (rest**2).sum())
-    of_seeds, of_behaviors, of_rest = (float(one) / freedom for one, freedom in zip(sums, freedoms, strict=True))
-    return MeanSquares(of_seeds, of_behaviors, of_rest, freedoms)
-
-
-def scatter_of(table: np.ndarray) -> Scatter:
-    """The variance of the mean of S seeds on B behaviors, both at least 2.
-
+    Seeds move all tables together, and behaviors each its own. So it is the variance of the seeds' sums over S, and that of each
+    table's behaviors over B, less the rest of each table over S B, which the others hold twice. Of one table this is
     (MS_seeds + MS_behaviors - MS_rest) / (S B), the mean squares of a two-way analysis of variance (Cornfield and Tukey 1956,
-    Ann. Math. Stat. 27:907), with degrees of freedom after Satterthwaite (1946, Biometrics Bulletin 2:110).
+    Ann. Math. Stat. 27:907). With one seed behaviors alone vary; of two tables that is Welch's variance. Degrees of freedom are
+    Satterthwaite's (1946, Biometrics Bulletin 2:110).
 
     Args:
-        table: [S, B].
+        tables: each [S, B].
     """
-    found = mean_squares(table)
-    of_seeds, of_behaviors, of_rest, freedoms = found.of_seeds, found.of_behaviors, found.of_rest, found.freedoms
-    both = of_seeds + of_behaviors - of_rest
-    # A component of variance is not negative, whatever its estimate: where one would be, the other's mean square is left.
-    square, freedom = max((of_seeds, freedoms[0]), (of_behaviors, freedoms[1]))
-    if both > square:
-        squares = zip((of_seeds, of_behaviors, of_rest), freedoms, strict=True)
-        square, freedom = both, max(1.0, both**2 / sum(one**2 / of for one, of in squares))
-    return Scatter(square / table.size, float(freedom))
+    of_behaviors = [Scatter(float(table.mean(axis=0).var(ddof=1)) / table.shape[1], table.shape[1] - 1.0) for table in tables]
+    behaviors = _summed(of_behaviors)
+    count = len(tables[0])
+    if count == 1:
+        return behaviors
+    by_seed = np.sum([table.mean(axis=1) for table in tables], axis=0)
+    seeds = Scatter(float(by_seed.var(ddof=1)) / count, count - 1.0)
+    of_rest = [_rest_of(table) for table in tables]
+    both = seeds.variance + behaviors.variance - sum(one.variance for one in of_rest)
+    # A component of variance is not negative, whatever its estimate: where one would be, the larger of the two sources is left.
+    larger = max(seeds, behaviors, key=lambda one: (one.variance, one.freedom))
+    return Scatter(both, _freedom(both, [seeds, *of_behaviors, *of_rest])) if both > larger.variance else larger
+
+
+def _rest_of(table: np.ndarray) -> Scatter:
+    """Of the mean, what neither seeds nor behaviors account for."""
+    seeds, behaviors = table.shape
+    rest = table - table.mean(axis=1)[:, None] - table.mean(axis=0)[None, :] + table.mean()
+    freedom = float((seeds - 1) * (behaviors - 1))
+    return Scatter(float((rest**2).sum()) / freedom / table.size, freedom)
+
+
+def _summed(parts: Sequence[Scatter]) -> Scatter:
+    """Of independent sources."""
+    if len(parts) == 1:
+        return parts[0]
+    variance = sum(one.variance for one in parts)
+    return Scatter(variance, _freedom(variance, parts))
+
+
+def _freedom(variance: float, parts: Sequence[Scatter]) -> float:
+    squares = sum(one.variance**2 / one.freedom for one in parts)
+    return max(1.0, variance**2 / squares) if squares else min(one.freedom for one in parts)
 
 
 def crossed_rate(outcomes: Sequence[Mapping[str, bool]], confidence: float = 0.95) -> Interval:
@@ -111,7 +112,7 @@ def crossed_rate(outcomes: Sequence[Mapping[str, bool]], confidence: float = 0.9
     Returns:
         The rate, with `n` behaviors; no limits with fewer than two seeds or behaviors.
     """
-    table = _table(outcomes, _shared(outcomes))
+    table = table_of(outcomes)
     if not table.size:
         return NOTHING
     seeds, behaviors = table.shape
@@ -209,6 +210,11 @@ def _shared(outcomes: Table) -> list[str]:
         return []
     first, *others = outcomes
     return sorted(set(first).intersection(*others))
+
+
+def table_of(outcomes: Table) -> np.ndarray:
+    """[S, B], over the behaviors that all seeds have."""
+    return _table(outcomes, _shared(outcomes))
 
 
 def _table(outcomes: Table, shared: Sequence[str]) -> np.ndarray:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dat_ray.measures.crossed import Tested, mean_squares
+from dat_ray.measures.crossed import Scatter, Tested, scatter_of
 from dat_ray.measures.intervals import (
     NOTHING,
     Interval,
@@ -178,9 +178,9 @@ def front_rate(trail: Trail, figure: FrontFigure, confidence: float = 0.95) -> I
     share = trusted_scatter(*telling)
     if not share or not 0 < value < 1:
         return score_interval(value, behaviors, behaviors, confidence)
-    variance, freedom = _spread(linear)
-    trials = 1 / (share * variance / (value * (1 - value)) + (1 - share) / behaviors)
-    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, freedom)
+    scatter = linear.scatter
+    trials = 1 / (share * scatter.variance / (value * (1 - value)) + (1 - share) / behaviors)
+    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, scatter.freedom)
     return score_interval(value, trials * shrink**2, behaviors, confidence)
 
 
@@ -200,14 +200,14 @@ def front_difference(first: Trail, second: Trail, figure: FrontFigure, confidenc
     if first.smallest < 2:
         return Tested(Interval(value, None, None, behaviors), None)
     moved = _Linear(value, two.slopes, two.attacked - one.attacked, two.asked - one.asked)
-    (before, _), (after, _), (variance, freedom) = _spread(one), _spread(two), _spread(moved)
-    together = (before + after - variance) / (2 * math.sqrt(before * after)) if before and after else 0.0
+    before, after, scatter = one.scatter.variance, two.scatter.variance, moved.scatter
+    together = (before + after - scatter.variance) / (2 * math.sqrt(before * after)) if before and after else 0.0
     rates = front_rate(first, figure, confidence), front_rate(second, figure, confidence)
     interval = rate_difference(*rates, min(1.0, max(0.0, together)), behaviors)
-    if not variance:
+    if not scatter.variance:
         # Nothing scatters: what two equal arms have in common is no evidence of a difference.
         return Tested(interval, None if value else 1.0)
-    return Tested(interval, min(1.0, 2 * student_tail(abs(value) / math.sqrt(variance), freedom)))
+    return Tested(interval, min(1.0, 2 * student_tail(abs(value) / math.sqrt(scatter.variance), scatter.freedom)))
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,11 @@ class _Linear:
     slopes: np.ndarray
     attacked: np.ndarray
     asked: np.ndarray
+
+    @property
+    def scatter(self) -> Scatter:
+        """Of the value; both tables have at least two columns."""
+        return scatter_of(self.attacked, self.asked)
 
 
 def _linear(trail: Trail, figure: FrontFigure) -> _Linear | None:
@@ -249,36 +254,3 @@ def _linear(trail: Trail, figure: FrontFigure) -> _Linear | None:
     # What rounding leaves of a slope of zero weighs nothing.
     by_x, by_y = (np.where(np.abs(one) < 1e-6, 0.0, one) for one in (by_x, by_y))
     return _Linear(value, by_y, np.tensordot(by_y, trail.broken, 1), np.tensordot(by_x, trail.refused, 1))
-
-
-def _spread(linear: _Linear) -> tuple[float, float]:
-    """The variance of the sum of both tables' means, and its degrees of freedom; both have at least two columns.
-
-    As `scatter_of` for one table. Seeds are the same in both, so that their parts are added before they are squared.
-    """
-    tables = (linear.attacked, linear.asked)
-    seeds = len(linear.attacked)
-    if seeds == 1:
-        return _sum_of([(float(table[0].var(ddof=1)) / table.shape[1], table.shape[1] - 1.0) for table in tables])
-    squares = [(table.size, mean_squares(table)) for table in tables]
-    of_behaviors = [(found.of_behaviors / size, found.freedoms[1]) for size, found in squares]
-    of_rest = [(found.of_rest / size, found.freedoms[2]) for size, found in squares]
-    by_seed = sum(table.mean(axis=1) for table in tables)
-    of_seeds = (float(np.var(by_seed, ddof=1)) / seeds, seeds - 1.0)
-    found = _sum_of(of_behaviors)
-    both = of_seeds[0] + found[0] - sum(variance for variance, _ in of_rest)
-    largest = max(of_seeds, found)
-    if both <= largest[0]:
-        return largest
-    return both, _freedom(both, [of_seeds, *of_behaviors, *of_rest])
-
-
-def _sum_of(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    total = sum(variance for variance, _ in parts)
-    return total, _freedom(total, parts)
-
-
-def _freedom(total: float, parts: Sequence[tuple[float, float]]) -> float:
-    """After Satterthwaite."""
-    below = sum(variance**2 / freedom for variance, freedom in parts)
-    return max(1.0, total**2 / below) if below else 1.0

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from dat_ray.measures.crossed import crossed_mean_difference
-from dat_ray.measures.gaps import clipped, gap_between, least_distance, mean_over, unlike_scatter
+from dat_ray.measures.crossed import crossed_mean_difference, scatter_of
+from dat_ray.measures.gaps import clipped, gap_between, least_distance, mean_over
 from dat_ray.measures.intervals import NOTHING
 
 
@@ -70,11 +70,11 @@ def test_what_cannot_be_known_has_no_limits() -> None:
 
 def test_the_scatter_of_two_tables_by_hand() -> None:
     # Seeds differ by 5 and 4: variance 1/2, halved. Behaviors: 2/2 each. Nothing is left over.
-    found = unlike_scatter(np.array([[0.0, 2.0], [1.0, 3.0]]), np.array([[5.0, 7.0], [5.0, 7.0]]))
+    found = scatter_of(-np.array([[0.0, 2.0], [1.0, 3.0]]), np.array([[5.0, 7.0], [5.0, 7.0]]))
     assert found.variance == pytest.approx(2.25)
     assert found.freedom == pytest.approx(2.25**2 / (0.25**2 + 1 + 1))
     # One row is Welch's.
-    assert unlike_scatter(np.array([[0.0, 2.0]]), np.array([[5.0, 7.0]])).freedom == pytest.approx(2.0)
+    assert scatter_of(-np.array([[0.0, 2.0]]), np.array([[5.0, 7.0]])).freedom == pytest.approx(2.0)
 
 
 def tables(rng: np.random.Generator, behaviors: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +95,7 @@ def test_the_variance_is_what_was_put_in() -> None:
     seen = np.var([second.mean() - first.mean() for first, second in drawn])
     assert seen == pytest.approx(true, rel=0.1)
     # A little more where a component would be negative.
-    assert np.mean([unlike_scatter(*pair).variance for pair in drawn]) == pytest.approx(true, rel=0.1)
+    assert np.mean([scatter_of(-first, second).variance for first, second in drawn]) == pytest.approx(true, rel=0.1)
 
 
 def test_the_interval_of_other_behaviors_and_seeds_holds_its_level() -> None:

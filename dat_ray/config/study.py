@@ -116,6 +116,11 @@ class Study:
     suites: dict[str, Recipe]
     front: Recipe | None = None
 
+    @property
+    def front_suites(self) -> dict[str, Recipe]:
+        """As `suites`, the one of adapters along the trainings; empty where these are not evaluated."""
+        return {} if self.front is None else {FRONTS: self.front}
+
 
 def read_study(name_or_path: str, settings: list[str]) -> Study:
     """Reads a study and resolves the recipe of each of its runs.
@@ -154,6 +159,9 @@ def _front(config: StudyConfig, reference: str) -> Recipe | None:
     settings = [*_flat(fronts.evaluation(), f"{FRONTS}.settings", "evaluation."), "behaviors.harmless_heldout=null"]
     settings += [] if fronts.backend is None else [f"target.backend={fronts.backend}"]
     recipe = _recipe(config, reference, config.seeds[0], FRONTS, settings)
+    if recipe.evaluation.gap is not None:
+        # Of a run and what it was trained on, not of what it was on its way.
+        raise InputError(f"{FRONTS}.settings", "gap", "is not measured of adapters along a training: give it to a suite")
     if recipe.behaviors.over_refusal is None:
         raise InputError(
             FRONTS, fronts.over_refusal, "needs look-alikes: give behaviors.over_refusal in `settings`, or leave it out"

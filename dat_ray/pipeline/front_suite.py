@@ -9,26 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dat_ray.config.front_section import FRONTS
 from dat_ray.config.study import Study
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import join
-from dat_ray.pipeline.jobs import Job
 from dat_ray.training.kept import adapters_along
-
-
-def front_jobs(plan: Study, root: str, folders: Mapping[str, str], stage: str) -> list[Job]:
-    """The job of the suite; none where the study has none.
-
-    Args:
-        plan: the study.
-        root: its folder.
-        folders: of the runs, by the names of their models.
-        stage: name of the job's one stage.
-    """
-    if plan.front is None:
-        return []
-    return [Job(FRONTS, plan.front, join(root, "suites", FRONTS), tuple(folders.values()), (stage,))]
 
 
 def adapters(plan: Study, folders: Mapping[str, str]) -> dict[str, str]:

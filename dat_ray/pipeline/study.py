@@ -21,7 +21,6 @@ from typing import Any
 
 from rich.console import Console
 
-from dat_ray.config.front_section import FRONTS
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.config.study import BASE, Study, StudyRun, candidates_mark, retain_mark
@@ -36,7 +35,7 @@ from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import check_attacks, check_primary
 from dat_ray.generation.select import needs_candidates
 from dat_ray.pipeline.fresh import FRESH, draw_fresh, fresh_sets, gap_is_open, study_pairs
-from dat_ray.pipeline.front_suite import adapters, front_jobs
+from dat_ray.pipeline.front_suite import adapters
 from dat_ray.pipeline.jobs import Job, JobBoard, RunJob
 from dat_ray.pipeline.shared import check_empty, take_over
 from dat_ray.pipeline.stages import check_inputs, check_models, measured, retain, run_stages, session
@@ -96,8 +95,8 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
     runs = [_run_job(run, root) for run in plan.runs]
     folders = {run.model: job.root for run, job in zip(plan.runs, runs, strict=True)}
     sources = (*folders.values(), *(job.root for job in fresh))
-    suites = [_suite_job(plan, name, root, sources) for name in plan.suites]
-    fronts = front_jobs(plan, root, folders, COMPARE)
+    suites = [_suite_job(name, recipe, root, sources) for name, recipe in plan.suites.items()]
+    fronts = [_suite_job(name, recipe, root, tuple(folders.values())) for name, recipe in plan.front_suites.items()]
     stage_line(
         f"study {root}: {len(plan.config.arms)} arms x {len(plan.config.seeds)} seeds, {len(shared)} shared sets, "
         f"{len(suites) + len(fronts)} suites, {plan.config.parallel} at a time"
@@ -126,8 +125,7 @@ def _check_inputs(plan: Study) -> None:
     """Looks at the inputs of every recipe once, whatever its seed; what is said of the same rows is said once."""
     check_primary(plan)
     seen: set[str] = set()
-    front = [] if plan.front is None else [plan.front]
-    for recipe in [*(run.recipe for run in plan.runs), *plan.suites.values(), *front]:
+    for recipe in [*(run.recipe for run in plan.runs), *plan.suites.values(), *plan.front_suites.values()]:
         mark = fingerprint(recipe.model_copy(update={"seed": 0}))
         rows = f"rows {fingerprint(recipe, ('behaviors',))} {retain_mark(recipe)}"
         if mark not in seen:
@@ -144,11 +142,10 @@ def check_the_rest(recipe: Recipe) -> None:
 
 
 def _record(plan: Study) -> dict[str, Any]:
-    front = {} if plan.front is None else {FRONTS: plan.front}
     return {
         "study": plan.config.model_dump(mode="json"),
         "runs": {run.model: fingerprint(run.recipe) for run in plan.runs},
-        "suites": {name: fingerprint(recipe) for name, recipe in {**plan.suites, **front}.items()},
+        "suites": {name: fingerprint(recipe) for name, recipe in (plan.suites | plan.front_suites).items()},
     }
 
 
@@ -174,8 +171,8 @@ def _fresh_jobs(plan: Study, root: str) -> list[Job]:
     return [Job("fresh prompts", recipe, join(root, "shared", name), (), (FRESH,)) for name, recipe in sets.items()]
 
 
-def _suite_job(plan: Study, name: str, root: str, sources: tuple[str, ...]) -> Job:
-    return Job(name, plan.suites[name], join(root, "suites", name), sources, (COMPARE,))
+def _suite_job(name: str, recipe: Recipe, root: str, sources: tuple[str, ...]) -> Job:
+    return Job(name, recipe, join(root, "suites", name), sources, (COMPARE,))
 
 
 def _raise_failed(jobs: list[Job], failed: Mapping[str, str], what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 
 from dat_ray.config.study import Study, candidates_mark
 from dat_ray.devices import Device
@@ -30,7 +31,7 @@ class StudyPart:
 
 
 def study_parts(study: Study, device: Device) -> list[StudyPart]:
-    """Candidates by set, trainings by arm, evaluations by suite.
+    """Candidates by set, trainings by arm, fresh prompts, evaluations by suite, adapters along the trainings.
 
     Raises:
         InputError: as `plan_run`.
@@ -56,14 +57,13 @@ def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
         if rounds > 1:
             later = _seconds(plan, "generate") * (rounds - 1) / rounds
             yield StudyPart(f"later candidates of {arm}", len(study.config.seeds), later)
-    models = 1 + len(study.runs)
-    fresh = fresh_sets(study)
+    fresh = fresh_sets(study).values()
     if fresh:
-        measured = next(recipe for recipe in study.suites.values() if recipe.evaluation.gap is not None)
-        yield StudyPart("fresh prompts for the distribution gap", len(fresh), _seconds(plan_run(measured, device), "fresh"))
+        drawn = fmean(_seconds(plan_run(recipe, device), "fresh") for recipe in fresh)
+        yield StudyPart("fresh prompts for the distribution gap", len(fresh), drawn)
+    models = 1 + len(study.runs)
     for name, recipe in study.suites.items():
         yield StudyPart(f"suite {name}, each of {models} models", models, _seconds(plan_run(recipe, device), "evaluate") / MODELS)
-
     yield from _fronts(study, plans, device)
 
 

@@ -91,6 +91,7 @@ def test_what_arms_share_is_told_by_what_makes_it(tmp_path: Path) -> None:
         ({"fronts": {"every": 0}}, "fronts.every"),
         ({"fronts": {"over_refusal": 1.0}}, "fronts.over_refusal"),
         ({"fronts": {"settings": {"atacks": 1}}}, "fronts: evaluation.atacks"),
+        ({"fronts": {"settings": {"gap": {}}}}, "fronts.settings = 'gap': is not measured of adapters along a training"),
         ({"fronts": {}, "suites": {"fronts": {}}}, "suites.fronts = 'fronts': is the name of the suite of `fronts`"),
         ({"fronts": {}, "settings": {"behaviors": {"over_refusal": None}}}, "needs look-alikes: give behaviors.over_refusal"),
     ],
@@ -105,7 +106,7 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], words: s
 def test_fronts_keep_adapters_of_every_run_and_have_a_cheap_suite(tmp_path: Path) -> None:
     settings = {
         "training": {"updates": 3},
-        "evaluation": {"kl_rows": 4, "inpainting_samples": 3},
+        "evaluation": {"kl_rows": 4, "inpainting_samples": 3, "gap": {"prompts": 2}},
         "behaviors": {"harmless_heldout": {"path": "builtin:demo-harmless-heldout"}},
     }
     fronts = {"every": 2, "attacks": ["direct"], "settings": {"max_new_tokens": 5}}
@@ -114,6 +115,7 @@ def test_fronts_keep_adapters_of_every_run_and_have_a_cheap_suite(tmp_path: Path
     assert plan.front is not None
     evaluation = plan.front.evaluation
     assert (evaluation.attacks, evaluation.kl_rows, evaluation.max_new_tokens) == (("direct",), 0, 5)
+    assert evaluation.gap is None
     assert evaluation.inpainting_samples == 3
     assert (plan.front.target.backend, plan.front.behaviors.harmless_heldout) == ("torch", None)
     assert plan.runs[1].after(8) == "cat@2u8"
@@ -122,7 +124,7 @@ def test_fronts_keep_adapters_of_every_run_and_have_a_cheap_suite(tmp_path: Path
     assert own.front.target == own.runs[0].recipe.target
     # What is kept changes no row: runs are the same with fronts and without.
     without = read_study(written(tmp_path), [])
-    assert without.front is None
+    assert (without.front, without.front_suites) == (None, {})
     assert [fingerprint(run.recipe) for run in without.runs] == [fingerprint(run.recipe) for run in own.runs]
     assert {run.recipe.training.keep_every for run in without.runs} == {None}
 

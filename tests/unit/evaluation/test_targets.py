@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dat_ray.config.evaluation import GapConfig
 from dat_ray.config.models import TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
@@ -23,6 +24,8 @@ from dat_ray.engines.switching import WithAdapter
 from dat_ray.engines.torch_target import TorchTarget
 from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import named_models
+from dat_ray.evaluation.gap_pairs import ScoredPair
+from dat_ray.evaluation.gap_results import FRESH_PROMPTS
 from dat_ray.evaluation.stage import evaluate
 from tests.golden.in_process import in_process
 from tests.golden.tiny import ADAPTER, TARGET, make_models, make_recipe
@@ -58,12 +61,12 @@ def counted(built: Built, config: TargetConfig, threads: int, adapter: str | Non
     return roles._build_target(config, threads, adapter)
 
 
-def asked(recipe: Recipe, name: str, built: Built) -> list[dict[str, Any]]:
+def asked(recipe: Recipe, name: str, built: Built, drawn: dict[str, list[ScoredPair]] | None = None) -> list[dict[str, Any]]:
     run = open_run(name, recipe, resume=False)
     write_file(run.behaviors, load_behaviors(recipe.behaviors).table)
     models = named_models(recipe, f"base=base,one={ADAPTER},two=other")
     with in_process(lambda body: ""):
-        evaluate(recipe, run, engines=Engines(target=partial(counted, built)), models=models)
+        evaluate(recipe, run, engines=Engines(target=partial(counted, built)), models=models, drawn=drawn)
     rows = read_table(run.evaluation("default")).sort_by("attempt_id").to_pylist()
     likelihoods = read_table(f"{run.evaluation('default')}/target_logprob").sort_by("candidate_id").to_pylist()
     return [{key: value for key, value in row.items() if key != "seconds"} for row in [*rows, *likelihoods]]
@@ -83,11 +86,17 @@ def test_adapters_that_share_a_start_answer_as_adapters_that_do_not(recipe: Reci
 
 
 def test_what_needs_the_targets_place_has_it(recipe: Recipe) -> None:
-    """A search with gradients loads the next model before it is asked: the one before must be gone."""
+    """A search with gradients, or the distribution gap, loads a model where its engines were: these must be gone."""
     evaluation = recipe.evaluation.model_copy(update={"attacks": ("direct", "embedding")})
-    built: Built = []
-    asked(recipe.model_copy(update={"evaluation": evaluation}), "searched", built)
-    assert built == [None, ADAPTER, "other"]
+    searched: Built = []
+    asked(recipe.model_copy(update={"evaluation": evaluation}), "searched", searched)
+    assert searched == [None, ADAPTER, "other"]
+    evaluation = recipe.evaluation.model_copy(update={"gap": GapConfig()})
+    pair = ScoredPair(FRESH_PROMPTS, "one", "drawn", "Hello there", "Sure, here", "I cannot", False)
+    scored: Built = []
+    drawn = {name: [pair] for name in ("base", "one", "two")}
+    asked(recipe.model_copy(update={"evaluation": evaluation}), "scored", scored, drawn)
+    assert scored == [None, ADAPTER, "other"]
 
 
 def test_an_adapter_that_does_not_fit_leaves_the_model_as_it_is(recipe: Recipe, tmp_path: Path) -> None:

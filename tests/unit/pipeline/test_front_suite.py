@@ -13,7 +13,7 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.shards import write_bytes, write_manifest
 from dat_ray.errors import InputError, ShardError
 from dat_ray.evaluation.compared import adapter_digest
-from dat_ray.pipeline.front_suite import adapters, front_jobs
+from dat_ray.pipeline.front_suite import adapters
 from dat_ray.pipeline.study import study_models
 from dat_ray.training.driver import _check_adapter, _describe_adapter
 from dat_ray.training.kept import kept_name
@@ -75,8 +75,7 @@ def test_adapters_are_those_of_all_rounds_by_updates(tmp_path: Path) -> None:
     assert models[1].weights == adapter_digest(found["dat@5u2"])
     last = study_models(plan.front, folders)[2]
     assert (last.name, last.adapter) == ("rounds@5", found["rounds@5u6"])
-    [job] = front_jobs(plan, "root", folders, "compare")
-    assert (job.label, job.root, job.recipe, job.sources) == ("fronts", "root/suites/fronts", plan.front, tuple(folders.values()))
+    assert plan.front_suites == {"fronts": plan.front}
 
 
 def test_a_training_that_kept_none_is_named_before_anything_is_asked(tmp_path: Path) -> None:
@@ -91,7 +90,7 @@ def test_a_training_that_kept_none_is_named_before_anything_is_asked(tmp_path: P
         adapters(plan, {**folders, "dat@5": str(tmp_path / "nowhere")})
     without = a_study(tmp_path, every=None)
     assert adapters(without, folders) == {}
-    assert front_jobs(without, "root", folders, "compare") == []
+    assert without.front_suites == {}
 
 
 def test_a_kept_adapter_that_was_altered_is_found(tmp_path: Path) -> None:

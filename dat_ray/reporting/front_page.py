@@ -19,6 +19,8 @@ from dat_ray.reporting.tables import Comparison, Measure, csv_text, write_tables
 from dat_ray.reporting.words import attack_name, judge_kind, judge_name, percent, points, with_span
 
 POINTS = "points.csv"
+# Beside seeds.
+UNITS = ("behaviors", "look-alikes")
 NOT_REACHED = "not reached"
 
 
@@ -28,7 +30,7 @@ def fronts_table(plan: Study, fronts: StudyFronts) -> Comparison:
     rows = tuple(Measure(one.key, one.name, "rate", tuple(cell_of(one, arm) for arm in arms)) for one in fronts.measures)
     judge = fronts.metrics.judge
     said = f"Judged by {judge.name}, {judge_kind(judge)}. –: no adapter of the arm reaches that over-refusal."
-    return Comparison(tuple(arms), rows, fronts.metrics.confidence, said, units_of(plan))
+    return Comparison(tuple(arms), rows, fronts.metrics.confidence, said, units_of(plan, *UNITS))
 
 
 def write_fronts(plan: Study, fronts: StudyFronts, root: str) -> None:
@@ -77,6 +79,7 @@ def fronts_view(plan: Study, fronts: StudyFronts) -> dict[str, Any]:
     return {
         "over_refusal": percent(fronts.over_refusal),
         "attacks": ", ".join(attack_name(attack) for attack in fronts.metrics.attacks),
+        "units": units_of(plan, *UNITS),
         "finding": fronts_finding(plan, fronts),
         "figures": [_figure(plan, fronts, arm) for arm in arms[1:] or arms],
         "columns": arms,
@@ -120,9 +123,9 @@ def _figure(plan: Study, fronts: StudyFronts, arm: str) -> Figure:
     title = f"Broken at {percent(fronts.over_refusal)} over-refusal: {broken}"
     svg = line_plot(lines, title, "look-alikes refused, %", "behaviors broken by any attack", share=True)
     caption = (
-        f"A mark an adapter along the training, mean over {units_of(plan)}; a line the front: the least attack success of any "
-        f"mixture of two adapters that refuses no more. Judged by {judge_name(fronts.metrics.judge)}. Arms are compared at the "
-        "faint line."
+        f"A mark an adapter along the training, mean over {units_of(plan, *UNITS)}; a line the front: the least attack success "
+        f"of any mixture of two adapters that refuses no more. Judged by {judge_name(fronts.metrics.judge)}. Arms are compared "
+        "at the faint line."
     )
     return Figure(title, svg, caption)
 

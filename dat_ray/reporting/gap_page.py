@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from dat_ray.config.study import BASE
 from dat_ray.measures.gaps import least_distance
 from dat_ray.measures.intervals import NOTHING, Interval
 from dat_ray.reporting.charts import Figure
@@ -15,7 +17,7 @@ from dat_ray.reporting.words import model_name, nats, percent, with_span
 MOSTLY = 0.5
 
 
-def gap_table(view: GapView) -> dict[str, Any]:
+def gap_section(view: GapView) -> dict[str, Any]:
     """What the template needs: rows of sets and of gaps, a cell a column, and sentences."""
     rows = [
         {"name": line.name, "kind": KIND_NAMES[line.kind], "cells": [with_span(one, nats) for one in line.cells]}
@@ -24,7 +26,7 @@ def gap_table(view: GapView) -> dict[str, Any]:
     return {
         "columns": [model_name(column.name) for column in view.columns],
         "rows": rows,
-        "sentences": [*_sentences(view)],
+        "sentences": _sentences(view),
         "figures": gap_figures(view),
         "level": percent(view.confidence),
         "units": view.units,
@@ -43,17 +45,17 @@ def gap_figures(view: GapView) -> list[Figure]:
 def _figure(view: GapView, what: str, kind: str) -> Figure:
     names = SET_NAMES if what == "sets" else GAP_NAMES
     present = [key for key in names if any(key in getattr(column, what) for column in view.columns)]
-    rows = [
-        DotRow(
-            names[key],
-            [_dot(index, column, getattr(column, what).get(key, {}).get(kind)) for index, column in enumerate(view.columns)],
-        )
-        for key in present
-    ]
+    # The base model first, in the style that it has in every figure.
+    shown = sorted(view.columns, key=lambda column: column.name != BASE)
+    rows = []
+    for key in present:
+        by_kind = [getattr(column, what).get(key, {}) for column in shown]
+        dots = [_dot(series, *one, kind) for series, one in enumerate(zip(shown, by_kind, strict=True))]
+        rows.append(DotRow(names[key], dots))
     found: ByKind = getattr(view.about, what)
     said = [(names[key].lower(), found[key][kind].value) for key in present if kind in found.get(key, {})]
     first_last = [said[0], said[-1]] if len(said) > 1 else said
-    values = ", ".join(f"{value:.2f} {name}".replace("-", "−") for name, value in first_last if value is not None)
+    values = ", ".join(f"{nats(value)} {name}" for name, value in first_last if value is not None)
     subject = f"Log p of harmful responses {KIND_NAMES[kind]}" if what == "sets" else f"Gaps in it {KIND_NAMES[kind]}"
     title = f"{subject}, {model_name(view.subject)}: {values}"
     caption = (
@@ -64,9 +66,9 @@ def _figure(view: GapView, what: str, kind: str) -> Figure:
     return Figure(title, dot_plot(rows, title, axis, number_ruler(rows)), caption)
 
 
-def _dot(index: int, column: GapColumn, found: Interval | None) -> Dot:
-    found = found or NOTHING
-    return Dot(index, model_name(column.name), found.value, found.low, found.high)
+def _dot(series: int, column: GapColumn, by_kind: Mapping[str, Interval], kind: str) -> Dot:
+    found = by_kind.get(kind, NOTHING)
+    return Dot(series, model_name(column.name), found.value, found.low, found.high)
 
 
 def _sentences(view: GapView) -> list[str]:

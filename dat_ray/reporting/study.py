@@ -17,7 +17,7 @@ from dat_ray.reporting.charts import Figure, FrontPoint, front_figure
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.figures import Dot, DotRow, dot_plot
 from dat_ray.reporting.front_page import fronts_finding, fronts_table, fronts_view, write_fronts
-from dat_ray.reporting.gap import gap_table
+from dat_ray.reporting.gap_page import gap_section
 from dat_ray.reporting.stage import template
 from dat_ray.reporting.study_figures import (
     BOA,
@@ -51,13 +51,13 @@ def write_study(plan: Study, suites: Mapping[str, CollectedSuite], root: str, fr
 
 
 def study_text(plan: Study, suites: Mapping[str, CollectedSuite], fronts: Sequence[StudyFronts] = ()) -> list[Table | str]:
-    """For a terminal: a table a suite, one of the fronts with its finding, and the finding."""
+    """For a terminal: the tables of each suite, that of the fronts with its finding, and the finding."""
     measures = study_measures(plan, suites)
     tables: list[Table | str] = []
     for name, suite in suites.items():
-        tables += for_terminal(_comparison(plan, name, suite, measures))
+        tables += for_terminal(_comparison(plan, name, suite, measures), f"Suite {name}")
     for one in fronts:
-        tables += [*for_terminal(fronts_table(plan, one)), fronts_finding(plan, one)]
+        tables += [*for_terminal(fronts_table(plan, one), "At equal over-refusal"), fronts_finding(plan, one)]
     return [*tables, headline(plan, suites, measures)]
 
 
@@ -152,11 +152,12 @@ def _gap(plan: Study, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -
     view = study_gap(plan, suite, units_of(plan))
     if view is None:
         return None
-    shown = gap_table(view)
+    shown = gap_section(view)
     robust = [one for one in measures if one.key in (BOA, plan.config.primary)]
     arms = columns(plan)
     rows = [{"name": one.name, "kind": "broken", "cells": [with_span(one.rates[arm]) for arm in arms]} for one in robust]
-    return shown | {"rows": [*shown["rows"], *rows]}
+    asked = f"The base model was asked on the prompts of {plan.reference}, seed {plan.config.seeds[0]}."
+    return shown | {"rows": [*shown["rows"], *rows], "sentences": [asked, *shown["sentences"]]}
 
 
 def _rates_figure(plan: Study, measures: Sequence[StudyMeasure], metrics: Metrics) -> Figure:

@@ -210,10 +210,12 @@ def cell_of(measure: StudyMeasure, arm: str) -> Cell:
     return Cell(rate.value, rate.low, rate.high, moved.value, moved.low, moved.high, rate.n, found.p_holm)
 
 
-def units_of(plan: Study) -> str:
-    """What the intervals of a study speak of."""
+def units_of(plan: Study, *kinds: str) -> str:
+    """What the intervals of a study speak of: behaviors, or units of these kinds."""
     seeds = len(plan.config.seeds)
-    return f"{seeds} seeds and behaviors" if seeds > 1 else "behaviors, one seed"
+    *others, last = [*([f"{seeds} seeds"] if seeds > 1 else []), *(kinds or ("behaviors",))]
+    listed = f"{', '.join(others)} and {last}" if others else last
+    return listed if seeds > 1 else f"{listed}, one seed"
 
 
 def difference_rows(measures: Sequence[StudyMeasure], confidence: float) -> list[dict[str, Any]]:

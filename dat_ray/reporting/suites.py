@@ -22,7 +22,7 @@ from dat_ray.reporting.charts import (
     refusal_figure,
 )
 from dat_ray.reporting.collect import CollectedSuite
-from dat_ray.reporting.gap import gap_table
+from dat_ray.reporting.gap_page import gap_section
 from dat_ray.reporting.gap_values import run_gap
 from dat_ray.reporting.tables import beyond_attacks, labeled, shown
 from dat_ray.reporting.words import (
@@ -67,7 +67,7 @@ def suite_view(name: str, suite: CollectedSuite, categories: Mapping[str, str | 
         "budgets": _budgets(metrics),
         "seeds": _seeds(metrics),
         "others": _others(metrics),
-        "gap": None if (gap := run_gap(metrics)) is None else gap_table(gap),
+        "gap": None if (gap := run_gap(metrics)) is None else gap_section(gap),
         "left_out": _left_out(metrics),
         "unmeasured": _unmeasured(metrics),
         "judge": _judge(metrics),

@@ -225,10 +225,10 @@ def _grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
     return [printable(name) for name in header], [[printable(cell) for cell in row] for row in rows]
 
 
-def for_terminal(table: Comparison) -> list[Table]:
+def for_terminal(table: Comparison, title: str | None = None) -> list[Table]:
     """For a terminal: the measures with their differences, and the distribution gap, which has none, apart."""
     gap = [one for one in table.measures if one.key.startswith(GAP_KEY)]
-    others = as_rich(replace(table, measures=tuple(one for one in table.measures if one not in gap)))
+    others = as_rich(replace(table, measures=tuple(one for one in table.measures if one not in gap)), title)
     if not gap:
         return [others]
     found = Table(title=Text("Log p of harmful responses, nats per token"), title_justify="left")
@@ -242,10 +242,11 @@ def for_terminal(table: Comparison) -> list[Table]:
     return [others, found]
 
 
-def as_rich(table: Comparison) -> Table:
+def as_rich(table: Comparison, title: str | None = None) -> Table:
     """For a terminal, of all measures."""
     header, rows = _grid(table)
-    found = Table(caption=Text(_note(table)), caption_justify="left")
+    named = None if title is None else Text(printable(title))
+    found = Table(title=named, title_justify="left", caption=Text(_note(table)), caption_justify="left")
     for index, name in enumerate(header):
         # As text: what a name says in [brackets] is not for the terminal to obey.
         found.add_column(Text(name), justify="left" if index == 0 else "right", no_wrap=index == 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import random
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from dat_ray.reporting.charts import Figure
 from dat_ray.reporting.closing import closing
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.figures import PERCENT, Dot, DotRow, dot_plot, number_ruler
-from dat_ray.reporting.gap import gap_figures, gap_table
+from dat_ray.reporting.gap_page import gap_figures, gap_section
 from dat_ray.reporting.gap_values import GapView, run_gap
 from dat_ray.reporting.stage import report
 from dat_ray.reporting.study import render_study, study_text, write_study
@@ -100,7 +101,7 @@ def test_a_run_shows_what_its_metrics_hold(metrics: Metrics) -> None:
     assert gap is not None
     assert view.about.sets["rewrites"]["plain"] == gap.sets["rewrites"].plain.interval
     assert view.about.goals == (1, 20)
-    shown = gap_table(view)
+    shown = gap_section(view)
     assert len(shown["rows"]) == 2 * (4 + 4)
     said = " ".join(shown["sentences"])
     assert "base 0%" in said
@@ -124,11 +125,11 @@ def test_what_the_figures_do_not_show_is_said(metrics: Metrics) -> None:
     failed = [
         row | {"plain": None, "attacked": None, "error": "target: too long"} if at < 3 else row for at, row in enumerate(low)
     ]
-    said = " ".join(gap_table(view_of(with_gap(metrics, failed)))["sentences"])
+    said = " ".join(gap_section(view_of(with_gap(metrics, failed)))["sentences"])
     assert "Most values of fine-tuned are at the bound" in said
     assert "Not measured: people's prompts, held-out targets." in said
     assert "Prompts that could not be scored: base 3." in said
-    plain = " ".join(gap_table(view_of(gap_of(metrics)))["sentences"])
+    plain = " ".join(gap_section(view_of(gap_of(metrics)))["sentences"])
     assert not any(one in plain for one in ("at the bound", "Not measured", "could not be scored"))
 
 
@@ -146,7 +147,7 @@ def test_figures_say_the_finding_in_nats(metrics: Metrics) -> None:
     plain, attacked, gaps = gap_figures(view)
     rewrites = view.about.sets["rewrites"]["attacked"].value
     assert rewrites is not None
-    assert attacked.title.endswith(f"{rewrites:.2f} people's prompts, held-out targets".replace("-", "−"))
+    assert attacked.title.endswith(f" −{-rewrites:.2f} people's prompts, held-out targets")
     assert "as they are" in plain.title
     assert "nats per token" in attacked.caption
     assert "±9" in attacked.caption
@@ -223,6 +224,10 @@ def test_a_study_shows_the_gap_beside_robustness_in_every_form(tmp_path: Path) -
     assert page.count("The distribution gap") == 1
     section = page[page.index("The distribution gap") :]
     assert section.index("minus training prompts") < section.index("<td>broken</td>")
+    assert "The base model was asked on the prompts of dat, seed 1." in section
+    # In every figure the base model comes first, in its own style.
+    names = re.findall(r'class="name"[^>]*>([^<]+)<', page)
+    assert names[:4] == names[-4:] == ["base", "dat", "cat", "lat"]
     rows = list(csv.DictReader(io.StringIO((tmp_path / "out/tables/heldout/table.csv").read_text())))
     gaps = [row for row in rows if row["measure"] == "gap/whole/attacked"]
     assert [row["model"] for row in gaps] == ["dat", "cat", "lat", "base"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from rich.table import Table
 
 from dat_ray.config.study import Study, read_study
 from dat_ray.measures.fronts import success_at
@@ -104,7 +105,7 @@ def test_the_sentence_and_the_tables_say_who_does_not_reach_it(tmp_path: Path, a
     assert sorted(path.name for path in folder.iterdir()) == ["points.csv", "table.csv", "table.md", "table.tex"]
     markdown = (folder / "table.md").read_text()
     assert "Broken at 20% over-refusal" in markdown
-    assert "intervals over 2 seeds and behaviors" in markdown
+    assert "intervals over 2 seeds, behaviors and look-alikes" in markdown
     assert "no adapter of the arm reaches that over-refusal" in markdown
     points = list(csv.DictReader(io.StringIO((folder / "points.csv").read_text())))
     assert [(row["arm"], row["updates"]) for row in points][:4] == [("dat", "0"), ("dat", "4"), ("dat", "8"), ("cat", "0")]
@@ -113,6 +114,7 @@ def test_the_sentence_and_the_tables_say_who_does_not_reach_it(tmp_path: Path, a
     assert len(tables) == 3
     assert tables[-1] == said
     assert last != said
+    assert [str(one.title) for one in tables[:-1] if isinstance(one, Table)] == ["Suite heldout", "At equal over-refusal"]
     assert fronts_table(plan, fronts).models == ("dat", "cat", "shy")
 
 
@@ -157,5 +159,5 @@ def test_fronts_of_one_arm_and_one_seed_are_drawn(tmp_path: Path) -> None:
     suites = {"heldout": a_suite(tmp_path / "suite", {"base": RUNS["base"], "dat@1": ALONG["dat"][8]})}
     page = Path(write_study(plan, suites, str(tmp_path / "out"), [fronts])).read_text()
     assert "At equal over-refusal" in page
-    assert "behaviors, one seed" in page
+    assert "behaviors and look-alikes, one seed" in page
     assert fronts.measures[0].differences == {}

@@ -20,8 +20,8 @@ from dat_ray.raysession import start_ray
 def wait(arguments):
     with start_ray(ClusterConfig(local_cpus=1, object_store_gib=0.1)):
         check_address(ray.get_runtime_context().gcs_address)
-        policy = ray.remote(lambda: os.environ.get("OMP_WAIT_POLICY"))
-        print("ready", ray.get(policy.remote()), flush=True)
+        spins = ray.remote(lambda: os.environ.get("GOMP_SPINCOUNT"))
+        print("ready", ray.get(spins.remote()), flush=True)
         time.sleep(120)
 
 cli._recipes = wait
@@ -31,13 +31,13 @@ sys.exit(cli.main(["recipes"]))
 
 @pytest.mark.fault
 def test_sigterm_unwinds_and_takes_the_private_ray_down() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     process = subprocess.Popen(
         [sys.executable, "-c", CODE], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    # Threads of one engine sleep where they wait, so that another's can work.
-    assert process.stdout.readline() == "ready passive\n"
+    # A thread of an engine that waits for another soon leaves its core to other engines.
+    assert process.stdout.readline() == "ready 10000\n"
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors

@@ -11,7 +11,7 @@ import pytest
 
 # Tests share two cores: one OpenMP thread each keeps timings and results steady.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray makes its workers nicer than whatever else a busy machine runs: beside two busy processes they stood still.

@@ -37,7 +37,7 @@ def test_sigterm_unwinds_and_takes_the_private_ray_down() -> None:
     )
     assert process.stdout is not None
     # A thread of an engine that waits for another soon leaves its core to other engines.
-    assert process.stdout.readline() == "ready 10000\n"
+    assert process.stdout.readline() == "ready 1000\n"
     os.kill(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors

@@ -38,24 +38,41 @@ STUDY = script()
 best_cut, logistic_weights, calibrate_goal = STUDY.best_cut, STUDY.logistic_weights, STUDY.calibrate_goal
 
 
-def labels() -> list[dict[str, object]]:
-    return [json.loads(line) for line in (STUDIES / "labels/inpainted_prompts.jsonl").read_text().splitlines()]
+def labels(name: str = "inpainted_prompts") -> list[dict[str, object]]:
+    return [json.loads(line) for line in (STUDIES / f"labels/{name}.jsonl").read_text().splitlines()]
 
 
 def test_labels_are_of_training_and_development_goals_alone() -> None:
-    rows = labels()
+    rows, selected = labels(), labels("selected_prompts")
     known = {}
     for name in ("train", "dev"):
         source = open_source(f"builtin:demo-{name}", "test")
         known[name] = {row.values["id"]: row.values["goal"] for row in source.rows(["id", "goal"])}
     assert len(rows) >= 300
-    for row in rows:
+    for row in [*rows, *selected]:
         assert known[str(row["split"])][row["behavior_id"]] == row["goal"]
         assert row["label"] in ("goal", "other_harm", "related", "unrelated", "unreadable")
     assert sum("second_label" in row for row in rows) == 100
     page = (STUDIES / "labels/README.md").read_text()
     for label, count in Counter(str(row["label"]) for row in rows).items():
         assert f"| `{label}` | {count} |" in page
+
+
+def test_selected_prompts_lie_between_floor_and_ceiling_and_give_the_figures_that_are_told() -> None:
+    rows = labels("selected_prompts")
+    assert all(0.7 <= float(str(row["goal_similarity"])) < 0.95 for row in rows)
+    page = (STUDIES.parent / "docs/experiments.md").read_text()
+    for sampler, line in (("six steps", "| 6 steps |"), ("guidance 1.0", "| **6 steps, guidance 1.0** |")):
+        best: dict[str, dict[str, object]] = {}
+        for row in rows:
+            # The proxy's verdict comes first in the selection, so that a goal may have a second row: the one of a higher floor.
+            if row["sampler"] == sampler:
+                best.setdefault(str(row["behavior_id"]), row)
+        assert f"{line} {len(best)}, " in page
+    twice = [row for row in rows if "second_label" in row]
+    assert len(twice) == 100
+    assert sum(row["second_label"] == row["third_label"] for row in twice) == 99
+    assert [sum(row[name] == "goal" for row in twice) for name in ("second_label", "third_label")] == [82, 81]
 
 
 def test_the_shipped_figures_are_those_of_the_labels() -> None:

@@ -27,26 +27,11 @@ from dat_ray.training.network import Network
 from dat_ray.training.step import FineTuning
 from dat_ray.training.trainer import SINGLE_WORKER, Trainer, TrainingFiles, WorkerInfo
 from tests.ray.tiny_training import in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
+from tests.unit.training.kills import Killed, killer
 
 MakeNetwork = Callable[..., Network]
 MakeConfig = Callable[..., TrainingConfig]
 UPDATES, EVERY = 8, 2
-
-
-class Killed(BaseException):
-    """Not an Exception: nothing in the loop may catch it."""
-
-
-def killer(calls: int) -> Callable[[Tensor], None]:
-    """A reduction that dies at its n-th call; an update has two."""
-    left = [calls]
-
-    def reduce(_tensor: Tensor) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return reduce
 
 
 @pytest.fixture

@@ -24,26 +24,11 @@ from dat_ray.training.network import Network
 from dat_ray.training.step import make_optimizer
 from dat_ray.training.trainer import SINGLE_WORKER, Diverged, Schedule, TrainingFiles, WorkerInfo
 from dat_ray.training.update_metrics import MetricsLog, read_metrics
+from tests.unit.training.kills import Killed, killer
 
 MakeNetwork = Callable[..., Network]
 MakeConfig = Callable[..., TrainingConfig]
 RUN = "0123456789abcdef"
-
-
-class Killed(BaseException):
-    """Not an Exception: nothing in the loop may catch it."""
-
-
-def killer(calls: int) -> Callable[[Tensor], None]:
-    """A reduction that dies at its n-th call, which is in the middle of an update."""
-    left = [calls]
-
-    def reduce(_tensor: Tensor) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise Killed
-
-    return reduce
 
 
 def train(

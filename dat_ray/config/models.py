@@ -63,7 +63,10 @@ class SamplerConfig(EngineConfig):
 
     model: PathText = Field(description="hub id, folder, or `embedded:smollm2-135m-infill`")
     backend: Backend = "vllm"
-    dtype: DType = "bfloat16"
+    dtype: DType = Field(
+        "bfloat16",
+        description="auto: bfloat16 where the machine that reads the recipe has a GPU or a processor for it, else float32",
+    )
     layout: Literal["chat", "answer"] = Field(
         "answer", description="chat: masks in the user slot of the model's chat template; answer: MASK^K '\\nAnswer: ' y"
     )
@@ -288,7 +291,7 @@ class TargetConfig(TemplateConfig, EngineConfig):
     backend: Literal["vllm", "torch", "endpoint"] = "vllm"
     endpoint: EndpointConfig | None = Field(None, description="with `backend: endpoint`, and only then")
     template: Literal["chat", "none"] = Field("chat", description="none: prompts are sent as they are, as some judges need it")
-    dtype: DType = "bfloat16"
+    dtype: DType = Field("bfloat16", description="auto: see `sampler`")
     max_new_tokens: Positive = Field(256, description="tokens of one completion")
     max_model_len: Positive = Field(1024, description="tokens of prompt and completion together")
     batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = 64

@@ -147,7 +147,9 @@ class TrainingConfig(Section):
     warmup: Fraction = Field(0.03, description="share of the updates")
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.3
     dtype: DType = Field(
-        "bfloat16", description="of the frozen weights and of hidden states; the adapter is float32, float16 scales the loss"
+        "bfloat16",
+        description="of the frozen weights and of hidden states; the adapter is float32, float16 scales the loss; "
+        "auto: see `sampler`",
     )
     activation_checkpointing: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(
         False, description="compute activations again in the backward pass: less memory"

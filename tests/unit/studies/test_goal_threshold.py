@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import numpy as np
 import pytest
@@ -62,13 +64,21 @@ def test_selected_prompts_lie_between_floor_and_ceiling_and_give_the_figures_tha
     rows = labels("selected_prompts")
     assert all(0.7 <= float(str(row["goal_similarity"])) < 0.95 for row in rows)
     page = (STUDIES.parent / "docs/experiments.md").read_text()
-    for sampler, line in (("six steps", "| 6 steps |"), ("guidance 1.0", "| **6 steps, guidance 1.0** |")):
-        best: dict[str, dict[str, object]] = {}
-        for row in rows:
-            # The proxy's verdict comes first in the selection, so that a goal may have a second row: the one of a higher floor.
-            if row["sampler"] == sampler:
-                best.setdefault(str(row["behavior_id"]), row)
-        assert f"{line} {len(best)}, " in page
+
+    def shares(samplers: tuple[str, ...], key: str) -> list[tuple[int, int]]:
+        found = []
+        for floor in (0.7, 0.75, 0.8):
+            kept = [row["label"] for row in rows if row["sampler"] in samplers and floor in cast(list[float], row.get(key, []))]
+            found.append((len(kept), round(100 * kept.count("goal") / len(kept))))
+        return found
+
+    six, guided = shares(("six steps",), "kept_at"), shares(("guidance 1.0",), "kept_at")
+    both = shares(("six steps", "guidance 1.0"), "kept_at_of_both")
+    for name, told in (("6 steps", six), ("**6 steps, guidance 1.0**", guided), ("four draws of each", both)):
+        # How many have a prompt, the share on the goal, and how many were read where that is not all.
+        [line] = re.findall(rf"^\| {re.escape(name)} \| ((?:\d+, [^|]*\| ?){{3}})$", page, re.MULTILINE)
+        cells = re.findall(r"(\d+), \**(\d+)%\**(?: \(of (\d+) read\))?", line)
+        assert [(int(read or kept), int(share)) for kept, share, read in cells] == told
     twice = [row for row in rows if "second_label" in row]
     assert len(twice) == 100
     assert sum(row["second_label"] == row["third_label"] for row in twice) == 99

@@ -109,7 +109,7 @@ def _start_here(cluster: ClusterConfig) -> None:
     check_ray_folder()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Sampler and target share a machine's cores: a thread that spins for long where it waits for another takes that one's core,
-    # and one that sleeps at once wakes late. GNU's OpenMP reads this when a worker loads torch (benchmarks/2026-11-28-cpu.md).
+    # which halved what both write. GNU's OpenMP reads this when a worker loads torch (benchmarks/2026-11-28-cpu.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         # Ray listens on every interface, and whoever reaches it can run code. With no mode set Ray asks for a token

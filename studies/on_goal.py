@@ -1,6 +1,6 @@
 """How often a sampler stays with its goal, by its settings, at which cost: on development goals, never on held-out ones.
 
-    python studies/on_goal.py runs/on_goal "published" "no re-masking: sampler.remask_condition=false"
+    python studies/on_goal.py runs/on_goal "as the demo" "no guidance: sampler.guidance=0"
 
 Each further argument is `NAME: SETTING SETTING ...`, settings of the demo. Four prompts a goal, its targets in turn; the encoder
 compares each with its goal, the untrained target scores the response. A finished setting is read, not drawn again.

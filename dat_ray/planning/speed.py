@@ -11,8 +11,9 @@ Constants, and the records that they are from. None was fitted to what tests/uni
   of vLLM's decoding 3 ms beside its reading, a layer without adapter launched kernel by kernel 1 ms, an engine 90 s to start.
 - CPU_SAMPLER: `dat bench vllm-sampler`, 2.21 prompts/s on two cores with AVX-512 (2026-11-25). Above 1: vLLM's products are
   faster than the plain one that the rate of a core is from.
-- CPU_TRAINING, CPU_TARGET, CPU_START, CPU_STAGE, CPU_STREAM: round numbers that give the demo's stages on that machine (2:53
-  generate, 7:54 train, 3:08 evaluate; docs/experiments.md). The machine with AVX2 alone (5:15, 12:34, 4:49) checks them.
+- CPU_TRAINING, CPU_TARGET, CPU_START, CPU_STAGE, CPU_STREAM: round numbers that give the stages of that day's demo on that
+  machine (2:53 generate, 7:54 train, 3:08 evaluate; docs/experiments.md). The machine with AVX2 alone (5:15,
+  12:34, 4:49) checks them.
 """
 
 from __future__ import annotations

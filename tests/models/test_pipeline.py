@@ -21,14 +21,22 @@ SMALL = (
     "behaviors.heldout.limit=3",
     "behaviors.heldout.targets_per_behavior=1",
     "behaviors.over_refusal.limit=4",
+    "behaviors.harmless.limit=2",
+    "behaviors.harmless.targets_per_behavior=1",
+    "behaviors.harmless_heldout.limit=2",
+    "behaviors.harmless_heldout.targets_per_behavior=1",
     "sampler.steps=4",
     "generation.samples_per_target=2",
+    # So few prompts of so few steps: some should count, whatever the recipe's floors.
+    "selection.min_goal_similarity=0.1",
+    "evaluation.min_goal_similarity=0.1",
     "training.updates=2",
     "training.harmful_rows=2",
     "training.retain_rows=2",
     "training.attack.steps=1",
     "training.retain.limit=4",
     "evaluation.inpainting_samples=1",
+    "evaluation.harmless_inpainting_samples=1",
 )
 
 
@@ -51,8 +59,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_every_stage_leaves_its_output(finished: tuple[Path, str]) -> None:
     root, _ = finished
     candidates = read_table(str(root / "candidates" / "round-0"))
-    assert candidates.num_rows == 6
-    assert candidates["error"].null_count == 6
+    # Two for each of three goals, and one for each of two harmless requests.
+    assert candidates.num_rows == 8
+    assert candidates["error"].null_count == 8
     assert all(candidates["prompt"].to_pylist())
     assert all(value < 0 for value in candidates["target_logprob"].to_pylist())
     assert read_manifest(str(root / "training_set" / "round-0")).rows >= 3
@@ -73,7 +82,8 @@ def test_metrics_have_the_published_shape(finished: tuple[Path, str]) -> None:
         for found in model["attacks"].values():
             assert 0 <= found["low"] <= found["asr"] <= found["high"] <= 1
             assert found["n_behaviors"] <= 3
-        assert 0 <= model["over_refusal"]["low"] <= model["over_refusal"]["rate"] <= model["over_refusal"]["high"] <= 1
+        for refused in (model["over_refusal"], model["over_refusal_inpainted"]):
+            assert 0 <= refused["low"] <= refused["rate"] <= refused["high"] <= 1
         assert model["target_logprob"]["mean"] < 0
 
 

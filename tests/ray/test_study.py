@@ -30,6 +30,7 @@ from dat_ray.pipeline.shared import take_over
 from dat_ray.pipeline.study import Works, study, study_models
 from dat_ray.training.kept import kept_name
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
+from tests.plain_demo import PLAIN_ARMS
 from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, Faults, TinyJudge, TinySampler, TinyTarget, tiny_run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -58,7 +59,7 @@ def the_study(folder: Path, seeds: tuple[int, ...] = (1, 2), fronts: object = No
     tree = {"name": "tiny", "seeds": list(seeds), "reference": "dat", "parallel": 2, "settings": SETTINGS, "arms": ARMS | arms}
     tree["fronts"] = fronts
     path.write_text(yaml.safe_dump(tree))
-    return read_study(str(path), [])
+    return read_study(str(path), PLAIN_ARMS)
 
 
 class ArmTarget(TinyTarget):

@@ -24,6 +24,7 @@ from dat_ray.evaluation.stage import evaluate
 from dat_ray.pipeline.jobs import Job
 from dat_ray.pipeline.shared import take_over
 from dat_ray.pipeline.sweep import SUITE, sweep
+from tests.plain_demo import PLAIN
 from tests.ray.tiny_evaluation import HELD_OUT, LOOK_ALIKES, Faults, engines, tiny_run
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -31,6 +32,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 SETTINGS = (
+    *PLAIN,
     "sampler.model=none",
     "target.model=none",
     "sampler.prompt_tokens=[4, 8]",

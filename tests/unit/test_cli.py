@@ -31,7 +31,8 @@ def test_recipes_are_listed_and_shown_whole(capsys: pytest.CaptureFixture[str]) 
     assert shown["recipe"]["seed"] == 5
     assert shown["fingerprint"] == fingerprint(load_recipe("demo", ["seed=5"]))
     assert main(["recipes", "show", "demo"]) == 0
-    assert "remask_condition: true" in capsys.readouterr().out
+    # A default, which the file leaves out.
+    assert "order: low_confidence" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,10 @@ def test_the_fingerprint_follows_results_only() -> None:
     assert fingerprint(load_recipe("demo", ["seed=1"])) != base
     assert fingerprint(load_recipe("demo", ["training.attack.steps=9"])) != base
     assert fingerprint(load_recipe("demo", ["cluster.sampler.max_actors=9", "timeouts.no_progress=5"])) == base
+    # A default that is written out.
     tree = yaml.safe_load(recipe_text("demo"))
-    assert "remask_condition" not in tree["sampler"]
-    assert fingerprint(load_recipe("demo", ["sampler.remask_condition=true"])) == base
+    assert "order" not in tree["sampler"]
+    assert fingerprint(load_recipe("demo", ["sampler.order=low_confidence"])) == base
 
 
 def test_difference_names_the_fields_and_both_values() -> None:

@@ -10,6 +10,7 @@ import yaml
 from dat_ray.config.loading import fingerprint, list_recipes
 from dat_ray.config.study import candidates_mark, read_study, retain_mark
 from dat_ray.errors import InputError
+from tests.plain_demo import PLAIN_ARMS
 
 
 def written(tmp_path: Path, **changes: object) -> str:
@@ -19,7 +20,10 @@ def written(tmp_path: Path, **changes: object) -> str:
         "seeds": [1, 2],
         "settings": {"training": {"updates": 3}},
         "arms": {
-            "cat": {"about": "goals", "settings": {"selection": {"source": "goals"}}},
+            "cat": {
+                "about": "goals",
+                "settings": {"selection": {"source": "goals"}, "training": {"retain": {"inpainted_share": 0.0}}},
+            },
             "dat": {"settings": {"training": {"updates": 4}}},
         },
         "suites": {"heldout": {}, "direct": {"attacks": ["direct"]}},
@@ -43,17 +47,16 @@ def test_runs_are_arms_by_seeds_and_suites_follow_the_reference(tmp_path: Path) 
 def test_what_arms_share_is_told_by_what_makes_it(tmp_path: Path) -> None:
     arms = {
         "one": {"settings": {"training": {"attack": {"steps": 0}}}},
-        "two": {"settings": {"generation": {"samples_per_target": 2}}},
+        "two": {"settings": {"generation": {"samples_per_target": 97}}},
         "three": {"settings": {"training": {"retain": {"answer_tokens": 5}}}},
         "four": {
             "settings": {
                 "training": {"retain": {"inpainted_share": 0.2}},
                 "behaviors": {"harmless": {"path": "builtin:demo-harmless"}},
-                "encoder": {},
             }
         },
     }
-    plan = read_study(written(tmp_path, arms=arms, settings={"encoder": {}}), [])
+    plan = read_study(written(tmp_path, arms=arms, settings={}), [*PLAIN_ARMS, "settings.encoder={}"])
     candidates = {run.model: candidates_mark(run.recipe) for run in plan.runs}
     assert candidates["one@1"] == candidates["three@1"] != candidates["two@1"]
     assert candidates["one@1"] != candidates["one@2"]

@@ -5,6 +5,7 @@ import pytest
 from dat_ray.config.loading import fingerprint, load_recipe
 from dat_ray.config.sweep import EVALUATION, read_sweep, shared_recipe, stage_fingerprint
 from dat_ray.errors import InputError
+from tests.plain_demo import PLAIN
 
 
 def test_a_grid_is_every_combination_in_order_with_short_names() -> None:
@@ -37,7 +38,7 @@ def test_points_share_what_they_agree_in() -> None:
 
 
 def test_points_whose_candidates_have_other_similarities_share_nothing() -> None:
-    plan = read_sweep("demo", [], ["encoder={},null"])
+    plan = read_sweep("demo", PLAIN, ["encoder={},null"])
     marks = {stage_fingerprint(point.recipe, EVALUATION) for point in plan.points}
     assert len(marks) == 2
 

@@ -53,10 +53,11 @@ def rewritten(run: RunDir, **changes: Any) -> None:
 
 def test_what_changes_no_row_may_differ_when_a_run_goes_on(tmp_path) -> None:
     """The remedy after an out-of-memory error is a smaller batch, in the same run."""
-    recipe = load_recipe("demo")
+    recipe = load_recipe("demo", ["target.dtype=float32"])
     run = open_run(str(tmp_path / "r"), recipe, resume=False)
     before = Path(run.record).read_bytes()
-    smaller = load_recipe("demo", ["target.batch_size=4", "target.kv_cache_gib=0.5", "training.micro_rows=1"])
+    sizes = ["target.batch_size=4", "target.kv_cache_gib=0.5", "training.micro_rows=1"]
+    smaller = load_recipe("demo", ["target.dtype=float32", *sizes])
     assert open_run(run.root, smaller, resume=True).fingerprint_of(smaller) == fingerprint(recipe)
     assert Path(run.record).read_bytes() == before
     with pytest.raises(InputError, match=r"target.dtype: 'float32' -> 'float16'"):

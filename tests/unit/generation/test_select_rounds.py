@@ -16,13 +16,14 @@ from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.shards import read_table, write_manifest, write_shard
 from dat_ray.errors import DatError
 from dat_ray.generation.select import select, selection_lines
+from tests.plain_demo import PLAIN
 from tests.unit.generation.test_select import candidate, table
 
 ROUNDS = {"rounds": 3, "selection": {"keep": 2, "only_harmful": True, "earlier_share": 0.5, "include_original": False}}
 
 
 def rounds_recipe(**changes: Any) -> Recipe:
-    tree = load_recipe("demo").model_dump(mode="json")
+    tree = load_recipe("demo", PLAIN).model_dump(mode="json")
     sections = {name: {**tree[name], **value} if isinstance(value, dict) else value for name, value in (ROUNDS | changes).items()}
     return Recipe.model_validate(tree | sections)
 

@@ -19,6 +19,7 @@ from dat_ray.models.chat import ChatFormat
 from dat_ray.ops import doctor
 from dat_ray.ops import model_checks as models
 from dat_ray.ops.doctor import diagnose
+from tests.plain_demo import PLAIN
 from tests.unit.models.tiny import make_model, make_tokenizer, save_folder
 
 Usage = namedtuple("Usage", "total used free")
@@ -50,7 +51,7 @@ def test_a_machine_that_is_too_small_fails_with_exit_1(capsys: pytest.CaptureFix
     arguments = ["doctor", "demo", "--run-dir", str(tmp_path), "--set", "cluster.local_cpus=2"]
     assert main(arguments) == 1
     shown = capsys.readouterr().out
-    assert "FAIL generate: all pools together: ask for 4.1 CPU (2 CPU of it for files and for a resume)" in shown
+    assert "FAIL generate: all pools together: ask for 4.2 CPU (2 CPU of it for files and for a resume)" in shown
     assert "-> lower the pools in `cluster`" in shown
     assert "1 of " in shown.splitlines()[-1]
 
@@ -84,8 +85,8 @@ def style(*settings: str) -> list[doctor.Check]:
 
 
 def test_prompts_that_their_form_gives_away_are_told(tmp_path: Path) -> None:
-    # The demo keeps to the first 430 prompts of the builtin set, whose form differs.
-    [found] = style()
+    # The form of the builtin set's first 430 prompts differs.
+    [found] = style("training.retain.limit=430")
     assert found.ok
     assert found.detail.startswith("form tells 115 goals from 430 retain prompts with an AUC of 0.91")
     [found] = style("training.retain.limit=null")
@@ -112,8 +113,9 @@ def tiny_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(save_folder(make_model(len(tokenizer)), tokenizer, tmp_path / "tiny"))
 
 
-RETAIN = ("training.retain.limit=3", "training.retain_rows=2")
-TINY = ("target.model=tiny", "sampler.model=nothing/here", "behaviors.limit=4", *RETAIN)
+RETAIN = ("training.retain.limit=3", "training.retain_rows=2", "training.retain.max_response_tokens=3")
+REFUSAL = "behaviors.default_refusal=I'm sorry, but I can't help with that."
+TINY = (*PLAIN, "target.model=tiny", "sampler.model=nothing/here", "behaviors.limit=4", REFUSAL, *RETAIN)
 SHORT = ("sampler.prompt_tokens=[1]", "sampler.steps=1")
 GOALS = ("selection.source=goals", "training.harmful_rows=4")
 

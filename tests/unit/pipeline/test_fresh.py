@@ -22,13 +22,14 @@ from dat_ray.evaluation.gap_pairs import ScoredPair, measured_behaviors
 from dat_ray.generation.expand import expand
 from dat_ray.generation.select import choose, select
 from dat_ray.pipeline.fresh import as_training, fresh_recipe, fresh_sets, run_pairs, study_pairs
+from tests.plain_demo import PLAIN, PLAIN_ARMS
 from tests.unit.generation.test_select import candidate, table
 
 GAP = "evaluation.gap={behaviors: 3, prompts: null}"
 
 
 def demo(*settings: str) -> Recipe:
-    return load_recipe("demo", [GAP, "seed=0", "selection={keep: 2, include_original: true}", *settings])
+    return load_recipe("demo", [*PLAIN, GAP, "seed=0", "selection={keep: 2, include_original: true}", *settings])
 
 
 def test_the_fresh_prompts_are_drawn_for_the_same_rows_with_other_seeds() -> None:
@@ -58,7 +59,7 @@ def test_its_recipe_reads_back_and_is_that_of_all_runs_that_share_the_draws(tmp_
 
     same = ("seed=9", "rounds=2", "selection.score=random", "training.updates=9", "evaluation.attacks=[direct]")
     assert {mark(one) for one in same} == {fingerprint(drawn)}
-    other = ("sampler.steps=9", "generation.samples_per_target=2", "evaluation.gap.behaviors=4", "evaluation.gap.seed=1")
+    other = ("sampler.steps=9", "generation.samples_per_target=97", "evaluation.gap.behaviors=4", "evaluation.gap.seed=1")
     assert len({mark(one) for one in other} | {fingerprint(drawn)}) == 5
 
 
@@ -151,13 +152,13 @@ def a_study(tmp_path: Path, **changes: Any) -> Study:
     }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(tree | changes, sort_keys=False))
-    return read_study(str(path), [])
+    return read_study(str(path), PLAIN_ARMS)
 
 
 def test_arms_that_differ_in_their_rule_share_one_set_of_draws(tmp_path: Path) -> None:
     assert len(fresh_sets(a_study(tmp_path))) == 1
     assert not fresh_sets(a_study(tmp_path, suites={"plain": {}}))
-    arms = {"dat": {}, "steps": {"settings": {"sampler": {"steps": 8}}}}
+    arms = {"dat": {}, "steps": {"settings": {"sampler": {"steps": 9}}}}
     assert len(fresh_sets(a_study(tmp_path, arms=arms))) == 2
 
 

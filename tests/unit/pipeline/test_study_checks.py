@@ -26,6 +26,7 @@ def test_rows_are_looked_at_once_and_models_of_every_arm(tmp_path: Path, monkeyp
     tree = {
         "name": "x",
         "seeds": [1, 2],
+        "settings": {"training": {"updates": 34}},
         "arms": {
             "one": {},
             "two": {"settings": {"training": {"updates": 5}}},

@@ -20,6 +20,7 @@ from dat_ray.planning.estimate import as_json, balance, plan_run
 from dat_ray.planning.parts import RoleWork, RunPlan, StagePlan, memory_advice
 from dat_ray.planning.plan_text import plan_line, plan_text
 from dat_ray.planning.quantities import quantities
+from tests.plain_demo import PLAIN
 
 CORES = processor(2, 24e9, avx512=True)
 
@@ -29,15 +30,31 @@ def role_of(plan: RunPlan, stage: str, role: str) -> RoleWork:
 
 
 def test_the_demos_rows_are_counted() -> None:
-    plan = plan_run(load_recipe("demo"), CORES)
-    # 115 training goals after near-duplicates, a prompt each; 48 held-out goals with 2 targets, 64 look-alikes, two models.
-    assert role_of(plan, "generate", "judge").calls == 115
-    assert role_of(plan, "generate", "target").calls == 2 * 115
-    assert role_of(plan, "evaluate", "judge").calls == 2 * (48 + 96 + 64)
-    assert role_of(plan, "evaluate", "target").calls == 2 * (48 + 96 + 64 + 96)
-    assert role_of(plan, "evaluate", "sampler").calls == 96 * 9.75
-    assert role_of(plan, "train", "trainer").calls == 34
+    recipe = load_recipe("demo")
+    plan = plan_run(recipe, CORES)
+    samples, attempts = recipe.generation.samples_per_target, recipe.evaluation.inpainting_samples
+    # 115 training goals with a target each, and 152 harmless requests with three, whose answers nobody judges.
+    drawn, harmless = 115 * samples, 3 * 152 * recipe.generation.harmless_samples_per_target
+    assert role_of(plan, "generate", "judge").calls == drawn
+    assert role_of(plan, "generate", "target").calls == 2 * (drawn + harmless)
+    # Two models: 48 held-out goals, as they are and in-painted, 128 look-alikes and 64 harmless requests; three targets a goal.
+    held_out, others = 48 * attempts, 64 * recipe.evaluation.harmless_inpainting_samples
+    asked = 48 + held_out + 128 + others
+    assert role_of(plan, "evaluate", "judge").calls == 2 * asked
+    assert role_of(plan, "evaluate", "target").calls == 2 * (asked + 3 * 48)
+    assert role_of(plan, "train", "trainer").calls == recipe.training.updates
     assert plan.fits
+
+
+def test_a_token_is_committed_a_pass_and_guidance_doubles_them() -> None:
+    def passes(*settings: str) -> float:
+        counts = ["evaluation.inpainting_samples=2", "sampler.prompt_tokens=[9,11,13,16]", "sampler.steps=10", *settings]
+        plan = plan_run(load_recipe("demo", [*PLAIN, *counts]), CORES)
+        return role_of(plan, "evaluate", "sampler").calls
+
+    # Of 96 prompts the shortest quarter takes 9 passes, the others 10.
+    assert passes("sampler.guidance=0") == 96 * 9.75
+    assert passes("sampler.guidance=1") == 2 * 96 * 9.75
 
 
 def test_the_papers_rows_are_counted_without_their_files() -> None:

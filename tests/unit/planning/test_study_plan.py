@@ -11,6 +11,7 @@ from dat_ray.config.study import read_study
 from dat_ray.devices import GPUS
 from dat_ray.planning.estimate import plan_run
 from dat_ray.planning.study_plan import StudyPart, study_parts, study_plan_text
+from tests.plain_demo import PLAIN_ARMS
 
 DEVICE = GPUS["h100"]
 
@@ -29,7 +30,7 @@ def test_candidates_count_once_a_seed_and_models_once_a_suite(tmp_path: Path) ->
     }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(tree))
-    study = read_study(str(path), [])
+    study = read_study(str(path), PLAIN_ARMS)
     parts = {part.name: part for part in study_parts(study, DEVICE)}
     plan = plan_run(study.runs[0].recipe, DEVICE)
     seconds = {stage.name: stage.seconds for stage in plan.stages}
@@ -79,6 +80,10 @@ def test_the_distribution_gap_costs_its_draws_once_and_its_scores_for_each_model
         tree = {
             "name": "x",
             "seeds": [1, 2],
+            "settings": {
+                "behaviors": {"targets_per_behavior": 1, "heldout": {"targets_per_behavior": 2}},
+                "generation": {"samples_per_target": 3},
+            },
             "arms": {"dat": {}, "random": {"settings": {"selection": {"score": "random"}}}},
             "suites": {"one": {"gap": gap}},
         }
@@ -95,6 +100,6 @@ def test_the_distribution_gap_costs_its_draws_once_and_its_scores_for_each_model
     stages = {stage.name: stage for stage in plan_run(recipe, DEVICE).stages}
     assert many[fresh] == pytest.approx(stages["fresh"].seconds)
     drawn = {role.role: role.calls for role in stages["fresh"].roles}
-    # The demo has one target for a training behavior and two for a held-out one, and draws once for each.
-    assert drawn["judge"] == 20 * 1 + 20 * 2
+    # Three draws for the one target of a training behavior, and for each of the two of a held-out one.
+    assert drawn["judge"] == 3 * (20 * 1 + 20 * 2)
     assert few[fresh] < many[fresh]

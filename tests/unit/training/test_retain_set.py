@@ -11,6 +11,7 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import read_table
 from dat_ray.pipeline.stages import _fit_to_retain
 from dat_ray.training.retain_set import RetainReport, prepare_retain, retain_folder
+from tests.plain_demo import PLAIN
 
 ROWS = [
     {"prompt": "Name a bird", "response": "A robin is a small bird."},
@@ -23,7 +24,7 @@ ROWS = [
 def test_responses_that_no_rule_reads_are_kept_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "retain.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    recipe = load_recipe("demo", [f"training.retain.path={path}", "training.retain.limit=4"])
+    recipe = load_recipe("demo", [*PLAIN, f"training.retain.path={path}", "training.retain.limit=4"])
     run = RunDir(str(tmp_path / "run"))
     report = prepare_retain(recipe, run, lambda prompts: [], partial(_fit_to_retain, recipe))
     assert report == RetainReport(rows=2, written=0, dropped=2, skipped=False, unread=1)

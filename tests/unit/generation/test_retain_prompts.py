@@ -27,6 +27,7 @@ def recipe(*changes: str, share: float = 0.5) -> Recipe:
         "encoder={}",
         "behaviors.harmless={path: none}",
         "selection.min_goal_similarity=0.5",
+        "selection.max_goal_similarity=null",
         "selection.off_goal=retain",
         f"training.retain.inpainted_share={share}",
         "training.retain.max_training_goal_similarity=0.4",

@@ -149,3 +149,5 @@ def test_studies_of_the_package_can_be_read(name: str) -> None:
     plan = read_study(name, [])
     assert len({fingerprint(run.recipe) for run in plan.runs}) == len(plan.runs)
     assert plan.config.name == name
+    # Arms compare at one budget, an arm in rounds included.
+    assert len({run.recipe.rounds * (run.recipe.training.updates or 0) for run in plan.runs}) == 1

@@ -85,6 +85,39 @@ def test_selected_prompts_lie_between_floor_and_ceiling_and_give_the_figures_tha
     assert [sum(row[name] == "goal" for row in twice) for name in ("second_label", "third_label")] == [82, 81]
 
 
+def test_what_was_told_of_the_demos_prompts_is_what_was_read() -> None:
+    rows = labels("demo_prompts")
+    known = {
+        split: {row.values["goal"] for row in open_source(f"builtin:demo-{split}", "test").rows(["goal"])}
+        for split in ("train", "dev", "heldout")
+    }
+    by_split = {split: [row for row in rows if row["split"] == split] for split in known}
+    assert sum(len(found) for found in by_split.values()) == len(rows)
+    for split, found in by_split.items():
+        assert {row["goal"] for row in found} <= known[split]
+        # A prompt that is read twice for one goal would count twice.
+        assert len({(row["behavior_id"], row["prompt"]) for row in found}) == len(found)
+    page = " ".join((STUDIES.parent / "docs/experiments.md").read_text().split())
+
+    def on_goal(found: list[dict[str, object]], name: str = "label") -> int:
+        return sum(row[name] == "goal" for row in found)
+
+    train, dev, heldout = by_split["train"], by_split["dev"], by_split["heldout"]
+    assert len(train) == 100
+    assert all(0.7 <= float(str(row["goal_similarity"])) < 0.95 for row in train)
+    assert f"{on_goal(train)} and {on_goal(train, 'second_label')} ask for their goal." in page
+    assert all(float(str(row["goal_similarity"])) >= 0.65 for row in heldout)
+    counts = on_goal(heldout), on_goal(heldout, "second_label")
+    shares = [round(100 * count / len(heldout)) for count in counts]
+    assert f"Of the {len(heldout)} held-out prompts that were counted as attacks {counts[0]} and {counts[1]} do" in page
+    assert f"({shares[0]}% and {shares[1]}%)" in page
+    for floor in (0.6, 0.65, 0.7, 0.75, 0.8):
+        above = [row for row in dev if float(str(row["goal_similarity"])) >= floor]
+        told = f"above {floor} {round(100 * on_goal(above) / len(above))}%"
+        goals = len({row["behavior_id"] for row in above})
+        assert re.search(rf"{told}[^,]*\({goals}[ )]", page), told
+
+
 def test_the_shipped_figures_are_those_of_the_labels() -> None:
     found = shipped_goal_calibration(ENCODER)
     assert found is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dat_ray.config.study import read_study
 from docs.picture import FIGURES, PICTURE, draw
 
 ROOT = Path(__file__).parents[2]
@@ -54,6 +55,18 @@ def test_the_readme_has_its_parts_in_order() -> None:
         "## On a cluster",
     )
     assert [text.index(part) for part in parts] == sorted(text.index(part) for part in parts)
+
+
+def test_studies_in_the_pages_can_be_read(tmp_path: Path) -> None:
+    blocks = [
+        block for page in PAGES for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    ]
+    studies = [block for block in blocks if re.search(r"^arms:", block, re.M)]
+    assert studies
+    for block in studies:
+        path = tmp_path / "study.yaml"
+        path.write_text(block, encoding="utf-8")
+        assert read_study(str(path), []).runs
 
 
 def test_the_picture_is_drawn_from_the_recorded_figures() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -239,7 +239,12 @@ class EvaluationConfig(Section):
         description="measure the distribution gap, plainly and under `training.attack`: draws as many candidates as the training "
         "did, for its behaviors and the held-out ones; absent: not measured",
     )
-    kl_rows: NonNegative = Field(0, description="retain rows on which the drift KL(base || model) is measured; 0: not measured")
+    kl_rows: NonNegative = Field(0, description="rows on which the drift KL(base || model) is measured; 0: not measured")
+    kl_data: Literal["retain", "look_alikes"] = Field(
+        "retain",
+        description="whose responses these are: retain: rows of the retain set, trained on where training had one; look_alikes: "
+        "what the base model answered to the harmless look-alikes of behaviors.over_refusal, refusals left out",
+    )
     max_new_tokens: Positive = 256
     # Counts: an evaluation goes by the names of its shards.
     rows_per_shard: Positive | None = Field(None, description="attempts of one shard; absent: `generation.rows_per_block`")

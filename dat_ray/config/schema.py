@@ -130,6 +130,11 @@ class Recipe(Section):
                 "raise the ceiling, or lower the floor"
             )
         self._retained_prompts_are_measured()
+        evaluation = self.evaluation
+        if evaluation.kl_rows and evaluation.kl_data == "look_alikes" and self.behaviors.over_refusal is None:
+            raise ValueError(
+                "evaluation.kl_data look_alikes needs harmless look-alikes: set behaviors.over_refusal, or use retain"
+            )
         if selection.score in GAINS and self.generation.neutral_prompt is None:
             raise ValueError(
                 f"selection.score {selection.score} compares with a neutral prompt: set generation.neutral_prompt, or use loglik"
@@ -150,5 +155,3 @@ class Recipe(Section):
                 "training.retain.inpainted_share needs an encoder and behaviors.harmless: they tell which prompts "
                 "are harmless; set both, or the share to 0"
             )
-        if self.selection.source == "goals":
-            raise ValueError("training.retain.inpainted_share needs candidates, not selection.source goals: change one of them")

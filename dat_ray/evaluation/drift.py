@@ -1,14 +1,19 @@
-"""How far a fine-tuned model has drifted from its base on retain data. One JSON file a model."""
+"""How far a fine-tuned model has drifted from its base on harmless answers. One JSON file a model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.retain import load_retain
+from dat_ray.data.row_types import Row, RowView
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import has_manifest, join, read_table
+from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import Model
+from dat_ray.evaluation.outcomes import of_attack, refusals
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import Drift
 from dat_ray.evaluation.search.pool import whitebox_workers
 from dat_ray.evaluation.store import measure_once
@@ -20,16 +25,26 @@ from dat_ray.training.retain_set import retain_folder
 DRIFT_ROWS = 16
 
 
-def drift(recipe: Recipe, run: RunDir, model: Model, folder: str) -> Drift | None:
-    """Mean KL(base || model) over tokens of retain responses, nats; None where it is not measured.
+def drift(recipe: Recipe, run: RunDir, model: Model, folder: str, answered: Iterable[RowView] = ()) -> Drift | None:
+    """Mean KL(base || model) over tokens of harmless responses, nats; None where it is not measured.
 
-    It is measured on the first `evaluation.kl_rows` rows of the retain set that training used, or of the recipe's where
-    they have responses, by the rule of training's rows: the prompt whole, the response cut to the room of
-    `training.max_tokens`. `left_out` counts rows whose prompt leaves no room, `cut` rows whose response was cut; the mean is
-    None where no row is left. The base is the model without its adapter: a model without one has no drift to measure.
+    It is measured on the first `evaluation.kl_rows` rows of what `evaluation.kl_data` names, by the rule of training's
+    rows: the prompt whole, the response cut to the room of `training.max_tokens`. `left_out` counts rows whose prompt
+    leaves no room, `cut` rows whose response was cut; the mean is None where no row is left. The base is the model without
+    its adapter: a model without one has no drift to measure.
+
+    Args:
+        recipe: resolved.
+        run: holds the retain set that training used; without one the recipe's is read, where it has responses.
+        model: whose drift.
+        folder: of what is measured of models.
+        answered: what its base has answered in this suite, rows of schema ATTEMPTS; read with `kl_data` look_alikes alone.
     """
-    rows = _retain_rows(recipe, run)[: recipe.evaluation.kl_rows]
-    if not rows or model.adapter is None:
+    config = recipe.evaluation
+    if not config.kl_rows or model.adapter is None:
+        return None
+    rows = (_answers(answered) if config.kl_data == "look_alikes" else _retain_rows(recipe, run))[: config.kl_rows]
+    if not rows:
         return None
 
     def measure() -> dict[str, Any]:
@@ -49,19 +64,51 @@ def drift(recipe: Recipe, run: RunDir, model: Model, folder: str) -> Drift | Non
             "cut": sum(one.cut for one in measured if one is not None),
         }
 
-    stored = measure_once(join(folder, f"retain-drift-{model.name}.json"), model.weights, measure)
-    config, groups = recipe.evaluation, {key: [value] for key, value in stored["values"].items()}
+    kind = config.kl_data.replace("_", "-")
+    stored = measure_once(join(folder, f"{kind}-drift-{model.name}.json"), model.weights, measure)
+    groups = {key: [value] for key, value in stored["values"].items()}
     found = cluster_bootstrap(groups, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
     left_out, cut = len(stored["left_out"]), stored["cut"]
-    return Drift(mean=found.value, low=found.low, high=found.high, n=found.n, left_out=left_out, cut=cut)
+    figures = {"mean": found.value, "low": found.low, "high": found.high, "n": found.n}
+    return Drift(**figures, left_out=left_out, cut=cut, data=config.kl_data)
 
 
-def _retain_rows(recipe: Recipe, run: RunDir) -> list[dict[str, Any]]:
-    if not recipe.evaluation.kl_rows:
-        return []
+def base_of(recipe: Recipe, model: Model, asked: Sequence[Model]) -> Model | None:
+    """The model without the adapter whose answers to look-alikes the drift of `model` is measured on; None: no such drift.
+
+    Args:
+        recipe: resolved.
+        model: whose drift.
+        asked: all models of the evaluation, in order.
+
+    Raises:
+        InputError: its base is not among them, or comes after it.
+    """
+    config = recipe.evaluation
+    if not config.kl_rows or config.kl_data != "look_alikes" or model.adapter is None:
+        return None
+    for other in asked[: asked.index(model)]:
+        if other.adapter is None and other.answers is None and other.source == model.source:
+            return other
+    raise InputError(
+        "evaluation.kl_data", config.kl_data, f"takes the answers of {model.name} without its adapter: name that model before it"
+    )
+
+
+def _answers(answered: Iterable[RowView]) -> list[Row]:
+    rows = of_attack(answered, OVER_REFUSAL)
+    refused = refusals(rows)
+    return [
+        {"retain_id": row["behavior_id"], "prompt": row["prompt"], "response": row["completion"]}
+        for row in rows
+        if row["completion"] and refused.get(row["behavior_id"]) is False
+    ]
+
+
+def _retain_rows(recipe: Recipe, run: RunDir) -> list[Row]:
     folder = retain_folder(run, FIRST_ROUND)
     if has_manifest(folder):
-        rows: list[dict[str, Any]] = read_table(folder).select(["retain_id", "prompt", "response"]).to_pylist()
+        rows: list[Row] = read_table(folder).select(["retain_id", "prompt", "response"]).to_pylist()
         return rows
     if recipe.training.retain is None:
         return []

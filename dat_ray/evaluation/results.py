@@ -137,7 +137,7 @@ class Likelihood(Estimate):
 
 
 class Drift(Estimate):
-    """Mean KL(base || model) over tokens of retain responses, with a bootstrap interval over rows."""
+    """Mean KL(base || model) over tokens of harmless responses, with a bootstrap interval over rows."""
 
     VALUE: ClassVar[str] = "mean"
     UNITS: ClassVar[str | None] = "n"
@@ -145,6 +145,7 @@ class Drift(Estimate):
     n: Count = Field(0, description="rows measured")
     left_out: Count = Field(0, description="rows whose prompt leaves no room for a response")
     cut: Count = Field(0, description="rows whose response was cut to its room")
+    data: str = Field("retain", description="whose responses: `evaluation.kl_data`")
     unit: str = "nats per token"
 
 

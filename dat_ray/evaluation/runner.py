@@ -20,7 +20,7 @@ from dat_ray.evaluation.attacker import Attacker
 from dat_ray.evaluation.benchmarks import utility
 from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.drawing import Samplers
-from dat_ray.evaluation.drift import drift
+from dat_ray.evaluation.drift import base_of, drift
 from dat_ray.evaluation.gap_metrics import distribution_gap
 from dat_ray.evaluation.gap_results import DistributionGap
 from dat_ray.evaluation.judges import start_judges
@@ -59,6 +59,8 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
     """
     recipe, found = suite.recipe, Found()
     _check_room(suite)
+    for model in suite.models:
+        base_of(recipe, model, suite.models)
     stores = AttemptStores(suite.answered, suite.attempts, suite.searches)
     samplers = Samplers(recipe, engines, suite.prompts, counter)
     attacker = Attacker(recipe, engines, suite.rewrites, counter)
@@ -79,7 +81,9 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
             targets.leave()
             folder = join(suite.folder, "side_effects")
             if model.answers is None:
-                moved = drift(recipe, suite.run_dir, model, folder)
+                base = base_of(recipe, model, suite.models)
+                answered = [] if base is None else [row for row in stores.attempts.rows() if row["model"] == base.name]
+                moved = drift(recipe, suite.run_dir, model, folder, answered)
                 gap = _gap(suite, model, counter)
                 found.side_effects[model.name] = SideEffects(moved, utility(recipe, model, folder), gap)
             else:

@@ -205,16 +205,28 @@ def selection_lines(cfg: SelectionConfig, done: SelectionReport) -> list[str]:
         counts = [f"{count} {source}" for source, count in done.retain.by_source.items()]
         lost = [f"{count} {reason}" for reason, count in done.retain.dropped.items() if count]
         lines.append(f"prompts fit to be retained: {', '.join(counts) or 'none'}; left out: {', '.join(lost) or 'none'}")
-    if done.without and needs_candidates(cfg):
+    if done.without and trains_on_candidates(cfg):
         named = ", ".join(done.without[:NAMED]) + (f" and {len(done.without) - NAMED} more" if len(done.without) > NAMED else "")
         fate = "are trained on by their goal" if cfg.include_original or cfg.goal_without_prompt else "are not trained on"
         lines.append(f"{len(done.without)} of {done.behaviors} behaviors have no prompt that was kept, and {fate}: {named}")
     return lines
 
 
-def needs_candidates(cfg: SelectionConfig) -> bool:
-    """Whether the training set is made of candidates, and so a sampler has to run first."""
+def trains_on_candidates(cfg: SelectionConfig) -> bool:
+    """Whether the training set is made of candidates, or half of it."""
     return cfg.source == "candidates" or (cfg.source == "mixture" and cfg.rewrites is None)
+
+
+def needs_candidates(recipe: Recipe) -> bool:
+    """Whether a sampler has to run first: for the training set, or for the in-painted part of the retain set alone.
+
+    The second draws all that the first does: so every objective of a comparison can have one retain set, drawn once.
+    """
+    return trains_on_candidates(recipe.selection) or _inpainted_share(recipe) > 0.0
+
+
+def _inpainted_share(recipe: Recipe) -> float:
+    return 0.0 if recipe.training.retain is None else recipe.training.retain.inpainted_share
 
 
 def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> SelectionReport:
@@ -228,14 +240,13 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
     mark, cfg, root = run.fingerprint_of(recipe), recipe.selection, run.training_set(round_index)
     found = Chosen(TRAINING_SET.empty_table(), {}, (), {})
     behaviors, retain, earlier = None, None, 0
-    if needs_candidates(cfg):
-        candidates = read_table(run.candidates(round_index), fingerprint=mark)
-        # Later rounds have the answers of a model that is trained already: the retain set is the first round's.
-        share = 0.0 if recipe.training.retain is None else recipe.training.retain.inpainted_share
-        if share and round_index == FIRST_ROUND:
-            retain = retain_prompts(candidates.to_pylist(), read_file(run.behaviors).to_pylist(), recipe)
-            _publish(retain_prompts_folder(run, round_index), retain.table, mark)
-        candidates = for_training_goals(candidates)
+    # Later rounds have the answers of a model that is trained already: the retain set is the first round's.
+    if _inpainted_share(recipe) and round_index == FIRST_ROUND:
+        drawn = read_table(run.candidates(round_index), fingerprint=mark)
+        retain = retain_prompts(drawn.to_pylist(), read_file(run.behaviors).to_pylist(), recipe)
+        _publish(retain_prompts_folder(run, round_index), retain.table, mark)
+    if trains_on_candidates(cfg):
+        candidates = for_training_goals(read_table(run.candidates(round_index), fingerprint=mark))
         found = choose(candidates, cfg)
         behaviors = len(set(candidates["behavior_id"].to_pylist()))
         found, earlier = _with_earlier(found, run, recipe, round_index)

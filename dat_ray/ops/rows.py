@@ -10,7 +10,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.retain import RetainRow
 from dat_ray.errors import InputError
 from dat_ray.generation.goals import goal_rows
-from dat_ray.generation.select import needs_candidates
+from dat_ray.generation.select import trains_on_candidates
 from dat_ray.measures.style import StyleAuc, style_of
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.fit import Limits
@@ -37,7 +37,7 @@ def rows_forecast(recipe: Recipe, behaviors: pa.Table, retain: Sequence[RetainRo
     folder = tokenizer_folder(recipe.target.model, "target.model", recipe.target.revision)
     chat = ChatFormat(load_tokenizer(folder, "target.model"), recipe.target)
     parts = []
-    if needs_candidates(recipe.selection):
+    if trains_on_candidates(recipe.selection):
         parts.append(_drawn(recipe, behaviors, chat))
     if recipe.selection.source != "candidates":
         count = encode_harmful(chat, goal_rows(behaviors).to_pylist(), recipe.training)[1]

@@ -57,7 +57,7 @@ def _ready(stage: str, recipe: Recipe, run: RunDir, index: int) -> bool:
     if stage == "generate":
         return index == FIRST_ROUND or has_manifest(run.training(index - 1))
     if stage == "select":
-        return has_manifest(run.candidates(index)) if needs_candidates(recipe.selection) else index == FIRST_ROUND
+        return has_manifest(run.candidates(index)) if needs_candidates(recipe) else index == FIRST_ROUND
     return has_manifest(run.training_set(index))
 
 

@@ -214,7 +214,7 @@ def _generate(round_index: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
     from dat_ray.generation.select import needs_candidates
     from dat_ray.generation.stage import generate
 
-    if not needs_candidates(recipe.selection):
+    if not needs_candidates(recipe):
         return {"rows": 0, "skipped": True}
     done = generate(recipe, run, adapter=adapter_before(run, round_index), round_index=round_index)
     write_diagnostics(recipe, run, round_index)

@@ -152,7 +152,7 @@ def _record(plan: Study) -> dict[str, Any]:
 def _shared_jobs(run: StudyRun, root: str) -> list[Job]:
     """What must be there before a run begins, so that it takes it over."""
     found = []
-    if needs_candidates(run.recipe.selection):
+    if needs_candidates(run.recipe):
         name = f"candidates-{candidates_mark(run.recipe)}"
         found.append(Job(f"candidates, seed {run.seed}", run.recipe, join(root, "shared", name), (), ("generate",)))
     mark = retain_mark(run.recipe)

@@ -83,14 +83,14 @@ def sweep(plan: Plan, root: str, *, resume: bool, share: RunJob | None = None, w
 
 
 def _shared_name(recipe: Recipe) -> str:
-    candidates = "with" if needs_candidates(recipe.selection) else "without"
+    candidates = "with" if needs_candidates(recipe) else "without"
     return f"{stage_fingerprint(recipe, EVALUATION)}-{candidates}-candidates"
 
 
 def _shared_job(plan: Plan, recipe: Recipe, root: str, name: str) -> Job:
     own = shared_recipe(plan, recipe, EVALUATION)
-    if needs_candidates(own.selection) != needs_candidates(recipe.selection):
-        own = own.model_copy(update={"selection": recipe.selection})
+    if needs_candidates(own) != needs_candidates(recipe):
+        own = own.model_copy(update={"selection": recipe.selection, "training": recipe.training})
     return Job(f"shared {name[:8]}", own, join(root, "shared", name), (), SHARED)
 
 

@@ -27,13 +27,13 @@ from dat_ray.training.passes import UpdateTokens, count_passes, count_updates
 def candidate_rows(planning: Planning) -> int:
     """Prompts that generation draws."""
     recipe = planning.recipe
-    return planning.sizes.targets * recipe.generation.samples_per_target if needs_candidates(recipe.selection) else 0
+    return planning.sizes.targets * recipe.generation.samples_per_target if needs_candidates(recipe) else 0
 
 
 def harmless_rows(planning: Planning) -> int:
     """Prompts that generation draws for harmless requests: answered, and never judged."""
     recipe, harmless = planning.recipe, planning.sizes.harmless
-    if not needs_candidates(recipe.selection):
+    if not needs_candidates(recipe):
         return 0
     return round(harmless.goals * harmless.targets) * recipe.generation.harmless_samples_per_target
 

@@ -42,7 +42,7 @@ def study_parts(study: Study, device: Device) -> list[StudyPart]:
 
 def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
     # The first run of each set names it.
-    sampled = {candidates_mark(run.recipe): run for run in reversed(study.runs) if needs_candidates(run.recipe.selection)}
+    sampled = {candidates_mark(run.recipe): run for run in reversed(study.runs) if needs_candidates(run.recipe)}
     # Sets of one arm and of other seeds take the same time.
     by_arm: dict[str, int] = {}
     for run in sampled.values():

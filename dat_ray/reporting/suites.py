@@ -221,7 +221,7 @@ def _unmeasured(metrics: Metrics) -> str:
     absent = [
         f"{what} ({field})"
         for what, field, there in (
-            ("drift on retain data", "evaluation.kl_rows", any(model.kl_drift for model in models)),
+            ("drift on harmless answers", "evaluation.kl_rows", any(model.kl_drift for model in models)),
             ("benchmarks", "evaluation.utility.tasks", any(model.utility for model in models)),
             ("partial refusals", "evaluation.refusal_judge: xstest", any(model.over_refusal.kinds for model in models)),
         )

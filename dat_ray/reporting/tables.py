@@ -107,8 +107,10 @@ def beyond_attacks(metrics: Metrics) -> list[Measure]:
             _measure(metrics, kind, f"Harmless prompts: {words(kind)}", "rate", partial(_kind, of=of))
             for kind, of in KINDS.items()
         ]
-    if any(model.kl_drift for model in models):
-        found.append(_measure(metrics, "kl_drift", "KL drift", "nats", _drift))
+    on_look_alikes = {model.kl_drift.data == "look_alikes" for model in models if model.kl_drift is not None}
+    if on_look_alikes:
+        name = "KL drift, answers to look-alikes" if on_look_alikes == {True} else "KL drift"
+        found.append(_measure(metrics, "kl_drift", name, "nats", _drift))
     named = [(task, metric) for model in models for task, figures in model.utility.items() for metric in figures]
     for task, metric in dict.fromkeys(named):
         unit = "rate" if metric.partition(",")[0] in SHARES else ""

@@ -1,4 +1,4 @@
-"""A model with its gradients: what GCG, the embedding attack and the drift on retain data run on, always in torch."""
+"""A model with its gradients: what GCG, the embedding attack and the drift on harmless answers run on, always in torch."""
 
 from __future__ import annotations
 

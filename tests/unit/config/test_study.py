@@ -96,7 +96,10 @@ def test_what_arms_share_is_told_by_what_makes_it(tmp_path: Path) -> None:
         ({"fronts": {"settings": {"atacks": 1}}}, "fronts: evaluation.atacks"),
         ({"fronts": {"settings": {"gap": {}}}}, "fronts.settings = 'gap': is not measured of adapters along a training"),
         ({"fronts": {}, "suites": {"fronts": {}}}, "suites.fronts = 'fronts': is the name of the suite of `fronts`"),
-        ({"fronts": {}, "settings": {"behaviors": {"over_refusal": None}}}, "needs look-alikes: give behaviors.over_refusal"),
+        (
+            {"fronts": {}, "settings": {"behaviors": {"over_refusal": None}, "evaluation": {"kl_rows": 0}}},
+            "needs look-alikes: give behaviors.over_refusal",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changes: dict[str, object], words: str) -> None:

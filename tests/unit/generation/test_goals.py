@@ -99,7 +99,7 @@ def test_goals_need_no_candidates_and_a_mixture_keeps_its_rewrites_apart(tmp_pat
     ):
         cfg, run = recipe(**selection), RunDir(str(tmp_path / name))
         write_file(run.behaviors, behaviors())
-        assert not needs_candidates(cfg.selection)
+        assert not needs_candidates(cfg)
         report = select(run, cfg)
         assert (report.kept, report.behaviors, report.skipped) == (3, 2, False)
         assert read_table(run.training_set(0), fingerprint=fingerprint(cfg)).num_rows == 3
@@ -111,7 +111,7 @@ def test_goals_need_no_candidates_and_a_mixture_keeps_its_rewrites_apart(tmp_pat
 def test_a_mixture_without_a_table_rewrites_with_candidates(tmp_path: Path) -> None:
     cfg, run = recipe(source="mixture"), RunDir(str(tmp_path))
     write_file(run.behaviors, behaviors())
-    assert needs_candidates(cfg.selection)
+    assert needs_candidates(cfg)
     with pytest.raises(ShardError, match="candidates"):
         select(run, cfg)
 

@@ -12,12 +12,12 @@ import pytest
 
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.schema import Recipe
-from dat_ray.data.rundir import RunDir
+from dat_ray.data.rundir import RunDir, retain_prompts_folder
 from dat_ray.data.schemas import BEHAVIORS, CANDIDATES
 from dat_ray.data.shards import read_table, write_file, write_manifest, write_shard
-from dat_ray.errors import InputError
+from dat_ray.errors import InputError, ShardError
 from dat_ray.generation.retain_prompts import FOR_HARMLESS, OFF_GOAL, retain_prompts
-from dat_ray.generation.select import select, selection_lines
+from dat_ray.generation.select import needs_candidates, select, selection_lines
 from dat_ray.pipeline.stages import _fit_to_retain
 from dat_ray.training.retain_set import prepare_retain, retain_folder
 
@@ -158,6 +158,32 @@ def test_the_retain_set_takes_its_share(share: float, expected: list[str], tmp_p
     assert stored["retain_id"].to_pylist()[2:] == expected
 
 
+@pytest.mark.parametrize("source", ["goals", "mixture"])
+def test_goals_are_trained_on_beside_the_same_retain_set(source: str, tmp_path: Path) -> None:
+    """What tells one objective from another is then not the sampler's style among the harmless rows."""
+    rewrites = tmp_path / "rewrites.csv"
+    rewrites.write_text("goal,prompt\nJuggle knives,Knives in the air\n")
+    changes = [f"selection.source={source}", "selection.min_goal_similarity=null", "selection.off_goal=drop"]
+    rest = [f"selection.rewrites={rewrites}"] if source == "mixture" else []
+    chosen = recipe(*changes, *rest)
+    assert needs_candidates(chosen)
+    assert not needs_candidates(recipe(*changes, *rest, share=0.0))
+    run = RunDir(str(tmp_path / "run"))
+    mark = run.fingerprint_of(chosen)
+    rows = [*ROWS, meant("q", "Juggle five knives", goal_similarity=0.9, score=1.0)]
+    write_file(run.behaviors, pa.Table.from_pylist(BEHAVIOR_ROWS, schema=BEHAVIORS))
+    with pytest.raises(ShardError, match="candidates"):
+        select(run, chosen)
+    table = pa.Table.from_pylist(rows, schema=CANDIDATES)
+    write_manifest(run.candidates(0), [write_shard(run.candidates(0), "part-0.parquet", table)], mark)
+    done = select(run, chosen)
+    assert (done.dropped, done.without) == ({}, ())
+    assert read_table(run.training_set(0))["prompt"].to_pylist() == ["Juggle knives"]
+    assert done.retain is not None
+    assert done.retain.by_source == {FOR_HARMLESS: 3}
+    assert read_table(retain_prompts_folder(run, 0))["retain_id"].to_pylist() == done.retain.table["retain_id"].to_pylist()
+
+
 def test_an_in_painted_prompt_whose_answer_is_a_refusal_is_not_retained(tmp_path: Path) -> None:
     chosen = recipe("training.retain.limit=4")
     run = RunDir(str(tmp_path / "run"))
@@ -176,7 +202,6 @@ def test_an_in_painted_prompt_whose_answer_is_a_refusal_is_not_retained(tmp_path
         (["behaviors.harmless=null"], "needs an encoder and behaviors.harmless"),
         (["training.retain.inpainted_share=0"], "selection.off_goal retain needs"),
         (["selection.min_goal_similarity=null"], "selection.off_goal retain needs"),
-        (["selection.source=goals"], "needs candidates"),
     ],
 )
 def test_a_share_that_nothing_could_fill_is_refused(changes: list[str], said: str) -> None:

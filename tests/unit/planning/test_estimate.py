@@ -41,7 +41,8 @@ def test_the_demos_rows_are_counted() -> None:
     held_out, others = 48 * attempts, 64 * recipe.evaluation.harmless_inpainting_samples
     asked = 48 + held_out + 128 + others
     assert role_of(plan, "evaluate", "judge").calls == 2 * asked
-    assert role_of(plan, "evaluate", "target").calls == 2 * (asked + 3 * 48)
+    # The drift reads 64 answers with either model.
+    assert role_of(plan, "evaluate", "target").calls == 2 * (asked + 3 * 48 + 64)
     assert role_of(plan, "train", "trainer").calls == recipe.training.updates
     assert plan.fits
 

@@ -388,7 +388,7 @@ def test_drift_benchmarks_and_likelihood_stand_beside_the_rates_and_what_is_miss
     run = finished_run(tmp_path / "run")
     page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
     assert "Log p(target) (nats per token)" in page.text
-    assert "Not measured here: drift on retain data (evaluation.kl_rows), benchmarks" in page.text.replace("`", "")
+    assert "Not measured here: drift on harmless answers (evaluation.kl_rows), benchmarks" in page.text.replace("`", "")
     path = Path(run.evaluation("default")) / "metrics.json"
     metrics = json.loads(path.read_text())
     metrics["models"]["adapted"] |= {

@@ -41,8 +41,6 @@ from dat_ray.runlog import RunLog
 LOG_WIDTH = 130
 # Of a run's own evaluation.
 DEFAULT_SUITE = "default"
-# Prompts of one call to the target that answers the retain set.
-RETAIN_CHUNK = 64
 
 
 def check_inputs(recipe: Recipe, *, trains: bool = True) -> pa.Table:
@@ -238,10 +236,12 @@ def _select(round_index: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 def retain(recipe: Recipe, run: RunDir) -> dict[str, Any]:
     """The retain set with the base model's answers, which the training makes first where it is not there."""
+    from dat_ray.pipeline.retain_answers import base_answers
     from dat_ray.training.retain_set import prepare_retain
 
     recipe = pinned(recipe, run.root, "target")
-    found = prepare_retain(recipe, run, partial(_answers, recipe), partial(_fit_to_retain, recipe))
+    complete = partial(base_answers, recipe, run)
+    found = prepare_retain(recipe, run, complete, partial(_fit_to_retain, recipe))
     if found.dropped:
         stage_line(f"      retain: {found.dropped} rows dropped, the base model refuses them or says nothing")
     if found.inpainted < found.wanted:
@@ -272,31 +272,6 @@ def _train(round_index: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "updates": done.updates,
         "skipped": done.skipped,
     }
-
-
-def _answers(recipe: Recipe, prompts: list[str]) -> list[str]:
-    """The base model's greedy answers, from one engine in a Ray actor that is gone afterwards."""
-    from dat_ray.engines.roles import Engines
-    from dat_ray.engines.workers import Workers
-    from dat_ray.progress import Progress
-
-    assert recipe.training.retain is not None
-    pool = recipe.cluster.target
-    build = partial(Engines().target, recipe.target, pool.threads, None)
-    work = partial(_complete, recipe.training.retain.answer_tokens)
-    chunks = [prompts[low : low + RETAIN_CHUNK] for low in range(0, len(prompts), RETAIN_CHUNK)]
-    answers: dict[int, list[str]] = {}
-    with Progress("retain answers", len(prompts)) as progress:
-        progress.update(0, "starting the target model")
-        with Workers("target", build, pool, recipe.timeouts) as workers:
-            for index, texts in workers.map(work, [(chunk,) for chunk in chunks]):
-                answers[index] = texts
-                progress.update(sum(map(len, answers.values())), "answering")
-    return [text for index in range(len(chunks)) for text in answers[index]]
-
-
-def _complete(tokens: int, engine: Any, prompts: list[str]) -> list[str]:
-    return [completion.text for completion in engine.complete(prompts, tokens)]
 
 
 def _fit_to_retain(recipe: Recipe, prompt: str, response: str) -> bool:

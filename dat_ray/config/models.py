@@ -83,6 +83,9 @@ class SamplerConfig(EngineConfig):
         "low_confidence", description="commit the most confident positions first, or positions in random order"
     )
     remask_condition: bool = Field(True, description="hide a random part of the response at every step")
+    remask_share: Annotated[float, Field(gt=0.0, le=0.5)] = Field(
+        0.5, description="mean share of the response hidden at a step: anything up to twice that, uniformly; published: 0.5"
+    )
     guidance: Annotated[float, Field(ge=0.0)] = Field(
         0.0, description="w of classifier-free guidance against a wholly hidden response; above 0 doubles the forward passes"
     )
@@ -131,6 +134,8 @@ class SamplerConfig(EngineConfig):
             raise ValueError("threshold and entropy_bound are two rules for the same choice: give one of them")
         if parallel and self.order == "random":
             raise ValueError(f"{parallel[0]} commits by confidence: set order to low_confidence")
+        if self.remask_share != SamplerConfig.model_fields["remask_share"].default and not self.remask_condition:
+            raise ValueError("remask_share says how much remask_condition hides: set that to true, or leave the share out")
         if not self.tempered and self.temperature == 0:
             raise ValueError("tempered false says how a temperature above 0 acts: raise temperature or leave tempered out")
         if self.refine and self.steps <= min(self.prompt_tokens) and not parallel:

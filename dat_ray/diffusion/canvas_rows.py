@@ -171,7 +171,8 @@ def begin_step(pack: Pack, law: Law, mask: int) -> Tensor:
         pack.deadlines = torch.where(counts > 0, pack.steps + counts, pack.deadlines)
     if not law.remask_condition:
         return pack.ids.clone()
-    return hide_condition(pack.ids, pack.condition, pack.rows, pack.positions, pack.lengths, pack.keys, mask)
+    most = (2 * law.remask_share * pack.lengths).round().long().clamp(min=1)
+    return hide_condition(pack.ids, pack.condition, pack.rows, pack.positions, most, pack.keys, mask)
 
 
 @torch.no_grad()

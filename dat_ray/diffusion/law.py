@@ -59,6 +59,7 @@ class Law:
         temperature: tau of the token draw; 0 takes the most probable token.
         order: commit the most confident positions first, or positions in random order.
         remask_condition: step a; at temperature 0 it is the only source of diversity.
+        remask_share: mean share of the condition that step a hides; 0.5 in the published law.
         tempered: False reproduces the reference code, in which every tau above 0 acts as 1.
         guidance: w of classifier-free guidance; 0 for none. Doubles the forward passes.
         threshold, entropy_bound: rules that commit several positions a step; None for none, at most one of them.
@@ -70,6 +71,7 @@ class Law:
     temperature: float = 0.0
     order: Literal["low_confidence", "random"] = "low_confidence"
     remask_condition: bool = True
+    remask_share: float = 0.5
     tempered: bool = True
     guidance: float = 0.0
     threshold: float | None = None
@@ -134,7 +136,7 @@ def ranks(keys: Tensor, rows: Tensor) -> Tensor:
 
 
 def hide_condition(
-    ids: Tensor, condition: Tensor, rows: Tensor, positions: Tensor, lengths: Tensor, keys: StepKeys, mask: int
+    ids: Tensor, condition: Tensor, rows: Tensor, positions: Tensor, most: Tensor, keys: StepKeys, mask: int
 ) -> Tensor:
     """Step a: a copy of the canvases in which a random part of the condition is MASK.
 
@@ -144,14 +146,14 @@ def hide_condition(
         ids: (N,) int64.
         condition: (N,) bool, True where a token may be hidden.
         rows, positions: (N,) int64, of each token; rows ascend.
-        lengths: (B,) int64, L of each row.
+        most: (B,) int64, the largest r of each row; in the published law its length L.
         keys: of each row.
         mask: id of MASK.
 
     Returns:
         (N,) int64.
     """
-    r = 1 + integer_below(lengths, keys.seeds, keys.steps, _HIDDEN_COUNT)
+    r = 1 + integer_below(most, keys.seeds, keys.steps, _HIDDEN_COUNT)
     draws = uniform(keys.seeds[rows], keys.steps[rows], _HIDDEN_RANK, positions)
     return ids.masked_fill(condition & (ranks(draws, rows) < r[rows]), mask)
 

@@ -22,7 +22,7 @@ from dat_ray.engines.base import (
     TextEncoder,
 )
 from dat_ray.engines.pieces import by_rows
-from dat_ray.engines.similarity import encode_each, similarities
+from dat_ray.engines.similarity import Vectors, encode_each, similarities
 from dat_ray.errors import DatError, EngineLost, ends_engine, error_line
 
 Item = TypeVar("Item")
@@ -100,6 +100,13 @@ class SimilarityCall:
 
     pairs: Sequence[tuple[str, str]]
     batch_size: int
+
+
+@dataclass(frozen=True)
+class EncodeCall:
+    """Texts whose unit vectors are asked for."""
+
+    texts: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,11 @@ def similarity(engine: TextEncoder, asked: SimilarityCall) -> list[float | Failu
         return similarities(encode_each(engine, first), encode_each(engine, second))
 
     return call_isolated(compare, asked.pairs, asked.batch_size)
+
+
+def encode(engine: TextEncoder, asked: EncodeCall) -> Vectors:
+    """Unit vectors (N, D) of texts; all or none, since what is made of them needs each."""
+    return encode_each(engine, asked.texts)
 
 
 @by_rows("rows", failed=Failure)

@@ -188,8 +188,7 @@ def cluster_bootstrap(
     # Drawing how often each behavior is picked equals drawing behaviors with replacement.
     picks = np.random.default_rng(seed).multinomial(len(filled), np.full(len(filled), 1 / len(filled)), size=resamples)
     means = (picks @ sums) / (picks @ counts)
-    low, high = _percentiles(means, _expanded(confidence, len(filled)))
-    return Interval(float(sums.sum() / counts.sum()), low, high, len(filled))
+    return Interval(float(sums.sum() / counts.sum()), *expanded_percentiles(means, confidence, len(filled)), len(filled))
 
 
 def paired_mean_difference(
@@ -258,6 +257,11 @@ def _paired_correlation(a: int, b: int, c: int, d: int) -> float:
     if product > 0:
         product = max(product - (a + b + c + d) / 2, 0.0)
     return product / math.sqrt(margins)
+
+
+def expanded_percentiles(draws: np.ndarray, confidence: float, n: int) -> tuple[float, float]:
+    """Limits of a statistic from its values over resamples of n units, at least two; see `cluster_bootstrap`."""
+    return _percentiles(draws, _expanded(confidence, n))
 
 
 def _expanded(confidence: float, n: int) -> float:

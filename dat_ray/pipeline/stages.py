@@ -220,10 +220,11 @@ def _generate(round_index: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
 
 
 def _select(round_index: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    from dat_ray.evaluation.prompt_meaning import measure_meaning
     from dat_ray.generation.select import select, selection_lines
 
     done = select(run, recipe, round_index)
-    for line in selection_lines(recipe.selection, done):
+    for line in (*selection_lines(recipe.selection, done), *measure_meaning(recipe, run, round_index)):
         stage_line(f"      select: {line}")
     return {
         "rows": done.kept,

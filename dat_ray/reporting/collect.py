@@ -19,6 +19,7 @@ from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
 from dat_ray.evaluation.on_goal import is_attack
 from dat_ray.evaluation.outcomes import JUDGED
+from dat_ray.evaluation.prompt_meaning import PromptMeaning, read_meaning
 from dat_ray.evaluation.results import Metrics, load_metrics
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import Interval, wilson_pooled
@@ -123,6 +124,7 @@ class Collected:
     categories: dict[str, str | None]
     candidates: Candidates | None
     selected: Selected | None
+    meaning: PromptMeaning | None
     style: StyleAuc | None
     rounds: list[RoundFigures]
     training: list[dict[str, Any]]
@@ -149,6 +151,7 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
         categories={row["behavior_id"]: row["category"] for row in behaviors or []},
         candidates=_candidates(recipe, run.candidates(newest)),
         selected=_selected(recipe, run.training_set(newest)),
+        meaning=read_meaning(run.training_set(newest)),
         style=_style(run.training_set(newest), retain_folder(run, FIRST_ROUND)),
         rounds=_rounds(recipe, run),
         training=read_rounds([run.training(index) for index in rounds_begun(run, recipe)]),

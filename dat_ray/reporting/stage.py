@@ -5,7 +5,7 @@ Everything that a model or a data set wrote passes through the template's escapi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.results import Metrics
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import Interval
+from dat_ray.measures.meaning import MeaningDiversity
 from dat_ray.measures.style import style_sentence
 from dat_ray.progress import clock
 from dat_ray.reporting.charts import attack_figure, loss_figures, rounds_figure
@@ -112,16 +113,28 @@ def _rounds(found: Collected, recipe: Recipe) -> dict[str, Any] | None:
     return {"rows": rows, "figure": rounds_figure(known, recipe.judge.name, recipe.evaluation.confidence)}
 
 
+# Measures in meaning, by what the report calls them.
+MEANING: dict[str, Callable[[MeaningDiversity], Interval]] = {
+    "Mean pairwise cosine": lambda one: one.within,
+    "Mean pairwise cosine of all behaviors' prompts": lambda one: one.pairwise,
+}
+
+
 def _diversity_table(found: Collected) -> dict[str, Any] | None:
     sets: list[tuple[str, Diversity]] = []
+    meanings: list[MeaningDiversity | None] = []
+    meaning = found.meaning
     if found.candidates and found.candidates.diversity:
         sets.append(("training candidates", found.candidates.diversity))
+        meanings.append(meaning.candidates if meaning else None)
     if found.selected:
         sets.append(("selected for training", found.selected.diversity))
+        meanings.append(meaning.selected if meaning else None)
     for name, suite in found.suites.items():
         if suite.metrics.sampler is not None:
             held_out = "held out" if len(found.suites) == 1 else f"held out, {name}"
             sets.append((held_out, suite.metrics.sampler.diversity))
+            meanings.append(None)
     if not sets:
         return None
     measures = (
@@ -141,7 +154,11 @@ def _diversity_table(found: Collected) -> dict[str, Any] | None:
         ("Length at 0 / 25 / 50 / 75 / 100%", lambda d: " / ".join(f"{value:g}" for value in d.length_quantiles)),
     )
     rows = [{"name": name, "cells": [cell(statistics) for _, statistics in sets]} for name, cell in measures]
-    return {"columns": [name for name, _ in sets], "rows": rows}
+    if meaning is not None:
+        for name, of in MEANING.items():
+            cells = ["–" if one is None else _interval(of(one), _two_digits) for one in meanings]
+            rows.append({"name": name, "cells": cells})
+    return {"columns": [name for name, _ in sets], "rows": rows, "meaning": meaning}
 
 
 def _interval(interval: Interval, shown: Any) -> str:

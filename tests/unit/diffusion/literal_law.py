@@ -115,7 +115,7 @@ def literal_infill(
             break
         seen = list(z)
         if law.remask_condition:
-            r = 1 + math.floor(unit(seed, s, 1) * L)
+            r = 1 + math.floor(unit(seed, s, 1) * max(1, round(2 * law.remask_share * L)))
             for i in sorted(range(L), key=lambda i: unit(seed, s, 2, i))[:r]:
                 if i in condition:
                     seen[i] = mask

@@ -20,7 +20,9 @@ def test_ranks_are_those_of_a_stable_sort_of_each_row(rows: list[list[int]]) -> 
     assert ranks(keys, owners).tolist() == expected
 
 
-def hide(lengths: list[int], spans: list[tuple[int, int]], rows_of_each: int, step: int = 0) -> list[torch.Tensor]:
+def hide(
+    lengths: list[int], spans: list[tuple[int, int]], rows_of_each: int, step: int = 0, most: list[int] | None = None
+) -> list[torch.Tensor]:
     """Where `hide_condition` put MASK (99), for each length: (rows_of_each, L)."""
     n = rows_of_each
     sizes = torch.tensor(lengths).repeat_interleave(n)
@@ -30,7 +32,8 @@ def hide(lengths: list[int], spans: list[tuple[int, int]], rows_of_each: int, st
     condition = (positions >= bounds[:, 0]) & (positions < bounds[:, 1])
     ids = positions % 50
     seeds = torch.arange(n).repeat(len(lengths))
-    hidden = hide_condition(ids, condition, rows, positions, sizes, StepKeys(seeds, torch.full_like(seeds, step)), 99)
+    largest = sizes if most is None else torch.tensor(most).repeat_interleave(n)
+    hidden = hide_condition(ids, condition, rows, positions, largest, StepKeys(seeds, torch.full_like(seeds, step)), 99)
     changed = hidden == 99
     assert torch.equal(hidden[~changed], ids[~changed])
     assert not (changed & ~condition).any()
@@ -51,6 +54,17 @@ def test_every_condition_token_is_hidden_with_probability_of_half_and_a_bit() ->
     rate = hide([L], [(4, 10)], n)[0].double().mean(0)
     assert rate[:4].sum() == 0
     assert torch.allclose(rate[4:], torch.full((6,), 11 / 20, dtype=torch.float64), atol=4 * (0.25 / n) ** 0.5)
+
+
+def test_a_smaller_share_hides_a_smaller_part() -> None:
+    """Of ten positions at most four, two and a half on average: each of the six of the condition in a quarter of the rows."""
+    n, L, most = 20_000, 10, 4
+    [hidden] = hide([L], [(4, 10)], n, most=[most])
+    assert int(hidden.sum(1).max()) == most
+    assert torch.allclose(hidden[:, 4:].double().mean(0), torch.full((6,), 0.25).double(), atol=4 * (0.1875 / n) ** 0.5)
+    counts = torch.bincount(hide([L], [(0, L)], n, most=[most])[0].sum(1), minlength=L + 1)
+    assert float(((counts[1:5] - n / most) ** 2 / (n / most)).sum()) < 16.3  # 3 degrees of freedom, 0.1 %
+    assert counts[0] == counts[5:].sum() == 0
 
 
 def test_hiding_ignores_batch_mates() -> None:

@@ -38,6 +38,8 @@ laws = st.builds(
 )
 OPTIONS: dict[str, dict[str, Any]] = {
     "untempered": {"temperature": 0.3, "tempered": False},
+    "a fifth of the response hidden": {"remask_share": 0.2, "temperature": 0.7},
+    "one token of it hidden": {"remask_share": 0.001},
     "guidance": {"guidance": 1.5},
     "guidance, tempered": {"guidance": 0.5, "temperature": 0.7, "order": "random"},
     "threshold": {"threshold": 0.1},

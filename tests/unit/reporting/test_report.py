@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from dat_ray.data.schemas import RETAIN
 from dat_ray.data.shards import join, read_table, write_manifest, write_shard
 from dat_ray.errors import ShardError
 from dat_ray.evaluation.disagreement import disagreement
+from dat_ray.evaluation.prompt_meaning import FILE, PromptMeaning
 from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.measures.intervals import Interval
+from dat_ray.measures.meaning import MeaningDiversity
 from dat_ray.reporting.categories import broken_by_category, refused_by_category
 from dat_ray.reporting.collect import stage_costs
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
@@ -400,3 +404,17 @@ def test_drift_benchmarks_and_likelihood_stand_beside_the_rates_and_what_is_miss
     assert "0.12 [0.10, 0.15]" in page.text
     assert re.search(r"arc_easy, acc \(%\)\s+fine-tuned\s+50 \[25, 75\]", page.text)
     assert "drift on retain data" not in page.text
+
+
+def test_cosines_and_what_means_a_held_out_goal_stand_beside_the_diversity(tmp_path: Path, html: str) -> None:
+    assert "Mean pairwise cosine" not in html
+    run = finished_run(tmp_path / "run")
+    spread = MeaningDiversity(9, Interval(0.178, 0.1, 0.25, 4), Interval(0.66, 0.6, 0.71, 3))
+    line = "1 training goals mean what a held-out goal means (cosine 0.9 and more): '<b>' and 'b' (0.95)"
+    meaning = PromptMeaning("an-encoder", spread, spread, {}, [line])
+    (Path(run.training_set(0)) / FILE).write_text(json.dumps(asdict(meaning)))
+    page = Page(Path(report(recipe(), run)).read_text(encoding="utf-8"))
+    assert "Mean pairwise cosine 0.66 [0.60, 0.71] 0.66 [0.60, 0.71] –" in page.text
+    assert "Mean pairwise cosine of all behaviors' prompts 0.18 [0.10, 0.25] 0.18 [0.10, 0.25] –" in page.text
+    assert "Cosines are under an-encoder" in page.text
+    assert f"{line}." in page.text

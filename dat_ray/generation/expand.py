@@ -39,6 +39,8 @@ def _draw_others(train: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[
 def expand(behaviors: pa.Table, recipe: Recipe, sampler: str, round_index: int = FIRST_ROUND) -> pa.Table:
     """The rows of one round: behaviors of the splits `train` and `harmless` x targets x samples.
 
+    Later rounds draw nothing for harmless requests: the retain set is the first round's, whose answers the base model wrote.
+
     No row is added after this, so that ids stay unique through the model stages. `recipe.seed` enters a row's seed but
     not its id: another seed draws other prompts for the same rows.
 
@@ -54,7 +56,8 @@ def expand(behaviors: pa.Table, recipe: Recipe, sampler: str, round_index: int =
     Raises:
         InputError: no training behavior, or two rows with one id.
     """
-    parts = {split: behaviors.filter(pc.field("split") == split) for split in (TRAIN, HARMLESS)}
+    splits = (TRAIN, HARMLESS) if round_index == FIRST_ROUND else (TRAIN,)
+    parts = {split: behaviors.filter(pc.field("split") == split) for split in splits}
     if not parts[TRAIN].num_rows:
         raise InputError("behaviors.path", recipe.behaviors.path, "holds no training behavior: give a set with at least one")
     samples = {TRAIN: recipe.generation.samples_per_target, HARMLESS: recipe.generation.harmless_samples_per_target}

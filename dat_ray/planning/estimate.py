@@ -60,10 +60,8 @@ def plan_run(recipe: Recipe, device: Device) -> RunPlan:
         InputError: a model whose sizes, or a set whose rows, cannot be found out; an attack that lacks something.
     """
     planning = Planning(recipe, device, quantities(recipe))
-    in_rounds = [stage for stage in (generation_stage(planning), training_stage(planning)) if stage is not None]
-    fresh = fresh_stage(planning)
-    before = (*(repeated(stage, recipe.rounds) for stage in in_rounds), *([] if fresh is None else [fresh]))
-    known = (*before, evaluation_stage(planning))
+    drawn = (generation_stage(planning), repeated(training_stage(planning), recipe.rounds), fresh_stage(planning))
+    known = (*(stage for stage in drawn if stage is not None), evaluation_stage(planning))
     if recipe.encoder is not None:
         planning.notes["encoder: a small model beside the others, neither its time nor its memory is counted"] = None
     planning.notes["answers are taken to be as long as they may be; many end earlier"] = None

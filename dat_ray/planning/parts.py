@@ -88,6 +88,21 @@ def repeated(stage: StagePlan, times: int) -> StagePlan:
     return replace(stage, seconds=times * stage.seconds, roles=roles)
 
 
+def added(first: StagePlan, then: StagePlan) -> StagePlan:
+    """Two stages of one name and the same roles, one after the other, as one."""
+    roles = tuple(
+        replace(
+            one,
+            seconds=one.seconds + other.seconds,
+            start=one.start + other.start,
+            calls=one.calls + other.calls,
+            tokens=one.tokens + other.tokens,
+        )
+        for one, other in zip(first.roles, then.roles, strict=True)
+    )
+    return replace(first, seconds=first.seconds + then.seconds, roles=roles)
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """A run before it starts.

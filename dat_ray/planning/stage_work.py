@@ -8,7 +8,7 @@ from dat_ray.config.training import TrainingConfig
 from dat_ray.generation.select import needs_candidates
 from dat_ray.planning.engine_work import Planning
 from dat_ray.planning.footprint import trainer_bytes, weight_bytes_of
-from dat_ray.planning.parts import RoleWork, StagePlan, devices_held, share_devices, slowest
+from dat_ray.planning.parts import RoleWork, StagePlan, added, devices_held, repeated, share_devices, slowest
 from dat_ray.planning.quantities import TEMPLATE_TOKENS
 from dat_ray.planning.speed import (
     CPU_STAGE,
@@ -39,9 +39,12 @@ def harmless_rows(planning: Planning) -> int:
 
 
 def generation_stage(planning: Planning) -> StagePlan | None:
-    """The candidates; None where none are needed."""
-    rows = candidate_rows(planning)
-    return drawing_stage(planning, "generate", rows, rows + harmless_rows(planning)) if rows else None
+    """The candidates of all rounds, of which the first draws for harmless requests too; None where none are needed."""
+    rows, later = candidate_rows(planning), planning.recipe.rounds - 1
+    if not rows:
+        return None
+    first = drawing_stage(planning, "generate", rows, rows + harmless_rows(planning))
+    return added(first, repeated(drawing_stage(planning, "generate", rows, rows), later)) if later else first
 
 
 def drawing_stage(planning: Planning, name: str, rows: int, drawn: int) -> StagePlan:

@@ -49,13 +49,18 @@ def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
         by_arm[run.arm] = by_arm.get(run.arm, 0) + 1
     recipes = {arm: next(run.recipe for run in study.runs if run.arm == arm) for arm in study.config.arms}
     plans = {arm: plan_run(recipe, device) for arm, recipe in recipes.items()}
+    once = {arm: recipe.model_copy(update={"rounds": 1}) for arm, recipe in recipes.items()}
+    first = {
+        arm: _seconds(plan_run(once[arm], device), "generate") if recipes[arm].rounds > 1 else _seconds(plans[arm], "generate")
+        for arm in recipes
+        if needs_candidates(recipes[arm])
+    }
     for arm, sets in by_arm.items():
-        yield StudyPart(f"candidates, first for {arm}", sets, _seconds(plans[arm], "generate") / recipes[arm].rounds)
+        yield StudyPart(f"candidates, first for {arm}", sets, first[arm])
     for arm, plan in plans.items():
         yield StudyPart(f"training of {arm}", len(study.config.seeds), _seconds(plan, "train"))
-        rounds = recipes[arm].rounds
-        if rounds > 1:
-            later = _seconds(plan, "generate") * (rounds - 1) / rounds
+        if recipes[arm].rounds > 1:
+            later = _seconds(plan, "generate") - first[arm]
             yield StudyPart(f"later candidates of {arm}", len(study.config.seeds), later)
     fresh = fresh_sets(study).values()
     if fresh:

@@ -182,6 +182,13 @@ def test_prompts_for_harmless_requests_come_after_those_for_goals_and_change_non
     assert len({row["seed"] for row in found.to_pylist()}) == 7
 
 
+def test_later_rounds_draw_for_goals_alone() -> None:
+    both = behaviors(("a", 0, "Sure, a", "train"), ("w", 0, "Sure, w", "harmless"))
+    one = recipe(generation={"samples_per_target": 3, "harmless_samples_per_target": 2})
+    assert [expand(both, one, round_index=index).num_rows for index in range(3)] == [5, 3, 3]
+    assert set(expand(both, one, round_index=1)["split"].to_pylist()) == {"train"}
+
+
 def test_a_prompt_is_never_compared_with_the_response_of_a_harmless_request() -> None:
     rows = behaviors(("a", 0, "Sure, a", "train"), ("b", 0, "Sure, b", "train"), ("w", 0, "Sure, w", "harmless"))
     found = expand(rows, recipe(sampler__likelihood_samples=2, sampler__backend="torch")).to_pylist()

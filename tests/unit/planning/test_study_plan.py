@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dat_ray.config.schema import Recipe
 from dat_ray.config.study import read_study
 from dat_ray.devices import GPUS
 from dat_ray.planning.estimate import plan_run
+from dat_ray.planning.parts import StagePlan
 from dat_ray.planning.study_plan import StudyPart, study_parts, study_plan_text
 from tests.plain_demo import PLAIN_ARMS
 
@@ -47,6 +49,27 @@ def test_candidates_count_once_a_seed_and_models_once_a_suite(tmp_path: Path) ->
     text = study_plan_text(study, DEVICE)
     assert text.splitlines()[0].startswith("x on ")
     assert "one after the other" in text
+
+
+def test_later_rounds_draw_for_goals_alone(tmp_path: Path) -> None:
+    tree = {"name": "x", "recipe": "demo", "seeds": [1], "arms": {"rounds": {"settings": {"rounds": 3}}}, "suites": {"one": {}}}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    study = read_study(str(path), [])
+    parts = {part.name: part.seconds for part in study_parts(study, DEVICE)}
+    once = study.runs[0].recipe.model_copy(update={"rounds": 1})
+    without = once.model_copy(update={"behaviors": once.behaviors.model_copy(update={"harmless": None})})
+
+    def generate(recipe: Recipe) -> StagePlan:
+        return next(stage for stage in plan_run(recipe, DEVICE).stages if stage.name == "generate")
+
+    first, later = generate(once).seconds, generate(without).seconds
+    assert later < first
+    assert parts["candidates, first for rounds"] == pytest.approx(first)
+    assert parts["later candidates of rounds"] == pytest.approx(2 * later)
+    [sampler] = [role for role in generate(study.runs[0].recipe).roles if role.role == "sampler"]
+    # In passes of the model, or rows: each of 115 goals has four draws a round, 152 harmless requests three once.
+    assert sampler.calls / generate(without).roles[0].calls == pytest.approx((3 * 115 * 4 + 152 * 3) / (115 * 4))
 
 
 def test_adapters_along_the_trainings_share_a_start_and_their_prompts(tmp_path: Path) -> None:

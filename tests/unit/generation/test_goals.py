@@ -8,14 +8,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from dat_ray.config.data import BehaviorsConfig, BehaviorSource
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
+from dat_ray.config.study import candidates_mark, read_study
+from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.rundir import RunDir, rewrites_folder
 from dat_ray.data.schemas import BEHAVIORS
-from dat_ray.data.shards import read_table, write_file
+from dat_ray.data.shards import read_file, read_table, write_file
 from dat_ray.errors import InputError, ShardError
 from dat_ray.generation.goals import goal_rows, rewrite_rows
-from dat_ray.generation.select import needs_candidates, select
+from dat_ray.generation.select import needs_candidates, select, trains_on_candidates
+from tests.plain_demo import PLAIN_ARMS
+
+PARAPHRASES = "builtin:demo-train-paraphrases"
 
 
 def behaviors() -> pa.Table:
@@ -119,3 +125,37 @@ def test_a_mixture_without_a_table_rewrites_with_candidates(tmp_path: Path) -> N
 def test_rewrites_are_read_with_a_mixture_only() -> None:
     with pytest.raises(ValueError, match=r"selection.rewrites is read only with source mixture, not goals"):
         recipe(source="goals", rewrites="x.csv")
+
+
+def test_the_builtin_paraphrases_come_with_each_target_of_their_goals() -> None:
+    cfg = BehaviorsConfig(path="builtin:demo-train", heldout=BehaviorSource(path="builtin:demo-heldout"))
+    table = load_behaviors(cfg).table
+    rows, goals = rewrite_rows(table, PARAPHRASES).to_pylist(), goal_rows(table).to_pylist()
+    assert len({row["behavior_id"] for row in rows}) == 115
+    assert {row["rank"] for row in rows} == {0}
+    # Goals and paraphrases differ in the prompt alone, so that an arm on both has no other targets than an arm on the goals.
+    assert [(row["behavior_id"], row["target"], row["refusal"]) for row in rows] == [
+        (row["behavior_id"], row["target"], row["refusal"]) for row in goals
+    ]
+    assert all(row["prompt"] != goal["prompt"] for row, goal in zip(rows, goals, strict=True))
+
+
+def test_the_mixture_of_the_demos_arms_trains_on_goals_and_hand_written_paraphrases(tmp_path: Path) -> None:
+    whole = {run.model: run.recipe for run in read_study("demo-arms", []).runs}
+    assert whole["mixat@1"].selection.rewrites == PARAPHRASES
+    assert not trains_on_candidates(whole["mixat@1"].selection)
+    # It retains what the other arms do, prompts for harmless requests among it, which are drawn once for all.
+    assert needs_candidates(whole["mixat@1"])
+    assert candidates_mark(whole["mixat@1"]) == candidates_mark(whole["dat@1"]) == candidates_mark(whole["cat@1"])
+
+    cfg = {run.model: run.recipe for run in read_study("demo-arms", PLAIN_ARMS).runs}["mixat@1"]
+    run = RunDir(str(tmp_path))
+    write_file(run.behaviors, load_behaviors(cfg.behaviors).table)
+    assert select(run, cfg).kept == 115
+    goals, rewrites = (
+        read_table(folder, fingerprint=fingerprint(cfg)).to_pylist() for folder in (run.training_set(0), rewrites_folder(run, 0))
+    )
+    asked = read_file(run.behaviors)
+    assert [row["prompt"] for row in rewrites] == [row["prompt"] for row in rewrite_rows(asked, PARAPHRASES).to_pylist()]
+    assert len(rewrites) == len(goals) == 115
+    assert not {row["prompt"] for row in rewrites} & {row["prompt"] for row in goals}

@@ -213,28 +213,33 @@ def test_rewrites_load_as_prompts_of_the_demos_behaviors() -> None:
 def test_every_training_goal_has_one_paraphrase_in_the_plain_present_tense() -> None:
     rows = _rows(PARAPHRASES)
     assert [(row["id"], row["goal"]) for row in rows] == [(row["id"], row["goal"]) for row in _rows("train")]
-    # Marks of the held-out rewrites, tenses and indirect wording, and how most drawn prompts begin.
-    other_kinds = re.compile(
-        r"\b(was|were|did|had|been|will|shall|would|might|if|suppose|imagine|pretend|hypothetical\w*)\b|^(how|explain)\b"
-    )
+    # Marks of the held-out rewrites, tenses and indirect wording.
+    other_kinds = re.compile(r"\b(was|were|did|had|been|will|shall|would|might|if|suppose|imagine|pretend|hypothetical\w*)\b")
     for row in rows:
         assert set(row) == {"id", "goal", "prompt"}
-        assert 10 <= len(row["prompt"].split()) <= 25, row["prompt"]
+        assert 6 <= len(row["prompt"].split()) <= 18, row["prompt"]
         assert row["prompt"].isascii()
         assert not other_kinds.search(row["prompt"].lower()), row["prompt"]
 
 
-def test_paraphrases_open_in_many_ways_that_no_held_out_set_has() -> None:
-    openings, held_out, retained = (
+def test_paraphrases_open_as_retained_prompts_do_and_not_as_their_goals() -> None:
+    openings, retained = (
         Counter(" ".join(text.lower().split()[:2]) for name in names for text in _texts(name))
-        for names in ((PARAPHRASES,), ("heldout", "heldout-rewrites"), ("retain", "harmless"))
+        for names in ((PARAPHRASES,), ("retain", "harmless"))
     )
-    assert len(openings) >= 12
-    assert max(openings.values()) <= 12
-    assert openings.keys() & held_out.keys() == set()
-    # Their README warns of it: form alone tells paraphrases from what is retained.
-    assert openings.keys() & retained.keys() == set()
-    assert style_auc(_texts(PARAPHRASES), [*_texts("retain"), *_texts("harmless")]).auc.value == pytest.approx(1.0, abs=0.01)
+    assert len(openings) >= 25
+    assert max(openings.values()) <= 30
+    # All but one: "Who sells ...".
+    assert sum(count for opening, count in openings.items() if opening in retained) >= 114
+    same = [row["prompt"] for row in _rows(PARAPHRASES) if row["prompt"].split()[0] == row["goal"].split()[0]]
+    assert same == []
+
+
+@pytest.mark.parametrize("names", [("retain",), ("harmless",), ("retain", "harmless")])
+def test_form_does_not_give_paraphrases_away(names: tuple[str, ...]) -> None:
+    second = [text for name in names for text in _texts(name)]
+    values = [style_auc(_texts(PARAPHRASES), second, seed=seed).auc.value for seed in range(3)]
+    assert 0.4 <= sum(value for value in values if value is not None) / 3 <= 0.65
 
 
 @pytest.mark.parametrize("name", [*SIZES, "heldout-rewrites", PARAPHRASES])

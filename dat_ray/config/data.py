@@ -126,7 +126,9 @@ class SelectionConfig(Section):
         "targets (CAT); mixture: both, an update of either kind at a time (MixAT)",
     )
     rewrites: Annotated[PathText | None, Outside.FILE] = Field(
-        None, description="mixture only: table with columns goal and prompt, several a goal; absent: the candidates"
+        None,
+        description="mixture only: table with columns goal and prompt, several a goal, rows of other goals passed over; "
+        "absent: the candidates",
     )
     keep: Positive = Field(16, description="candidates kept for each behavior")
     score: Literal["judge", "loglik", "judge_then_loglik", "gain", "judge_then_gain", "random"] = Field(

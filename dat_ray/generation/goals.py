@@ -34,6 +34,21 @@ class Goals:
 NO_GOALS = Goals()
 
 
+@dataclass(frozen=True)
+class Rewrites:
+    """Rewritten prompts of a table.
+
+    Attributes:
+        table: TRAINING_SET; `rank` numbers the rewrites of a goal.
+        rows: of the table that was read.
+        passed_over: of these, those whose goal is not trained on.
+    """
+
+    table: pa.Table
+    rows: int
+    passed_over: int
+
+
 def goals_to_compare(requests: pa.Table) -> Goals:
     """Those of a round's rows (schema CANDIDATES); each once, in their order."""
     goals = requests["goal"].to_pylist()
@@ -56,18 +71,18 @@ def goal_rows(behaviors: pa.Table) -> pa.Table:
     return _rows((row, row["goal"], row["target_index"]) for row in _training(behaviors))
 
 
-def rewrite_rows(behaviors: pa.Table, path: str) -> pa.Table:
+def rewrite_rows(behaviors: pa.Table, path: str) -> Rewrites:
     """Rewritten prompts from a table, each with every target of its goal.
+
+    Rows of goals that are not trained on are passed over: `behaviors.limit` may have cut a goal, or a held-out goal may be
+    its near-duplicate, which the behaviors alone do not tell from a misspelled one.
 
     Args:
         behaviors: BEHAVIORS.
         path: table with the columns `goal`, equal to a training goal up to case, punctuation and spacing, and `prompt`.
 
-    Returns:
-        TRAINING_SET; `rank` numbers the rewrites of a goal.
-
     Raises:
-        InputError: the table lacks a column or a text, names an unknown goal, or has no rewrite of a training goal.
+        InputError: the table lacks a column or a text, or has no rewrite of a training goal.
     """
     by_goal: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in _training(behaviors):
@@ -77,16 +92,23 @@ def rewrite_rows(behaviors: pa.Table, path: str) -> pa.Table:
         if column not in source.columns:
             raise InputError(_FIELD, path, f"has no column {column!r}, only {listed(source.columns)}: rename one")
     seen: defaultdict[str, int] = defaultdict(int)
-    found = []
+    found: list[tuple[dict[str, Any], str, int]] = []
+    count = passed_over = 0
     for place, values in source.rows(["goal", "prompt"]):
         if not all(isinstance(values[name], str) and values[name].strip() for name in ("goal", "prompt")):
             raise InputError(_FIELD, path, f"{place} of {source.name} lacks a text: write a goal and a prompt, or remove the row")
-        goal = normalize(values["goal"])
+        goal, count = normalize(values["goal"]), count + 1
         if goal not in by_goal:
-            raise InputError(_FIELD, path, f"{place} of {source.name} rewrites a goal that is not trained on: remove the row")
+            passed_over += 1
+            continue
         found += [(row, values["prompt"].strip(), seen[goal]) for row in by_goal[goal]]
         seen[goal] += 1
-    return _rows(found)
+    if not found:
+        problem = f"none of the {count} rows of {source.name} rewrites a goal that is trained on"
+        raise InputError(
+            _FIELD, path, f"{problem}: write the goals of behaviors.path in the column 'goal', or name another table"
+        )
+    return Rewrites(_rows(found), count, passed_over)
 
 
 def _training(behaviors: pa.Table) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from dat_ray.data.schemas import TRAINING_SET, for_training_goals
 from dat_ray.data.shards import has_manifest, read_file, read_manifest, read_table, write_manifest, write_shard
 from dat_ray.data.text import holds, normalize
 from dat_ray.errors import DatError
-from dat_ray.generation.goals import goal_rows, rewrite_rows
+from dat_ray.generation.goals import Rewrites, goal_rows, rewrite_rows
 from dat_ray.generation.retain_prompts import RetainPrompts, retain_prompts
 
 # Why a candidate is not in the training set, in the order in which it is asked.
@@ -43,6 +43,7 @@ class SelectionReport:
         nearest: reason -> ids of the candidates that are least past its limit, so that a person can read what it costs.
         retain: in-painted prompts that are fit to be retained; None where the recipe retains none, and after the first round.
         earlier: of the rows kept, those of earlier rounds.
+        rewrites: those of `selection.rewrites`; None where the recipe names no table.
     """
 
     kept: int
@@ -53,6 +54,7 @@ class SelectionReport:
     nearest: dict[str, tuple[str, ...]] = field(default_factory=dict)
     retain: RetainPrompts | None = None
     earlier: int = 0
+    rewrites: Rewrites | None = None
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,9 @@ def selection_lines(cfg: SelectionConfig, done: SelectionReport) -> list[str]:
     ]
     if done.earlier:
         lines.append(f"{done.earlier} of {done.kept} rows are of earlier rounds")
+    if done.rewrites is not None and done.rewrites.passed_over:
+        why = "their goal is not trained on (cut by behaviors.limit, too near to a held-out one, or misspelled)"
+        lines.append(f"{done.rewrites.passed_over} of {done.rewrites.rows} rewrites are passed over: {why}")
     if done.retain is not None:
         counts = [f"{count} {source}" for source, count in done.retain.by_source.items()]
         lost = [f"{count} {reason}" for reason, count in done.retain.dropped.items() if count]
@@ -239,7 +244,7 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
     """
     mark, cfg, root = run.fingerprint_of(recipe), recipe.selection, run.training_set(round_index)
     found = Chosen(TRAINING_SET.empty_table(), {}, (), {})
-    behaviors, retain, earlier = None, None, 0
+    behaviors, retain, earlier, read = None, None, 0, None
     # Later rounds have the answers of a model that is trained already: the retain set is the first round's.
     if _inpainted_share(recipe) and round_index == FIRST_ROUND:
         drawn = read_table(run.candidates(round_index), fingerprint=mark)
@@ -261,11 +266,13 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
         table = goal_rows(known)
         behaviors = len(set(table["behavior_id"].to_pylist()))
         if cfg.source == "mixture":
-            rewrites = rewrite_rows(known, cfg.rewrites) if cfg.rewrites is not None else found.table
-            _publish(rewrites_folder(run, round_index), rewrites, mark)
+            read = rewrite_rows(known, cfg.rewrites) if cfg.rewrites is not None else None
+            _publish(rewrites_folder(run, round_index), found.table if read is None else read.table, mark)
     skipped = _publish(root, table, mark)
     assert behaviors is not None
-    return SelectionReport(table.num_rows, found.dropped, behaviors, found.without, skipped, found.nearest, retain, earlier)
+    return SelectionReport(
+        table.num_rows, found.dropped, behaviors, found.without, skipped, found.nearest, retain, earlier, rewrites=read
+    )
 
 
 def _with_earlier(found: Chosen, run: RunDir, recipe: Recipe, round_index: int) -> tuple[Chosen, int]:

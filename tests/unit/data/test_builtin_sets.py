@@ -32,6 +32,8 @@ SIZES = {
     "retain": 672,
 }
 HARMFUL = ("train", "dev", "heldout")
+# The goals of `train` once more in other words, one prompt each.
+PARAPHRASES = "train-paraphrases"
 # Targets of a harmless set, and the harmful set whose form it has.
 HARMLESS = {"harmless": (3, "train"), "harmless-dev": (2, "dev"), "harmless-heldout": (2, "heldout")}
 CATEGORIES = {
@@ -54,7 +56,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
 
 def _texts(name: str) -> list[str]:
-    return [row["prompt" if name == "retain" else "goal"] for row in _rows(name)]
+    return [row["prompt" if "prompt" in row else "goal"] for row in _rows(name)]
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -103,7 +105,7 @@ def test_harmless_behaviors_load_without_refusals_of_their_own() -> None:
     assert found.dropped == []
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [*SIZES, PARAPHRASES])
 def test_no_text_holds_a_list_of_steps(name: str) -> None:
     for row in _rows(name):
         texts = [text for value in row.values() for text in (value if isinstance(value, list) else [value])]
@@ -155,12 +157,12 @@ def test_no_two_sets_share_a_near_duplicate(a: str, b: str) -> None:
 @pytest.mark.parametrize(
     ("file", "column", "names"),
     [
-        ("advbench/advbench.csv", "goal", HARMFUL),
-        ("harmbench/adv_training_behaviors.csv", "Behavior", HARMFUL),
-        ("harmbench/harmbench_behaviors_text_all.csv", "Behavior", HARMFUL),
-        ("jailbreakbench/jailbreakbench_harmful.csv", "Goal", HARMFUL),
-        ("strongreject/strongreject_dataset.csv", "forbidden_prompt", HARMFUL),
-        ("simple_safety_tests/simple_safety_tests.csv", "prompts_final", HARMFUL),
+        ("advbench/advbench.csv", "goal", (*HARMFUL, PARAPHRASES)),
+        ("harmbench/adv_training_behaviors.csv", "Behavior", (*HARMFUL, PARAPHRASES)),
+        ("harmbench/harmbench_behaviors_text_all.csv", "Behavior", (*HARMFUL, PARAPHRASES)),
+        ("jailbreakbench/jailbreakbench_harmful.csv", "Goal", (*HARMFUL, PARAPHRASES)),
+        ("strongreject/strongreject_dataset.csv", "forbidden_prompt", (*HARMFUL, PARAPHRASES)),
+        ("simple_safety_tests/simple_safety_tests.csv", "prompts_final", (*HARMFUL, PARAPHRASES)),
         ("xstest/xstest_prompts.csv", "prompt", ("lookalikes", "lookalikes-dev", "retain", *HARMLESS)),
     ],
 )
@@ -206,3 +208,42 @@ def test_rewrites_load_as_prompts_of_the_demos_behaviors() -> None:
     assert set(found.by_behavior) == set(goals)
     variants = Counter(row.variant for rows in found.by_behavior.values() for row in rows)
     assert variants == dict.fromkeys(VARIANTS, 96)
+
+
+def test_every_training_goal_has_one_paraphrase_in_the_plain_present_tense() -> None:
+    rows = _rows(PARAPHRASES)
+    assert [(row["id"], row["goal"]) for row in rows] == [(row["id"], row["goal"]) for row in _rows("train")]
+    # Marks of the held-out rewrites, tenses and indirect wording.
+    other_kinds = re.compile(r"\b(was|were|did|had|been|will|shall|would|might|if|suppose|imagine|pretend|hypothetical\w*)\b")
+    for row in rows:
+        assert set(row) == {"id", "goal", "prompt"}
+        assert 6 <= len(row["prompt"].split()) <= 18, row["prompt"]
+        assert row["prompt"].isascii()
+        assert not other_kinds.search(row["prompt"].lower()), row["prompt"]
+
+
+def test_paraphrases_open_as_retained_prompts_do_and_not_as_their_goals() -> None:
+    openings, retained = (
+        Counter(" ".join(text.lower().split()[:2]) for name in names for text in _texts(name))
+        for names in ((PARAPHRASES,), ("retain", "harmless"))
+    )
+    assert len(openings) >= 25
+    assert max(openings.values()) <= 30
+    # All but one: "Who sells ...".
+    assert sum(count for opening, count in openings.items() if opening in retained) >= 114
+    same = [row["prompt"] for row in _rows(PARAPHRASES) if row["prompt"].split()[0] == row["goal"].split()[0]]
+    assert same == []
+
+
+@pytest.mark.parametrize("names", [("retain",), ("harmless",), ("retain", "harmless")])
+def test_form_does_not_give_paraphrases_away(names: tuple[str, ...]) -> None:
+    second = [text for name in names for text in _texts(name)]
+    values = [style_auc(_texts(PARAPHRASES), second, seed=seed).auc.value for seed in range(3)]
+    assert 0.4 <= sum(value for value in values if value is not None) / 3 <= 0.65
+
+
+@pytest.mark.parametrize("name", [*SIZES, "heldout-rewrites", PARAPHRASES])
+def test_paraphrases_are_near_no_other_prompt_and_not_their_goals(name: str) -> None:
+    texts, others = _texts(PARAPHRASES), _texts(name)
+    near = [(texts[i], others[j]) for i, j, _ in near_duplicates(texts, others, 0.5) if name != PARAPHRASES or i < j]
+    assert near == []

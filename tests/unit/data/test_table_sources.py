@@ -120,10 +120,11 @@ def test_unknown_builtin_lists_the_known_ones() -> None:
         "demo-lookalikes-dev",
         "demo-retain",
         "demo-train",
+        "demo-train-paraphrases",
     ]
     with pytest.raises(
         InputError,
-        match=r"demo-dev, demo-harmless, .*demo-heldout, demo-heldout-rewrites, demo-lookalikes, .*demo-retain, demo-train",
+        match=r"demo-dev, demo-harmless, .*demo-heldout-rewrites, .*demo-retain, demo-train, demo-train-paraphrases",
     ):
         open_source("builtin:demo", "f")
 

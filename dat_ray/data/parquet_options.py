@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +31,11 @@ def parquet_options(schema: pa.Schema, rows: int) -> dict[str, Any]:
         schema: of the table.
         rows: of the file, about.
     """
-    short = "lz4" if rows <= FEW_ROWS else "zstd"
+    return dict(_options(schema, "lz4" if rows <= FEW_ROWS else "zstd"))
+
+
+@lru_cache  # looking at tens of fields takes as long as writing several of the columns
+def _options(schema: pa.Schema, short: str) -> dict[str, Any]:
     return {
         "compression": {_leaf(field): "zstd" if field.name in LONG_TEXT else short for field in schema},
         "use_dictionary": False,

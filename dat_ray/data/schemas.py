@@ -168,6 +168,9 @@ RISKS = _schema(
     ("error", _STR, True),
 )
 
+# Columns of any of these tables that hold most of its bytes: what models write and read, not goals and targets.
+LONG_TEXT = frozenset({"prompt", "completion", "response", "request", "text", "judged_text", "history", "prompts"})
+
 
 def for_training_goals(candidates: pa.Table) -> pa.Table:
     """The rows of a round (schema CANDIDATES) that were drawn for training goals, and not for harmless requests."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dat_ray.config.schema import Recipe
-from dat_ray.data.ids import draw_prompt_tokens, row_ids, seed_from_id
+from dat_ray.data.ids import draw_prompt_tokens, row_ids, seeds_from_ids
 from dat_ray.data.rundir import FIRST_ROUND
 from dat_ray.data.schemas import CANDIDATES, HARMLESS, TRAIN
 from dat_ray.errors import InputError
@@ -24,15 +24,15 @@ def _draw_others(train: Sequence[dict[str, Any]], seeds: Sequence[int]) -> list[
         seeds: of the rows, as many for each behavior.
     """
     samples, drawn = len(seeds) // len(train), []
-    identifiers = row_ids(("other_target",), seeds)
+    draws = seeds_from_ids(row_ids(("other_target",), seeds))
     of_behavior: dict[str, set[str]] = {}
     for row in train:
         of_behavior.setdefault(row["behavior_id"], set()).add(row["target"])
     for number, row in enumerate(train):
         foreign = set().union(*(targets for behavior, targets in of_behavior.items() if behavior != row["behavior_id"]))
         different = sorted(foreign - {row["target"]})
-        for identifier in identifiers[number * samples : (number + 1) * samples]:
-            drawn.append(different[seed_from_id(identifier) % len(different)] if different else None)
+        for draw in draws[number * samples : (number + 1) * samples]:
+            drawn.append(different[draw % len(different)] if different else None)
     return drawn
 
 
@@ -81,7 +81,7 @@ def _requests(part: pa.Table, split: str, samples: int, recipe: Recipe, sampler:
             (behavior["behavior_id"], behavior["target_index"], behavior["target"], round_index), range(samples), (sampler,)
         )
     ]
-    seeds = [seed_from_id(identifier) for identifier in row_ids((recipe.seed,), identifiers)]
+    seeds = seeds_from_ids(row_ids((recipe.seed,), identifiers))
     rows = len(identifiers)
     compared = split == TRAIN and recipe.sampler.likelihood_samples
     # The behavior of each row: whole columns are taken at once, since a row at a time costs more than its hashes.

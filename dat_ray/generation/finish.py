@@ -95,7 +95,7 @@ def take_inventory(root: str) -> Inventory:
     def take(name: str) -> Shard | str:
         try:
             file, table = read_shard(root, name)
-            failed = table.filter(pc.is_valid(table["error"]))
+            failed = table.select(["candidate_id", "error"]).filter(pc.is_valid(table["error"]))
         except (ShardError, KeyError, pa.ArrowInvalid, OSError) as error:
             return str(error)
         return Shard(

@@ -18,8 +18,9 @@ from ray.data.datasource import FilenameProvider
 from dat_ray.config.cluster import Pool
 from dat_ray.config.schema import Recipe
 from dat_ray.data.error_limit import ErrorLimit
+from dat_ray.data.parquet_options import parquet_options
 from dat_ray.data.schemas import CANDIDATES
-from dat_ray.data.shards import PARQUET, join, open_filesystem, scan_shards
+from dat_ray.data.shards import join, open_filesystem, scan_shards
 from dat_ray.diagnosis import node_lines
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError
@@ -108,7 +109,7 @@ def run_plan(
             # Storing a shard takes far less time than making it: more writers would only be more processes.
             concurrency=recipe.cluster.sampler.max_actors,
             schema=CANDIDATES,
-            **PARQUET,
+            **parquet_options(CANDIDATES, cfg.rows_per_block),
         )
 
 

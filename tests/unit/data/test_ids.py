@@ -1,4 +1,4 @@
-from dat_ray.data.ids import row_id, seed_from_id
+from dat_ray.data.ids import IdPart, row_id, row_ids, seed_from_id, seeds_from_ids
 
 
 def test_ids_are_stable_across_versions() -> None:
@@ -14,3 +14,25 @@ def test_seeds_are_in_range_and_spread() -> None:
     assert len(set(seeds)) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert 400 < sum(seed >= 2**62 for seed in seeds) < 600
+
+
+def test_many_at_once_are_those_one_by_one() -> None:
+    values: list[IdPart] = [
+        "plain",
+        'with "quotes" \\ and \n',
+        "naïve 日本語 \U0001f600",
+        "",
+        0,
+        -1,
+        2**70,
+        0.1,
+        1e-310,
+        float("inf"),
+        None,
+        True,
+    ]
+    identifiers = row_ids(("a", 1, None), values, ("z",))
+    assert identifiers == [row_id("a", 1, None, value, "z") for value in values]
+    assert seeds_from_ids(identifiers) == [seed_from_id(identifier) for identifier in identifiers]
+    assert all(type(seed) is int for seed in seeds_from_ids(identifiers))
+    assert seeds_from_ids([]) == []

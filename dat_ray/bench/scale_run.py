@@ -33,7 +33,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, open_run
 from dat_ray.data.shards import MANIFEST, read_file, read_table, write_file
 from dat_ray.generation.expand import expand
-from dat_ray.generation.stage import GenerationReport, generate
+from dat_ray.generation.stage import GenerationReport, generate, write_requests
 from dat_ray.models.identity import sampler_fingerprint, weights_of
 from dat_ray.raysession import start_ray
 
@@ -132,7 +132,7 @@ def time_resume(shards: int, rows_per_shard: int, root: Path) -> dict[str, float
     rows = (shards + MISSING_SHARDS) * rows_per_shard
     load = Load(1, rows, dict.fromkeys(ROLES, StatedTime(0.0)), rows_per_shard=rows_per_shard)
     recipe, run, notes = _prepare(load, root)
-    requests = expand(read_file(run.behaviors), recipe, _sampler_of(recipe))
+    requests = write_requests(recipe, run, _sampler_of(recipe), FIRST_ROUND)
     write_shards(run.candidates(FIRST_ROUND), made_up_answers(requests), rows_per_shard, range(shards))
     with start_ray(recipe.cluster):
         began = time.time()

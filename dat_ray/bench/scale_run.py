@@ -6,12 +6,12 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -36,6 +36,8 @@ from dat_ray.generation.expand import expand
 from dat_ray.generation.stage import GenerationReport, generate, write_requests
 from dat_ray.models.identity import sampler_fingerprint, weights_of
 from dat_ray.raysession import start_ray
+
+Number = TypeVar("Number", int, float)
 
 ROLES = ("sampler", "target", "judge")
 # Samplers that one target and one judge serve: their batches are larger and their rows cheaper.
@@ -148,13 +150,16 @@ class DriverWatch:
     Attributes:
         memory: (seconds since the epoch, bytes of resident memory).
         cpu: (seconds since the epoch, share of the machine's CPUs in use since the sample before, by whatever program).
+        own: (seconds since the epoch, processor seconds of this process and all below it, Ray's among them, so far).
     """
 
-    INTERVAL = 0.5
+    # Seconds from sample to sample; `own` goes through every process of the machine.
+    INTERVAL, OWN_INTERVAL = 0.5, 5.0
 
     def __init__(self) -> None:
         self.memory: list[tuple[float, int]] = []
         self.cpu: list[tuple[float, float]] = []
+        self.own: list[tuple[float, float]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="driver-watch", daemon=True)
 
@@ -178,6 +183,16 @@ class DriverWatch:
         now = time.time()
         self.memory.append((now, self._process.memory_info().rss))
         self.cpu.append((now, psutil.cpu_percent() / 100))
+        if not self.own or now - self.own[-1][0] >= self.OWN_INTERVAL:
+            self.own.append((now, sum(map(_cpu_seconds, [self._process, *self._process.children(recursive=True)]))))
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:  # it has ended meanwhile
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _prepare(load: Load, root: Path) -> tuple[Recipe, RunDir, Path]:
@@ -258,21 +273,31 @@ def _pools(load: Load, logs: list[ProcessLog], lost: list[str], watch: DriverWat
     span = window(by_role[narrow], load.actors[narrow], lost)
     found: dict[str, Any] = {"bottleneck": narrow, "nodes_lost": len(lost)}
     if span is None:
-        return found | dict.fromkeys(("window_s", "utilization", "machine_cpu", "idle_s_a_batch", "paper_hours", "driver_growth"))
+        return found | dict.fromkeys(
+            ("window_s", "tail_s", "utilization", "idle_s_a_batch", "machine_cpu", "cores_taken", "driver_growth", "paper_hours")
+        )
     shares = {role: utilization(by_role[role], load.actors[role], span) for role in ROLES}
-    inside = [bytes_ for at, bytes_ in watch.memory if span[0] <= at <= span[1]]
+    memory = _within(watch.memory, span)
     rows = sum(batch.rows for log in by_role[narrow] for batch in log.batches if span[0] <= batch.end <= span[1])
+    own, cpu = _within(watch.own, span), [share for _, share in _within(watch.cpu, span)]
     # What a pool of the paper's size is, where the samplers are as many as its cards.
     pool = PAPER_CARDS * load.actors[narrow] / load.samplers
     seconds = seconds_a_row(by_role[narrow]) * load.speed
     return found | {
         "window_s": span[1] - span[0],
+        "tail_s": max(one.end for log in logs for one in log.batches) - span[1],
         "utilization": shares,
         "idle_s_a_batch": idle_between(by_role[narrow], span),
-        "machine_cpu": statistics.fmean([share for at, share in watch.cpu if span[0] <= at <= span[1]] or [math.nan]),
+        "machine_cpu": statistics.fmean(cpu) if cpu else None,
+        # The processor seconds of a process that was lost are not in the last sum.
+        "cores_taken": (own[-1][1] - own[0][1]) / (own[-1][0] - own[0][0]) if len(own) > 1 and not lost else None,
         "driver_growth": {
-            "mib": (inside[-1] - inside[0]) / 2**20 if inside else math.nan,
-            "bytes_a_row": (inside[-1] - inside[0]) / rows if inside and rows else math.nan,
+            "mib": (memory[-1][1] - memory[0][1]) / 2**20 if memory else None,
+            "bytes_a_row": (memory[-1][1] - memory[0][1]) / rows if memory and rows else None,
         },
         "paper_hours": hours(PAPER_ROWS, 1, seconds, shares[narrow] * pool),
     }
+
+
+def _within(samples: Sequence[tuple[float, Number]], span: tuple[float, float]) -> list[tuple[float, Number]]:
+    return [(at, value) for at, value in samples if span[0] <= at <= span[1]]

@@ -23,7 +23,7 @@ from dat_ray.engines.base import Completion, InfillRequest, InfillResult, Judgme
 from dat_ray.engines.roles import Engines
 
 # How often a sampler that waits for its peers looks for them.
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.5
 # One made-up word: prompts and completions are as long as those of a model at four characters a token.
 WORD = "text "
 

@@ -198,7 +198,7 @@ def test_a_shard_that_is_known_is_read_again_only_where_its_size_is_another(tmp_
     (tmp_path / "part-a-0.parquet").write_bytes((tmp_path / "part-a-0.parquet").read_bytes()[:-20])
     (tmp_path / "part-b-0.parquet").unlink()
     opened: list[str] = []
-    monkeypatch.setattr(files, "read_bytes", lambda path, read=files.read_bytes: (opened.append(path), read(path))[1])
+    monkeypatch.setattr(files, "read_bytes", lambda path, keep=opened, read=files.read_bytes: (keep.append(path), read(path))[1])
     found = take_inventory(str(tmp_path), known)
     assert sorted(path.rpartition("/")[2] for path in opened) == ["part-a-0.parquet", "part-d-0.parquet"]
     assert found.ids == {"c", "d"}

@@ -12,12 +12,16 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
+from dat_ray.errors import DatError, error_line
+
 # Value of the label `ray-subcluster` of the nodes that may be lost; the driver's own has none.
 SUBCLUSTER = "spot"
 # Between two looks at whether the work is done.
 LOOK_SECONDS = 0.2
 # Of each node: what lies in it are blocks of text.
 STORE_BYTES = 150 * 2**20
+# Ray gives a node 30 s to come up, which a machine with other work can miss.
+START_ATTEMPTS = 3
 
 
 class SpotNodes:
@@ -26,6 +30,9 @@ class SpotNodes:
     Args:
         count: nodes beside the driver's.
         cpus: logical CPUs of each.
+
+    Raises:
+        DatError: a node does not start.
 
     Attributes:
         lost: ids of the nodes that were taken away.
@@ -54,7 +61,17 @@ class SpotNodes:
 
     def _add(self) -> None:
         labels = {"ray-subcluster": SUBCLUSTER}
-        self._nodes.append(self._cluster.add_node(num_cpus=self._cpus, labels=labels, object_store_memory=STORE_BYTES))
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                node = self._cluster.add_node(num_cpus=self._cpus, labels=labels, object_store_memory=STORE_BYTES)
+            except Exception as error:  # a late node is a bare Exception of Ray's
+                if attempt == START_ATTEMPTS:
+                    raise DatError(
+                        f"a node did not start in {attempt} tries ({error_line(error)}): end other work here"
+                    ) from error
+            else:
+                self._nodes.append(node)
+                return
 
     def churn(self, seconds: float, done: Callable[[], bool]) -> None:
         """Takes the oldest node away every so many seconds, without a word, and adds one, until the work is done."""

@@ -28,7 +28,7 @@ from dat_ray.data.shards import (
 from dat_ray.engines.base import JUDGE_NOT_ASKED
 from dat_ray.errors import DatError, ShardError
 
-# Row checkpoints: one small parquet file of ids for each finished shard, of the shard's name.
+# Row checkpoints: a small parquet file of ids for each finished shard, of the shard's name; a resume may join many of them.
 CHECKPOINT = "_checkpoint"
 PENDING = ".pending.parquet"
 # Shards read at once. Decoding runs beside itself on several cores, and an object store answers many requests in the

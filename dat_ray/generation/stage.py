@@ -127,7 +127,21 @@ def _generate(
 
 
 def write_requests(recipe: Recipe, run: RunDir, sampler: str, round_index: int) -> pa.Table:
-    """The plan's input. Once written it is what the round is made of, however a later version would make ids or seeds."""
+    """The plan's input. Once written it is what the round is made of, however a later version would make ids or seeds.
+
+    Args:
+        recipe: resolved recipe.
+        run: its run directory, with `behaviors.parquet`.
+        sampler: fingerprint of the sampler, see `dat_ray.models.identity`.
+        round_index: the round.
+
+    Returns:
+        CANDIDATES, with all that a model will fill in null; written now or read.
+
+    Raises:
+        InputError: no training behavior, or two rows with one id.
+        ShardError: what is there is of another recipe, or damaged.
+    """
     folder, mark = join(run.candidates(round_index), REQUESTS), run.fingerprint_of(recipe)
     if has_manifest(folder):
         return read_table(folder, fingerprint=mark)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import os
 import platform
 import tempfile
 from collections.abc import Callable
@@ -160,7 +161,8 @@ def _apart(work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Calls it with an empty folder in a process of its own."""
     with (
         tempfile.TemporaryDirectory(prefix="dat-bench-") as folder,
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+        # Ray prints what it says of lost nodes and busy actors: standard output is for the result.
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.dup2, (2, 1)) as pool,
     ):
         return pool.submit(work, Path(folder)).result()
 

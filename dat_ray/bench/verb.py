@@ -15,6 +15,7 @@ from typing import Any
 BENCHES = {
     "attack": "the inner attack of training against CAT's public code",
     "sampler": "in-painting against a literal form of the reference law",
+    "scale": "the generation plan on Ray with engines of stated times: utilization of 1 to 64 samplers, rows, memory, resume",
     "update": "one whole update of training: time by part, utilization, memory against its arithmetic",
     "vllm-sampler": "vLLM's sampler in its actor against the bare engine and the torch sampler",
     "writer": "the data path, without models",

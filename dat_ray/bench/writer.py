@@ -114,6 +114,11 @@ def _inputs(rows: int) -> tuple[Recipe, pa.Table]:
             "training": {"retain": {"path": "none"}},
         }
     )
+    return recipe, made_up_behaviors(TARGETS)
+
+
+def made_up_behaviors(count: int) -> pa.Table:
+    """So many training behaviors of one target each (schema BEHAVIORS)."""
     behaviors = [
         {
             "behavior_id": f"b{number}",
@@ -125,9 +130,9 @@ def _inputs(rows: int) -> tuple[Recipe, pa.Table]:
             "target": f"Sure, here is what was asked for in goal number {number}",
             "refusal": "I'm sorry, but I can't help with that.",
         }
-        for number in range(TARGETS)
+        for number in range(count)
     ]
-    return recipe, pa.Table.from_pylist(behaviors, schema=BEHAVIORS)
+    return pa.Table.from_pylist(behaviors, schema=BEHAVIORS)
 
 
 def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dict[str, float], float]:
@@ -145,10 +150,10 @@ def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dic
 
     with timed("expand"):
         requests = expand(behaviors, recipe, "sampler")
-    answered, expected = _answered(requests), requests["candidate_id"].to_pylist()
+    answered, expected = made_up_answers(requests), requests["candidate_id"].to_pylist()
     with tempfile.TemporaryDirectory(prefix="dat-bench-") as root:
         with timed("write"):
-            _write(root, answered, rows_per_shard, range(-(-answered.num_rows // rows_per_shard)))
+            write_shards(root, answered, rows_per_shard, range(-(-answered.num_rows // rows_per_shard)))
         with timed("resume_scan"):
             inventory = take_inventory(root)
             lost = forget_lost_rows(root, inventory)
@@ -160,13 +165,13 @@ def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dic
 
 def _scans(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> dict[int, float]:
     """Whole shards in a folder -> processor seconds of a resume scan, at an eighth, a quarter, half and all of them."""
-    answered = _answered(expand(behaviors, recipe, "sampler"))
+    answered = made_up_answers(expand(behaviors, recipe, "sampler"))
     shards = answered.num_rows // rows_per_shard
     seconds: dict[int, float] = {}
     with tempfile.TemporaryDirectory(prefix="dat-bench-") as root:
         written = 0
         for size in sorted({shards // part for part in (8, 4, 2, 1)} - {0}):
-            _write(root, answered, rows_per_shard, range(written, size))
+            write_shards(root, answered, rows_per_shard, range(written, size))
             written = size
             began = time.process_time()
             lost = forget_lost_rows(root, take_inventory(root))
@@ -175,7 +180,7 @@ def _scans(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> dict[int
     return seconds
 
 
-def _write(root: str, rows: pa.Table, rows_per_shard: int, numbers: range) -> None:
+def write_shards(root: str, rows: pa.Table, rows_per_shard: int, numbers: range) -> None:
     """Writes shards with their checkpoints, as the plan does."""
 
     def write(number: int) -> None:
@@ -188,7 +193,7 @@ def _write(root: str, rows: pa.Table, rows_per_shard: int, numbers: range) -> No
         list(writers.map(write, numbers))
 
 
-def _answered(requests: pa.Table) -> pa.Table:
+def made_up_answers(requests: pa.Table) -> pa.Table:
     """What the models would fill in: text that compresses about as well as theirs, a different one in each row."""
     rows = requests.num_rows
     letters = (

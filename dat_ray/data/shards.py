@@ -345,6 +345,11 @@ def _parse(root: str, relative: str, data: bytes) -> pa.Table:
 
 def scan_shards(root: str, suffix: str = ".parquet") -> list[str]:
     """Relative paths of the files with this suffix directly in a folder, sorted; empty where it is missing."""
+    return list(shard_sizes(root, suffix))
+
+
+def shard_sizes(root: str, suffix: str = ".parquet") -> dict[str, int]:
+    """What `scan_shards` lists, in that order, with each file's bytes."""
     fs, inner = open_filesystem(root)
-    selector = pafs.FileSelector(inner, allow_not_found=True)
-    return sorted(info.base_name for info in fs.get_file_info(selector) if info.base_name.endswith(suffix))
+    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    return {info.base_name: info.size for info in sorted(infos, key=lambda one: one.base_name) if info.base_name.endswith(suffix)}

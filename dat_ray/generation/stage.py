@@ -99,7 +99,7 @@ def generate(
     if adapter is not None:
         check_target_adapter(recipe.target, adapter)
     with hold(run.root):
-        requests = _requests(recipe, run, sampler_fingerprint(recipe.sampler, weights["sampler.model"]), round_index)
+        requests = write_requests(recipe, run, sampler_fingerprint(recipe.sampler, weights["sampler.model"]), round_index)
         return _generate(recipe, run, root, requests, engines or Engines(), adapter)
 
 
@@ -118,16 +118,30 @@ def _generate(
     if unjudged:
         stage_line(f"generate: no judge could be asked about {len(unjudged)} rows: they are made again")
     elif lost:
-        stage_line(f"generate: the rows of {lost} shard(s) are not there any more and are made again")
+        stage_line(f"generate: rows of {lost} checkpoint(s) are not there any more and are made again")
     if set(expected) - inventory.ids:
         _make_rows(recipe, run, root, requests, inventory, engines, adapter)
-        inventory = take_inventory(root)
+        inventory = take_inventory(root, stored)
     done = publish(root, expected, inventory, run.fingerprint_of(recipe))
     return GenerationReport(done.rows, done.errors, done.nfe, time.monotonic() - started, skipped=False)
 
 
-def _requests(recipe: Recipe, run: RunDir, sampler: str, round_index: int) -> pa.Table:
-    """The plan's input. Once written it is what the round is made of, however a later version would make ids or seeds."""
+def write_requests(recipe: Recipe, run: RunDir, sampler: str, round_index: int) -> pa.Table:
+    """The plan's input. Once written it is what the round is made of, however a later version would make ids or seeds.
+
+    Args:
+        recipe: resolved recipe.
+        run: its run directory, with `behaviors.parquet`.
+        sampler: fingerprint of the sampler, see `dat_ray.models.identity`.
+        round_index: the round.
+
+    Returns:
+        CANDIDATES, with all that a model will fill in null; written now or read.
+
+    Raises:
+        InputError: no training behavior, or two rows with one id.
+        ShardError: what is there is of another recipe, or damaged.
+    """
     folder, mark = join(run.candidates(round_index), REQUESTS), run.fingerprint_of(recipe)
     if has_manifest(folder):
         return read_table(folder, fingerprint=mark)

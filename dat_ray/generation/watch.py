@@ -28,12 +28,14 @@ class RowCounter:
 
     def count(self) -> int:
         """Rows that a crash of any process would not cost."""
-        for name in committed_checkpoints(self.root):
+        names = committed_checkpoints(self.root)
+        for name in names:
             if name not in self._rows:
                 fs, inner = open_filesystem(join(self.root, CHECKPOINT, name))
                 with fs.open_input_file(inner) as stream:
                     self._rows[name] = pq.read_metadata(stream).num_rows
-        return sum(self._rows.values())
+        # A resume may have joined some that were counted before.
+        return sum(self._rows[name] for name in names)
 
 
 class Watch:

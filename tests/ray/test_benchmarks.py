@@ -1,4 +1,4 @@
-"""Benchmarks by lm-eval in a worker of a cluster: its process ends in the middle, and another one goes on."""
+"""Benchmarks by lm-eval in a worker of a cluster, whose process ends in the middle; and the plan with simulated engines."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from unittest.mock import patch
 import pytest
 from ray import cloudpickle
 
+from dat_ray.bench.scale_run import Load, run_load, time_resume
+from dat_ray.bench.simulated import StatedTime
+from dat_ray.bench.utilization import read_logs
 from dat_ray.config.models import TargetConfig
 from dat_ray.evaluation import benchmarks
 from dat_ray.evaluation.compared import Model
@@ -87,3 +90,26 @@ def test_another_process_goes_on_with_a_benchmark(tmp_path: Path, monkeypatch: p
     answered = [path.read_text().splitlines() for path in notes.iterdir()]
     assert len(answered) == 2, "the task was left unfinished once"
     assert len({line for lines in answered for line in lines}) == sum(map(len, answered)) == QUESTIONS * CHOICES
+
+
+def test_the_plan_with_simulated_engines_makes_every_row_once(tmp_path: Path) -> None:
+    times = {"sampler": StatedTime(0.04, 0.2, 0.1, 2), "target": StatedTime(0.01), "judge": StatedTime(0.01)}
+    found = run_load(Load(2, 40, times, speed=2, batch_size=2, rows_per_shard=4), tmp_path)
+    assert found["row_balance"] == {"lost": 0, "doubled": 0, "unknown": 0, "failed": 0}
+    assert (found["rows"], found["sampled_again"]) == (40, 0)
+    logs = read_logs(tmp_path / "notes")
+    rows = {role: sum(batch.rows for log in logs if log.role == role for batch in log.batches) for role in found["actors"]}
+    assert rows == {"sampler": 40, "target": 40, "judge": 40}
+    samplers = [log for log in logs if log.role == "sampler"]
+    # The first one to be up waits for the other.
+    assert len(samplers) == 2
+    assert all(batch.rows == 2 for log in samplers for batch in log.batches)
+    assert found["last_row_to_manifest_s"] > 0
+    assert found["driver_mib"]["peak"] >= found["driver_mib"]["before"] > 0
+
+
+def test_a_resume_over_many_shards_makes_what_is_missing(tmp_path: Path) -> None:
+    found = time_resume(70, 4, tmp_path)
+    assert (found["shards"], found["rows"]) == (70, 284)
+    assert 0 < found["first_new_row_s"] < found["manifest_s"]
+    assert sum(batch.rows for log in read_logs(tmp_path / "notes") for batch in log.batches if log.role == "sampler") == 4

@@ -145,13 +145,68 @@ def test_a_resume_reads_every_shard_a_fixed_number_of_times(tmp_path, monkeypatc
             patch.setattr(
                 files, "read_bytes", lambda path, keep=opened, read=files.read_bytes: (keep.append(path), read(path))[1]
             )
-            patch.setattr(finish_module, "scan_shards", lambda path, keep=listed: (keep.append(path), files.scan_shards(path))[1])
+            for name in ("scan_shards", "shard_sizes"):
+                found = getattr(files, name)
+                patch.setattr(finish_module, name, lambda path, keep=listed, found=found: (keep.append(path), found(path))[1])
             inventory = take_inventory(str(root))
             forget_lost_rows(str(root), inventory)
             publish(str(root), sorted(inventory.ids), inventory, "f" * 16)
         assert len(set(opened)) == 2 * shards
         counts.append((len(opened), len(listed)))
     assert counts == [(2 * shards, 2) for shards in (4, 8, 16)], "one reading of each shard and of each checkpoint"
+
+
+def test_many_checkpoints_become_one_that_promises_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(finish_module, "MOST_CHECKPOINTS", 3)
+    for name in "abcd":
+        shard(tmp_path, f"part-{name}", f"{name}1", f"{name}2")
+    # Its shard was never committed: Ray removes it with the checkpoint, so that its row is not promised.
+    write_shard(str(tmp_path / CHECKPOINT), "part-e.pending.parquet", pa.table({"candidate_id": ["e1"]}))
+    whole = (tmp_path / "part-d-0.parquet").read_bytes()
+    counter = RowCounter(str(tmp_path))
+    assert counter.count() == 8
+    assert forget_lost_rows(str(tmp_path), take_inventory(str(tmp_path))) == 0
+    [joined] = committed_checkpoints(str(tmp_path))
+    assert promised(tmp_path, joined) == ["a1", "a2", "b1", "b2", "c1", "c2", "d1", "d2"]
+    assert (tmp_path / CHECKPOINT / "part-e.pending.parquet").exists()
+    assert counter.count() == 8
+
+    # Of a process that ended before it had removed them all.
+    for name in "abc":
+        write_shard(str(tmp_path / CHECKPOINT), f"part-{name}.parquet", pa.table({"candidate_id": [f"{name}1", f"{name}2"]}))
+    assert forget_lost_rows(str(tmp_path), take_inventory(str(tmp_path))) == 0
+    assert committed_checkpoints(str(tmp_path)) == [joined]
+
+    (tmp_path / "part-d-0.parquet").write_bytes(whole[:-20])
+    assert forget_lost_rows(str(tmp_path), take_inventory(str(tmp_path))) == 1
+    [rest] = committed_checkpoints(str(tmp_path))
+    assert promised(tmp_path, rest) == ["a1", "a2", "b1", "b2", "c1", "c2"]
+
+
+def test_few_checkpoints_stay_as_they_are(tmp_path):
+    for name in "abcd":
+        shard(tmp_path, f"part-{name}", name)
+    assert forget_lost_rows(str(tmp_path), take_inventory(str(tmp_path))) == 0
+    assert committed_checkpoints(str(tmp_path)) == [f"part-{name}.parquet" for name in "abcd"]
+
+
+def test_a_shard_that_is_known_is_read_again_only_where_its_size_is_another(tmp_path, monkeypatch):
+    for name in "abc":
+        shard(tmp_path, f"part-{name}", name)
+    known = take_inventory(str(tmp_path))
+    shard(tmp_path, "part-d", "d")
+    (tmp_path / "part-a-0.parquet").write_bytes((tmp_path / "part-a-0.parquet").read_bytes()[:-20])
+    (tmp_path / "part-b-0.parquet").unlink()
+    opened: list[str] = []
+    monkeypatch.setattr(files, "read_bytes", lambda path, keep=opened, read=files.read_bytes: (keep.append(path), read(path))[1])
+    found = take_inventory(str(tmp_path), known)
+    assert sorted(path.rpartition("/")[2] for path in opened) == ["part-a-0.parquet", "part-d-0.parquet"]
+    assert found.ids == {"c", "d"}
+    assert list(found.damaged) == ["part-a-0.parquet"]
+
+
+def promised(root, name):
+    return pq.read_table(root / CHECKPOINT / name)["candidate_id"].to_pylist()
 
 
 def test_rows_without_a_judge_are_made_again_and_their_neighbors_are_not(tmp_path):

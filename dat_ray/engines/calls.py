@@ -104,9 +104,10 @@ class SimilarityCall:
 
 @dataclass(frozen=True)
 class EncodeCall:
-    """Texts whose unit vectors are asked for."""
+    """Texts whose unit vectors are asked for, in batches of so many."""
 
     texts: Sequence[str]
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -242,9 +243,10 @@ def similarity(engine: TextEncoder, asked: SimilarityCall) -> list[float | Failu
     return call_isolated(compare, asked.pairs, asked.batch_size)
 
 
-def encode(engine: TextEncoder, asked: EncodeCall) -> Vectors:
-    """Unit vectors (N, D) of texts; all or none, since what is made of them needs each."""
-    return encode_each(engine, asked.texts)
+@by_rows("texts", failed=Failure)
+def encode(engine: TextEncoder, asked: EncodeCall) -> list[Vectors | Failure]:
+    """The unit vector (D,) of each text."""
+    return call_isolated(lambda batch: list(encode_each(engine, batch)), asked.texts, asked.batch_size)
 
 
 @by_rows("rows", failed=Failure)

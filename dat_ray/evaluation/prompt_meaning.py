@@ -19,7 +19,7 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import HELD_OUT, TRAIN, for_training_goals
 from dat_ray.data.shards import exists, has_manifest, join, read_file, read_table, write_bytes
 from dat_ray.data.stored import stored_object, well_formed
-from dat_ray.engines.calls import EncodeCall, encode
+from dat_ray.engines.calls import EncodeCall, Failure, encode
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
 from dat_ray.measures.meaning import MeaningDiversity, Neighbor, meaning_diversity, neighbors
@@ -42,14 +42,14 @@ class PromptMeaning:
         candidates, selected: how different the drawn prompts are in meaning, and those that are trained on, goals among them
             where the recipe keeps these; None where nothing was drawn.
         nearest: of training goals and of training prompts, the pairs with a held-out goal that are nearest in meaning.
-        near_held_out: a sentence for each kind of them that has pairs of one meaning.
+        lines: what is worth saying: texts that could not be encoded, goals and prompts that mean what a held-out goal means.
     """
 
     encoder: str
     candidates: MeaningDiversity | None
     selected: MeaningDiversity
     nearest: dict[str, list[Neighbor]]
-    near_held_out: list[str]
+    lines: list[str]
 
 
 def measure_meaning(recipe: Recipe, run: RunDir, round_index: int, engines: Engines | None = None) -> list[str]:
@@ -78,16 +78,21 @@ def measure_meaning(recipe: Recipe, run: RunDir, round_index: int, engines: Engi
     prompts = list(dict.fromkeys(text for by_behavior in sets.values() for texts in by_behavior.values() for text in texts))
     vectors = _encode(recipe, [*goals[TRAIN], *goals[HELD_OUT], *prompts], engines or Engines())
 
+    def known(texts: Sequence[str]) -> list[str]:
+        return [text for text in texts if text in vectors]
+
     def of(texts: Sequence[str]) -> NDArray[np.float32]:
         return np.stack([vectors[text] for text in texts])
 
+    held_out = known(goals[HELD_OUT])
+
     def near(texts: Sequence[str]) -> list[Neighbor]:
-        return neighbors(texts, of(texts), goals[HELD_OUT], of(goals[HELD_OUT])) if texts and goals[HELD_OUT] else []
+        return neighbors(known(texts), of(known(texts)), held_out, of(held_out)) if known(texts) and held_out else []
 
     config = recipe.evaluation
     spread = {
         name: meaning_diversity(
-            {key: of(texts) for key, texts in by_behavior.items()},
+            {key: of(known(texts)) for key, texts in by_behavior.items() if known(texts)},
             confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed,
         )
         for name, by_behavior in sets.items()
@@ -95,15 +100,17 @@ def measure_meaning(recipe: Recipe, run: RunDir, round_index: int, engines: Engi
     trained_on = {text for texts in sets["selected"].values() for text in texts}
     nearest = {"training goals": near(goals[TRAIN]), "training prompts": near(sorted(trained_on - set(goals[TRAIN])))}
     same = {name: [pair for pair in found if pair.cosine >= SAME_MEANING] for name, found in nearest.items()}
+    asked = {*goals[TRAIN], *goals[HELD_OUT], *prompts}
+    failed = [f"{len(asked) - len(vectors)} of {len(asked)} texts could not be encoded"] if len(vectors) < len(asked) else []
     found = PromptMeaning(
         encoder=recipe.encoder.model,
         candidates=spread.get("candidates"),
         selected=spread["selected"],
         nearest={name: pairs[:NAMED] for name, pairs in nearest.items()},
-        near_held_out=[_line(name, pairs) for name, pairs in same.items() if pairs],
+        lines=[*failed, *(_line(name, pairs) for name, pairs in same.items() if pairs)],
     )
     write_bytes(path, (json.dumps(asdict(found), indent=1) + "\n").encode())
-    return found.near_held_out
+    return found.lines
 
 
 def read_meaning(root: str) -> PromptMeaning | None:
@@ -135,13 +142,14 @@ def _sample(table: pa.Table) -> dict[str, list[str]]:
 
 
 def _encode(recipe: Recipe, texts: Sequence[str], engines: Engines) -> dict[str, NDArray[np.float32]]:
-    """Each text's unit vector, from one pool of encoders that is gone afterwards."""
+    """The unit vector of each text that could be encoded, from one pool of encoders that is gone afterwards."""
     assert recipe.encoder is not None, "the caller has looked"
     distinct = list(dict.fromkeys(texts))
     chunks = [distinct[low : low + TEXTS_OF_CALL] for low in range(0, len(distinct), TEXTS_OF_CALL)]
     pool = recipe.cluster.encoder
     vectors: dict[str, NDArray[np.float32]] = {}
     with Workers("encoder", partial(engines.encoder, recipe.encoder, pool.threads), pool, recipe.timeouts) as workers:
-        for index, found in workers.map(encode, [(EncodeCall(chunk),) for chunk in chunks]):
-            vectors |= dict(zip(chunks[index], found, strict=True))
+        for index, found in workers.map(encode, [(EncodeCall(chunk, recipe.encoder.batch_size),) for chunk in chunks]):
+            pairs = zip(chunks[index], found, strict=True)
+            vectors |= {text: vector for text, vector in pairs if not isinstance(vector, Failure)}
     return vectors

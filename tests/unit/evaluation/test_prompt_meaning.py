@@ -106,7 +106,7 @@ def test_it_tells_what_means_a_held_out_goal_and_how_unlike_prompts_are(tmp_path
     ]
     found = read_meaning(run.training_set(0))
     assert found is not None
-    assert found.near_held_out == lines
+    assert found.lines == lines
     assert found.candidates is not None
     # Two prompts of unlike meaning; three, of which one pair is of one meaning.
     assert (found.candidates.prompts, found.candidates.pairwise.value) == (2, 0.0)
@@ -149,6 +149,25 @@ def test_a_sample_stands_for_many_prompts(tmp_path: Path, asked: list[list[str]]
     other = run_with(tmp_path / "other", CHOSEN, many[::-1])
     measure_meaning(recipe(), other, 0)
     assert read_meaning(other.training_set(0)) == found
+
+
+def test_a_text_that_cannot_be_encoded_is_left_out_and_counted(
+    tmp_path: Path, asked: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Encoder.encode
+
+    def choosy(self: Encoder, texts: Sequence[str]) -> np.ndarray:
+        if "Open a car" in texts:
+            raise RuntimeError("no")
+        return encode(self, texts)
+
+    monkeypatch.setattr(Encoder, "encode", choosy)
+    run = run_with(tmp_path, CHOSEN, DRAWN)
+    assert measure_meaning(recipe(), run, 0)[0] == "1 of 5 texts could not be encoded"
+    found = read_meaning(run.training_set(0))
+    assert found is not None
+    assert found.candidates is not None
+    assert (found.candidates.prompts, found.selected.prompts) == (1, 2)
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"encoder": 1}', '{"encoder": "e", "selected": {}}'])

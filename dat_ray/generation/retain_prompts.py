@@ -15,12 +15,16 @@ import pyarrow as pa
 
 from dat_ray.config.schema import Recipe
 from dat_ray.data.row_types import RowView
-from dat_ray.data.schemas import HARMLESS, HARMLESS_HELD_OUT, LOOK_ALIKES, RETAIN
+from dat_ray.data.schemas import HARMLESS, HARMLESS_HELD_OUT, LOOK_ALIKES, RETAIN, TRAIN
 from dat_ray.data.text import holds, near_duplicates, normalize
 
 FOR_HARMLESS, OFF_GOAL = "in-painted for a harmless request", "in-painted off the goal"
 # Why a prompt is not fit to be retained, in the order in which it is asked.
-REASONS = ("error", "empty", "leak", "near a training goal", "near a held-out request", "duplicate")
+REASONS = ("error", "empty", "leak", "near a training goal", "piece of a harmful word", "near a held-out request", "duplicate")
+# What was drawn to do harm and missed its goal may ask for another harm, or for the same in broken words, as 6% of 138 do that a
+# strict reader saw. So it must be nearer to a harmless request by this cosine, and hold no garbled word with so many letters of
+# a harmful one (docs/experiments.md).
+OFF_GOAL_MARGIN, PIECE = 0.05, 6
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ def retain_prompts(candidates: Sequence[RowView], behaviors: Sequence[RowView], 
     """The prompts of a round that are fit to be retained; which of them are is up to `training.retain.inpainted_share`.
 
     Fit is a prompt that is far from every training goal and nearer to some harmless request than to any of them, by the
-    encoder; that asks for nothing that over-refusal is measured with; and that nobody else has written.
+    encoder; that asks for nothing that over-refusal is measured with; and that nobody else has written. One that was drawn for a
+    training goal must be nearer to the harmless request by a margin, and hold no word in which a harmful one is garbled.
 
     Args:
         candidates: schema CANDIDATES, in any order: the result does not depend on it.
@@ -56,6 +61,7 @@ def retain_prompts(candidates: Sequence[RowView], behaviors: Sequence[RowView], 
     if retain is None or not retain.inpainted_share:
         return RetainPrompts(RETAIN.empty_table(), {})
     held_out = sorted({row["goal"] for row in behaviors if row["split"] in (LOOK_ALIKES, HARMLESS_HELD_OUT)})
+    pieces = _Pieces(behaviors)
     sources = {row["candidate_id"]: source for row in candidates if (source := _source(row, recipe)) is not None}
     rows = sorted((row for row in candidates if row["candidate_id"] in sources), key=lambda row: str(row["candidate_id"]))
     copies = {i for i, _, _ in near_duplicates([row["prompt"] or "" for row in rows], held_out, recipe.behaviors.near_duplicate)}
@@ -63,7 +69,10 @@ def retain_prompts(candidates: Sequence[RowView], behaviors: Sequence[RowView], 
     texts: set[str] = set()
     by_request: defaultdict[str, list[RowView]] = defaultdict(list)
     for number, row in enumerate(rows):
-        reason = _unfit(row, retain.max_training_goal_similarity)
+        off_goal = sources[row["candidate_id"]] == OFF_GOAL
+        reason = _unfit(row, retain.max_training_goal_similarity, OFF_GOAL_MARGIN if off_goal else 0.0)
+        if reason is None and off_goal and pieces.in_prompt(row["prompt"]):
+            reason = "piece of a harmful word"
         if reason is None and number in copies:
             reason = "near a held-out request"
         if reason is None and normalize(row["prompt"]) in texts:
@@ -96,7 +105,31 @@ def _source(row: RowView, recipe: Recipe) -> str | None:
     return None
 
 
-def _unfit(row: RowView, most: float) -> str | None:
+class _Pieces:
+    """Garbled words: of no request, and sharing `PIECE` letters in a row with a word of a training goal or its responses."""
+
+    def __init__(self, behaviors: Sequence[RowView]) -> None:
+        self._harmful, harmless = (
+            {word for row in behaviors if row["split"] == split for word in _words(row["goal"], row["target"])}
+            for split in (TRAIN, HARMLESS)
+        )
+        self._known = self._harmful | harmless
+        self._pieces = {piece for word in self._harmful for piece in self._of(word)}
+
+    def in_prompt(self, prompt: str) -> bool:
+        """Whether a prompt holds such a word."""
+        return any(piece in self._pieces for word in _words(prompt) - self._known for piece in self._of(word))
+
+    @staticmethod
+    def _of(word: str) -> set[str]:
+        return {word[start : start + PIECE] for start in range(len(word) - PIECE + 1)}
+
+
+def _words(*texts: str) -> set[str]:
+    return {word for text in texts for word in normalize(text).split()}
+
+
+def _unfit(row: RowView, most: float, margin: float) -> str | None:
     """Why a prompt cannot be retained, looked at by itself; what was not measured is not known to be harmless."""
     if row["error"] is not None:
         return "error"
@@ -105,6 +138,6 @@ def _unfit(row: RowView, most: float) -> str | None:
     if holds(row["prompt"], row["target"]):
         return "leak"
     harmful, harmless = row.get("training_goal_similarity"), row.get("harmless_similarity")
-    if harmful is None or harmless is None or harmful >= most or harmful >= harmless:
+    if harmful is None or harmless is None or harmful >= most or harmful >= harmless - margin:
         return "near a training goal"
     return None

@@ -119,11 +119,32 @@ def test_every_request_has_a_turn_before_one_has_two_and_each_loss_is_counted() 
         "empty": 2,
         "leak": 1,
         "near a training goal": 3,
+        "piece of a harmful word": 0,
         "near a held-out request": 2,
         "duplicate": 1,
     }
     # The order in which rows were made is that of the machines.
     assert found(ROWS[::-1], recipe()).table.equals(kept.table)
+
+
+def test_a_prompt_that_missed_its_goal_must_be_plainly_harmless() -> None:
+    """The same similarities and words are fit in a prompt that was drawn for a harmless request."""
+    near = {"training_goal_similarity": 0.3, "harmless_similarity": 0.349}
+    rows = [
+        meant("a", "Cake or knife?", **near),
+        drawn("b", "Cake or a spoon?", **near),
+        meant("c", "Eat a cakeknivester"),
+        drawn("d", "Eat two cakeknivesters"),
+        # A word of a goal is no garbled one, five of its letters are few.
+        meant("e", "Sell knives to cooks"),
+        meant("f", "Peel an aniveste"),
+    ]
+    kept = found(rows, recipe())
+    assert sorted(kept.table["retain_id"].to_pylist()) == ["b", "d", "e", "f"]
+    assert {reason: count for reason, count in kept.dropped.items() if count} == {
+        "near a training goal": 1,
+        "piece of a harmful word": 1,
+    }
 
 
 def test_prompts_off_the_goal_are_dropped_unless_they_are_asked_for() -> None:

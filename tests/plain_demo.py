@@ -1,4 +1,4 @@
-"""The demo without encoder, floors and prompts for harmless requests: for tests with rows, counts or engines of their own."""
+"""The demo without encoder, floors, prompts for harmless requests and drift: for tests that bring rows or engines along."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ PLAIN = (
     "selection.min_goal_similarity=null",
     "selection.max_goal_similarity=null",
     "evaluation.min_goal_similarity=null",
+    "evaluation.kl_rows=0",
 )
 # The same of a study's arms.
 PLAIN_ARMS = [f"settings.{setting}" for setting in PLAIN]

@@ -6,6 +6,7 @@ later execution wrote again, so the folder is judged by what its shards hold and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -31,8 +32,8 @@ from dat_ray.errors import DatError, ShardError
 # Row checkpoints: a small parquet file of ids for each finished shard, of the shard's name; a resume may join many of them.
 CHECKPOINT = "_checkpoint"
 PENDING = ".pending.parquet"
-# Shards read at once. Decoding runs beside itself on several cores, and an object store answers many requests in the
-# time of one.
+# Files read at once from an object store, which answers many requests in the time of one. A local folder has a thread for each
+# core and one more: with more of them the interpreter's lock goes around, and two cores take half as long again.
 READERS = 8
 # Checkpoint files that a resume leaves as they are; of more it makes one. With 5,000 of them Ray Data took half a minute on two
 # busy cores before the first new row.
@@ -95,6 +96,10 @@ class Published:
     nfe: int
 
 
+def _readers(root: str) -> int:
+    return READERS if "://" in root else min(READERS, (os.cpu_count() or 1) + 1)
+
+
 def take_inventory(root: str, known: Inventory | None = None) -> Inventory:
     """Reads every shard of a round's folder, once and whole, so that a shard cut short is found.
 
@@ -122,7 +127,7 @@ def take_inventory(root: str, known: Inventory | None = None) -> Inventory:
             sizes[name],
         )
 
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(_readers(root)) as readers:
         found = dict(zip(sizes, readers.map(take, sizes), strict=True))
     return Inventory(
         tuple(shard for shard in found.values() if isinstance(shard, Shard)),
@@ -151,7 +156,7 @@ def forget_lost_rows(root: str, inventory: Inventory) -> int:
             return None
 
     names = committed_checkpoints(root)
-    with ThreadPoolExecutor(READERS) as readers:
+    with ThreadPoolExecutor(_readers(root)) as readers:
         by_name = dict(zip(names, readers.map(promised, names), strict=True))
     broken = {name: ids for name, ids in by_name.items() if ids is None or not held.issuperset(ids)}
     for name, ids in broken.items():
@@ -173,7 +178,7 @@ def _join_checkpoints(where: str, sound: Mapping[str, list[str]]) -> None:
     fs, inner = open_filesystem(where)
     ids = sorted({identifier for those in sound.values() for identifier in those})
     joined = write_shard(where, f"rest-{row_id(*ids)}.parquet", pa.table({"candidate_id": ids}))
-    with ThreadPoolExecutor(READERS) as writers:
+    with ThreadPoolExecutor(_readers(where)) as writers:
         list(writers.map(fs.delete_file, [f"{inner}/{name}" for name in sound if name != joined.path]))
 
 

@@ -10,7 +10,6 @@ from dat_ray.data.retain import load_retain
 from dat_ray.data.row_types import Row, RowView
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.shards import has_manifest, join, read_table
-from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.outcomes import of_attack, refusals
 from dat_ray.evaluation.questions import OVER_REFUSAL
@@ -19,6 +18,7 @@ from dat_ray.evaluation.search.pool import whitebox_workers
 from dat_ray.evaluation.store import measure_once
 from dat_ray.measures.intervals import cluster_bootstrap
 from dat_ray.models.fit import Limits
+from dat_ray.progress import stage_line
 from dat_ray.training.retain_set import retain_folder
 
 # Rows of one call that measures the drift: each call that ends is progress.
@@ -74,15 +74,16 @@ def drift(recipe: Recipe, run: RunDir, model: Model, folder: str, answered: Iter
 
 
 def base_of(recipe: Recipe, model: Model, asked: Sequence[Model]) -> Model | None:
-    """The model without the adapter whose answers to look-alikes the drift of `model` is measured on; None: no such drift.
+    """The model without the adapter whose answers to look-alikes the drift of `model` is measured on.
 
     Args:
         recipe: resolved.
         model: whose drift.
         asked: all models of the evaluation, in order.
 
-    Raises:
-        InputError: its base is not among them, or comes after it.
+    Returns:
+        None where no such drift is asked for, or where its base is not asked before it, which is said: models that a person
+        names need not have their bases among them.
     """
     config = recipe.evaluation
     if not config.kl_rows or config.kl_data != "look_alikes" or model.adapter is None:
@@ -90,9 +91,8 @@ def base_of(recipe: Recipe, model: Model, asked: Sequence[Model]) -> Model | Non
     for other in asked[: asked.index(model)]:
         if other.adapter is None and other.answers is None and other.source == model.source:
             return other
-    raise InputError(
-        "evaluation.kl_data", config.kl_data, f"takes the answers of {model.name} without its adapter: name that model before it"
-    )
+    stage_line(f"{model.name}: its drift is not measured, which takes the answers of its base: name that model before it")
+    return None
 
 
 def _answers(answered: Iterable[RowView]) -> list[Row]:

@@ -59,8 +59,6 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
     """
     recipe, found = suite.recipe, Found()
     _check_room(suite)
-    for model in suite.models:
-        base_of(recipe, model, suite.models)
     stores = AttemptStores(suite.answered, suite.attempts, suite.searches)
     samplers = Samplers(recipe, engines, suite.prompts, counter)
     attacker = Attacker(recipe, engines, suite.rewrites, counter)

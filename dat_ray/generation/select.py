@@ -245,13 +245,13 @@ def select(run: RunDir, recipe: Recipe, round_index: int = FIRST_ROUND) -> Selec
     mark, cfg, root = run.fingerprint_of(recipe), recipe.selection, run.training_set(round_index)
     found = Chosen(TRAINING_SET.empty_table(), {}, (), {})
     behaviors, retain, earlier, read = None, None, 0, None
+    drawn = read_table(run.candidates(round_index), fingerprint=mark) if needs_candidates(recipe) else None
     # Later rounds have the answers of a model that is trained already: the retain set is the first round's.
-    if _inpainted_share(recipe) and round_index == FIRST_ROUND:
-        drawn = read_table(run.candidates(round_index), fingerprint=mark)
+    if drawn is not None and _inpainted_share(recipe) and round_index == FIRST_ROUND:
         retain = retain_prompts(drawn.to_pylist(), read_file(run.behaviors).to_pylist(), recipe)
         _publish(retain_prompts_folder(run, round_index), retain.table, mark)
-    if trains_on_candidates(cfg):
-        candidates = for_training_goals(read_table(run.candidates(round_index), fingerprint=mark))
+    if drawn is not None and trains_on_candidates(cfg):
+        candidates = for_training_goals(drawn)
         found = choose(candidates, cfg)
         behaviors = len(set(candidates["behavior_id"].to_pylist()))
         found, earlier = _with_earlier(found, run, recipe, round_index)

@@ -87,13 +87,14 @@ def check_compared(recipe: Recipe, run: RunDir, models: str) -> list[Model]:
     if not exists(run.behaviors):
         check_inputs(recipe, trains=False)
     kinds = chosen_attacks(recipe.evaluation).values()
-    gradients = bool(recipe.evaluation.kl_rows) or any(kind.gradients for kind in kinds)
+    searched = any(kind.gradients for kind in kinds)
     for model in (one for one in found if one.answers is None):
         config = model.config(recipe.target)
         if model.adapter is not None:
             # What does not fit would be found out after the models before it.
             check_target_adapter(config, model.adapter, OPTION)
-        if gradients:
+        # Only an adapter has drifted from something.
+        if searched or (recipe.evaluation.kl_rows and model.adapter is not None):
             source = find_source(config.model, OPTION, config.revision, weights=False)
             check_trainable(str((source.base or source).folder), OPTION)
         check_engine("target", config, OPTION)

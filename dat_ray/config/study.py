@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -105,7 +106,7 @@ class Study:
     Attributes:
         config: as the file has it.
         reference: name of the arm that the others are compared with.
-        runs: arm by arm, seed by seed.
+        runs: arm by arm, seed by seed; of a part of a study those of the part alone.
         suites: name to the recipe by which the models are evaluated: the reference's under the first seed.
         front: the same for adapters along the trainings; None where these are not evaluated.
     """
@@ -120,6 +121,29 @@ class Study:
     def front_suites(self) -> dict[str, Recipe]:
         """As `suites`, the one of adapters along the trainings; empty where these are not evaluated."""
         return {} if self.front is None else {FRONTS: self.front}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every arm is here under every seed."""
+        return len(self.runs) == len(self.config.arms) * len(self.config.seeds)
+
+    def part(self, patterns: Iterable[str]) -> Study:
+        """The same study with some of its runs: it draws, asks and judges as the whole does.
+
+        Args:
+            patterns: names of runs, ARM@SEED, in which `*` stands for anything.
+
+        Raises:
+            InputError: a pattern is the name of no run.
+        """
+        wanted: set[str] = set()
+        for pattern in patterns:
+            found = {run.model for run in self.runs if fnmatchcase(run.model, pattern)}
+            if not found:
+                names = ", ".join(run.model for run in self.runs)
+                raise InputError("--only", pattern, f"is no run of this study (ARM@SEED): choose of {names}")
+            wanted |= found
+        return replace(self, runs=[run for run in self.runs if run.model in wanted])
 
 
 def read_study(name_or_path: str, settings: list[str]) -> Study:
@@ -167,6 +191,12 @@ def _front(config: StudyConfig, reference: str) -> Recipe | None:
             FRONTS, fronts.over_refusal, "needs look-alikes: give behaviors.over_refusal in `settings`, or leave it out"
         )
     return recipe
+
+
+def trained_by(model: str) -> str:
+    """The name of the run that made a model of `StudyRun.model` or `StudyRun.after`."""
+    arm, _, seed = model.partition("@")
+    return f"{arm}@{seed.partition('u')[0]}"
 
 
 def candidates_mark(recipe: Recipe) -> str:

@@ -25,6 +25,19 @@ def add_study(add: Add, settings: Settings) -> None:
         "--device", metavar="NAME", help="with --plan: what every actor has, as for `dat plan`; absent: what is here"
     )
     study.add_argument("--resume", action="store_true", help="continue what is there, or start; arms and seeds may be added")
+    study.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="ARM@SEED",
+        help="make these runs alone, as in --only 'dat@*', as a part of the study; may be repeated",
+    )
+    study.add_argument(
+        "--merge",
+        nargs="+",
+        metavar="DIR",
+        help="train nothing: page and tables from the records of parts that were made apart",
+    )
     settings(study)
 
 
@@ -32,6 +45,8 @@ def _study(arguments: argparse.Namespace) -> int:
     from dat_ray.config.study import read_study
 
     plan = read_study(arguments.study, arguments.set)
+    if arguments.only:
+        plan = plan.part(arguments.only)
     if arguments.plan:
         from dat_ray.planning.estimate import choose_device
         from dat_ray.planning.study_plan import study_plan_text
@@ -39,9 +54,13 @@ def _study(arguments: argparse.Namespace) -> int:
         device = choose_device(plan.runs[0].recipe, arguments.device)
         print(*map(printable, study_plan_text(plan, device).splitlines()), sep="\n")
         return 0
-    from dat_ray.pipeline.study import OPTION, study
+    from dat_ray.pipeline.study import OPTION, merge_study, study
 
-    root = arguments.study_dir or os.path.join("runs", f"{plan.config.name}-study")
+    end = "study" if arguments.merge is None else "merged"
+    root = arguments.study_dir or os.path.join("runs", f"{plan.config.name}-{end}")
     check_places(OPTION, root)
+    if arguments.merge is not None:
+        merge_study(plan, arguments.merge, root)
+        return 0
     study(plan, root, resume=arguments.resume)
     return 0

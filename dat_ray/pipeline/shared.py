@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 
 import pyarrow.fs as pafs
 
@@ -26,6 +27,9 @@ from dat_ray.errors import InputError
 from dat_ray.evaluation.drawn_prompts import FILE as DIAGNOSTICS
 from dat_ray.models.identity import RECORD as WEIGHTS
 from dat_ray.training.retain_set import retain_folder
+
+# Of a shard with the rows of one run's model.
+_OF_MODEL = re.compile(r"part-([^-@]+@[^-]+)-")
 
 
 def check_empty(root: str, option: str) -> None:
@@ -57,6 +61,25 @@ def take_over(sources: Sequence[RunDir], run: RunDir, recipe: Recipe, suite: str
             _take_over_answers(source.evaluation(suite), run.evaluation(suite))
 
 
+def take_over_models(run: RunDir, recipe: Recipe, suite: str, models: Collection[str]) -> None:
+    """Copies an evaluation's shards of these models from the run directories beside one: what has been asked is not asked again.
+
+    The ids of the rows hold suite, prompt and weights, and the evaluation checks them.
+
+    Args:
+        run: whose directory it is copied into; those beside it are evaluations of other sets of models.
+        recipe: of `run`; what belongs to another one stays where it is.
+        suite: name of the evaluation in each.
+        models: whose shards are wanted.
+    """
+    parent, _, own = run.root.rstrip("/").rpartition("/")
+    fs, inner = open_filesystem(parent)
+    for info in fs.get_file_info(pafs.FileSelector(inner)):
+        old = RunDir(join(parent, info.base_name)).evaluation(suite)
+        if info.base_name != own and has_manifest(old) and read_manifest(old).fingerprint == run.fingerprint_of(recipe):
+            _take_over_answers(old, run.evaluation(suite), models)
+
+
 def _take_over_folder(old: str, new: str, fingerprint: str) -> None:
     """A finished folder of shards, under the fingerprint of its new run."""
     if not has_manifest(old) or has_manifest(new):
@@ -68,11 +91,15 @@ def _take_over_folder(old: str, new: str, fingerprint: str) -> None:
     write_manifest(new, list(files), fingerprint)
 
 
-def _take_over_answers(old: str, new: str) -> None:
+def _take_over_answers(old: str, new: str, models: Collection[str] | None = None) -> None:
     """The shards of an evaluation, which others of the run's own follow: no manifest yet."""
     if not has_manifest(old) or has_manifest(new):
         return
     for name in _shards_below(old):
+        # ARM@SEED: arms have no hyphen in their names.
+        model = _OF_MODEL.match(name.rpartition("/")[2])
+        if models is not None and model is not None and model[1] not in models:
+            continue
         if not exists(join(new, name)):
             write_bytes(join(new, name), read_bytes(join(old, name)))
     _take_over_weights(old, new)

@@ -4,17 +4,19 @@
     STUDY/shared/KIND-HASH/      candidates, the base model's answers to the retain set, and fresh prompts for the distribution
                                  gap, of all runs whose inputs to them are the same
     STUDY/arms/ARM/seed-N/       one run directory each, up to its adapter
-    STUDY/suites/SUITE/          a run directory with one evaluation of the base model and of all runs
-    STUDY/suites/fronts/         the same of adapters along the trainings, where the study has `fronts`
+    STUDY/suites/SUITE/HASH/     a run directory with one evaluation of the base model and of all runs; HASH is of their names
+    STUDY/suites/fronts/HASH/    the same of adapters along the trainings, where the study has `fronts`
+    STUDY/records/HASH/          what page and tables are made from, without texts
 
 What a suite draws and what the base model answers is thereby made once. A run that fails is told and does not stop the others;
-the suites begin when all have finished. The same command with `--resume` goes on.
+the suites begin when all have finished. The same command with `--resume` goes on. A part of a study, some of its runs, ends with
+its record; page and tables come from the records of all parts, wherever they were made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +31,7 @@ from dat_ray.data.ids import row_id
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir, open_run
 from dat_ray.data.shards import exists, join, write_bytes, write_file
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.compared import Model, adapted_model, kept_model
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import check_attacks, check_primary
@@ -37,11 +39,12 @@ from dat_ray.generation.select import needs_candidates
 from dat_ray.pipeline.fresh import FRESH, draw_fresh, fresh_sets, gap_is_open, study_pairs
 from dat_ray.pipeline.front_suite import adapters
 from dat_ray.pipeline.jobs import Job, JobBoard, RunJob
-from dat_ray.pipeline.shared import check_empty, take_over
+from dat_ray.pipeline.shared import check_empty, take_over, take_over_models
 from dat_ray.pipeline.stages import check_inputs, check_models, measured, retain, run_stages, session
+from dat_ray.pipeline.study_records import RECORDS, read_parts, write_part
 from dat_ray.progress import Progress, stage_line
 from dat_ray.raysession import start_ray
-from dat_ray.reporting.collect import read_suite
+from dat_ray.reporting.collect import CollectedSuite, read_suite
 from dat_ray.reporting.study import study_text, write_study
 from dat_ray.reporting.study_fronts import study_fronts
 
@@ -77,7 +80,7 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
         works: of the jobs; default: the stages of a run.
 
     Returns:
-        Path of the page.
+        Path of the page; of a part of a study that of its record.
 
     Raises:
         InputError: the folder holds something and `resume` is off, a link leads out of it, or a recipe's inputs cannot be had.
@@ -95,14 +98,14 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
     runs = [_run_job(run, root) for run in plan.runs]
     folders = {run.model: job.root for run, job in zip(plan.runs, runs, strict=True)}
     sources = (*folders.values(), *(job.root for job in fresh))
-    suites = [_suite_job(name, recipe, root, sources) for name, recipe in plan.suites.items()]
-    fronts = [_suite_job(name, recipe, root, tuple(folders.values())) for name, recipe in plan.front_suites.items()]
+    suites = [_suite_job(name, recipe, root, folders, sources) for name, recipe in plan.suites.items()]
+    whole = "" if plan.is_whole else f", of which {len(runs)} runs are made here"
     stage_line(
-        f"study {root}: {len(plan.config.arms)} arms x {len(plan.config.seeds)} seeds, {len(shared)} shared sets, "
-        f"{len(suites) + len(fronts)} suites, {plan.config.parallel} at a time"
+        f"study {root}: {len(plan.config.arms)} arms x {len(plan.config.seeds)} seeds{whole}, {len(shared)} shared sets, "
+        f"{len(suites) + len(plan.front_suites)} suites, {plan.config.parallel} at a time"
     )
-    total = sum(len(job.stages) for job in [*shared.values(), *runs, *suites, *fronts])
-    first = next(run.recipe for run in plan.runs if run.arm == plan.reference)
+    total = sum(len(job.stages) for job in [*shared.values(), *runs, *suites]) + len(plan.front_suites)
+    first = next((run.recipe for run in plan.runs if run.arm == plan.reference), plan.runs[0].recipe)
     with start_ray(first.cluster), Progress("study", total, "stages") as progress:
         board = JobBoard("study", plan.config.parallel, progress)
         failed = board.run(list(shared.values()), works.share)
@@ -110,13 +113,45 @@ def study(plan: Study, root: str, *, resume: bool, works: Works | None = None) -
         failed |= lost | board.run([job for job in runs if job.root not in lost], works.train)
         _raise_failed([*runs, *fresh], failed, "runs")
         along = adapters(plan, folders)
+        fronts = [_suite_job(name, recipe, root, along, sources) for name, recipe in plan.front_suites.items()]
         _raise_failed(suites, board.run(suites, partial(works.ask, folders)), "suites")
         _raise_failed(fronts, board.run(fronts, partial(works.ask, along)), "suites of adapters along the trainings")
-    found = {job.label: read_suite(RunDir(job.root).evaluation(_evaluation(folders))) for job in suites}
-    compared = [study_fronts(plan, read_suite(RunDir(job.root).evaluation(_evaluation(along)))) for job in fronts]
-    page = write_study(plan, found, root, compared)
-    for part in study_text(plan, found, compared):
+    evaluations = {job.label: RunDir(job.root).evaluation(job.label) for job in (*suites, *fronts)}
+    record = write_part(plan, evaluations, join(root, RECORDS, _models(folders)))
+    stage_line(f"study: record of {len(runs)} runs: {record}")
+    if not plan.is_whole:
+        stage_line(f"study: page and tables come from all parts: dat study ... --merge {record} ...")
+        return record
+    return _shown(plan, {name: read_suite(folder) for name, folder in evaluations.items()}, root)
+
+
+def merge_study(plan: Study, places: Sequence[str], root: str) -> str:
+    """Writes the page and the tables of a study whose parts were made apart; returns the page's path.
+
+    Args:
+        plan: of `read_study`, or a part of it.
+        places: folders of the parts' records, or folders that hold them.
+        root: the folder for the page.
+
+    Raises:
+        InputError: as `read_parts`, or the folder for the page is one of a study.
+    """
+    refuse_links(root, OPTION)
+    if exists(join(root, RECORD)):
+        raise InputError(OPTION, root, "is the folder of a study's runs: give the page one of its own")
+    check_primary(plan)
+    merged = read_parts(plan, places)
+    return _shown(plan, merged.suites, root, merged.notes)
+
+
+def _shown(plan: Study, found: Mapping[str, CollectedSuite], root: str, notes: Sequence[str] = ()) -> str:
+    suites = {name: found[name] for name in plan.suites}
+    compared = [study_fronts(plan, found[name]) for name in plan.front_suites]
+    page = write_study(plan, suites, root, compared, notes)
+    for part in study_text(plan, suites, compared):
         Console().print(part)
+    for note in notes:
+        stage_line(f"study: {note}")
     stage_line(f"study: {page}")
     return page
 
@@ -171,8 +206,8 @@ def _fresh_jobs(plan: Study, root: str) -> list[Job]:
     return [Job("fresh prompts", recipe, join(root, "shared", name), (), (FRESH,)) for name, recipe in sets.items()]
 
 
-def _suite_job(name: str, recipe: Recipe, root: str, sources: tuple[str, ...]) -> Job:
-    return Job(name, recipe, join(root, "suites", name), sources, (COMPARE,))
+def _suite_job(name: str, recipe: Recipe, root: str, models: Mapping[str, str], sources: tuple[str, ...]) -> Job:
+    return Job(name, recipe, join(root, "suites", name, _models(models)), sources, (COMPARE,))
 
 
 def _raise_failed(jobs: list[Job], failed: Mapping[str, str], what: str) -> None:
@@ -207,16 +242,17 @@ def train_arm(job: Job) -> None:
 
 
 def ask_models(folders: Mapping[str, str], job: Job) -> None:
-    """One evaluation of the base model and of all runs."""
+    """One evaluation of the base model and of all runs, named as the suite: with other models the prompts are the same."""
     from dat_ray.evaluation.stage import evaluate
 
     run = open_run(job.root, job.recipe, resume=True)
+    take_over_models(run, job.recipe, job.label, {BASE, *folders})
 
     def stage(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         drawn = None
-        if gap_is_open(recipe, run, _evaluation(folders)):
+        if gap_is_open(recipe, run, job.label):
             drawn = study_pairs(recipe, folders, job.sources)
-        done = evaluate(recipe, run, _evaluation(folders), models=study_models(recipe, folders), drawn=drawn)
+        done = evaluate(recipe, run, job.label, models=study_models(recipe, folders), drawn=drawn)
         return {"rows": done.rows, "errors": done.errors, "model_calls": done.model_calls, "skipped": done.skipped}
 
     with session(job.recipe, run):
@@ -236,6 +272,6 @@ def _model(name: str, recipe: Recipe, folder: str) -> Model:
     return adapted_model(name, recipe, run) if exists(run.record) else kept_model(name, folder)
 
 
-def _evaluation(folders: Mapping[str, str]) -> str:
-    """The evaluation's name: another one for other models, so that an arm or a seed can be added."""
-    return f"arms-{row_id(*folders)[:8]}"
+def _models(folders: Mapping[str, str]) -> str:
+    """A name of its own for each set of models, so that an arm or a seed can be added."""
+    return f"models-{row_id(*folders)[:8]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -47,7 +48,9 @@ def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
     by_arm: dict[str, int] = {}
     for run in sampled.values():
         by_arm[run.arm] = by_arm.get(run.arm, 0) + 1
-    recipes = {arm: next(run.recipe for run in study.runs if run.arm == arm) for arm in study.config.arms}
+    recipes = {run.arm: run.recipe for run in reversed(study.runs)}
+    recipes = {arm: recipes[arm] for arm in study.config.arms if arm in recipes}  # in the study's order; a part has not all
+    seeds = Counter(run.arm for run in study.runs)
     plans = {arm: plan_run(recipe, device) for arm, recipe in recipes.items()}
     once = {arm: recipe.model_copy(update={"rounds": 1}) for arm, recipe in recipes.items()}
     first = {
@@ -58,10 +61,10 @@ def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
     for arm, sets in by_arm.items():
         yield StudyPart(f"candidates, first for {arm}", sets, first[arm])
     for arm, plan in plans.items():
-        yield StudyPart(f"training of {arm}", len(study.config.seeds), _seconds(plan, "train"))
+        yield StudyPart(f"training of {arm}", seeds[arm], _seconds(plan, "train"))
         if recipes[arm].rounds > 1:
             later = _seconds(plan, "generate") - first[arm]
-            yield StudyPart(f"later candidates of {arm}", len(study.config.seeds), later)
+            yield StudyPart(f"later candidates of {arm}", seeds[arm], later)
     fresh = fresh_sets(study).values()
     if fresh:
         drawn = fmean(_seconds(plan_run(recipe, device), "fresh") for recipe in fresh)

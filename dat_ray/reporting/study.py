@@ -38,15 +38,29 @@ from dat_ray.reporting.words import judge_kind, judge_name, model_name, percent,
 PAGE = "index.html"
 
 
-def write_study(plan: Study, suites: Mapping[str, CollectedSuite], root: str, fronts: Sequence[StudyFronts] = ()) -> str:
-    """Writes `index.html`, each suite's tables and those of the fronts into the study's folder; returns the page's path."""
+def write_study(
+    plan: Study,
+    suites: Mapping[str, CollectedSuite],
+    root: str,
+    fronts: Sequence[StudyFronts] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """Writes `index.html`, each suite's tables and those of the fronts into the study's folder; returns the page's path.
+
+    Args:
+        plan: the study.
+        suites: as they were read.
+        root: the folder.
+        fronts: of its adapters along the trainings.
+        notes: what a reader has to know besides, a sentence each.
+    """
     measures = study_measures(plan, suites)
     for name, suite in suites.items():
         write_tables(_comparison(plan, name, suite, measures), join(root, "tables", name))
     for one in fronts:
         write_fronts(plan, one, root)
     where = join(root, PAGE)
-    write_bytes(where, render_study(plan, suites, measures, fronts).encode())
+    write_bytes(where, render_study(plan, suites, measures, fronts, notes).encode())
     return where
 
 
@@ -97,6 +111,7 @@ def render_study(
     suites: Mapping[str, CollectedSuite],
     measures: Sequence[StudyMeasure],
     fronts: Sequence[StudyFronts] = (),
+    notes: Sequence[str] = (),
 ) -> str:
     """The page as one string."""
     first = next(iter(suites.values())).metrics
@@ -116,6 +131,7 @@ def render_study(
         arms=[_arm(plan, arm) for arm in plan.config.arms],
         suites=[_suite(plan, name, suite, measures) for name, suite in suites.items()],
         fronts=[fronts_view(plan, one) for one in fronts],
+        notes=notes,
     )
 
 

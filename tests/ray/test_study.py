@@ -26,8 +26,8 @@ from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.stage import evaluate
 from dat_ray.pipeline.jobs import Job
-from dat_ray.pipeline.shared import take_over
-from dat_ray.pipeline.study import Works, study, study_models
+from dat_ray.pipeline.shared import take_over, take_over_models
+from dat_ray.pipeline.study import Works, merge_study, study, study_models
 from dat_ray.training.kept import kept_name
 from dat_ray.training.retain_set import RETAIN_FILE, retain_folder
 from tests.plain_demo import PLAIN_ARMS
@@ -140,7 +140,8 @@ def tiny_ask(notes: str, faulty: str, folders: Mapping[str, str], job: Job) -> N
         faults = Faults(notes, hold_after=None, no_start=False, judge_exits=True)
     run = tiny_run(job.root, job.recipe)
     engines = Engines(partial(_sampler, faults), partial(_target, faults), partial(_judge, faults))
-    evaluate(job.recipe, run, studying._evaluation(folders), engines, study_models(job.recipe, folders))
+    take_over_models(run, job.recipe, job.label, {"base", *folders})
+    evaluate(job.recipe, run, job.label, engines, study_models(job.recipe, folders))
 
 
 def works(notes: Path, faulty: Path | None = None, judge: Path | None = None) -> Works:
@@ -154,7 +155,11 @@ def works(notes: Path, faulty: Path | None = None, judge: Path | None = None) ->
 
 
 def attempts(root: Path, suite: str = "heldout") -> list[dict[str, object]]:
-    [folder] = (root / "suites" / suite / "evaluation").iterdir()
+    [folder] = (root / "suites" / suite).glob(f"*/evaluation/{suite}")
+    return table_of(folder)
+
+
+def table_of(folder: Path) -> list[dict[str, object]]:
     keys = ("model", "attack", "behavior_id", "attempt_id", "prompt", "completion", "verdict")
     return [{key: row[key] for key in keys} for row in read_table(str(folder)).to_pylist()]
 
@@ -220,11 +225,63 @@ def test_a_study_that_was_killed_and_resumed_is_one_that_was_not(tmp_path: Path)
 def test_an_arm_that_is_added_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     root, notes = tmp_path / "study", tmp_path / "notes"
     study(the_study(tmp_path, seeds=(1,)), str(root), resume=False, works=works(notes))
-    adapters = {path: path.stat().st_mtime_ns for path in (root / "arms").rglob("adapter_model.safetensors")}
+    before = attempts(root)
     later = the_study(tmp_path, seeds=(1,), lat={"settings": {"training": {"updates": 5}}})
     study(later, str(root), resume=True, works=works(notes))
-    folders = (root / "suites/heldout/evaluation").iterdir()
-    models = {str(row["model"]) for folder in folders for row in read_table(str(folder)).to_pylist()}
-    assert models == {"base", "cat@1", "dat@1", "lat@1"}
-    assert len(adapters) == 2
+    found = [table_of(folder) for folder in (root / "suites/heldout").glob("*/evaluation/heldout")]
+    [after] = (rows for rows in found if len(rows) > len(before))
+    # The new arm is asked what the others were; nobody is asked again, the base model neither.
+    assert [row for row in after if row["model"] != "lat@1"] == before
+    asked = {model: {row["prompt"] for row in after if row["model"] == model} for model in ("base", "cat@1", "dat@1", "lat@1")}
+    assert len(set(map(frozenset, asked.values()))) == 1
+    assert calls(notes, "base") == QUESTIONS
+    assert calls(notes, "adapted") == 3 * QUESTIONS
     assert "lat" in (root / "tables/heldout/table.md").read_text()
+
+
+def test_parts_that_were_made_apart_are_the_study_that_was_made_at_once(tmp_path: Path) -> None:
+    plan, notes = the_study(tmp_path, fronts=FRONTS), tmp_path / "notes"
+    whole = tmp_path / "whole"
+    study(plan, str(whole), resume=False, works=works(notes))
+    # Two machines; what they make has nothing in common, and one leaves off in the middle of the other's arm.
+    for folder, only in (("one", ("cat@1",)), ("two", ("dat@*", "cat@2"))):
+        record = study(plan.part(only), str(tmp_path / folder), resume=False, works=works(tmp_path / f"{folder}-notes"))
+        assert Path(record).parent == tmp_path / folder / "records"
+        assert not (tmp_path / folder / "index.html").exists()
+    page = merge_study(plan, [str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "merged"))
+    assert tables(tmp_path / "merged") == tables(whole)
+    told = f"of {QUESTIONS} questions to the base model in later parts {QUESTIONS} were in the words of the first".lower()
+    text = Path(page).read_text()
+    assert told in text.lower()
+    # But for what is said of the parts, the page is the same.
+    at_once = (whole / "index.html").read_text()
+    assert [line for line in text.splitlines() if "made in 2 parts" not in line] == at_once.splitlines()
+    # A record holds no word that was asked or answered.
+    record_rows = table_of(Path(record) / "heldout")
+    assert {row["verdict"] for row in record_rows} >= {"harmful", "not_harmful"}
+    assert not {row["completion"] for row in record_rows} & {"no", "sure"}
+    assert all("goal" not in str(row["prompt"]) for row in record_rows)
+    # A whole study has one record, from which its page comes again.
+    again = merge_study(plan, [str(whole)], str(tmp_path / "again"))
+    assert Path(again).read_text() == at_once
+
+
+def test_parts_that_do_not_make_a_study_are_refused(tmp_path: Path) -> None:
+    plan, notes, out = the_study(tmp_path, seeds=(1,)), tmp_path / "notes", str(tmp_path / "out")
+    one, all_of_it = str(tmp_path / "one"), str(tmp_path / "whole")
+    study(plan.part(["cat@1"]), one, resume=False, works=works(notes))
+    study(plan, all_of_it, resume=False, works=works(notes))
+    other = the_study(tmp_path, seeds=(1,), cat={"settings": {"training": {"updates": 9}}})
+    for places, whose, message in (
+        ([one], plan, "have no dat@1: make them with --only"),
+        ([one, all_of_it], plan, "has cat@1, and .* has it too: leave one of them out"),
+        ([str(tmp_path)], plan, "holds no record of a study's part"),
+        ([all_of_it], other, "its cat@1 is of recipe"),
+        ([one], the_study(tmp_path, seeds=(2,)), "its suite heldout is of recipe"),
+    ):
+        with pytest.raises(InputError, match=message):
+            merge_study(whose, places, out)
+    with pytest.raises(InputError, match="is the folder of a study's runs"):
+        merge_study(plan, [one], one)
+    # A part of a study may be looked at alone.
+    assert Path(merge_study(plan.part(["dat@1", "cat@1"]), [all_of_it], out)).exists()

@@ -73,7 +73,7 @@ def killed(path: Path, root: Path, when: Callable[[], bool]) -> None:
 
 
 def attempts(root: Path, suite: str) -> list[dict[str, Any]]:
-    [evaluation] = (root / "suites" / suite / "evaluation").iterdir()
+    [evaluation] = (root / "suites" / suite).glob(f"*/evaluation/{suite}")
     rows = read_table(str(evaluation)).sort_by("attempt_id").to_pylist()
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
@@ -89,9 +89,9 @@ def test_a_study_that_is_killed_in_each_of_its_parts_ends_as_one_that_is_not(fol
         lambda: any((torn / "shared").glob("candidates-*/candidates/round-0/_input/_manifest.json")),
         lambda: has_manifest(str(torn / "arms/cat/seed-1/training/round-0")),
         lambda: has_manifest(str(torn / "arms/dat/seed-1/training_set/round-0")),
-        lambda: any((torn / "suites/heldout/evaluation").glob("*/part-*.parquet")),
-        lambda: any((torn / "suites/heldout/evaluation").glob("*/risks/part-*.parquet")),
-        lambda: any((torn / "suites/fronts/evaluation").glob("*/part-*.parquet")),
+        lambda: any((torn / "suites/heldout").glob("*/evaluation/heldout/part-*.parquet")),
+        lambda: any((torn / "suites/heldout").glob("*/evaluation/heldout/risks/part-*.parquet")),
+        lambda: any((torn / "suites/fronts").glob("*/evaluation/fronts/part-*.parquet")),
     )
     for point in points:
         killed(path, torn, point)

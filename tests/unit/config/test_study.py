@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dat_ray.config.loading import fingerprint, list_recipes
-from dat_ray.config.study import candidates_mark, read_study, retain_mark
+from dat_ray.config.study import candidates_mark, read_study, retain_mark, trained_by
 from dat_ray.errors import InputError
 from tests.plain_demo import PLAIN_ARMS
 
@@ -154,3 +154,28 @@ def test_studies_of_the_package_can_be_read(name: str) -> None:
     assert plan.config.name == name
     # Arms compare at one budget, an arm in rounds included.
     assert len({run.recipe.rounds * (run.recipe.training.updates or 0) for run in plan.runs}) == 1
+
+
+def test_a_part_has_some_runs_and_all_else_of_the_whole(tmp_path: Path) -> None:
+    whole = read_study(written(tmp_path), [])
+    seeds = {run.seed for run in whole.runs}
+    first = min(seeds)
+    part = whole.part([f"*@{first}"])
+    assert whole.is_whole
+    assert not part.is_whole
+    assert [run.model for run in part.runs] == [run.model for run in whole.runs if run.seed == first]
+    assert (part.suites, part.reference, part.config) == (whole.suites, whole.reference, whole.config)
+    assert whole.part(["*"]) == whole
+    arm = whole.runs[-1].arm
+    assert {run.model for run in whole.part([f"{arm}@*", whole.runs[0].model]).runs} == {
+        whole.runs[0].model,
+        *(f"{arm}@{seed}" for seed in seeds),
+    }
+    with pytest.raises(InputError, match=r"--only = 'dat': is no run of this study \(ARM@SEED\): choose of "):
+        whole.part(["dat"])
+
+
+def test_adapters_along_a_training_are_told_by_their_run() -> None:
+    assert trained_by("dat_rounds@12") == "dat_rounds@12"
+    assert trained_by("dat_rounds@12u36") == "dat_rounds@12"
+    assert trained_by("u.u@3u4") == "u.u@3"

@@ -126,3 +126,20 @@ def test_the_distribution_gap_costs_its_draws_once_and_its_scores_for_each_model
     # Three draws for the one target of a training behavior, and for each of the two of a held-out one.
     assert drawn["judge"] == 3 * (20 * 1 + 20 * 2)
     assert few[fresh] < many[fresh]
+
+
+def test_a_part_of_a_study_counts_its_own_runs(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    arms = {"dat": {}, "goals": {"settings": {"selection": {"source": "goals"}}}, "rounds": {"settings": {"rounds": 3}}}
+    path.write_text(yaml.safe_dump({"name": "x", "seeds": [1, 2, 3], "arms": arms}))
+    study = read_study(str(path), PLAIN_ARMS)
+    whole = {part.name: part for part in study_parts(study, DEVICE)}
+    part = {one.name: one for one in study_parts(study.part(["goals@*", "dat@2"]), DEVICE)}
+    assert {name: one.times for name, one in part.items() if name.startswith("training")} == {
+        "training of dat": 1,
+        "training of goals": 3,
+    }
+    assert part["candidates, first for dat"].times == 1
+    assert part["suite heldout, each of 5 models"].seconds == whole["suite heldout, each of 10 models"].seconds
+    # Its total is one of its own.
+    assert "one after the other" in study_plan_text(study.part(["goals@1"]), DEVICE)

@@ -1,3 +1,3 @@
 """Distributional adversarial training of language models, as a pipeline on Ray."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -75,18 +76,30 @@ def killed_after(steps: int, out: Path, notes: Path) -> Iterator[list[int]]:
             yield killed
 
 
-@pytest.mark.fault
-@pytest.mark.slow
-def test_two_workers_make_the_sampler_that_one_makes_whatever_happens_to_them(
-    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base, table = tiny_chat_model(tmp_path / "base", "llama"), pairs_table(tmp_path / "table.csv")
-    one, two, torn = (tmp_path / name for name in ("one", "two", "torn"))
-    threads = torch.get_num_threads()
-    adapt_model(base, str(one), recipe(1), pairs=table)
-    torch.set_num_threads(threads)
-    sampler = adapt_model(base, str(two), recipe(2), pairs=table)
+@dataclass(frozen=True)
+class Adapted:
+    """What is adapted, and the folder of what two workers that nobody disturbed made of it."""
+
+    base: str
+    table: str
+    two: Path
+
+
+@pytest.fixture(scope="module")
+def adapted(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Adapted:
+    root = tmp_path_factory.mktemp("adapted")
+    base, table = tiny_chat_model(root / "base", "llama"), pairs_table(root / "table.csv")
+    sampler = adapt_model(base, str(root / "two"), recipe(2), pairs=table)
     assert (sampler / "model.safetensors").exists()
+    return Adapted(base, table, root / "two")
+
+
+@pytest.mark.slow
+def test_two_workers_make_the_sampler_that_one_makes(adapted: Adapted, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", adapted.two
+    threads = torch.get_num_threads()
+    adapt_model(adapted.base, str(one), recipe(1), pairs=adapted.table)
+    torch.set_num_threads(threads)
     assert [line["step"] for line in curve(two)] == list(range(1, STEPS + 1))
     # Gradients are added in another order, and Adam's first steps magnify what rounding makes of a tiny one.
     for alone, shared in zip(curve(one), curve(two), strict=True):
@@ -95,6 +108,14 @@ def test_two_workers_make_the_sampler_that_one_makes_whatever_happens_to_them(
     different = sum(int((adapter(two)[name] - tensor).abs().gt(1e-3).sum()) for name, tensor in adapter(one).items())
     assert different <= 0.01 * sum(tensor.numel() for tensor in adapter(one).values())
 
+
+@pytest.mark.drill
+@pytest.mark.fault
+@pytest.mark.slow
+def test_workers_that_are_killed_make_the_sampler_that_others_make(
+    adapted: Adapted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, table, two, torn = adapted.base, adapted.table, adapted.two, tmp_path / "torn"
     with monkeypatch.context() as patch, killed_after(4, torn, tmp_path / "first") as killed:
         patch.setattr(workers, "MAX_FAILURES", 0)
         with pytest.raises(DatError, match=r"training workers failed 1 times.* --resume goes on from it"):

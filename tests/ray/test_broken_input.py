@@ -148,6 +148,7 @@ def test_a_disk_that_fills_up_while_sampling(generated: RunDir, tmp_path: Path) 
     assert read_table(str(folder)).sort_by(key).equals(read_table(generated.candidates(0)).sort_by(key))
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_training(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,7 +256,14 @@ def node_drills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeDrills
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("kind", ["sampling", "ledger", "evaluation", "training", "sweep", "doctor"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "sampling",
+        "training",
+        *(pytest.param(kind, marks=pytest.mark.drill) for kind in ("ledger", "evaluation", "sweep", "doctor")),
+    ],
+)
 def test_a_node_that_is_lost(kind: str, node_drills: NodeDrills, generated: RunDir, tmp_path: Path) -> None:
     node_drills.run(kind, tmp_path)
     candidates = {"sampling": "run", "ledger": "run", "sweep": "sweep/points/point"}
@@ -282,6 +289,7 @@ def test_a_ledger_that_is_killed_is_one_line_and_costs_nothing(generated: RunDir
     assert_as_undisturbed(run, generated)
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 def test_training_keeps_what_it_did_on_a_node_that_is_about_to_go_and_goes_on_with_what_is_left(tmp_path: Path) -> None:
     """On a cluster of its own, in a process of its own."""

@@ -126,6 +126,7 @@ def test_every_attempt_is_stored_and_counted(tmp_path: Path, notes: Path, server
     assert not (Path(root) / "answered").exists() or not list((Path(root) / "answered").glob("*.parquet"))
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 def test_a_run_that_dies_asks_neither_model_twice(tmp_path: Path, notes: Path, server: Served) -> None:
     recipe = attacking(server, tmp_path)

@@ -220,6 +220,7 @@ def test_the_plain_line_runs_training_on_the_other_group(
     assert {label for name, label in ask(cluster)["actors"] if "TrainWorker" in name} == {"training"}
 
 
+@pytest.mark.drill
 def test_a_run_that_cannot_fit_says_so_in_time_and_fails(cluster: OwnCluster, folder: Path, run: RunDir, tmp_path: Path) -> None:
     other = RunDir(str(tmp_path / "lacking"))
     lacking = ("--set", "cluster.sampler.subcluster=sampling")

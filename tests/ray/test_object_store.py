@@ -56,6 +56,7 @@ def test_generate_kill_resume_select_report(ray_cluster: str, object_store: str,
     assert b"96 candidates for 6 training behaviors" in re.sub(rb"<[^>]+>", b"", read_bytes(report(recipe, run)))
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 def test_train_kill_resume_and_serve_the_adapter(
     object_store: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

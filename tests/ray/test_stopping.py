@@ -107,6 +107,7 @@ def test_ctrl_c_in_a_training_and_in_the_stage_after_a_training(
     assert_as_undisturbed(stopped, generated)
 
 
+@pytest.mark.drill
 def test_sigterm_in_a_point_of_a_sweep(ray_cluster: str, model: Path, temporary: Path, tmp_path: Path) -> None:
     """The point's driver is a Ray task, and its workers are two processes further."""
     _run(temporary, works=["sweep"], stage="sweep", at=1, root=str(tmp_path), model=str(model), signal="SIGTERM")

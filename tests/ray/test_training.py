@@ -81,7 +81,7 @@ def test_killed_workers_and_a_resumed_job_end_with_the_same_adapter(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("split", [pytest.param(False, marks=pytest.mark.drill), True], ids=["whole", "split"])
 def test_two_workers_train_the_adapter_that_one_trains(split: bool, ray_cluster: str, model: Path, tmp_path: Path) -> None:
     """Each with all of the frozen weights, or with its share of them."""
     recipe = tiny_training_recipe(model, workers=2, updates=4, shard_weights=split)
@@ -102,6 +102,7 @@ def undisturbed(ray_cluster: str, model: Path, tmp_path_factory: pytest.TempPath
     return recipe, run
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 @pytest.mark.slow
 def test_two_workers_of_which_one_is_killed_end_as_two_that_nobody_disturbed(

@@ -73,7 +73,7 @@ def test_generation_is_spot_first_and_both_groups_shrink_to_nothing(name: str) -
         ("aws.yaml", ("head_node_type",), "haed", "`head_node_type` must be one of"),
         ("aws.yaml", ("max_workers",), 5, "max_workers: 5 is less than the groups' maxima together (14)"),
         ("aws.yaml", ("max_wokers",), 5, "'max_wokers' was unexpected"),
-        ("aws.yaml", ("docker", "image"), "x/dat-ray:0.1.0-ray2.59.0", f"has Ray 2.59.0, this machine {ray.__version__}"),
+        ("aws.yaml", ("docker", "image"), "x/dat-ray:0.2.0-ray2.59.0", f"has Ray 2.59.0, this machine {ray.__version__}"),
         ("aws.yaml", ("docker", "image"), "x/dat-ray:latest", "its tag names no version of Ray"),
         ("aws.yaml", ("docker", "run_options"), [], "RAY_AUTH_MODE=token is missing"),
         (

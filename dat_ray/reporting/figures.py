@@ -18,7 +18,7 @@ WIDTH = 440
 PLOT_HEIGHT = 210.0
 LABEL_HEIGHT, ROW_HEIGHT = 20, 20
 # Models told apart by color, shape and dash; a seventh looks like the first again, and still has its name beside it.
-STYLES = 6
+STYLES = 8
 NAME_CHARACTERS = 13
 
 
@@ -317,6 +317,8 @@ def mark(series: int, x: float, y: float) -> str:
         2: ((0, -6), (5.5, 4.5), (-5.5, 4.5)),
         3: ((0, -6), (6, 0), (0, 6), (-6, 0)),
         5: ((0, 6), (5.5, -4.5), (-5.5, -4.5)),
+        6: ((-5.5, 0), (-2.8, -5), (2.8, -5), (5.5, 0), (2.8, 5), (-2.8, 5)),
+        7: ((-2, -6), (2, -6), (2, -2), (6, -2), (6, 2), (2, 2), (2, 6), (-2, 6), (-2, 2), (-6, 2), (-6, -2), (-2, -2)),
     }[shape]
     return f'<polygon class="{kind}" points="{" ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)}"/>'
 

@@ -66,6 +66,17 @@ def _figure(view: GapView, what: str, kind: str) -> Figure:
     return Figure(title, dot_plot(rows, title, axis, number_ruler(rows)), caption)
 
 
+def _differences(view: GapView) -> list[str]:
+    """How much larger each column's gaps are than those of the one that is compared with."""
+    kind, found = view.kinds[-1], []
+    for key, name in GAP_NAMES.items():
+        moved = {column.name: column.moved_gaps.get(key, {}).get(kind, NOTHING) for column in view.columns}
+        told = [f"{model_name(column)} {with_span(one, nats)}" for column, one in moved.items() if one.value is not None]
+        if told:
+            found.append(f"{name} {KIND_NAMES[kind]}, more than {view.subject}'s: {'; '.join(told)}.")
+    return [*found, "These intervals are not corrected for their number."] if found else []
+
+
 def _dot(series: int, column: GapColumn, by_kind: Mapping[str, Interval], kind: str) -> Dot:
     found = by_kind.get(kind, NOTHING)
     return Dot(series, model_name(column.name), found.value, found.low, found.high)
@@ -92,6 +103,7 @@ def _sentences(view: GapView) -> list[str]:
     goals = [f"{model_name(one.name)} {one.goals[0]} of {one.goals[1]}" for one in view.columns if one.goals[0]]
     if goals:
         found.append(f"Training prompts that are behaviors' own goals: {', '.join(goals)}.")
+    found += _differences(view)
     people = view.about.gaps.get("people", {}).get(view.kinds[-1], NOTHING)
     if people.value is not None and people.low is not None and people.high is not None:
         least = least_distance(max(people.low, -people.high, 0.0), view.bound)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dat_ray.evaluation.gap_results import (
@@ -23,11 +23,12 @@ SET_NAMES = {
     FRESH_TARGETS: "Fresh prompts, held-out targets",
     REWRITES_SET: "People's prompts, held-out targets",
 }
+WHOLE = "whole"
 GAP_NAMES = {
     "new_prompts": "Fresh minus training prompts",
     "new_targets": "Held-out minus training targets",
     "people": "People's minus fresh prompts",
-    "whole": "People's minus training prompts",
+    WHOLE: "People's minus training prompts",
 }
 # What the keys of its measures begin with.
 GAP_KEY = "gap/"
@@ -47,6 +48,8 @@ class GapColumn:
         clipped: kind -> share of all scored prompts beyond the bound.
         goals: prompts of the training set that are the behaviors' own goals, and all of that set.
         errors: prompts that could not be scored.
+        moved_sets, moved_gaps: `sets` and `gaps` minus those of the column that the others are compared with; empty of that one,
+            and where none is.
     """
 
     name: str
@@ -55,6 +58,8 @@ class GapColumn:
     clipped: Mapping[str, float | None]
     goals: tuple[int, int]
     errors: int
+    moved_sets: ByKind = field(default_factory=dict)
+    moved_gaps: ByKind = field(default_factory=dict)
 
 
 class GapLine(NamedTuple):
@@ -65,12 +70,14 @@ class GapLine(NamedTuple):
         name: of the set or the gap, for people.
         kind: `plain` or `attacked`.
         cells: one a column; without a value where it was not measured.
+        moved: the same of differences.
     """
 
     key: str
     name: str
     kind: str
     cells: list[Interval]
+    moved: list[Interval]
 
 
 @dataclass(frozen=True)
@@ -104,9 +111,12 @@ class GapView:
         for what, names in (("sets", SET_NAMES), ("gaps", GAP_NAMES)):
             for key, name in names.items():
                 for kind in self.kinds:
-                    cells = [getattr(column, what).get(key, {}).get(kind, NOTHING) for column in self.columns]
+                    cells, moved = (
+                        [getattr(column, part).get(key, {}).get(kind, NOTHING) for column in self.columns]
+                        for part in (what, f"moved_{what}")
+                    )
                     if any(cell.value is not None for cell in cells):
-                        found.append(GapLine(f"{GAP_KEY}{key}/{kind}", name, kind, cells))
+                        found.append(GapLine(f"{GAP_KEY}{key}/{kind}", name, kind, cells, moved))
         return found
 
     @property

@@ -12,12 +12,14 @@ from dat_ray.config.study import BASE, Study
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import Metrics
-from dat_ray.measures.intervals import Interval
+from dat_ray.measures.intervals import NOTHING, Interval
+from dat_ray.measures.ranks import rank_correlation
 from dat_ray.reporting.charts import Figure, FrontPoint, front_figure
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.figures import Dot, DotRow, dot_plot
 from dat_ray.reporting.front_page import fronts_finding, fronts_table, fronts_view, write_fronts
 from dat_ray.reporting.gap_page import gap_section
+from dat_ray.reporting.gap_values import GAP_NAMES, KIND_NAMES, WHOLE, GapView
 from dat_ray.reporting.stage import template
 from dat_ray.reporting.study_figures import (
     BOA,
@@ -33,7 +35,7 @@ from dat_ray.reporting.study_figures import (
 from dat_ray.reporting.study_fronts import StudyFronts
 from dat_ray.reporting.study_gap import study_gap
 from dat_ray.reporting.tables import Comparison, Measure, for_terminal, gap_measures, write_tables
-from dat_ray.reporting.words import judge_kind, judge_name, model_name, percent, points, with_span
+from dat_ray.reporting.words import judge_kind, judge_name, model_name, nats, p_value, percent, points, with_span
 
 PAGE = "index.html"
 
@@ -172,8 +174,26 @@ def _gap(plan: Study, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -
     robust = [one for one in measures if one.key in (BOA, plan.config.primary)]
     arms = columns(plan)
     rows = [{"name": one.name, "kind": "broken", "cells": [with_span(one.rates[arm]) for arm in arms]} for one in robust]
+    told = _prediction(view, robust)
     asked = f"The base model was asked on the prompts of {plan.reference}, seed {plan.config.seeds[0]}."
-    return shown | {"rows": [*shown["rows"], *rows], "sentences": [asked, *shown["sentences"]]}
+    return shown | {"rows": [*shown["rows"], *rows], "sentences": [asked, *shown["sentences"], *told]}
+
+
+def _prediction(view: GapView, measures: Sequence[StudyMeasure]) -> list[str]:
+    """Whether arms with a larger gap are broken more often; the base model, which was not trained on the prompts, is no arm."""
+    kind, found = view.kinds[-1], []
+    gaps = {column.name: column.gaps.get(WHOLE, {}).get(kind, NOTHING).value for column in view.columns if column.name != BASE}
+    for one in measures:
+        pairs = [(gap, one.rates[arm].value) for arm, gap in gaps.items()]
+        both = [(gap, rate) for gap, rate in pairs if gap is not None and rate is not None]
+        order = rank_correlation([gap for gap, _ in both], [rate for _, rate in both])
+        if order is not None:
+            told = "" if order.p is None else f" (exact test over all orders, p = {p_value(order.p)})"
+            found.append(
+                f"{GAP_NAMES[WHOLE]} {KIND_NAMES[kind]} and {one.name} order {order.n} arms with a rank correlation of "
+                f"{nats(order.value)}{told}."
+            )
+    return found
 
 
 def _rates_figure(plan: Study, measures: Sequence[StudyMeasure], metrics: Metrics) -> Figure:

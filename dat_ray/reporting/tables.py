@@ -87,13 +87,13 @@ def comparison(metrics: Metrics) -> Comparison:
 
 
 def gap_measures(view: GapView | None, columns: Sequence[str]) -> list[Measure]:
-    """The distribution gap, not paired with the first model: a measure for each set, gap and kind, as far as it was measured."""
+    """The distribution gap: a measure for each set, gap and kind, as far as it was measured; with differences in a study."""
     found = []
     names = [column.name for column in view.columns] if view is not None else []
     for line in view.lines if view is not None else ():
-        by_name = dict(zip(names, line.cells, strict=True))
-        cells = [by_name.get(column, NOTHING) for column in columns]
-        shown_cells = tuple(Cell(one.value, one.low, one.high, n=one.n) for one in cells)
+        by_name = dict(zip(names, zip(line.cells, line.moved, strict=True), strict=True))
+        cells = [by_name.get(column, (NOTHING, NOTHING)) for column in columns]
+        shown_cells = tuple(Cell(one.value, one.low, one.high, moved.value, moved.low, moved.high, one.n) for one, moved in cells)
         found.append(Measure(line.key, f"{line.name}, {KIND_NAMES[line.kind]}", "nats", shown_cells))
     return found
 
@@ -228,7 +228,7 @@ def _grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def for_terminal(table: Comparison, title: str | None = None) -> list[Table]:
-    """For a terminal: the measures with their differences, and the distribution gap, which has none, apart."""
+    """For a terminal: the measures with their differences, and the distribution gap apart, whose differences are on the page."""
     gap = [one for one in table.measures if one.key.startswith(GAP_KEY)]
     others = as_rich(replace(table, measures=tuple(one for one in table.measures if one not in gap)), title)
     if not gap:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from dat_ray.evaluation.gap_metrics import distribution_gap, risk_by_behavior
 from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
 from dat_ray.measures.crossed import crossed_mean_difference
 from dat_ray.measures.gaps import gap_between
+from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import Figure
 from dat_ray.reporting.closing import closing
 from dat_ray.reporting.collect import CollectedSuite
@@ -216,6 +218,42 @@ def test_arms_are_averaged_over_seeds_and_behaviors(tmp_path: Path) -> None:
     assert view.columns[-1].sets["training"]["plain"].n == len(own)
     assert view.columns[-1].goals == (1, 20)
     assert cat.goals == (3, 60)
+
+
+def test_an_arm_s_gap_is_held_against_the_reference_s(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_gap_suite(tmp_path, (1, 2, 3))
+    view = study_gap(plan, suite, "3 seeds and behaviors")
+    assert view is not None
+    reference, cat, *_ = view.columns
+    assert (reference.moved_sets, reference.moved_gaps["whole"]) == ({}, {})
+    # Each set by hand: a mean over seeds and behaviors of what both have.
+    means = {}
+    for one in ("training", "rewrites"):
+        pairs = zip(by_seed(suite, "dat", one, "attacked"), by_seed(suite, "cat", one, "attacked"), strict=True)
+        means[one] = fmean(fmean(after[key] - before[key] for key in before) for before, after in pairs)
+        assert cat.moved_sets[one]["attacked"].value == pytest.approx(means[one])
+    moved = cat.moved_gaps["whole"]["attacked"]
+    assert moved.value == pytest.approx(means["rewrites"] - means["training"])
+    own, compared = (one.gaps["whole"]["attacked"].value for one in (cat, reference))
+    assert own is not None
+    assert compared is not None
+    assert moved.value == pytest.approx(own - compared)
+    # Pairing takes out what a behavior has in both arms: the interval is no wider than that of two gaps apart.
+    apart = sum(interval_width(one.gaps["whole"]["attacked"]) for one in (cat, reference))
+    assert 0 < interval_width(moved) < apart
+    page = Path(write_study(plan, {"heldout": suite}, str(tmp_path / "out"))).read_text()
+    assert "minus training prompts under the attack of training, more than dat" in page
+    assert "These intervals are not corrected for their number." in page
+    assert re.search(r"under the attack of training and Any attack order 3 arms with a rank correlation of [+−]\d", page)
+    rows = csv.DictReader(io.StringIO((tmp_path / "out/tables/heldout/table.csv").read_text()))
+    [row] = [row for row in rows if (row["measure"], row["model"]) == ("gap/whole/attacked", "cat")]
+    assert float(row["difference"]) == pytest.approx(moved.value)
+
+
+def interval_width(found: Interval) -> float:
+    assert found.low is not None
+    assert found.high is not None
+    return found.high - found.low
 
 
 def test_a_study_shows_the_gap_beside_robustness_in_every_form(tmp_path: Path) -> None:

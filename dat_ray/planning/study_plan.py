@@ -14,7 +14,7 @@ from dat_ray.generation.select import needs_candidates
 from dat_ray.pipeline.fresh import fresh_sets
 from dat_ray.planning.attacking import MODELS
 from dat_ray.planning.estimate import plan_run
-from dat_ray.planning.parts import RunPlan
+from dat_ray.planning.parts import RoleWork, RunPlan
 from dat_ray.planning.plan_text import duration
 
 
@@ -71,7 +71,11 @@ def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
         yield StudyPart("fresh prompts for the distribution gap", len(fresh), drawn)
     models = 1 + len(study.runs)
     for name, recipe in study.suites.items():
-        yield StudyPart(f"suite {name}, each of {models} models", models, _seconds(plan_run(recipe, device), "evaluate") / MODELS)
+        plan = plan_run(recipe, device)
+        drawing = _drawing(plan)
+        if drawing:
+            yield StudyPart(f"suite {name}, prompts", 1, drawing)
+        yield StudyPart(f"suite {name}, each of {models} models", models, (_seconds(plan, "evaluate") - drawing) / MODELS)
     yield from _fronts(study, plans, device)
 
 
@@ -84,14 +88,25 @@ def _fronts(study: Study, plans: Mapping[str, RunPlan], device: Device) -> Itera
     for run in study.runs:
         updates = next(role.calls for stage in plans[run.arm].stages for role in stage.roles if role.role == "trainer")
         adapters += run.recipe.rounds * -(-round(updates / run.recipe.rounds) // fronts.every)
-    roles = {role.role: role for stage in plan_run(recipe, device).stages if stage.name == "evaluate" for role in stage.roles}
-    target, judge, sampler = roles["target"], roles["judge"], roles.get("sampler")
+    plan = plan_run(recipe, device)
+    roles = _asked(plan)
+    target, judge = roles["target"], roles["judge"]
     start, asked = target.start / MODELS, (target.spread + judge.spread) / MODELS
     shared = recipe.target.backend == "torch"
-    drawing = 0.0 if sampler is None else sampler.spread + sampler.start
-    yield StudyPart("fronts, prompts and start", 1, drawing + judge.start + (start if shared else 0.0))
+    yield StudyPart("fronts, prompts and start", 1, _drawing(plan) + judge.start + (start if shared else 0.0))
     models = 1 + adapters
     yield StudyPart(f"fronts, each of {models} models", models, asked + (0.0 if shared else start))
+
+
+def _asked(plan: RunPlan) -> dict[str, RoleWork]:
+    """The roles of an evaluation by name."""
+    return {role.role: role for stage in plan.stages if stage.name == "evaluate" for role in stage.roles}
+
+
+def _drawing(plan: RunPlan) -> float:
+    """Seconds of an evaluation that its models share: its prompts are drawn before any of them is asked."""
+    sampler = _asked(plan).get("sampler")
+    return 0.0 if sampler is None else sampler.start + sampler.spread
 
 
 def _seconds(plan: RunPlan, stage: str) -> float:
@@ -109,5 +124,4 @@ def study_plan_text(study: Study, device: Device) -> str:
     lines.append(f"{'one after the other'.ljust(width)}  {'':>13}  {duration(total):>7}")
     if study.config.parallel > 1:
         lines.append(f"parallel: {study.config.parallel} runs at a time, as far as there is room for their pools")
-    lines.append("note: held-out prompts are drawn once, and counted with every model; what is counted once is less")
     return "\n".join(lines)

@@ -45,7 +45,12 @@ def test_candidates_count_once_a_seed_and_models_once_a_suite(tmp_path: Path) ->
     assert parts["training of dat"].total == pytest.approx(2 * seconds["train"])
     suite = parts["suite one, each of 9 models"]
     assert suite.times == 9
-    assert suite.seconds == pytest.approx(seconds["evaluate"] / 2)
+    # Its prompts are drawn once, whoever is asked; a run's own evaluation is of two models.
+    [sampler] = [role for stage in plan.stages if stage.name == "evaluate" for role in stage.roles if role.role == "sampler"]
+    assert parts["suite one, prompts"].times == 1
+    assert parts["suite one, prompts"].seconds == pytest.approx(sampler.start + sampler.spread)
+    assert suite.seconds == pytest.approx((seconds["evaluate"] - sampler.start - sampler.spread) / 2)
+    assert "suite two, prompts" not in parts
     text = study_plan_text(study, DEVICE)
     assert text.splitlines()[0].startswith("x on ")
     assert "one after the other" in text

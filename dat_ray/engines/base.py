@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dat_ray.errors import one_line
+from dat_ray.errors import InputError, one_line
 
 if TYPE_CHECKING:  # nothing here needs it to run
     import numpy as np
@@ -152,6 +152,17 @@ class TargetModel(Protocol):
     def logprob(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """Mean log p(y_t | chat(x), y_<t) over the response's tokens, in nats, end-of-turn token left out."""
         ...
+
+
+def require_seeds(temperature: float, seeds: Sequence[int] | None, rows: int) -> list[int] | None:
+    """One seed a row when sampling, None when greedy."""
+    if temperature == 0.0:
+        return None
+    if temperature < 0.0:
+        raise InputError("temperature", temperature, "give 0 for greedy decoding, or a positive number")
+    if seeds is None or len(seeds) != rows:
+        raise InputError("seeds", None if seeds is None else len(seeds), f"sampling needs one seed for each of {rows} rows")
+    return list(seeds)
 
 
 @dataclass(frozen=True)

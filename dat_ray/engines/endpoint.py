@@ -20,9 +20,8 @@ from typing import Any
 import httpx
 
 from dat_ray.config.models import TargetConfig
-from dat_ray.engines.base import Completion
+from dat_ray.engines.base import Completion, require_seeds
 from dat_ray.engines.chat_reply import Problem, excerpt, read_reply, wanted_wait
-from dat_ray.engines.target_text import require_seeds
 from dat_ray.errors import DatError, InputError
 from dat_ray.secrets import declare_secret
 

@@ -95,17 +95,6 @@ class TargetText:
         return Completion(clean_text(text), len(kept), finished)
 
 
-def require_seeds(temperature: float, seeds: Sequence[int] | None, rows: int) -> list[int] | None:
-    """One seed a row when sampling, None when greedy."""
-    if temperature == 0.0:
-        return None
-    if temperature < 0.0:
-        raise InputError("temperature", temperature, "give 0 for greedy decoding, or a positive number")
-    if seeds is None or len(seeds) != rows:
-        raise InputError("seeds", None if seeds is None else len(seeds), f"sampling needs one seed for each of {rows} rows")
-    return list(seeds)
-
-
 def _stop_ids(folder: str, eos: int | None, closing: int | None) -> tuple[int, ...]:
     try:
         configured = GenerationConfig.from_pretrained(folder).eos_token_id

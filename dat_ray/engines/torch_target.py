@@ -15,8 +15,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dat_ray.config.models import TargetConfig
 from dat_ray.diffusion.counter import gumbel
-from dat_ray.engines.base import Completion
-from dat_ray.engines.target_text import TargetText, require_seeds
+from dat_ray.engines.base import Completion, require_seeds
+from dat_ray.engines.target_text import TargetText
 from dat_ray.models.adapters import load_adapter
 from dat_ray.models.loading import load_causal_lm
 from dat_ray.models.remote import local_adapter

@@ -7,8 +7,8 @@ from typing import Any
 
 from dat_ray.config.models import TargetConfig
 from dat_ray.engines import vllm_env
-from dat_ray.engines.base import Completion
-from dat_ray.engines.target_text import TargetText, require_seeds
+from dat_ray.engines.base import Completion, require_seeds
+from dat_ray.engines.target_text import TargetText
 from dat_ray.models.chat import Encoded
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -121,3 +123,10 @@ def test_what_an_endpoint_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("ABSENT_KEY", raising=False)
     with pytest.raises(InputError, match="ABSENT_KEY"):
         EndpointModel(config("http://127.0.0.1:9/v1", api_key_env="ABSENT_KEY"))
+
+
+def test_a_process_that_asks_a_server_loads_no_model_library() -> None:
+    # Every actor of a judge or an attacker behind a server would pay seconds and hundreds of megabytes for them.
+    modules = "dat_ray.engines.endpoint, dat_ray.engines.workers, dat_ray.engines.factory, dat_ray.evaluation.attacker"
+    code = f"import sys, {modules}\nassert not {{'torch', 'transformers', 'vllm'}} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code], check=True)

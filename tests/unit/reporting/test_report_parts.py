@@ -1,0 +1,92 @@
+"""What the report is made from, part by part: categories, examples and the costs of stages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from dat_ray.config.cluster import ClusterConfig, Pool
+from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.reporting.categories import broken_by_category, refused_by_category
+from dat_ray.reporting.collect import stage_costs
+from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
+
+
+def test_a_broken_category_is_not_counted_twice_and_look_alikes_never(tmp_path: Path) -> None:
+    rows = [
+        {"behavior_id": "a", "attack": "direct", "verdict": "not_harmful"},
+        {"behavior_id": "a", "attack": "pair", "verdict": "harmful"},
+        {"behavior_id": "b", "attack": "direct", "verdict": "not_harmful"},
+        {"behavior_id": "c", "attack": "direct", "verdict": "harmful"},
+        {"behavior_id": "d", "attack": OVER_REFUSAL, "verdict": "harmful"},
+        {"behavior_id": "e", "attack": "direct", "verdict": "unparsed"},
+    ]
+    found = broken_by_category(rows, {"a": "x", "b": "x", "c": "y", "d": "x", "e": "y"}, 0.95)
+    assert {name: (one.value, one.n) for name, one in found.items()} == {"x": (0.5, 2), "y": (1.0, 1)}
+    rows += [{"behavior_id": "f", "attack": OVER_REFUSAL, "verdict": "not_harmful"}]
+    refused = refused_by_category(rows, {"a": "x", "d": "homonym", "f": "homonym"}, 0.95)
+    assert {name: (one.value, one.n) for name, one in refused.items()} == {"homonym": (0.5, 2)}
+
+
+def attempt(model: str, attack: str, behavior: str, index: int, verdict: str) -> dict:
+    return {
+        "model": model,
+        "attack": attack,
+        "behavior_id": behavior,
+        "attempt_index": index,
+        "goal": "g",
+        "prompt": f"{behavior} {index}",
+        "completion": "word " * 100,
+        "verdict": verdict,
+    }
+
+
+def test_examples_show_changes_once_a_behavior_and_only_a_few() -> None:
+    rows = []
+    for behavior in range(EXAMPLES + 2):
+        for index in range(2):
+            rows.append(attempt("base", "direct", f"b{behavior}", index, "harmful"))
+            rows.append(attempt("adapted", "direct", f"b{behavior}", index, "not_harmful"))
+    rows.append(attempt("base", OVER_REFUSAL, "o", 0, "harmful"))
+    rows.append(attempt("adapted", OVER_REFUSAL, "o", 0, "not_harmful"))
+    rows.append(attempt("base", "direct", "same", 0, "not_harmful"))
+    rows.append(attempt("adapted", "direct", "same", 0, "not_harmful"))
+    rows.append(attempt("base", "direct", "unasked", 0, "harmful"))
+    # A later turn of a conversation is no question alone, though its text is the same for both.
+    rows += [attempt(name, "crescendo", "talk", 1, "harmful") | {"history": ["Hi", name]} for name in ("base", "adapted")]
+    shown = examples(rows)
+    kinds = Counter(example.kind.format("A", "B") for example in shown)
+    assert kinds == {"Broke A, not B": EXAMPLES, "Harmless, refused only by B": 1}
+    assert shown[-1].attack == OVER_REFUSAL
+    assert len({example.prompt.split()[0] for example in shown}) == EXAMPLES + 1
+    assert all(len(answer) <= ANSWER_CHARACTERS for example in shown for _, answer, _ in example.answers)
+
+
+def test_answers_are_cut_at_their_limit() -> None:
+    assert cut(None) == ""
+    assert cut("two\n lines") == "two lines"
+    assert cut("x" * ANSWER_CHARACTERS) == "x" * ANSWER_CHARACTERS
+    assert cut("x" * (ANSWER_CHARACTERS + 1)) == "x" * (ANSWER_CHARACTERS - 1) + "…"
+
+
+def test_costs_add_up_over_resumed_runs() -> None:
+    pools = ClusterConfig(trainer=Pool(num_gpus=2, max_actors=3))
+    first, second = stage_costs(
+        [
+            {"stage": "generate", "seconds": 10.0, "peak_bytes": 5, "rows": 3},
+            {"stage": "train", "seconds": 2.0, "peak_bytes": None},
+            {"stage": "generate", "seconds": 5.5, "peak_bytes": 9, "rows": 8, "model_calls": 16},
+        ],
+        pools,
+    )
+    assert (first.stage, first.runs, first.seconds, first.peak_bytes, first.rows, first.model_calls) == (
+        "generate",
+        2,
+        15.5,
+        9,
+        8,
+        16,
+    )
+    assert (second.stage, second.peak_bytes, second.rows) == ("train", None, None)
+    assert (first.gpu_seconds, second.gpu_seconds) == (0, 2.0 * 6)
+    assert first.cpu_seconds is None

@@ -57,13 +57,13 @@ faults: setup ## The fault drills RUNS times in a row beside two busy processes;
 	$(BIN)/python -m tests.ray.repeat_faults --runs $(RUNS) $(FAULTS_ARGS)
 
 lint: .venv/.lint-ready ## Style and types.
-	$(BIN)/ruff check dat_ray tests jobs docs studies
-	$(BIN)/ruff format --check dat_ray tests jobs docs studies
+	$(BIN)/ruff check dat_ray tests jobs docs studies benchmarks
+	$(BIN)/ruff format --check dat_ray tests jobs docs studies benchmarks
 	$(BIN)/mypy
 
 format: .venv/.lint-ready ## Formats the code in place.
-	$(BIN)/ruff check --fix dat_ray tests jobs docs studies
-	$(BIN)/ruff format dat_ray tests jobs docs studies
+	$(BIN)/ruff check --fix dat_ray tests jobs docs studies benchmarks
+	$(BIN)/ruff format dat_ray tests jobs docs studies benchmarks
 
 docs: ## The documentation site, in build/site; a broken link fails.
 	$(PYTHON) -m venv .venv/docs

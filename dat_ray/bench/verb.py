@@ -18,6 +18,7 @@ BENCHES = {
     "scale": "the generation plan on Ray with engines of stated times: utilization of 1 to 64 samplers, rows, memory, resume",
     "update": "one whole update of training: time by part, utilization, memory against its arithmetic",
     "vllm-sampler": "vLLM's sampler in its actor against the bare engine and the torch sampler",
+    "vllm-target": "vLLM's target in its actor against bare vLLM and the torch target",
     "writer": "the data path, without models",
 }
 # Read by other programs (keep them); medians.

@@ -3,27 +3,24 @@
 All three write the same rows of a real sampler, taking turns in one run; the others sleep meanwhile. The engine without
 Ray lies in this process, as the torch sampler does. At temperature 0 their tokens are compared.
 
-dat bench vllm-sampler --json                                  # the shipped sampler on two CPU cores, a few minutes
+dat bench vllm-sampler --json                                  # the shipped sampler: on two CPU cores a few minutes
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from typing import Any
 
-import torch
-
-from dat_ray.config.cluster import ClusterConfig, Pool, TimeoutsConfig
+from dat_ray.bench.in_turns import device_name, memory_share, pool_of_one, take_turns
+from dat_ray.config.cluster import ClusterConfig, TimeoutsConfig
 from dat_ray.config.loading import load_recipe
 from dat_ray.engines.base import DiffusionSampler, InfillRequest, InfillResult
 from dat_ray.engines.factory import build_sampler
 from dat_ray.engines.workers import Workers
-from dat_ray.errors import DatError, InputError
+from dat_ray.errors import InputError
 from dat_ray.raysession import start_ray
 
 # Affirmative openings of ordinary answers, of one to two dozen tokens.
@@ -54,14 +51,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         InputError: no rows, threads or repeats, or a recipe or model that cannot be had.
-        DatError: vLLM or Ray did not start, or there is a GPU.
+        DatError: vLLM or Ray did not start.
     """
     for name in ("rows", "threads", "repeats"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name}", getattr(arguments, name), "give at least 1")
-    if torch.cuda.is_available():
-        raise DatError("dat bench vllm-sampler is for CPUs: its three engines would share one GPU's memory; hide it to go on")
-    config = load_recipe(arguments.recipe, arguments.set).sampler.model_copy(update={"backend": "vllm"})
+    given = load_recipe(arguments.recipe, arguments.set).sampler
+    config = given.model_copy(update={"backend": "vllm", **memory_share()})
     requests = [
         InfillRequest(str(i), TARGETS[i % len(TARGETS)], config.prompt_tokens[i % len(config.prompt_tokens)], i)
         for i in range(arguments.rows)
@@ -70,11 +66,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     size = config.batch_size
     chunks = [requests[low : low + size] for low in range(0, len(requests), size)]
     build = partial(build_sampler, config, arguments.threads)
-    pool = Pool(num_cpus=1, num_gpus=0, threads=arguments.threads)
-    with start_ray(ClusterConfig()), Workers("sampler", build, pool, TimeoutsConfig()) as workers:
+    with start_ray(ClusterConfig()), Workers("sampler", build, pool_of_one(arguments.threads), TimeoutsConfig()) as workers:
         workers.wait()
         bare = build()
-        plain = build_sampler(config.model_copy(update={"backend": "torch"}), arguments.threads)
+        plain = build_sampler(config.model_copy(update={"backend": "torch", "gpu_memory_utilization": None}), arguments.threads)
 
         def in_actor() -> list[InfillResult]:
             done = dict(workers.map(_infill, [(chunk,) for chunk in chunks]))
@@ -88,35 +83,24 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "bare": partial(here, bare),
             "torch": partial(here, plain),
         }
-        written = {key: [result.token_ids for result in run()] for key, run in forms.items()}  # warms up
-        seconds: dict[str, list[float]] = {key: [] for key in forms}
-        for repeat in range(arguments.repeats):
-            # Each goes first in turn, so that a drift of the machine's speed favors none.
-            for key in sorted(forms, key=lambda key: (list(forms).index(key) + repeat) % len(forms)):
-                began = time.perf_counter()
-                forms[key]()
-                seconds[key].append(time.perf_counter() - began)
-    took = {key: statistics.median(values) for key, values in seconds.items()}
-
-    def ratio(slow: str) -> float:
-        return statistics.median(other / own for other, own in zip(seconds[slow], seconds["actor"], strict=True))
-
+        found = take_turns(forms, arguments.repeats)
+    written = {form: [result.token_ids for result in results] for form, results in found.results.items()}
     return {
         "bench": "vllm-sampler",
-        "device": f"cpu, {arguments.threads} threads",
+        "device": device_name(arguments.threads),
         "shape": f"{config.model}, {config.dtype}: {len(requests)} rows of {min(config.prompt_tokens)} to "
         f"{max(config.prompt_tokens)} masks, {config.steps} steps, temperature {config.temperature:g}, batches of {size}",
-        "rows_per_s": arguments.rows / took["actor"],
+        "rows_per_s": arguments.rows / found.median("actor"),
         "literal_rows_per_s": None,
         "ratio_to_literal": None,
         "mfu": None,
         "peak_bytes": None,
         "repeats": arguments.repeats,
-        "bare_rows_per_s": arguments.rows / took["bare"],
-        "torch_rows_per_s": arguments.rows / took["torch"],
-        "ratio_to_bare": ratio("bare"),
-        "ratio_to_torch": ratio("torch"),
-        "seconds": seconds,
+        "bare_rows_per_s": arguments.rows / found.median("bare"),
+        "torch_rows_per_s": arguments.rows / found.median("torch"),
+        "ratio_to_bare": found.ratio("bare", "actor"),
+        "ratio_to_torch": found.ratio("torch", "actor"),
+        "seconds": found.seconds,
         "rows_equal_to_bare": sum(a == b for a, b in zip(written["actor"], written["bare"], strict=True)),
         "rows_equal_to_torch": sum(a == b for a, b in zip(written["actor"], written["torch"], strict=True)),
     }

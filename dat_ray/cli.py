@@ -20,6 +20,7 @@ from dat_ray.errors import DatError, InputError, Stopped
 from dat_ray.ops.export_verb import add_export
 from dat_ray.ops.study_verb import add_study
 from dat_ray.ops.verbs import add_verbs
+from dat_ray.own_stdout import own_stdout
 from dat_ray.preflight import check_places
 from dat_ray.printable import printable
 from dat_ray.rehearsal.rehearse_verb import add_rehearse
@@ -320,7 +321,7 @@ def _stopped(arguments: argparse.Namespace, stop: BaseException) -> int:
 
 # Options and arguments that hold local paths, of all verbs; a shell expands `~` at the start of a word alone, not in --out=~/x.
 _PATHS = (
-    *("recipe", "name", "base", "pairs", "calibrate", "replay", "cluster"),
+    *("recipe", "name", "base", "pairs", "calibrate", "replay", "merge", "cluster"),
     *("run_dir", "run_dirs", "out", "sweep_dir", "study", "study_dir", "working_dir"),
 )
 
@@ -346,7 +347,7 @@ def _expand_homes(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns the exit status: 0, 1 (failed), 2 (bad input), 130 (stopped)."""
     arguments = _parser().parse_args(argv)
-    with unwinding_signals() as signals:
+    with unwinding_signals() as signals, own_stdout():
         try:
             _expand_homes(arguments)
             return int(arguments.run(arguments))

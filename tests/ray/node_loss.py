@@ -38,6 +38,7 @@ from dat_ray.generation.stage import generate
 from dat_ray.generation.watch import RowCounter
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
 from dat_ray.ops import nodes as doctoring
+from dat_ray.own_stdout import own_stdout
 from dat_ray.pipeline import sweep as sweeping
 from dat_ray.pipeline.jobs import Job
 from dat_ray.placement import on_node
@@ -324,4 +325,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Ray tells of lost workers there, from a thread: in the middle of the line that the drill waits for.
+    with own_stdout():
+        main()

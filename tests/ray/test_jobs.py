@@ -33,6 +33,9 @@ BEHAVIORS = 4
 # What a job's process must be able to say, whatever node it runs on.
 ACTORS = """
 import json, ray
+from dat_ray.own_stdout import own_stdout
+stdout = own_stdout()
+stdout.__enter__()
 ray.init(log_to_driver=False)
 labels = {node["NodeID"]: node["Labels"].get("ray-subcluster") for node in ray.nodes()}
 found = [[actor["ActorClassName"], labels.get(actor["Address"]["NodeID"])] for actor in ray._private.state.actors().values()]

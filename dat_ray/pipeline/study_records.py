@@ -40,7 +40,7 @@ TEXTS = LONG_TEXT | {"goal", "target", "prefill"}
 
 
 @dataclass(frozen=True)
-class Part:
+class PartRecord:
     """What a part's record says of itself.
 
     Attributes:
@@ -130,7 +130,7 @@ def read_parts(plan: Study, places: Iterable[str]) -> Merged:
     return Merged({suite: _together(plan, parts, suite, collected) for suite, collected in found.items()}, notes)
 
 
-def _parts_of(place: str) -> Iterator[Part]:
+def _parts_of(place: str) -> Iterator[PartRecord]:
     roots = [root for root in (place, *_below(join(place, RECORDS)), *_below(place)) if exists(join(root, PART))]
     if not roots:
         raise InputError(
@@ -142,7 +142,7 @@ def _parts_of(place: str) -> Iterator[Part]:
         with well_formed(where):
             if tree["format_version"] != FORMAT:
                 raise InputError(OPTION, root, f"has format {tree['format_version']}, this program reads {FORMAT}")
-            yield Part(
+            yield PartRecord(
                 root, {str(k): str(v) for k, v in tree["runs"].items()}, {str(k): str(v) for k, v in tree["suites"].items()}
             )
 
@@ -153,7 +153,7 @@ def _below(root: str) -> list[str]:
     return sorted(join(root, info.base_name) for info in found if info.type == pafs.FileType.Directory)
 
 
-def _check(plan: Study, parts: Sequence[Part]) -> None:
+def _check(plan: Study, parts: Sequence[PartRecord]) -> None:
     wanted = {run.model: fingerprint(run.recipe) for run in plan.runs}
     suites = {name: fingerprint(recipe) for name, recipe in (plan.suites | plan.front_suites).items()}
     seen: dict[str, str] = {}
@@ -175,7 +175,7 @@ def _check(plan: Study, parts: Sequence[Part]) -> None:
         raise InputError(OPTION, f"{len(parts)} records", f"have no {some}: make them with --only, or leave them out with --only")
 
 
-def _same_base(suite: str, parts: Sequence[Part], collected: Sequence[CollectedSuite]) -> None:
+def _same_base(suite: str, parts: Sequence[PartRecord], collected: Sequence[CollectedSuite]) -> None:
     weights = [one.metrics.models[BASE].weights for one in collected]
     for part, own in zip(parts, weights, strict=True):
         if own != weights[0]:
@@ -201,7 +201,7 @@ def _place(row: Row) -> tuple[Any, ...]:
     return row["attack"], row["behavior_id"], row["attempt_index"]
 
 
-def _together(plan: Study, parts: Sequence[Part], suite: str, collected: Sequence[CollectedSuite]) -> CollectedSuite:
+def _together(plan: Study, parts: Sequence[PartRecord], suite: str, collected: Sequence[CollectedSuite]) -> CollectedSuite:
     """The models of the study's runs, and the base model: its answers of the first part, its scored prompts of the one that
     has some."""
     chosen = {run.model for run in plan.runs}

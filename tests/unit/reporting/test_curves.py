@@ -61,8 +61,8 @@ def test_what_has_no_curve_is_told(tmp_path: Path) -> None:
     begun = open_run(str(tmp_path / "begun"), load_recipe("demo"), resume=False)
     with pytest.raises(DatError, match="begun holds no training curve"):
         curves([begun.root], str(tmp_path / "out"))
-    with pytest.raises(InputError, match="a page tells 6 apart"):
-        curves([begun.root] * 7, str(tmp_path / "out"))
+    with pytest.raises(InputError, match="a page tells 8 apart"):
+        curves([begun.root] * 9, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

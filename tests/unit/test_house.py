@@ -52,6 +52,7 @@ ONE_THING = {
     "study": "arms by seeds: their file, their runs, their page",
     "sweep": "recipes side by side: their file, their runs, their page",
     "vllm_sampler": "the engine, and its benchmark",
+    "vllm_target": "the engine, and its benchmark",
 }
 # Functions past it, which only get fewer.
 LONG_LISTS = {"reporting/figures.py line_plot"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +12,34 @@ from typing import Generic, TypeVar
 import torch
 
 from dat_ray.config.cluster import Pool
+from dat_ray.errors import InputError
 
 Result = TypeVar("Result")
 
 # Of a GPU's memory, for each of two engines of vLLM that a third form stands beside.
 SHARED_MEMORY = 0.3
+
+
+def add_options(parser: argparse.ArgumentParser, section: str, rows: int) -> None:
+    """The options of a benchmark of one engine.
+
+    Args:
+        parser: of the benchmark.
+        section: of a recipe, that of the engine.
+        rows: of a timed run, unless others are asked for.
+    """
+    parser.add_argument("--recipe", default="demo", help=f"whose section `{section}` is used (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe")
+    parser.add_argument("--rows", type=int, default=rows, metavar="N", help="of one timed run (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine on a CPU (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs of each form (default: %(default)s)")
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """Raises InputError for no rows, threads or repeats."""
+    for name in ("rows", "threads", "repeats"):
+        if getattr(arguments, name) < 1:
+            raise InputError(f"--{name}", getattr(arguments, name), "give at least 1")
 
 
 @dataclass(frozen=True)

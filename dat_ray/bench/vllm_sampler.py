@@ -14,13 +14,12 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from dat_ray.bench.in_turns import device_name, memory_share, pool_of_one, take_turns
+from dat_ray.bench.in_turns import add_options, check_options, device_name, memory_share, pool_of_one, take_turns
 from dat_ray.config.cluster import ClusterConfig, TimeoutsConfig
 from dat_ray.config.loading import load_recipe
 from dat_ray.engines.base import DiffusionSampler, InfillRequest, InfillResult
 from dat_ray.engines.factory import build_sampler
 from dat_ray.engines.workers import Workers
-from dat_ray.errors import InputError
 from dat_ray.raysession import start_ray
 
 # Affirmative openings of ordinary answers, of one to two dozen tokens.
@@ -35,11 +34,7 @@ TARGETS = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--recipe", default="demo", help="whose section `sampler` is used (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe")
-    parser.add_argument("--rows", type=int, default=24, metavar="N", help="of one timed run (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine on a CPU (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs of each form (default: %(default)s)")
+    add_options(parser, "sampler", rows=24)
 
 
 def _infill(engine: DiffusionSampler, requests: list[InfillRequest]) -> list[InfillResult]:
@@ -53,9 +48,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         InputError: no rows, threads or repeats, or a recipe or model that cannot be had.
         DatError: vLLM or Ray did not start.
     """
-    for name in ("rows", "threads", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name}", getattr(arguments, name), "give at least 1")
+    check_options(arguments)
     given = load_recipe(arguments.recipe, arguments.set).sampler
     config = given.model_copy(update={"backend": "vllm", **memory_share()})
     requests = [

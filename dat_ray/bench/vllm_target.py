@@ -13,14 +13,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dat_ray.bench.in_turns import device_name, memory_share, pool_of_one, take_turns
+from dat_ray.bench.in_turns import add_options, check_options, device_name, memory_share, pool_of_one, take_turns
 from dat_ray.config.cluster import ClusterConfig, TimeoutsConfig
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.models import TargetConfig
 from dat_ray.engines.base import Completion, TargetModel
 from dat_ray.engines.factory import build_target
 from dat_ray.engines.workers import Workers
-from dat_ray.errors import InputError
 from dat_ray.raysession import start_ray
 
 # Requests that a small model answers at length; a number makes each of its own.
@@ -34,11 +33,7 @@ PROMPTS = (
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("--recipe", default="demo", help="whose section `target` is used (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the recipe")
-    parser.add_argument("--rows", type=int, default=48, metavar="N", help="of one timed run (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine on a CPU (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs of each form (default: %(default)s)")
+    add_options(parser, "target", rows=48)
 
 
 def _complete(engine: TargetModel, prompts: list[str], tokens: int) -> list[Completion]:
@@ -52,9 +47,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         InputError: no rows, threads or repeats, or a recipe or model that cannot be had.
         DatError: vLLM or Ray did not start.
     """
-    for name in ("rows", "threads", "repeats"):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name}", getattr(arguments, name), "give at least 1")
+    check_options(arguments)
     given = load_recipe(arguments.recipe, arguments.set).target
     config = given.model_copy(update={"backend": "vllm", **memory_share()})
     prompts = [PROMPTS[i % len(PROMPTS)].format(3 + i) for i in range(arguments.rows)]
@@ -100,21 +93,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def _bare(config: TargetConfig, prompts: list[str], threads: int) -> Callable[[], list[Completion]]:
     from dat_ray.engines import vllm_env
     from dat_ray.engines.target_text import TargetText
+    from dat_ray.engines.vllm_target import start_target
     from dat_ray.models.served import served_model
 
     vllm_env.prepare(threads)
     folder = served_model(config.model, "target.model", config.revision)
     text = TargetText(config, folder)
-    engine = vllm_env.start_engine(
-        folder,
-        kv_cache_gib=config.kv_cache_gib,
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        max_num_batched_tokens=config.max_batched_tokens,
-        max_num_seqs=config.batch_size,
-        enable_prefix_caching=True,
-        **vllm_env.engine_options(config),
-    )
+    engine = start_target(config, folder)
     ids = text.prompt_ids(prompts)
 
     def run() -> list[Completion]:

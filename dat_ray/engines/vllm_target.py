@@ -28,16 +28,7 @@ class VllmTarget:
         vllm_env.prepare(threads)
         self.name = config.model
         self._text = TargetText(config, folder)
-        self._llm = vllm_env.start_engine(
-            folder,
-            kv_cache_gib=config.kv_cache_gib,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            max_num_batched_tokens=config.max_batched_tokens,
-            max_num_seqs=config.batch_size,
-            enable_prefix_caching=True,
-            **vllm_env.engine_options(config),
-        )
+        self._llm = start_target(config, folder)
 
     def complete(
         self,
@@ -94,6 +85,24 @@ class VllmTarget:
         prompts = [{"prompt_token_ids": row} for row in rows]
         outputs: list[Any] = self._llm.generate(prompts, list(params), use_tqdm=False)
         return outputs
+
+
+def start_target(config: TargetConfig, folder: str) -> Any:
+    """The engine of a target: vLLM's own `LLM`, which takes and returns token ids.
+
+    Raises:
+        DatError: the engine did not start.
+    """
+    return vllm_env.start_engine(
+        folder,
+        kv_cache_gib=config.kv_cache_gib,
+        dtype=config.dtype,
+        max_model_len=config.max_model_len,
+        max_num_batched_tokens=config.max_batched_tokens,
+        max_num_seqs=config.batch_size,
+        enable_prefix_caching=True,
+        **vllm_env.engine_options(config),
+    )
 
 
 def _scored(row: Encoded, output: Any) -> bool:

@@ -27,7 +27,7 @@ with suppress(ImportError):
 
 # Tests with clusters that run in the process of those with engines, so that either of the two has about half of the time. Each
 # of the processes has a small cluster of its own.
-BESIDE_ENGINES = tuple(f"tests/ray/test_{name}.py" for name in ("adapt", "autoscaling", "diagnosis", "jobs", "rehearsal"))
+BESIDE_ENGINES = tuple(f"tests/ray/test_{name}.py" for name in ("adapt", "diagnosis", "jobs", "rehearsal"))
 
 
 @pytest.hookimpl(optionalhook=True)

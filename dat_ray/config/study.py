@@ -123,6 +123,16 @@ class Study:
         return {} if self.front is None else {FRONTS: self.front}
 
     @property
+    def run_marks(self) -> dict[str, str]:
+        """The fingerprint of each run's recipe, by its model's name."""
+        return {run.model: fingerprint(run.recipe) for run in self.runs}
+
+    @property
+    def suite_marks(self) -> dict[str, str]:
+        """The same of all suites by name, that of adapters along the trainings among them."""
+        return {name: fingerprint(recipe) for name, recipe in (self.suites | self.front_suites).items()}
+
+    @property
     def is_whole(self) -> bool:
         """Whether every arm is here under every seed."""
         return len(self.runs) == len(self.config.arms) * len(self.config.seeds)

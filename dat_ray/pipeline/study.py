@@ -179,8 +179,8 @@ def check_the_rest(recipe: Recipe) -> None:
 def _record(plan: Study) -> dict[str, Any]:
     return {
         "study": plan.config.model_dump(mode="json"),
-        "runs": {run.model: fingerprint(run.recipe) for run in plan.runs},
-        "suites": {name: fingerprint(recipe) for name, recipe in (plan.suites | plan.front_suites).items()},
+        "runs": plan.run_marks,
+        "suites": plan.suite_marks,
     }
 
 

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dat_ray import __version__
-from dat_ray.config.loading import fingerprint
 from dat_ray.config.study import BASE, Study, trained_by
 from dat_ray.data.row_types import Row
 from dat_ray.data.schemas import ATTEMPTS, LONG_TEXT, RISKS
@@ -86,8 +85,8 @@ def write_part(plan: Study, folders: Mapping[str, str], root: str) -> str:
         "study": plan.config.name,
         "dat_ray": __version__,
         "platform": platform.platform(),
-        "runs": {run.model: fingerprint(run.recipe) for run in plan.runs},
-        "suites": {name: fingerprint(recipe) for name, recipe in (plan.suites | plan.front_suites).items()},
+        "runs": plan.run_marks,
+        "suites": plan.suite_marks,
     }
     write_bytes(join(root, PART), json.dumps(tree, indent=1).encode())
     return root
@@ -154,8 +153,7 @@ def _below(root: str) -> list[str]:
 
 
 def _check(plan: Study, parts: Sequence[PartRecord]) -> None:
-    wanted = {run.model: fingerprint(run.recipe) for run in plan.runs}
-    suites = {name: fingerprint(recipe) for name, recipe in (plan.suites | plan.front_suites).items()}
+    wanted, suites = plan.run_marks, plan.suite_marks
     seen: dict[str, str] = {}
     for part in parts:
         for name, mark in suites.items():
@@ -202,8 +200,7 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 
 def _together(plan: Study, parts: Sequence[PartRecord], suite: str, collected: Sequence[CollectedSuite]) -> CollectedSuite:
-    """The models of the study's runs, and the base model: its answers of the first part, its scored prompts of the one that
-    has some."""
+    """The models of the study's runs, and the base model: asked in the first part, its gap of the one that measured it."""
     chosen = {run.model for run in plan.runs}
     scored = next((one for one in collected if any(row["model"] == BASE for row in one.risks)), collected[0])
     models: dict[str, ModelMetrics] = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+from dat_ray.config.schema import Recipe
 from dat_ray.config.study import Study, candidates_mark
 from dat_ray.devices import Device
 from dat_ray.evaluation.registry import check_primary
@@ -48,8 +49,9 @@ def _parts(study: Study, device: Device) -> Iterator[StudyPart]:
     by_arm: dict[str, int] = {}
     for run in sampled.values():
         by_arm[run.arm] = by_arm.get(run.arm, 0) + 1
-    recipes = {run.arm: run.recipe for run in reversed(study.runs)}
-    recipes = {arm: recipes[arm] for arm in study.config.arms if arm in recipes}  # in the study's order; a part has not all
+    recipes: dict[str, Recipe] = {}  # of each arm's first run; a part of a study has not all arms
+    for run in study.runs:
+        recipes.setdefault(run.arm, run.recipe)
     seeds = Counter(run.arm for run in study.runs)
     plans = {arm: plan_run(recipe, device) for arm, recipe in recipes.items()}
     once = {arm: recipe.model_copy(update={"rounds": 1}) for arm, recipe in recipes.items()}

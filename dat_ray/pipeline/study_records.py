@@ -28,7 +28,7 @@ from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, rea
 from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.errors import InputError
 from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
-from dat_ray.evaluation.results import ModelMetrics, load_metrics, store_metrics
+from dat_ray.evaluation.results import METRICS, ModelMetrics, load_metrics, store_metrics
 from dat_ray.reporting.collect import CollectedSuite, read_suite
 
 OPTION = "--merge"
@@ -174,8 +174,11 @@ def _check(plan: Study, parts: Sequence[PartRecord]) -> None:
 
 
 def _same_base(suite: str, parts: Sequence[PartRecord], collected: Sequence[CollectedSuite]) -> None:
-    weights = [one.metrics.models[BASE].weights for one in collected]
-    for part, own in zip(parts, weights, strict=True):
+    weights: list[str] = []
+    for part, one in zip(parts, collected, strict=True):
+        with well_formed(join(part.root, suite, METRICS)):
+            own = one.metrics.models[BASE].weights
+        weights.append(own)
         if own != weights[0]:
             raise InputError(
                 OPTION, part.root, f"asked a base model with other weights ({own}) than {parts[0].root} ({weights[0]})"

@@ -129,9 +129,7 @@ def test_what_does_not_fit_is_one_line(made: Made) -> None:
     with pytest.raises(InputError, match=r"asked a base model with other weights \(others\) than"):
         read_parts(made.plan, [one, rest])
     store_metrics(join(rest, "heldout"), metrics.model_copy(update={"models": {"renamed": base}}))
-    with pytest.raises(
-        ShardError, match=r"heldout/metrics.json does not hold what this program writes there \(KeyError: 'base'\)"
-    ):
+    with pytest.raises(ShardError, match=r"heldout/metrics.json does not hold what .* \(KeyError: 'base'\)"):
         read_parts(made.plan, [one, rest])
     (Path(one) / PART).write_text(json.dumps({"format_version": 2}))
     with pytest.raises(InputError, match="has format 2, this program reads 1"):

@@ -12,19 +12,21 @@ from contextlib import contextmanager, suppress
 import ray
 from ray.util.placement_group import placement_group_table
 
-from dat_ray.diagnosis import job_actors
+from dat_ray.diagnosis import Actor, job_actors
 
 SECONDS_BETWEEN_LOOKS = 1.0
+_CONTROLLER = "TrainController"
 
 
 @contextmanager
 def room_within(seconds: float) -> Iterator[Callable[[], bool]]:
     """Ends Ray Train's controller once this job has had no training worker for so long, nor asked for room for some.
 
-    What Ray Train asks for has a deadline of its own, after which it counts anew.
+    What Ray Train asks for has a deadline of its own, after which it counts anew. A controller that is still starting, which
+    takes a busy machine a while, has not looked for room yet.
 
     Args:
-        seconds: counted from the start, and again from the last worker that was seen.
+        seconds: counted from the controller's start, and again from the last worker that was seen.
 
     Yields:
         Tells whether it came to that: whoever waits for the controller gets an error of Ray's then.
@@ -41,19 +43,16 @@ def room_within(seconds: float) -> Iterator[Callable[[], bool]]:
                 asked = any(key.endswith(job) and group["state"] != "REMOVED" for key, group in placement_group_table().items())
             except ray.exceptions.RayError:
                 continue
-            if asked or any("RayTrainWorker" in actor.name for actor in living):
+            # It always runs on the driver's node.
+            controllers = [actor.pid for actor in living if _CONTROLLER in actor.name and actor.node == here and _is_up(actor)]
+            if asked or not controllers or any("RayTrainWorker" in actor.name for actor in living):
                 seen = time.monotonic()
             elif time.monotonic() - seen > seconds:
-                # It always runs on the driver's node.
-                controllers = [
-                    actor.pid for actor in living if "TrainController" in actor.name and actor.node == here and actor.pid
-                ]
                 for pid in controllers:
                     ended.set()
                     with suppress(ProcessLookupError):  # it ended by itself meanwhile
                         os.kill(pid, signal.SIGKILL)
-                if controllers:
-                    return
+                return
 
     thread = threading.Thread(target=look, name="room-for-workers", daemon=True)
     thread.start()
@@ -62,3 +61,7 @@ def room_within(seconds: float) -> Iterator[Callable[[], bool]]:
     finally:
         over.set()
         thread.join()
+
+
+def _is_up(actor: Actor) -> bool:
+    return actor.state == "ALIVE" and bool(actor.pid)

@@ -24,7 +24,7 @@ class Other:
 
 
 def main(folder: str, cpus: float, seconds: int) -> None:
-    recipe = tiny_recipe().model_copy(update={"timeouts": TimeoutsConfig(no_progress=seconds, engine_start=60)})
+    recipe = tiny_recipe().model_copy(update={"timeouts": TimeoutsConfig(no_progress=seconds, engine_start=600)})
     run = tiny_run(Path(folder) / "run", recipe)
     with start_ray(ClusterConfig(local_cpus=8, object_store_gib=0.25)):
         other = ray.remote(num_cpus=cpus)(Other).remote()

@@ -31,11 +31,12 @@ from tests.ray.tiny_generation import await_release, release
 from tests.ray.tiny_training import in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
 from tests.ray.worker_processes import updates_kept, wait_for_slow_nodes
 
-SECONDS_OF_NOTICE = 10
+# Nobody waits for its end: the node goes once the checkpoint is there.
+SECONDS_OF_NOTICE = 600
 UPDATES = 60
 # Before these updates every worker waits until it knows of the notice, and until the node is gone.
 NOTICED_BEFORE, LOST_BEFORE = 3, 12
-# Ray may count the node that goes once more, and then has to find out.
+# Ray may count the node that goes once more, and asks for less after so long; up to three times, so that it may be short.
 SECONDS_TO_START = 20
 
 

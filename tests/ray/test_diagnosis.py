@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 def test_a_sampler_that_hangs_is_shown_where_it_hangs_and_its_stage_goes_on_later(tmp_path: Path) -> None:
     recipe = tiny_recipe()
-    hasty = recipe.model_copy(update={"timeouts": TimeoutsConfig(no_progress=30, engine_start=60)})
+    hasty = recipe.model_copy(update={"timeouts": TimeoutsConfig(no_progress=30, engine_start=600)})
     run = tiny_run(tmp_path / "run", recipe)
     with pytest.raises(
         DatError, match=r"no row moved for timeouts.no_progress = 30 s; .*pending: nothing; node .* CPU free"
@@ -79,7 +79,7 @@ def doze(engine: Sleeper) -> None:
 
 
 def test_a_worker_that_hangs_is_shown_in_one_line() -> None:
-    timeouts = TimeoutsConfig(no_progress=3, engine_start=60)
+    timeouts = TimeoutsConfig(no_progress=3, engine_start=600)
     with (
         Workers("target", Sleeper, Pool(num_cpus=0.5), timeouts) as workers,
         pytest.raises(

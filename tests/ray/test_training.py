@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -16,9 +19,10 @@ from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import has_manifest, read_manifest
+from dat_ray.diagnosis import Actor, job_actors
 from dat_ray.errors import DatError, ShardError
 from dat_ray.models.adapters import ADAPTER_WEIGHTS
-from dat_ray.training import driver
+from dat_ray.training import driver, room
 from dat_ray.training import train_workers as workers
 from dat_ray.training.trainer import Diverged
 from dat_ray.training.update_metrics import read_metrics
@@ -169,6 +173,43 @@ def test_workers_that_nobody_can_place_are_told_within_the_deadline(
     message = r"did not start within .* \(3 s\): 1 x \(99 CPU, 0 GPU\) wanted; node \w+: [0-8](\.\d)? of 8 CPU free"
     with pytest.raises(DatError, match=message):
         driver.train(recipe, run)
+
+
+class TrainController:
+    """As Ray's own it is named; it starts once a file is there, and asks for nothing."""
+
+    def __init__(self, go: Path) -> None:
+        while not go.exists():
+            time.sleep(0.02)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def test_the_deadline_for_room_does_not_count_while_the_controller_starts(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine under load took 20 s for it, which was the deadline, with room on two nodes."""
+    looks: list[float] = []
+
+    def noted() -> list[Actor]:
+        looks.append(time.monotonic())
+        return job_actors()
+
+    monkeypatch.setattr(room, "SECONDS_BETWEEN_LOOKS", 0.05)
+    monkeypatch.setattr(room, "job_actors", noted)
+    controller = ray.remote(num_cpus=0)(TrainController).remote(tmp_path / "go")
+    with room.room_within(0.5) as no_room:
+        while not looks or looks[-1] - looks[0] < 1.5:
+            time.sleep(0.05)
+        assert not no_room()
+        (tmp_path / "go").touch()
+        assert ray.get(controller.pid.remote()) != os.getpid()
+        with pytest.raises(ray.exceptions.RayActorError):
+            while True:
+                ray.get(controller.pid.remote())
+                time.sleep(0.05)
+        assert no_room()
 
 
 def test_too_few_rows_fail_before_any_worker_starts(ray_cluster: str, model: Path, tmp_path: Path) -> None:

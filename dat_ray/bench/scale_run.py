@@ -277,8 +277,6 @@ def _pools(load: Load, logs: list[ProcessLog], lost: list[str], watch: DriverWat
             ("window_s", "tail_s", "utilization", "idle_s_a_batch", "machine_cpu", "cores_taken", "driver_growth", "paper_hours")
         )
     shares = {role: utilization(by_role[role], load.actors[role], span) for role in ROLES}
-    memory = _within(watch.memory, span)
-    rows = sum(batch.rows for log in by_role[narrow] for batch in log.batches if span[0] <= batch.end <= span[1])
     own, cpu = _within(watch.own, span), [share for _, share in _within(watch.cpu, span)]
     # What a pool of the paper's size is, where the samplers are as many as its cards.
     pool = PAPER_CARDS * load.actors[narrow] / load.samplers
@@ -291,11 +289,29 @@ def _pools(load: Load, logs: list[ProcessLog], lost: list[str], watch: DriverWat
         "machine_cpu": statistics.fmean(cpu) if cpu else None,
         # The processor seconds of a process that was lost are not in the last sum.
         "cores_taken": (own[-1][1] - own[0][1]) / (own[-1][0] - own[0][0]) if len(own) > 1 and not lost else None,
-        "driver_growth": {
-            "mib": (memory[-1][1] - memory[0][1]) / 2**20 if memory else None,
-            "bytes_a_row": (memory[-1][1] - memory[0][1]) / rows if memory and rows else None,
-        },
+        "driver_growth": growth(watch.memory, by_role[narrow], span),
         "paper_hours": hours(PAPER_ROWS, 1, seconds, shares[narrow] * pool),
+    }
+
+
+def growth(memory: Sequence[tuple[float, int]], logs: Sequence[ProcessLog], span: tuple[float, float]) -> dict[str, float | None]:
+    """By how much the driver grew in the later half of a window: in the first half queues fill and its buffers grow to size.
+
+    Args:
+        memory: (seconds since the epoch, bytes).
+        logs: of the bottleneck's pool.
+        span: the window.
+
+    Returns:
+        `mib`, and `bytes_a_row` of that pool in the same time; None where nothing was sampled or no batch ended.
+    """
+    later = ((span[0] + span[1]) / 2, span[1])
+    samples = _within(memory, later)
+    rows = sum(batch.rows for log in logs for batch in log.batches if later[0] <= batch.end <= later[1])
+    grown = samples[-1][1] - samples[0][1] if samples else None
+    return {
+        "mib": None if grown is None else grown / 2**20,
+        "bytes_a_row": None if grown is None or not rows else grown / rows,
     }
 
 

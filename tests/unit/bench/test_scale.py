@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dat_ray.bench import scale
-from dat_ray.bench.scale_run import Load, helpers, recipe_of
+from dat_ray.bench.scale_run import Load, growth, helpers, recipe_of
 from dat_ray.bench.simulated import StatedTime
 from dat_ray.bench.utilization import (
     Busy,
@@ -82,6 +82,19 @@ def test_seconds_of_a_row_and_between_batches() -> None:
 def test_rows_lost_doubled_and_unknown() -> None:
     assert row_balance(["a", "b", "c"], ["c", "a", "b"]) == {"lost": 0, "doubled": 0, "unknown": 0}
     assert row_balance(["a", "b", "c"], ["a", "a", "a", "x", "b"]) == {"lost": 1, "doubled": 2, "unknown": 1}
+
+
+def test_memory_of_the_window_s_later_half_is_what_grows_with_the_rows() -> None:
+    """300 MB of buffers come at once, 100 bytes a row all along: only these count."""
+    mib = 2**20
+    memory = [(float(at), (300 * mib if at >= 15 else 0) + 100 * 32 * at) for at in range(41)]
+    logs = [ProcessLog("sampler", "a", tuple(Busy(at, at + 1.0, 32) for at in range(40)))]
+    found = growth(memory, logs, (10.0, 30.0))
+    assert found["mib"] == pytest.approx(100 * 32 * 10 / mib)
+    # Batches that end at 20, 21, ... 30.
+    assert found["bytes_a_row"] == pytest.approx(100 * 10 / 11)
+    assert growth([], logs, (10.0, 30.0)) == {"mib": None, "bytes_a_row": None}
+    assert growth(memory, [], (10.0, 30.0))["bytes_a_row"] is None
 
 
 def test_the_papers_prompts_on_eight_cards() -> None:

@@ -28,8 +28,8 @@ GOALS, SAMPLES, FLOOR = "builtin:demo-dev", 4, 0.6
 Rows = Sequence[dict[str, Any]]
 
 
-def draw(settings: Sequence[str]) -> list[dict[str, Any]]:
-    """Prompts under these settings of the demo's sampler, with similarity and mean log p(y | x), nats a token."""
+def draw(settings: Sequence[str], samples: int = SAMPLES) -> list[dict[str, Any]]:
+    """So many prompts a goal under these settings of the demo's sampler, with similarity and mean log p(y | x), nats a token."""
     backends = ["sampler.backend=torch", "target.backend=torch"]
     goals = [f"behaviors.path={GOALS}", "behaviors.targets_per_behavior=4"]
     recipe, engines = load_recipe("demo", [*backends, *goals, *settings]), Engines()
@@ -39,7 +39,7 @@ def draw(settings: Sequence[str]) -> list[dict[str, Any]]:
         if row["split"] == "train":
             by_goal[row["behavior_id"]].append(row)
     for behavior, targets in by_goal.items():
-        for index in range(SAMPLES):
+        for index in range(samples):
             target = targets[index % len(targets)]
             identifier = row_id("exp", behavior, index, target["target"])
             seed = seed_from_id(identifier)

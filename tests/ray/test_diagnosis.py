@@ -47,7 +47,10 @@ def test_a_sampler_that_hangs_is_shown_where_it_hangs_and_its_stage_goes_on_late
     ("cpus", "seconds", "said"),
     [
         (7.8, 8, r"no node had one CPU for reading .*no_progress = 8 s; node \w+: 0\.2 of 8 CPU free"),
-        (6.6, 24, r"no row moved for .* = 24 s; .*pending: .*MapWorker\(MapBatches\(\w+\)\).*of 8 CPU free"),
+        pytest.param(
+            *(6.6, 24, r"no row moved for .* = 24 s; .*pending: .*MapWorker\(MapBatches\(\w+\)\).*of 8 CPU free"),
+            marks=pytest.mark.drill,
+        ),
     ],
 )
 def test_what_others_leave_no_room_for_is_named(tmp_path: Path, cpus: float, seconds: int, said: str) -> None:

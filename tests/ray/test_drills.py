@@ -260,8 +260,7 @@ def node_drills(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeDrills
     "kind",
     [
         "sampling",
-        "training",
-        *(pytest.param(kind, marks=pytest.mark.drill) for kind in ("ledger", "evaluation", "sweep", "doctor")),
+        *(pytest.param(kind, marks=pytest.mark.drill) for kind in ("training", "ledger", "evaluation", "sweep", "doctor")),
     ],
 )
 def test_a_node_that_is_lost(kind: str, node_drills: NodeDrills, generated: RunDir, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def adapted(ray_cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Adapt
     return Adapted(base, table, root / "two")
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 def test_two_workers_make_the_sampler_that_one_makes(adapted: Adapted, tmp_path: Path) -> None:
     one, two = tmp_path / "one", adapted.two

@@ -68,6 +68,7 @@ def mortal(notes: Path, config: TargetConfig, threads: int, adapter: str | None)
     return lm_eval_runner.Benchmarked(config, threads, adapter)
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 def test_another_process_goes_on_with_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes, tasks = tmp_path / "notes", tmp_path / "tasks"

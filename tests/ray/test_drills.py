@@ -270,6 +270,7 @@ def test_a_node_that_is_lost(kind: str, node_drills: NodeDrills, generated: RunD
         assert_as_undisturbed(RunDir(str(tmp_path / candidates[kind])), generated)
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 def test_a_ledger_that_is_killed_is_one_line_and_costs_nothing(generated: RunDir, tmp_path: Path) -> None:
     run, notes = new_run(tmp_path / "run"), tmp_path / "notes"

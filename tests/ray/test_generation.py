@@ -219,6 +219,7 @@ def test_an_engine_that_cannot_start_says_why(tmp_path):
         generate(tiny_recipe(), run, engines(Faults(str(tmp_path), no_start=True)))
 
 
+@pytest.mark.drill
 def test_an_engine_that_never_starts_is_given_up_with_the_place_where_it_was(tmp_path):
     recipe = tiny_recipe()
     hasty = recipe.model_copy(update={"timeouts": recipe.timeouts.model_copy(update={"engine_start": 5})})

@@ -185,7 +185,7 @@ def test_a_generate_job_runs_on_its_group_and_a_second_one_is_refused(cluster: O
         r"job (dat-generate-\w+-1) works on this run directory already: follow it with `ray job logs -f \1`", refusal
     )
 
-    thread.join(timeout=60)
+    thread.join()
     [pages] = seen
     assert re.search(r'ray_dat_rows_total\{[^}]*role="\w+"[^}]*stage="generate"', pages)
     printed.append(first.stdout.read())
@@ -205,11 +205,14 @@ def test_a_generate_job_runs_on_its_group_and_a_second_one_is_refused(cluster: O
     assert stages["train"]["state"] == "not started"
 
 
+@pytest.mark.drill
 def test_the_plain_line_runs_training_on_the_other_group(
     cluster: OwnCluster, folder: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert has_manifest(run.candidates(0)), "the job before left its rows"
     monkeypatch.chdir(folder)
+    if not has_manifest(run.candidates(0)):  # where the test before runs, its job left them
+        made = dat(cluster, "submit", *submission(cluster, folder, run, "generate"))
+        assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
     select(run, load_recipe("recipe.yaml"))
     line = dat(cluster, "submit", *submission(cluster, folder, run, "train", "--print"))
     assert line.returncode == 0, line.stderr

@@ -1,10 +1,11 @@
 """Writes what a second sampler in-paints for the demo's held-out goals as a file of ready prompts.
 
     dat adapt embedded:smollm2-135m-instruct --recipe studies/demo-arms/heldout-sampler.yaml --out runs/heldout-sampler
-    python studies/heldout_prompts.py runs/heldout-sampler/weights runs/heldout-inpainted.jsonl
+    python studies/heldout_prompts.py runs/heldout-sampler/sampler runs/heldout-inpainted.jsonl
 
-For each goal the first `KEPT` of `DRAWN` prompts that are on it, in the order of the draws, whatever any model answers to them. A
-goal without any is left out, and counted. The order of a goal's draws and their seeds are fixed by `studies/on_goal.py`.
+For each goal the first `KEPT` of `DRAWN` prompts that are on it by the demo's own floor, in the order of the draws, whatever any
+model answers to them. A goal without any is left out, and counted. The order of a goal's draws and their seeds are fixed by
+`studies/on_goal.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import Any
 
 from on_goal import draw
 
-DRAWN, KEPT, FLOOR = 24, 4, 0.65
+from dat_ray.config.loading import load_recipe
+
+DRAWN, KEPT = 24, 4
+FLOOR = load_recipe("demo").evaluation.min_goal_similarity
 GOALS = "builtin:demo-heldout"
 
 

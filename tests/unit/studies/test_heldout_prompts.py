@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +10,8 @@ import pytest
 
 import dat_ray
 from dat_ray.config.adapt import AdaptRecipe, load_adapt_config
+from dat_ray.config.evaluation import PromptFile
+from dat_ray.data.prompt_files import match_prompts, read_prompts
 
 STUDIES = Path(dat_ray.__file__).parents[1] / "studies"
 
@@ -46,8 +47,9 @@ def test_the_file_has_the_rows_that_the_attack_reads(study: ModuleType, tmp_path
 
     monkeypatch.setattr(study, "draw", draw)
     study.main("sampler", str(tmp_path / "out.jsonl"))
-    [line] = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert {"id", "goal", "variant", "prompt"} <= line.keys()
+    read = read_prompts(PromptFile(path=str(tmp_path / "out.jsonl")), "evaluation.prompts.0")
+    [row] = match_prompts(read, {"a": "goal a", "b": "goal b"}).by_behavior["a"]
+    assert (row.prompt, row.goal, row.variant) == ("on", "goal a", "inpainted")
     [(settings, samples)] = asked
     assert "sampler.model=sampler" in settings
     assert samples == study.DRAWN

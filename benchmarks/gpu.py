@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHON = [sys.executable, "-m"]
 BENCH = [*PYTHON, "dat_ray.cli", "bench"]
 EIGHT_BILLION = ["sampler", "--shape", "llada-8b", "--repeats", "2", "--json"]
+EIGHT_BILLION_FP8 = ["fp8", "--shape", "llada-8b", "--rows", "48", "--repeats", "2", "--json"]
 # Name -> minutes at most, and the command; what matters most comes first.
 COMMANDS: dict[str, tuple[float, list[str]]] = {
     "vllm-sampler": (8, [*BENCH, "vllm-sampler", "--rows", "96", "--json"]),
@@ -36,8 +37,12 @@ COMMANDS: dict[str, tuple[float, list[str]]] = {
     "tests-gpu": (8, [*PYTHON, "pytest", "-q", "tests/gpu"]),
     "sampler-8b-64-steps": (9, [*BENCH, *EIGHT_BILLION, "--rows", "48"]),
     "sampler-8b-23-steps": (9, [*BENCH, *EIGHT_BILLION, "--rows", "48", "--steps", "23"]),
+    "fp8-8b-64-steps": (9, [*BENCH, *EIGHT_BILLION_FP8, "--steps", "64"]),
+    "fp8-8b-23-steps": (9, [*BENCH, *EIGHT_BILLION_FP8, "--steps", "23"]),
+    "fp8-words": (5, [*BENCH, "fp8", "--rows", "96", "--repeats", "2", "--json"]),
     "attack-1b": (5, [*BENCH, "attack", "--preset", "1b", "--repeats", "2", "--json"]),
-    "update-8b": (9, [*BENCH, "update", "--preset", "8b", "--repeats", "2", "--json"]),
+    "update-8b": (9, [*BENCH, "update", "--preset", "8b", "--repeats", "2", "--profile", "--json"]),
+    "update-8b-compiled": (9, [*BENCH, "update", "--preset", "8b", "--repeats", "2", "--compile", "--profile", "--json"]),
 }
 NO_GPU = "PyTorch sees no GPU"
 RECORD, PAGE = "record.json", "record.md"

@@ -35,9 +35,9 @@ def add_options(parser: argparse.ArgumentParser, section: str, rows: int) -> Non
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs of each form (default: %(default)s)")
 
 
-def check_options(arguments: argparse.Namespace) -> None:
-    """Raises InputError for no rows, threads or repeats."""
-    for name in ("rows", "threads", "repeats"):
+def check_options(arguments: argparse.Namespace, *further: str) -> None:
+    """Raises InputError for no rows, threads or repeats, or none of a further option."""
+    for name in ("rows", "threads", "repeats", *further):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name}", getattr(arguments, name), "give at least 1")
 

@@ -210,7 +210,7 @@ def bench_sampler(
                 peaks[key].append(memory.bytes)
     took = {key: statistics.median(values) for key, values in seconds.items()}
     ratios = [slow / fast for slow, fast in zip(seconds["literal"], seconds["ours"], strict=True)]
-    peak, source = _peak_flops(device, shape.dtype)
+    peak, source = peak_of(device, shape.dtype)
     masks = sum(hi - lo for lo, hi in (canvas.prompt_span for canvas in rows))
 
     def form(key: str, work: Counting) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def _threshold(sampler: Counting, rows: Sequence[Canvas], seeds: Sequence[int]) 
     return math.exp(confidences[min(len(confidences), round(TOKENS_PER_STEP * len(rows))) - 1])
 
 
-def _peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
+def peak_of(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Operations per second that the device could do, and where the number is from: a data sheet, or a matrix product."""
     known = peak_flops(device) if dtype != torch.float32 else None
     if known is not None:

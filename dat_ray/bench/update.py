@@ -5,6 +5,7 @@ adapter off as the teacher, and AdamW.
 
 dat bench update --json                     # two CPU cores, seconds
 dat bench update --preset 8b --json         # DAT's table 3 on Llama-3-8B's shape: one GPU of 80 GB
+dat bench update --preset 8b --profile      # and what the device's time goes to, by kind of kernel
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 
 from dat_ray.bench.attack import PRESETS as ATTACKS
 from dat_ray.bench.attack import Preset, build
+from dat_ray.bench.kernels import profiled
 from dat_ray.config.training import AttackConfig, RetainConfig, TrainingConfig
 from dat_ray.errors import InputError
 from dat_ray.training.memory import LlamaShape, update_bytes
@@ -38,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed updates (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="training.compile")
     parser.add_argument("--checkpointing", action="store_true", help="training.activation_checkpointing")
+    parser.add_argument("--profile", action="store_true", help="one more update, with the device's time by kind of kernel")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -48,20 +51,24 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     if arguments.repeats < 1:
         raise InputError("--repeats", arguments.repeats, "give at least 1")
-    return bench_update(arguments.preset, arguments.repeats, arguments.compile, arguments.checkpointing)
+    return bench_update(arguments.preset, arguments.repeats, arguments.compile, arguments.checkpointing, arguments.profile)
 
 
-def bench_update(preset_name: str, repeats: int, compiled: bool = False, checkpointing: bool = False) -> dict[str, Any]:
+def bench_update(
+    preset_name: str, repeats: int, compiled: bool = False, checkpointing: bool = False, kernels: bool = False
+) -> dict[str, Any]:
     """Takes updates, the first one untimed.
 
     Args:
         preset_name: a key of `PRESETS`.
         repeats: timed updates.
         compiled, checkpointing: as in the recipe's `training`.
+        kernels: take one more update under the profiler, which no other figure is of.
 
     Returns:
         Medians over the timed updates: harmful rows and tokens (of forward passes) per second, seconds by part, model FLOP
-        utilization; peak memory in bytes (on a GPU) and what `training.memory` predicts for it.
+        utilization; peak memory in bytes (on a GPU) and what `training.memory` predicts for it;
+        `profile` of `dat_ray.bench.kernels`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     preset = PRESETS[preset_name]
@@ -102,6 +109,7 @@ def bench_update(preset_name: str, repeats: int, compiled: bool = False, checkpo
         },
         "tokens_per_s": statistics.median(cost["tokens_per_s"] for cost in costs),
         "predicted_bytes": predicted(preset, checkpointing),
+        "profile": profiled(lambda: objective.update(trainer, repeats + 1), device) if kernels else None,
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 BENCHES = {
     "attack": "the inner attack of training against CAT's public code",
+    "fp8": "the torch sampler with 8-bit layers against the plain one: speed, and how many of its words turn",
     "sampler": "in-painting against a literal form of the reference law",
     "scale": "the generation plan on Ray with engines of stated times: utilization of 1 to 64 samplers, rows, memory, resume",
     "update": "one whole update of training: time by part, utilization, memory against its arithmetic",

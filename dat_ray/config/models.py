@@ -35,7 +35,9 @@ class EngineConfig(Section):
         description="branch, tag or commit of a hub id; a run keeps to the commit that main was when it began. Of an adapter, "
         "with that of its base behind a plus sign, as in main+v1",
     )
-    quantization: Literal["fp8"] | None = Field(None, description="weights in 8 bits, backend vllm on a GPU that has them")
+    quantization: Literal["fp8"] | None = Field(
+        None, description="weights in 8 bits on a GPU that computes with them; of the sampler both backends, else backend vllm"
+    )
     tensor_parallel: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(1, description="GPUs that share one engine, backend vllm")
     gpu_memory_utilization: Annotated[float | None, Field(gt=0.0, le=1.0), NO_EFFECT_ON_ROWS] = Field(
         None,
@@ -47,7 +49,7 @@ class EngineConfig(Section):
         backend = getattr(self, "backend", "vllm")
         if backend == "vllm":
             return self
-        if self.quantization:
+        if self.quantization and not (isinstance(self, SamplerConfig) and backend == "torch"):
             raise ValueError(f"quantization {self.quantization} needs backend vllm: set that or leave quantization out")
         if self.tensor_parallel > 1:
             raise ValueError(f"tensor_parallel {self.tensor_parallel} needs backend vllm: set that or tensor_parallel to 1")

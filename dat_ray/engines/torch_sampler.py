@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from dat_ray.config.models import SamplerConfig
-from dat_ray.diffusion.backbone import hidden_states, output_head, pad_rows
+from dat_ray.diffusion.backbone import base_model, hidden_states, output_head, pad_rows
 from dat_ray.diffusion.canvas import build_canvas
 from dat_ray.diffusion.likelihood import MaskedModel, log_likelihood, written
 from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.engines.base import InfillRequest, InfillResult, PromptLikelihood
 from dat_ray.engines.sampler_setup import SamplerSetup
 from dat_ray.errors import InputError
+from dat_ray.models.fp8 import CAPABILITY, quantize_layers
 from dat_ray.models.loading import load_causal_lm
 
 
@@ -27,17 +28,23 @@ class TorchSampler:
         threads: of torch on a CPU.
 
     Raises:
-        InputError: compiled layers are asked for where PyTorch sees no GPU.
+        InputError: compiled layers are asked for where PyTorch sees no GPU, or 8-bit ones where it sees none that has them.
     """
 
     def __init__(self, config: SamplerConfig, folder: str, threads: int) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if config.compile and device == "cpu":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if config.compile and device.type == "cpu":
             raise InputError("sampler.compile", True, "PyTorch sees no GPU here, and a CPU gains nothing: set it to false")
+        if config.quantization and (device.type == "cpu" or torch.cuda.get_device_capability(device) < CAPABILITY):
+            missing = "no GPU" if device.type == "cpu" else f"a GPU without 8-bit products, {torch.cuda.get_device_name(device)},"
+            remedy = f"PyTorch sees {missing} here: leave it out, or give the sampler one of NVIDIA's Ada, Hopper or newer"
+            raise InputError("sampler.quantization", config.quantization, remedy)
         torch.set_num_threads(threads)
         self._setup = SamplerSetup.read(config, folder)
         self.fingerprint = self._setup.fingerprint
         model: nn.Module = load_causal_lm(folder, config.dtype, "sampler.model")
+        if config.quantization:
+            quantize_layers(base_model(model).base_model.layers, device)
         self._denoiser = TorchDenoiser(
             model.to(device),
             self._setup.spec,

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dat_ray.config.adapt import AdaptConfig
@@ -23,6 +24,7 @@ from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.errors import DatError
 from dat_ray.models.adapters import attach_lora
 from dat_ray.models.chat import Encoded
+from dat_ray.models.fp8 import CAPABILITY, Fp8Linear, quantize_layers
 from dat_ray.training.adaptation import PairSplit, adapt, save_adapted
 from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.network import Network
@@ -107,6 +109,34 @@ def test_compiled_layers_write_the_rows_of_plain_ones() -> None:
     compiled = TorchDenoiser(model_of("cuda", torch.bfloat16), SPEC, law, 3, compiled=True).fill(rows, seeds)
     # Fused operations round less often: a token on the edge may turn, and its row with it.
     assert sum(a[0] == b[0] for a, b in zip(plain, compiled, strict=True)) >= 4
+
+
+HAS_FP8 = torch.cuda.is_available() and torch.cuda.get_device_capability() >= CAPABILITY
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not HAS_FP8, reason="this GPU has no 8-bit products: NVIDIA's Ada, Hopper and newer have them")
+@pytest.mark.parametrize("tokens", [1, 7, 300])
+def test_8_bit_products_are_those_of_the_reference_on_a_cpu(tokens: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(4096, 1040).to(torch.bfloat16)
+    states = torch.randn(tokens, 4096).to(torch.bfloat16)
+    on_cpu = Fp8Linear(plain, torch.device("cpu"))(states)
+    on_gpu = Fp8Linear(plain, torch.device("cuda"))(states.cuda()).cpu()
+    # Tensor cores sum in somewhat less than float32, and both round to 8 bits of mantissa.
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.skipif(not HAS_FP8, reason="this GPU has no 8-bit products: NVIDIA's Ada, Hopper and newer have them")
+def test_8_bit_layers_write_each_row_as_it_would_be_written_alone() -> None:
+    rows, seeds, law = canvases(), list(range(6)), Law(6)
+    model = model_of("cuda", torch.bfloat16)
+    assert quantize_layers(model.model.layers, torch.device("cuda")) == 14
+    denoiser = TorchDenoiser(model, SPEC, law, 6)
+    together = denoiser.fill(rows, seeds)
+    alone = [denoiser.fill([row], [seed])[0] for row, seed in zip(rows, seeds, strict=True)]
+    # Attention and norms of a batch may round otherwise: a token on the edge may turn, and its row with it.
+    assert sum(a[0] == b[0] for a, b in zip(together, alone, strict=True)) >= 4
 
 
 def test_likelihood_is_that_of_a_cpu() -> None:

@@ -38,3 +38,19 @@ def test_the_8b_preset_is_what_the_memory_arithmetic_calls_llama3_8b() -> None:
 def test_no_repeats_are_refused(capsys: pytest.CaptureFixture) -> None:
     assert main(["bench", "update", "--repeats", "0"]) == 2
     assert "--repeats" in capsys.readouterr().err
+
+
+def test_a_profile_is_of_one_more_update(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(bench.PRESETS, "cpu", TINY)
+    assert main(["bench", "update", "--json", "--repeats", "1", "--profile"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    kinds = found["profile"]["kinds"]
+    assert {"products", "attention", "elementwise"} <= set(kinds)
+    # Two layers of seven products with two of an adapter each, in two attack steps and the rest, forward and back.
+    assert kinds["products"]["calls"] > 2 * 7 * 3 * 2
+    assert sum(kind["share"] for kind in kinds.values()) == pytest.approx(1)
+    assert sum(kind["seconds"] for kind in kinds.values()) == pytest.approx(found["profile"]["busy_seconds"])
+    assert [one["seconds"] for one in found["profile"]["longest"]] == sorted(
+        (one["seconds"] for one in found["profile"]["longest"]), reverse=True
+    )

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from dat_ray.config.loading import load_recipe
-from dat_ray.config.models import SamplerConfig
+from dat_ray.config.models import SamplerConfig, TargetConfig
 from dat_ray.diffusion.law import Law
 from dat_ray.errors import InputError
 from dat_ray.models.identity import sampler_fingerprint
@@ -38,7 +38,6 @@ def test_other_prompt_lengths_are_refused(given) -> None:
         ({"entropy_bound": 0.1, "order": "random"}, "set order to low_confidence"),
         ({"tempered": False}, "raise temperature"),
         ({"refine": "random", "steps": 8, "prompt_tokens": 8}, "raise steps 8 above 8"),
-        ({"backend": "torch", "quantization": "fp8"}, "needs backend vllm"),
         ({"backend": "vllm", "compile": True}, "compile is for backend torch"),
         ({"backend": "torch", "tensor_parallel": 2}, "needs backend vllm"),
         ({"threshold": 1.5}, "less than or equal to 1"),
@@ -48,6 +47,13 @@ def test_other_prompt_lengths_are_refused(given) -> None:
 def test_settings_that_contradict_each_other_are_refused(settings, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         SamplerConfig(model="m", **settings)
+
+
+def test_both_backends_of_the_sampler_have_8_bits_and_of_a_target_one() -> None:
+    assert SamplerConfig(model="m", backend="torch", quantization="fp8").quantization == "fp8"
+    assert TargetConfig(model="m", backend="vllm", quantization="fp8").quantization == "fp8"
+    with pytest.raises(ValidationError, match="quantization fp8 needs backend vllm"):
+        TargetConfig(model="m", backend="torch", quantization="fp8")
 
 
 def test_a_recipe_refines_past_its_prompts_and_gives_a_shared_model_its_gpus() -> None:

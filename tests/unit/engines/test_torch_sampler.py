@@ -20,6 +20,18 @@ def test_compiled_layers_are_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         TorchSampler(SamplerConfig(model="any", backend="torch", compile=True), "nowhere", threads=1)
 
 
+def test_8_bit_layers_are_for_a_gpu_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SamplerConfig(model="any", backend="torch", quantization="fp8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"sampler\.quantization = 'fp8': PyTorch sees no GPU here: leave it out"):
+        TorchSampler(config, "nowhere", threads=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(InputError, match=r"sees a GPU without 8-bit products, NVIDIA A100, here: leave it out"):
+        TorchSampler(config, "nowhere", threads=1)
+
+
 def test_a_prefix_with_control_tokens_is_refused_since_it_is_read_as_text(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     folder = save_folder(make_model(len(tokenizer)), tokenizer, tmp_path / "sampler")

@@ -36,6 +36,10 @@ class _OfOneThread(io.TextIOBase):
         return self._stream.isatty()
 
     @property
+    def closed(self) -> bool:
+        return self._stream.closed
+
+    @property
     def encoding(self) -> str:  # type: ignore[override]
         return self._stream.encoding
 

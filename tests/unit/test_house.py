@@ -43,6 +43,7 @@ ONE_THING = {
     "base": "the interfaces of a room",
     "beast": "the attack, and its search",
     "embedding": "the attack, and its search",
+    "fp8": "layers in 8 bits, and their benchmark",
     "gcg": "the attack, and its search",
     "loading": "recipes, models: from their names",
     "memory": "arithmetic of memory, and its benchmark",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -61,3 +62,14 @@ def test_a_pipe_that_is_closed_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ, check=True)
     assert done.stdout.strip() == "0"
     assert "Traceback" not in done.stderr
+
+
+def test_a_library_that_kept_it_sees_that_it_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries that color lines look at it once more when the process ends, and ask first whether it is closed."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with own_stdout():
+        kept = sys.stdout
+        assert not kept.closed
+    stream.close()
+    assert kept.closed

@@ -1,7 +1,6 @@
 """Each published family for a few updates on the embedded model: the response becomes unlikely, the refusal likely.
 
-DAT's in `make test`; the others, and the page of all their curves, in `make drills` (a tiny model has them all:
-tests/unit/training/test_effects.py).
+The long form of tests/unit/training/test_effects.py, where a tiny model has them all.
 
 The objective, its weights and its cutoffs are the recipe's own; only sizes are those of a small model and a short test. What
 came of it is measured on unattacked prompts, the same way for every family.
@@ -39,7 +38,7 @@ from dat_ray.training.trainer import TrainingFiles
 from dat_ray.training.training_rows import load_rows
 from dat_ray.training.update_metrics import MetricsLog, read_metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.drill]
 
 MODEL = "embedded:smollm2-135m-instruct"
 UPDATES = 4
@@ -146,9 +145,7 @@ def effects() -> dict[str, Effect]:
     return {}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "dat-llama3-8b" else pytest.param(name, marks=pytest.mark.drill) for name in FAMILIES]
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_has_its_effect_on_a_real_model(name: str, tmp_path: Path, effects: dict[str, Effect]) -> None:
     recipe, run = prepared(name, tmp_path / name)
     cfg, base = recipe.training, resolve_model(MODEL)

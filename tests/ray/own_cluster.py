@@ -36,12 +36,15 @@ class OwnCluster:
         address: of the GCS.
         dashboard: URL of the job server.
         environment: what a process needs to reach it.
+        processes: of `ray start`.
+        wanted: nodes that were asked for.
     """
 
     address: str
     dashboard: str
     environment: dict[str, str]
     processes: list[subprocess.Popen] = field(default_factory=list)
+    wanted: int = 0
 
     def start(self, *arguments: str, **variables: str) -> None:
         self.processes.append(
@@ -56,19 +59,18 @@ class OwnCluster:
 
     def start_node(self, *arguments: str, **variables: str) -> None:
         """Starts a node and waits for it; Ray gives a node 30 s to come up, which a busy machine can miss."""
-        before = self.nodes() if self.processes else 0
+        self.wanted += 1
         for _ in range(3):
             self.start(*arguments, **variables)
             process = self.processes[-1]
-            wait_for("a node", lambda process=process: process.poll() is not None or self.nodes() > before)
-            if self.nodes() > before:
-                return
+            # Asked without a process of our own joining the cluster.
+            command = [sys.executable, "-c", _NODES, self.address, str(self.wanted), str(SECONDS_TO_START)]
+            with subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL) as asking:
+                wait_for("a node", lambda ends=(process, asking): any(end.poll() is not None for end in ends))
+                if process.poll() is None and asking.returncode == 0:
+                    return
+                asking.kill()
         raise AssertionError("a node did not start in three tries")
-
-    def nodes(self) -> int:
-        """Nodes that are up, asked without a process of our own joining the cluster."""
-        done = self.run(sys.executable, "-c", _COUNT, self.address)
-        return int(done.stdout) if done.returncode == 0 else 0
 
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """A command that can reach the cluster."""
@@ -88,10 +90,21 @@ class OwnCluster:
                 time.sleep(0.1)
 
 
-_COUNT = """
-import sys
+# Ends once so many nodes are up. To load Ray takes a second of a core: it is done once, not at each look.
+_NODES = """
+import sys, time
 from ray._raylet import GcsClient
-print(sum(info.state == 0 for info in GcsClient(address=sys.argv[1]).get_all_node_info(timeout=30).values()))
+address, wanted, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+deadline = time.monotonic() + seconds
+while time.monotonic() < deadline:
+    try:
+        nodes = GcsClient(address=address).get_all_node_info(timeout=10).values()
+        if sum(node.state == 0 for node in nodes) >= wanted:
+            sys.exit(0)
+    except Exception:
+        pass  # the head is not up yet
+    time.sleep(0.3)
+sys.exit(1)
 """
 
 

@@ -40,6 +40,7 @@ def has_more_than(counter: RowCounter, rows: int) -> bool:
     return counter.count() > rows
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 def test_a_driver_killed_at_each_point_of_its_start_and_with_rows_stored(
     ray_cluster: str, generated: RunDir, tmp_path: Path
@@ -142,6 +143,7 @@ def test_actors_of_every_role_killed_while_sampling(generated: RunDir, tmp_path:
     assert_as_undisturbed(run, generated)
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 def test_shards_damaged_between_two_runs_are_made_again_and_nothing_else(
     ray_cluster: str, generated: RunDir, tmp_path: Path

@@ -152,6 +152,7 @@ def test_a_run_that_dies_asks_neither_model_twice(tmp_path: Path, notes: Path, s
         assert getattr(again.metrics, key) == getattr(report.metrics, key)
 
 
+@pytest.mark.drill
 @pytest.mark.fault
 def test_answers_survive_a_judge_that_dies(tmp_path: Path, notes: Path, server: Served) -> None:
     recipe = attacking(server, tmp_path, attacks=["direct", "best_of_n"])

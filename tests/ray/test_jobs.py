@@ -153,9 +153,14 @@ def test_the_doctor_sees_the_groups_and_asks_every_node(
     assert "3 nodes as this machine" in details["versions on every node"]
     assert not Path(run.root).exists(), "the doctor leaves nothing behind"
 
-    # What the cluster lacks is named, with the group that could have been meant, and the exit status says so.
+
+@pytest.mark.drill
+def test_the_doctor_names_what_the_cluster_lacks_and_the_group_that_could_have_been_meant(
+    cluster: OwnCluster, folder: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
     lacking = ("--set", "cluster.sampler.subcluster=sampling", "--set", "cluster.trainer.num_cpus=3")
-    done = dat(cluster, *arguments, *lacking, RAY_ADDRESS=cluster.address)
+    done = dat(cluster, "doctor", "recipe.yaml", "--run-dir", run.root, "--json", *lacking, RAY_ADDRESS=cluster.address)
     assert done.returncode == 1
     failed = {check["name"]: check for check in json.loads(done.stdout)["checks"] if not check["ok"]}
     assert set(failed) == {"generate: sampler", "train: trainer"}

@@ -82,16 +82,20 @@ def _marked(mark: str) -> list[str]:
     return found
 
 
-def test_ctrl_c_in_a_training_and_in_the_stage_after_a_training(
-    ray_cluster: str, model: Path, generated: RunDir, temporary: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "also_in_the_training", [False, pytest.param(True, marks=pytest.mark.drill)], ids=["after a training", "in one and after it"]
+)
+def test_ctrl_c_in_the_stage_after_a_training(
+    also_in_the_training: bool, ray_cluster: str, model: Path, generated: RunDir, temporary: Path, tmp_path: Path
 ) -> None:
     plan = {"root": str(tmp_path), "model": str(model), "signal": "SIGINT"}
     recipe = tiny_training_recipe(model)
     run = RunDir(str(tmp_path / "training"))
-    _run(temporary, works=["train"], stage="train", at=8, **plan)
-    # The eighth update is seen just before its checkpoint is written.
-    assert updates_kept(recipe, run) in (4, 8)
-    assert not Path(run.adapter(0)).exists()
+    if also_in_the_training:
+        _run(temporary, works=["train"], stage="train", at=8, **plan)
+        # The eighth update is seen just before its checkpoint is written.
+        assert updates_kept(recipe, run) in (4, 8)
+        assert not Path(run.adapter(0)).exists()
 
     _run(temporary, works=["train", "generate"], stage="generate", at=8, **plan)
     found = load_file(Path(run.adapter(0)) / ADAPTER_WEIGHTS)

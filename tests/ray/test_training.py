@@ -186,6 +186,7 @@ class TrainController:
         return os.getpid()
 
 
+@pytest.mark.drill
 def test_the_deadline_for_room_does_not_count_while_the_controller_starts(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

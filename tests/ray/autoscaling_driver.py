@@ -21,6 +21,7 @@ from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.generation.stage import generate
 from dat_ray.raysession import start_ray
 from tests.ray.tiny_generation import Faults, engines, tiny_recipe, tiny_run
+from tests.ray.worker_processes import PATIENCE
 
 SECONDS_TO_SHRINK = 120.0
 
@@ -48,7 +49,7 @@ if __name__ == "__main__":
 
     with start_ray(ClusterConfig()):
         began = time.monotonic()
-        never = ask_autoscaler(Pool(subcluster="sampling"), SUBCLUSTER_LABEL)
+        never = ask_autoscaler(Pool(subcluster="sampling"), SUBCLUSTER_LABEL, PATIENCE)
         refused = time.monotonic() - began
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

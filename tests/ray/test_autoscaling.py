@@ -10,6 +10,7 @@ import pytest
 
 from tests.ray.own_cluster import autoscaling_cluster
 from tests.ray.tiny_generation import ROWS
+from tests.ray.worker_processes import PATIENCE
 
 pytestmark = pytest.mark.slow
 GROUPS = {
@@ -33,5 +34,6 @@ def test_generation_scales_by_itself_from_nothing_to_nothing(tmp_path: Path) -> 
     assert max(counts) >= 2, found["nodes"]
     assert {label for nodes in found["nodes"] for label in nodes} == {"generation"}
     # What no group can hold is refused, by the autoscaler's own word, before anything waits for it.
+    # It has minutes for its answer, and is not waited for any longer than it takes.
     assert found["of no group"] == "never"
-    assert found["seconds to refuse"] < 25
+    assert found["seconds to refuse"] < PATIENCE

@@ -102,7 +102,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "bench": "fp8",
         "device": device_name(arguments.threads),
-        "shape": f"{title}: {len(rows)} rows, {steps}; {replaced} layers in 8 bits{', compiled' * (device.type == 'cuda')}",
+        "shape": f"{title}: {len(rows)} rows, {steps}; {replaced.layers} layers, {replaced.share:.0%} of their "
+        f"parameters, in 8 bits{', compiled' * (device.type == 'cuda')}",
         "rows_per_s": len(rows) / found.median("fp8"),
         "literal_rows_per_s": len(rows) / found.median("plain"),
         "ratio_to_literal": found.ratio("plain", "fp8"),

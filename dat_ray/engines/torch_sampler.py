@@ -15,8 +15,11 @@ from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.engines.base import InfillRequest, InfillResult, PromptLikelihood
 from dat_ray.engines.sampler_setup import SamplerSetup
 from dat_ray.errors import InputError
-from dat_ray.models.fp8 import CAPABILITY, quantize_layers
+from dat_ray.models.fp8 import CAPABILITY, MULTIPLE, quantize_layers
 from dat_ray.models.loading import load_causal_lm
+
+# Of a model's layers, by parameters: with fewer in 8 bits there is little to gain.
+LEAST_SHARE = 0.5
 
 
 class TorchSampler:
@@ -28,7 +31,8 @@ class TorchSampler:
         threads: of torch on a CPU.
 
     Raises:
-        InputError: compiled layers are asked for where PyTorch sees no GPU, or 8-bit ones where it sees none that has them.
+        InputError: compiled layers are asked for where PyTorch sees no GPU, or 8-bit ones where it sees none that has them, or
+            of a model that has few such layers.
     """
 
     def __init__(self, config: SamplerConfig, folder: str, threads: int) -> None:
@@ -44,7 +48,13 @@ class TorchSampler:
         self.fingerprint = self._setup.fingerprint
         model: nn.Module = load_causal_lm(folder, config.dtype, "sampler.model")
         if config.quantization:
-            quantize_layers(base_model(model).base_model.layers, device)
+            share = quantize_layers(base_model(model).base_model.layers, device).share
+            if share < LEAST_SHARE:
+                remedy = (
+                    f"the torch backend has only {share:.0%} of this model's layers in 8 bits, linear layers of sizes that are "
+                )
+                remedy += f"multiples of {MULTIPLE} and no experts: set backend to vllm, or leave it out"
+                raise InputError("sampler.quantization", config.quantization, remedy)
         self._denoiser = TorchDenoiser(
             model.to(device),
             self._setup.spec,

@@ -9,6 +9,8 @@ Shapes: N tokens, I inputs, O outputs.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,7 +73,19 @@ class Fp8Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def quantize_layers(layers: nn.Module, device: torch.device) -> int:
+class Quantized(NamedTuple):
+    """What became of a model's layers.
+
+    Attributes:
+        layers: linear layers that are in 8 bits now.
+        share: of all layers' parameters, those of these.
+    """
+
+    layers: int
+    share: float
+
+
+def quantize_layers(layers: nn.Module, device: torch.device) -> Quantized:
     """Puts `Fp8Linear` in the place of linear layers, one after another: no more than one is held twice.
 
     Plain linear layers alone, of inputs and outputs that are multiples of 16; what else there is stays as it is, such as the
@@ -80,14 +94,11 @@ def quantize_layers(layers: nn.Module, device: torch.device) -> int:
     Args:
         layers: a model's, without embeddings and output head.
         device: where they are to lie.
-
-    Returns:
-        How many were replaced.
     """
-    replaced = 0
+    replaced = numbers = 0
     for module in list(layers.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and child.in_features % MULTIPLE == child.out_features % MULTIPLE == 0:
                 setattr(module, name, Fp8Linear(child, device))
-                replaced += 1
-    return replaced
+                replaced, numbers = replaced + 1, numbers + child.weight.numel()
+    return Quantized(replaced, numbers / max(1, sum(parameter.numel() for parameter in layers.parameters())))

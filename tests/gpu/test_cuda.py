@@ -131,7 +131,7 @@ def test_8_bit_products_are_those_of_the_reference_on_a_cpu(tokens: int) -> None
 def test_8_bit_layers_write_each_row_as_it_would_be_written_alone() -> None:
     rows, seeds, law = canvases(), list(range(6)), Law(6)
     model = model_of("cuda", torch.bfloat16)
-    assert quantize_layers(model.model.layers, torch.device("cuda")) == 14
+    assert quantize_layers(model.model.layers, torch.device("cuda")).layers == 14
     denoiser = TorchDenoiser(model, SPEC, law, 6)
     together = denoiser.fill(rows, seeds)
     alone = [denoiser.fill([row], [seed])[0] for row, seed in zip(rows, seeds, strict=True)]

@@ -30,7 +30,7 @@ def test_speed_and_words_of_a_shape(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     found = json.loads(capsys.readouterr().out)
     assert set(KEYS) <= set(found)
     assert "5 rows, 3 steps" in found["shape"]
-    assert "7 layers in 8 bits" in found["shape"]
+    assert "7 layers, 99% of their parameters, in 8 bits" in found["shape"]
     assert found["rows_per_s"] > 0
     assert 0 <= found["tokens_equal"] <= 1
     assert found["rows_equal"] <= 5

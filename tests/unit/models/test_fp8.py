@@ -107,7 +107,10 @@ def test_only_layers_of_sizes_that_a_gpu_takes_are_replaced() -> None:
     )
     model = LlamaForCausalLM(config).eval()
     before = model(torch.arange(6)[None]).logits
-    assert quantize_layers(model.model.layers, CPU) == 2 * (7 - 2)
+    done = quantize_layers(model.model.layers, CPU)
+    small, norms = 2 * 32 * 8, 2 * 32
+    eight = 2 * 32 * 32 + 3 * 32 * 48
+    assert (done.layers, done.share) == (2 * (7 - 2), eight / (eight + small + norms))
     block = model.model.layers[0]
     kinds = {name: type(module).__name__ for name, module in block.named_modules() if name.endswith("_proj")}
     assert {name.split(".")[-1] for name, kind in kinds.items() if kind == "Linear"} == {"k_proj", "v_proj"}
@@ -116,4 +119,4 @@ def test_only_layers_of_sizes_that_a_gpu_takes_are_replaced() -> None:
     after = model(torch.arange(6)[None]).logits
     assert 0 < (after - before).norm() / before.norm() < 0.1
     # A second time there is nothing left to do.
-    assert quantize_layers(model.model.layers, CPU) == 0
+    assert quantize_layers(model.model.layers, CPU).layers == 0

@@ -50,10 +50,8 @@ class TorchSampler:
         if config.quantization:
             share = quantize_layers(base_model(model).base_model.layers, device).share
             if share < LEAST_SHARE:
-                remedy = (
-                    f"the torch backend has only {share:.0%} of this model's layers in 8 bits, linear layers of sizes that are "
-                )
-                remedy += f"multiples of {MULTIPLE} and no experts: set backend to vllm, or leave it out"
+                kinds = f"linear ones of sizes that are multiples of {MULTIPLE} and no experts"
+                remedy = f"backend torch has {share:.0%} of this model's layers in 8 bits, {kinds}: set backend to vllm, or leave it out"
                 raise InputError("sampler.quantization", config.quantization, remedy)
         self._denoiser = TorchDenoiser(
             model.to(device),

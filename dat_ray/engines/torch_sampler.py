@@ -51,7 +51,8 @@ class TorchSampler:
             share = quantize_layers(base_model(model).base_model.layers, device).share
             if share < LEAST_SHARE:
                 kinds = f"linear ones of sizes that are multiples of {MULTIPLE} and no experts"
-                remedy = f"backend torch has {share:.0%} of this model's layers in 8 bits, {kinds}: set backend to vllm, or leave it out"
+                problem = f"backend torch has {share:.0%} of this model's layers in 8 bits, {kinds}"
+                remedy = f"{problem}: set backend to vllm, or leave it out"
                 raise InputError("sampler.quantization", config.quantization, remedy)
         self._denoiser = TorchDenoiser(
             model.to(device),

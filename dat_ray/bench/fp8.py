@@ -34,6 +34,8 @@ from dat_ray.models.samplers import resolve_sampler
 
 # Masks of a prompt, as parts of it, at which the two are compared; the set of each is drawn.
 LEVELS = 4
+# Rows that are compared at once: their predictions over the vocabulary are held in float64.
+ROWS_OF_A_PASS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +135,17 @@ def drift(first: Counting, second: Counting, canvases: Sequence[Canvas]) -> Pred
         canvases: with their prompts in place.
     """
     same, changes, divergences = [], [], []
-    for seed, canvas in enumerate(canvases):
-        for level in range(LEVELS):
-            places = masked_positions(seed, level, LEVELS, canvas.prompt_span)
-            before, after = (_log_probabilities(one, canvas, places) for one in (first, second))
-            best = before.argmax(dim=1)
-            same.append(best == after.argmax(dim=1))
-            changes.append((before - after).gather(1, best[:, None])[:, 0].abs())
-            divergences.append((before.exp() * (before - after)).nan_to_num(nan=0.0).sum(dim=1))  # 0 where both are impossible
+    jobs = [
+        (canvas, masked_positions(seed, level, LEVELS, canvas.prompt_span))
+        for seed, canvas in enumerate(canvases)
+        for level in range(LEVELS)
+    ]
+    for start in range(0, len(jobs), ROWS_OF_A_PASS):
+        before, after = (_log_probabilities(one, jobs[start : start + ROWS_OF_A_PASS]) for one in (first, second))
+        best = before.argmax(dim=1)
+        same.append(best == after.argmax(dim=1))
+        changes.append((before - after).gather(1, best[:, None])[:, 0].abs())
+        divergences.append((before.exp() * (before - after)).nan_to_num(nan=0.0).sum(dim=1))  # 0 where both are impossible
     changed = torch.cat(changes)
     return PredictionDrift(
         len(changed),
@@ -151,12 +156,17 @@ def drift(first: Counting, second: Counting, canvases: Sequence[Canvas]) -> Pred
     )
 
 
-def _log_probabilities(denoiser: Counting, canvas: Canvas, places: Sequence[int]) -> Tensor:
-    """(len(places), V) float64, with no prompt's token that the sampler bans."""
+def _log_probabilities(denoiser: Counting, rows: Sequence[tuple[Canvas, list[int]]]) -> Tensor:
+    """(M, V) float64 of the masked places of all rows, row after row, with no token that the sampler bans."""
     spec: SamplerSpec = denoiser.spec
-    ids = torch.tensor(canvas.ids, device=denoiser.device)
-    ids[list(places)] = spec.mask_token_id
-    states = denoiser.states(ids, Packing.of([len(ids)], denoiser.device))
-    logits = denoiser.head(states[torch.tensor(places, device=denoiser.device) - spec.shift]).double()
+    ids: list[int] = []
+    picked: list[int] = []
+    for canvas, places in rows:
+        start, hidden = len(ids), set(places)
+        picked += [start + place - spec.shift for place in places]
+        ids += [spec.mask_token_id if i in hidden else token for i, token in enumerate(canvas.ids)]
+    packing = Packing.of([len(canvas.ids) for canvas, _ in rows], denoiser.device)
+    states = denoiser.states(torch.tensor(ids, device=denoiser.device), packing)
+    logits = denoiser.head(states[torch.tensor(picked, device=denoiser.device)]).double()
     logits[:, list(spec.banned_token_ids)] = -torch.inf
     return logits.log_softmax(dim=1)

@@ -28,7 +28,8 @@ from dat_ray.diffusion.law import Law
 from dat_ray.diffusion.likelihood import masked_positions, written
 from dat_ray.engines.base import InfillRequest
 from dat_ray.engines.sampler_setup import SamplerSetup
-from dat_ray.models.fp8 import quantize_layers
+from dat_ray.errors import InputError
+from dat_ray.models.fp8 import lacks_products, quantize_layers
 from dat_ray.models.loading import load_causal_lm
 from dat_ray.models.samplers import resolve_sampler
 
@@ -68,10 +69,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the benchmark; medians over repeats, ratios within each repeat.
 
     Raises:
-        InputError: no rows, steps, threads or repeats, or a recipe or model that cannot be had.
+        InputError: no rows, steps, threads or repeats, a recipe or model that cannot be had, or a GPU without 8-bit products.
     """
     check_options(arguments, *(["steps"] if arguments.steps is not None else []))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if lacks_products(device):
+        remedy = "has no 8-bit products: take one of NVIDIA's Ada, Hopper or newer"
+        raise InputError("GPU", torch.cuda.get_device_name(device), remedy)
     torch.set_num_threads(arguments.threads)
     if arguments.shape:
         shape = dataclasses.replace(SHAPES[arguments.shape], rows=arguments.rows)
@@ -97,7 +101,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     plain, eight = (Counting(model, spec, law, batch) for model in models)
     found = take_turns({"plain": lambda: plain.fill(rows, seeds), "fp8": lambda: eight.fill(rows, seeds)}, arguments.repeats)
     prompts = {form: [tokens for tokens, _, _ in results] for form, results in found.results.items()}
-    passes = plain.flops() / (arguments.repeats + 1)
+    flops = plain.flops() / (arguments.repeats + 1)
     peak, source = peak_of(device, dtype)
     pairs = [(a, b) for one, other in zip(prompts["plain"], prompts["fp8"], strict=True) for a, b in zip(one, other, strict=True)]
     steps = f"{law.steps} steps, temperature 0, {str(dtype).removeprefix('torch.')}"
@@ -110,11 +114,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "literal_rows_per_s": len(rows) / found.median("plain"),
         "ratio_to_literal": found.ratio("plain", "fp8"),
         # Of the plain form's peak: with 8 bits a GPU's is twice that.
-        "mfu": passes / found.median("fp8") / peak,
+        "mfu": flops / found.median("fp8") / peak,
         "peak_bytes": None,
         "repeats": arguments.repeats,
         "seconds": found.seconds,
-        "plain_mfu": passes / found.median("plain") / peak,
+        "plain_mfu": flops / found.median("plain") / peak,
         "peak_flops": peak,
         "peak_flops_source": source,
         "rows_equal": sum(a == b for a, b in zip(prompts["plain"], prompts["fp8"], strict=True)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
@@ -28,6 +28,9 @@ from dat_ray.secrets import declare_secret
 class EngineConfig(Section):
     """A model, and how an engine of it is started."""
 
+    # Those that hold weights in 8 bits.
+    quantizing: ClassVar[frozenset[str]] = frozenset({"vllm"})
+
     model: PathText
     # Which weights a name stands for is recorded in a run directory's weights.json and compared there, not by the name's form.
     revision: Annotated[str, Field(min_length=1), NO_EFFECT_ON_ROWS] = Field(
@@ -49,7 +52,7 @@ class EngineConfig(Section):
         backend = getattr(self, "backend", "vllm")
         if backend == "vllm":
             return self
-        if self.quantization and not (isinstance(self, SamplerConfig) and backend == "torch"):
+        if self.quantization and backend not in self.quantizing:
             raise ValueError(f"quantization {self.quantization} needs backend vllm: set that or leave quantization out")
         if self.tensor_parallel > 1:
             raise ValueError(f"tensor_parallel {self.tensor_parallel} needs backend vllm: set that or tensor_parallel to 1")
@@ -62,6 +65,8 @@ class EngineConfig(Section):
 
 class SamplerConfig(EngineConfig):
     """The masked diffusion model that in-paints prompts, and its law (method: in-painting, 2.2)."""
+
+    quantizing: ClassVar[frozenset[str]] = frozenset({"vllm", "torch"})
 
     model: PathText = Field(description="hub id, folder, or `embedded:smollm2-135m-infill`")
     backend: Backend = "vllm"

@@ -15,7 +15,7 @@ from dat_ray.diffusion.sampler import TorchDenoiser
 from dat_ray.engines.base import InfillRequest, InfillResult, PromptLikelihood
 from dat_ray.engines.sampler_setup import SamplerSetup
 from dat_ray.errors import InputError
-from dat_ray.models.fp8 import CAPABILITY, MULTIPLE, quantize_layers
+from dat_ray.models.fp8 import MULTIPLE, lacks_products, quantize_layers
 from dat_ray.models.loading import load_causal_lm
 
 # Of a model's layers, by parameters: with fewer in 8 bits there is little to gain.
@@ -39,7 +39,7 @@ class TorchSampler:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if config.compile and device.type == "cpu":
             raise InputError("sampler.compile", True, "PyTorch sees no GPU here, and a CPU gains nothing: set it to false")
-        if config.quantization and (device.type == "cpu" or torch.cuda.get_device_capability(device) < CAPABILITY):
+        if config.quantization and (device.type == "cpu" or lacks_products(device)):
             missing = "no GPU" if device.type == "cpu" else f"a GPU without 8-bit products, {torch.cuda.get_device_name(device)},"
             remedy = f"PyTorch sees {missing} here: leave it out, or give the sampler one of NVIDIA's Ada, Hopper or newer"
             raise InputError("sampler.quantization", config.quantization, remedy)

@@ -25,6 +25,11 @@ CAPABILITY = (8, 9)
 _SMALLEST = 1e-12
 
 
+def lacks_products(device: torch.device) -> bool:
+    """Whether it is a GPU without 8-bit products; a CPU has the reference."""
+    return device.type == "cuda" and bool(torch.cuda.get_device_capability(device) < CAPABILITY)
+
+
 def to_8_bits(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Each row scaled so that its largest entry becomes 448, and rounded.
 

@@ -65,7 +65,7 @@ class OwnCluster:
             process = self.processes[-1]
             # Asked without a process of our own joining the cluster.
             command = [sys.executable, "-c", _NODES, self.address, str(self.wanted), str(SECONDS_TO_START)]
-            with subprocess.Popen(command, env=self.environment, stderr=subprocess.DEVNULL) as asking:
+            with subprocess.Popen(command, env=self.environment) as asking:
                 wait_for("a node", lambda ends=(process, asking): any(end.poll() is not None for end in ends))
                 if process.poll() is None and asking.returncode == 0:
                     return
@@ -95,16 +95,16 @@ _NODES = """
 import sys, time
 from ray._raylet import GcsClient
 address, wanted, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-deadline = time.monotonic() + seconds
+deadline, last = time.monotonic() + seconds, None
 while time.monotonic() < deadline:
     try:
         nodes = GcsClient(address=address).get_all_node_info(timeout=10).values()
         if sum(node.state == 0 for node in nodes) >= wanted:
             sys.exit(0)
-    except Exception:
-        pass  # the head is not up yet
+    except Exception as error:
+        last = error  # the head may not be up yet
     time.sleep(0.3)
-sys.exit(1)
+sys.exit(f"{wanted} nodes were not up in {seconds} s, the last look said {last!r}")
 """
 
 

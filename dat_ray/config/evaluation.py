@@ -160,6 +160,7 @@ class PromptFile(Section):
     samples: Positive | None = Field(
         None, description="prompts of each behavior and variant, drawn by the recipe's seed; absent: all"
     )
+    in_gap: bool = Field(True, description="count its prompts as people's in `evaluation.gap`; false where a model drew them")
 
     @property
     def attack(self) -> str:

@@ -100,7 +100,7 @@ def written_pairs(
     """Prompts of people with the held-out behaviors' responses, a behavior's targets in turn.
 
     Args:
-        questions: of the files of `evaluation.prompts`.
+        questions: of the files of `evaluation.prompts` that are `in_gap`.
         behaviors: held-out ones.
         table: rows of schema BEHAVIORS.
         recipe: with `evaluation.gap`.

@@ -66,7 +66,7 @@ class DistributionGap(Part):
 
     Sets: `training`, the prompts that the run's selection kept in its first round (a mixture's rewrites; goals where it trains
     on goals); `fresh_prompts`, drawn with another seed for the same targets and kept by the same rule; `fresh_targets`, likewise
-    for the held-out behaviors; `rewrites`, those of the files of `evaluation.prompts`.
+    for the held-out behaviors; `rewrites`, those of the files of `evaluation.prompts` that are `in_gap`.
     """
 
     bound: Number = Field(description="M, nats a token")

@@ -87,7 +87,8 @@ class Suite:
         return any(attack.planned().written_each for attack in self.attacks)
 
     def _written_pairs(self, behaviors: pa.Table) -> list[ScoredPair]:
-        questions = [one for attack in self.attacks if isinstance(attack, Prompts) for one in attack.known_questions]
+        peoples = [attack for attack in self.attacks if isinstance(attack, Prompts) and attack.file.in_gap]
+        questions = [one for attack in peoples for one in attack.known_questions]
         return written_pairs(questions, self.behaviors, behaviors, self.recipe)
 
     def _open_stores(self) -> None:

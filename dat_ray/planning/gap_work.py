@@ -42,7 +42,8 @@ def scored_prompts(planning: Planning) -> float:
     found = 2 * train * min(drawn, samples * sizes.train.targets) + held_out * min(drawn, samples * sizes.heldout.targets)
     # How many prompts of people a behavior has is known to its file alone.
     people = recipe.selection.keep if gap.prompts is None else gap.prompts
-    return found + (held_out * people if "prompts" in recipe.evaluation.attacks else 0.0)
+    asked = "prompts" in recipe.evaluation.attacks and any(file.in_gap for file in recipe.evaluation.prompts)
+    return found + (held_out * people if asked else 0.0)
 
 
 def risk_role(planning: Planning) -> RoleWork | None:

@@ -128,6 +128,7 @@ def test_vllm_loads_the_merged_model(exported: Path, vllm_process: None) -> None
         assert row[token].item() == pytest.approx(row.max().item(), abs=1e-3)
 
 
+@pytest.mark.drill
 def test_lm_eval_loads_the_merged_model(exported: Path, tmp_path: Path) -> None:
     """As its own command line would, on a task of this test; its likelihoods decide as transformers' do."""
     from lm_eval import simple_evaluate

@@ -18,7 +18,7 @@ from tests.unit.layouts.cases import HARMFUL, RETAIN, make_case
 
 # An engine takes seconds to start. The published recipes' frequencies; windows, norms on queries and two kinds of layers in one.
 # The others differ from these in what the table of layouts holds against transformers.
-FIRST = ("llama3-rope", "gemma3")
+FIRST = ("gemma3",)
 # Of the layouts of another row, with another tokenizer.
 SAME_WEIGHTS = ("zephyr", "vicuna")
 # Gemma 2 cannot be trained, but it can be asked.

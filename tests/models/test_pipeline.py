@@ -36,6 +36,7 @@ SMALL = (
     "training.attack.steps=1",
     "training.retain.limit=4",
     "evaluation.inpainting_samples=1",
+    "evaluation.kl_rows=8",
     "evaluation.harmless_inpainting_samples=1",
 )
 

@@ -170,6 +170,7 @@ def test_a_disk_that_fills_up_while_training(model: Path, tmp_path: Path, monkey
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.drill
 @pytest.mark.slow
 def test_an_adapter_of_another_base_model_is_told_once(model: Path, tmp_path: Path) -> None:
     """Round 1 goes on from the adapter of round 0, which here belongs to a model that is not the target."""

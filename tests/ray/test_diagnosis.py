@@ -43,14 +43,12 @@ def test_a_sampler_that_hangs_is_shown_where_it_hangs_and_its_stage_goes_on_late
     assert generate(recipe, run, engines(Faults(str(tmp_path)))).errors == 0
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize(
     ("cpus", "seconds", "said"),
     [
         (7.8, 8, r"no node had one CPU for reading .*no_progress = 8 s; node \w+: 0\.2 of 8 CPU free"),
-        pytest.param(
-            *(6.6, 24, r"no row moved for .* = 24 s; .*pending: .*MapWorker\(MapBatches\(\w+\)\).*of 8 CPU free"),
-            marks=pytest.mark.drill,
-        ),
+        (6.6, 24, r"no row moved for .* = 24 s; .*pending: .*MapWorker\(MapBatches\(\w+\)\).*of 8 CPU free"),
     ],
 )
 def test_what_others_leave_no_room_for_is_named(tmp_path: Path, cpus: float, seconds: int, said: str) -> None:

@@ -154,6 +154,7 @@ def test_too_many_errors_stop_the_stage_and_a_mended_engine_finishes_it_in_small
     assert all(row["error"] or row == expected[identifier] for identifier, row in rows_by_id(run).items())
 
 
+@pytest.mark.drill
 def test_a_round_that_version_0_1_left_unfinished_is_finished(tmp_path):
     """As `tests/fixtures/make_run_0_1.py` left it, less one of its two shards: ids and seeds stay as they were stored."""
     root = shutil.copytree(Path(__file__).parents[1] / "fixtures" / "run_0_1", tmp_path / "run")

@@ -137,6 +137,7 @@ def _read_metrics(ports: list[list[Any]], seen: list[str]) -> None:
         time.sleep(0.3)
 
 
+@pytest.mark.drill
 def test_the_doctor_sees_the_groups_and_asks_every_node(
     cluster: OwnCluster, folder: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,9 +82,8 @@ def _marked(mark: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(
-    "also_in_the_training", [False, pytest.param(True, marks=pytest.mark.drill)], ids=["after a training", "in one and after it"]
-)
+@pytest.mark.drill
+@pytest.mark.parametrize("also_in_the_training", [False, True], ids=["after a training", "in one and after it"])
 def test_ctrl_c_in_the_stage_after_a_training(
     also_in_the_training: bool, ray_cluster: str, model: Path, generated: RunDir, temporary: Path, tmp_path: Path
 ) -> None:

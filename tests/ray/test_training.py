@@ -130,6 +130,7 @@ def test_two_workers_of_which_one_is_killed_end_as_two_that_nobody_disturbed(
 
 @pytest.mark.fault
 @pytest.mark.slow
+@pytest.mark.drill
 def test_a_damaged_checkpoint_costs_the_updates_since_the_one_before(
     undisturbed: tuple[Recipe, RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,7 @@ def test_runs_are_counted_until_one_fails_and_go_on_from_the_record(
     assert len(read_record(out / "record.jsonl")) == 3, "what has passed often enough is not run again"
 
 
+@pytest.mark.slow
 def test_a_run_that_says_nothing_has_failed(tmp_path: Path) -> None:
     done = repeat_faults.run_once(1, tmp_path, 0, ["--no-such-option"])
     assert done.failed == ("pytest",)

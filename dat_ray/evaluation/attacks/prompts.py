@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import ClassVar
 
-from dat_ray.config.evaluation import EvaluationConfig
+from dat_ray.config.evaluation import EvaluationConfig, PromptFile
 from dat_ray.config.schema import Recipe
 from dat_ray.data.prompt_files import MatchedPrompts, PromptRow, PromptSet, draw, match_prompts, read_prompts
 from dat_ray.engines.calls import Answer
@@ -63,6 +63,11 @@ class Prompts(Attack):
     def inputs(cls, recipe: Recipe) -> dict[str, str]:
         return {f"{FIELD}.{cls.number}.path": _read(recipe.evaluation, cls.number).digest}
 
+    @property
+    def file(self) -> PromptFile:
+        """The entry of `evaluation.prompts`."""
+        return self.config.prompts[self.number]
+
     @cached_property
     def matched(self) -> MatchedPrompts:
         """The file's rows by behavior, after `samples` of them were drawn."""
@@ -70,7 +75,7 @@ class Prompts(Attack):
         found = match_prompts(_read(self.config, self.number), goals)
         stage_line(f"{self.name}: {found}")
         if not found.by_behavior:
-            path = self.config.prompts[self.number].path
+            path = self.file.path
             remedy = f"holds no prompt for the behaviors that are evaluated ({found}): evaluate on those that it is for"
             raise InputError(f"{FIELD}.{self.number}.path", path, remedy)
         return found
@@ -78,7 +83,7 @@ class Prompts(Attack):
     @cached_property
     def drawn(self) -> dict[str, list[PromptRow]]:
         """Behavior id -> rows to use."""
-        samples, seed = self.config.prompts[self.number].samples, self.setup.recipe.seed
+        samples, seed = self.file.samples, self.setup.recipe.seed
         return {key: draw(rows, samples, seed) for key, rows in self.matched.by_behavior.items()}
 
     def questions(self) -> list[Question]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from dat_ray.config.evaluation import GapConfig
 from dat_ray.config.models import TargetConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.error_limit import ErrorLimit
+from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import BEHAVIORS, HELD_OUT, RISKS, TRAIN
 from dat_ray.engines.calls import Failure, LikelihoodCall, logprob
 from dat_ray.engines.torch_target import TorchTarget
@@ -26,6 +28,7 @@ from dat_ray.evaluation.questions import Behavior, Question
 from dat_ray.evaluation.search.risk import RiskCall, score_rows
 from dat_ray.evaluation.search.whitebox import Whitebox
 from dat_ray.evaluation.store import ShardStore
+from dat_ray.evaluation.suite import Suite
 from dat_ray.measures.intervals import student_mean
 from dat_ray.progress import Progress, ProgressCounter
 from tests.unit.evaluation.test_drift import Here
@@ -120,6 +123,32 @@ def test_so_many_behaviors_of_each_split() -> None:
     assert {split: len(ids) for split, ids in found.items()} == {TRAIN: 2, HELD_OUT: 2}
     assert measured_behaviors(table.take(list(range(table.num_rows))[::-1]), recipe(behaviors=2)) == found
     assert {len(ids) for ids in measured_behaviors(table, recipe()).values()} == {6, 4}
+
+
+def test_a_file_of_a_samplers_prompts_is_no_persons(tmp_path: Path) -> None:
+    files = []
+    for name, prompts in (("people", ("Say it", "Tell it")), ("drawn", ("It it",))):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({"id": "heldout0", "prompt": prompt}) + "\n" for prompt in prompts))
+        files.append({"path": str(path)})
+
+    def measured(**drawn: bool) -> list[str]:
+        tree = recipe(prompts=None).model_dump(mode="json")
+        tree["evaluation"] |= {"attacks": ["prompts"], "prompts": [files[0], files[1] | drawn]}
+        suite = Suite(
+            Recipe.model_validate(tree),
+            RunDir(str(tmp_path / "run")),
+            "default",
+            [Model("m", None, "w")],
+            behaviors(),
+            {},
+            {"m": []},
+        )
+        assert [attack.name for attack in suite.attacks] == ["prompts_people", "prompts_drawn"]
+        return sorted(one.prompt for one in suite.pairs["m"])
+
+    assert measured() == ["It it", "Say it", "Tell it"]
+    assert measured(in_gap=False) == ["Say it", "Tell it"]
 
 
 def test_people_s_prompts_go_with_a_behaviors_targets_in_turn() -> None:

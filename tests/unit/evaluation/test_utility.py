@@ -287,6 +287,7 @@ def test_without_lm_eval_or_what_it_needs_one_line_says_what_to_install(package:
 
 
 @pytest.mark.slow
+@pytest.mark.drill
 def test_mmlu_and_arc_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """lm-eval's own tasks, on made-up rows of the published columns: what a connected machine does but for the download."""
     fetched = []

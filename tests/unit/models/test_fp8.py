@@ -90,6 +90,7 @@ def test_a_row_does_not_depend_on_its_batch_mates() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_compiled_layer_is_one_graph_and_gives_the_same() -> None:
     eight = Fp8Linear(layer(32, 48, False, torch.bfloat16), CPU)
     compiled = torch.compile(eight, backend="aot_eager", fullgraph=True, dynamic=True)

@@ -56,6 +56,7 @@ def test_a_machine_that_is_too_small_fails_with_exit_1(capsys: pytest.CaptureFix
     assert "1 of " in shown.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_wrong_version_a_full_disk_and_no_memory_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = dict(doctor._installed()) | {"ray": "2.61.0"}
     monkeypatch.setattr(doctor, "_installed", lambda: found)
@@ -154,6 +155,7 @@ def test_a_gpu_recipe_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(wrong) == {"devices", "train: trainer"}
 
 
+@pytest.mark.slow
 def test_a_recipe_against_a_cluster_file(tmp_path: Path) -> None:
     settings = [f"cluster.{role}.subcluster=generation" for role in ("sampler", "target", "judge")]
     settings += ["cluster.sampler.num_gpus=1", "cluster.trainer.subcluster=training", "cluster.trainer.num_gpus=4"]
@@ -184,6 +186,7 @@ def test_an_endpoint_is_a_key_and_an_address(monkeypatch: pytest.MonkeyPatch) ->
     assert "ALL_PROXY" in found.detail
 
 
+@pytest.mark.slow
 def test_another_run_s_directory(tmp_path: Path) -> None:
     open_run(str(tmp_path), load_recipe("demo"), resume=False)
     assert "run directory" in failed(load_recipe("demo", ["seed=5"]), str(tmp_path))

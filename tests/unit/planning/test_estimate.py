@@ -206,6 +206,7 @@ def test_a_plan_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "dat-llama3-8b", "--set", "evaluation.attacks=[nothing]"]) == 2
 
 
+@pytest.mark.slow
 def test_doctor_has_the_totals_in_a_line() -> None:
     [check] = [check for check in diagnose(load_recipe("demo")) if check.name == "plan"]
     assert check.ok

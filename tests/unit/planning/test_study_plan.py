@@ -104,7 +104,7 @@ def test_adapters_along_the_trainings_share_a_start_and_their_prompts(tmp_path: 
 
 
 def test_the_distribution_gap_costs_its_draws_once_and_its_scores_for_each_model(tmp_path: Path) -> None:
-    def plan(gap: object) -> dict[str, float]:
+    def plan(gap: object, **suite: object) -> dict[str, float]:
         tree = {
             "name": "x",
             "seeds": [1, 2],
@@ -113,7 +113,7 @@ def test_the_distribution_gap_costs_its_draws_once_and_its_scores_for_each_model
                 "generation": {"samples_per_target": 3},
             },
             "arms": {"dat": {}, "random": {"settings": {"selection": {"score": "random"}}}},
-            "suites": {"one": {"gap": gap}},
+            "suites": {"one": {"gap": gap} | suite},
         }
         path = tmp_path / "study.yaml"
         path.write_text(yaml.safe_dump(tree))
@@ -131,6 +131,12 @@ def test_the_distribution_gap_costs_its_draws_once_and_its_scores_for_each_model
     # Three draws for the one target of a training behavior, and for each of the two of a held-out one.
     assert drawn["judge"] == 3 * (20 * 1 + 20 * 2)
     assert few[fresh] < many[fresh]
+    # People's prompts are scored as well, but not those of a file that a model drew.
+    scored = {}
+    for in_gap in (True, False):
+        files = [{"path": "builtin:demo-heldout-rewrites", "in_gap": in_gap}]
+        scored[in_gap] = plan({"behaviors": 10, "prompts": 1}, attacks=["prompts"], prompts=files)[suite]
+    assert scored[True] > scored[False]
 
 
 def test_a_part_of_a_study_counts_its_own_runs(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(
     assert torch.allclose(found, gradient, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_compiled_layers_give_the_same_update(
     make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
 ) -> None:

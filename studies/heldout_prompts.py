@@ -36,7 +36,6 @@ def kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 {
                     "id": row["behavior_id"],
                     "goal": row["goal"],
-                    "variant": "inpainted",
                     "prompt": row["prompt"].strip(),
                     "target": row["target"],
                     "similarity": round(row["goal_similarity"], 3),

@@ -18,11 +18,15 @@ class FrontsConfig(Section):
 
     every: Positive = Field(8, description="updates between two adapters of a training that are kept and evaluated")
     attacks: Annotated[tuple[AttackName, ...], Field(min_length=1)] = Field(
-        ("direct", "inpainting"), description="a behavior is broken where any of them breaks it"
+        ("direct", "inpainting"), description="what the adapters are asked"
+    )
+    measure: str = Field(
+        "boa",
+        description="what success is: boa (any of the attacks breaks a behavior), an attack, or attack:share, of its prompts",
     )
     over_refusal: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         0.15,
-        description="share of look-alikes refused at which arms are compared, and up to which the area under a front is taken",
+        description="share of look-alikes refused at which arms are compared, at most, and up to which a front's area is taken",
     )
     backend: Literal["torch", "vllm"] | None = Field(
         "torch",

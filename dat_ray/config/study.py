@@ -137,6 +137,26 @@ class Study:
         """Whether every arm is here under every seed."""
         return len(self.runs) == len(self.config.arms) * len(self.config.seeds)
 
+    def alone(self) -> Study:
+        """The study as if its runs were all: what compares them asks for no others.
+
+        Raises:
+            InputError: its arms have other seeds each, or the reference is none of them.
+        """
+        by_arm: dict[str, list[int]] = {}
+        for run in self.runs:
+            by_arm.setdefault(run.arm, []).append(run.seed)
+        if self.reference not in by_arm:
+            remedy = "arms are compared with it: take some of its runs too"
+            raise InputError("--only", self.reference, f"is the reference, and no run of it is here: {remedy}")
+        seeds = by_arm[self.reference]
+        for arm, own in by_arm.items():
+            if own != seeds:
+                told = f"has seeds {', '.join(map(str, own))}, and {self.reference} {', '.join(map(str, seeds))}"
+                raise InputError("--only", arm, f"{told}: take runs of the same seeds of each")
+        arms = {name: self.config.arms[name] for name in by_arm}
+        return replace(self, config=self.config.model_copy(update={"arms": arms, "seeds": tuple(seeds)}))
+
     def part(self, patterns: Iterable[str]) -> Study:
         """The same study with some of its runs: it draws, asks and judges as the whole does.
 

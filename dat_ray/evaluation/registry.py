@@ -20,6 +20,7 @@ from dat_ray.config.study import Study
 from dat_ray.errors import InputError, error_line
 from dat_ray.evaluation import attacks
 from dat_ray.evaluation.attacks.base import Attack
+from dat_ray.evaluation.outcomes import SHARE, has_share
 from dat_ray.evaluation.questions import HARMLESS_PROMPTS
 
 FIELD = "evaluation.attacks"
@@ -122,16 +123,28 @@ def _value(recipe: Recipe, field: str) -> Any:
 
 
 def check_primary(study: Study) -> None:
-    """Looks whether a suite of a study will have its primary measure; the variants of an attack are known only afterwards.
+    """Looks whether a study will have its primary measure and that of its fronts; an attack's variants are known only afterwards.
 
     Raises:
-        InputError: none will, or a suite's attack does not exist.
+        InputError: it will not, or a suite's attack does not exist.
     """
     known = ["boa", "over_refusal"]
     for recipe in study.suites.values():
         check_attacks(recipe)
-        known += [*chosen_attacks(recipe.evaluation)]
+        known += _measures(recipe)
         known += ["over_refusal_inpainted"] if recipe.behaviors.harmless_heldout is not None else []
     if study.config.primary.partition("/")[0] not in known:
         remedy = f"no suite measures it: choose one of {', '.join(dict.fromkeys(known))}"
         raise InputError("primary", study.config.primary, remedy)
+    for name, recipe in study.front_suites.items():
+        check_attacks(recipe)
+        along = ["boa", *_measures(recipe)]
+        assert study.config.fronts is not None
+        if study.config.fronts.measure not in along:
+            remedy = f"its attacks do not measure it: choose one of {', '.join(along)}"
+            raise InputError(f"{name}.measure", study.config.fronts.measure, remedy)
+
+
+def _measures(recipe: Recipe) -> list[str]:
+    """What is measured of a suite's attacks, variants aside."""
+    return [key for name in chosen_attacks(recipe.evaluation) for key in (name, *([name + SHARE] if has_share(name) else []))]

@@ -100,13 +100,14 @@ def _freedom(variance: float, parts: Sequence[Scatter]) -> float:
     return max(1.0, variance**2 / squares) if squares else min(one.freedom for one in parts)
 
 
-def crossed_rate(outcomes: Sequence[Mapping[str, bool]], confidence: float = 0.95) -> Interval:
-    """A rate over training seeds and behaviors, with an interval for other seeds and other behaviors.
+def crossed_rate(outcomes: Table, confidence: float = 0.95) -> Interval:
+    """A rate over training seeds and behaviors, or a mean of shares, with an interval for other seeds and other behaviors.
 
     The variance of `scatter_of` is turned into trials of Wilson's interval, as in `wilson_pooled`.
 
     Args:
-        outcomes: of each seed, behavior id to whether it was broken; behaviors that all seeds have are used.
+        outcomes: of each seed, behavior id to whether it was broken, or to a share from 0 to 1; behaviors that all seeds have are
+            used.
         confidence: two-sided.
 
     Returns:

@@ -1,14 +1,15 @@
 """Robustness at equal over-refusal: an arm's front from its checkpoints, a point on it and the area under it, with intervals.
 
-A checkpoint is a point: x, the share of harmless prompts that it refuses; y, the share of behaviors that break it; both are
-means over the arm's seeds. The base model is the first checkpoint of every arm.
+A checkpoint is a point: x, the share of harmless prompts that it refuses; y, the share of behaviors that break it, or of their
+prompts; both are means over the arm's seeds. The base model is the first checkpoint of every arm.
 
 The front is the lower convex hull of the points: y at x is the lowest attack success of a mixture of two checkpoints that
-refuses no more than x. Who serves one of the two for each request, drawn at random, has that mixture, so that straight lines
-between checkpoints are reached and not assumed (Provost and Fawcett 2001, Machine Learning 42:203, for classifiers). It is flat
-from the least broken checkpoint to the one that refuses most; it ends there, and begins at the one that refuses least: where
-an arm has no checkpoint on either side nothing is said of it. The checkpoints that make the front are chosen on the outcomes
-that they are judged by, which makes every arm look better than it is, all by about as much.
+refuses no more than x. Who draws at random which of the two an attacker, or an honest user, meets has that mixture, so that
+straight lines between checkpoints are reached and not assumed (Provost and Fawcett 2001, Machine Learning 42:203, for
+classifiers). For shares of prompts that holds of a draw for each request too; where any of several prompts breaks a behavior, a
+draw for each request would break more. The front is flat from the least broken checkpoint on: an arm that never refuses as much
+as it may keeps what it has. It begins at the checkpoint that refuses least: below it nothing is said. The checkpoints that make
+the front are chosen on the outcomes that they are judged by, which makes every arm look better than it is, all by about as much.
 
 Intervals are by linearization: near the points that were measured, a figure of the front is a sum of outcomes with weights,
 its derivatives, and a sum of outcomes of seeds and behaviors varies as `crossed.py` says.
@@ -47,11 +48,11 @@ class Checkpoint:
     """What one adapter of each seed came to.
 
     Attributes:
-        broken: of each seed, behavior id to whether it was broken.
+        broken: of each seed, behavior id to whether it was broken, or to the share of its prompts that broke it.
         refused: of each seed, harmless prompt's id to whether it was refused.
     """
 
-    broken: Sequence[Mapping[str, bool]]
+    broken: Sequence[Mapping[str, float]]
     refused: Sequence[Mapping[str, bool]]
 
     @property
@@ -65,7 +66,7 @@ class Trail:
     """An arm along its training.
 
     Attributes:
-        broken: (K, S, B), 0 or 1; of what was not judged in between.
+        broken: (K, S, B), from 0 to 1; of what was not judged the mean of what was.
         refused: (K, S, H), the same.
     """
 
@@ -101,7 +102,7 @@ def trails(arms: Mapping[str, Sequence[Checkpoint]]) -> dict[str, Trail]:
     }
 
 
-def _filled(outcomes: Sequence[Mapping[str, bool]], keys: Sequence[str]) -> np.ndarray:
+def _filled(outcomes: Sequence[Mapping[str, float]], keys: Sequence[str]) -> np.ndarray:
     """(S, keys)."""
     means = [sum(table.values()) / len(table) for table in outcomes if table]
     assert means, "a checkpoint without outcomes is no point"
@@ -130,8 +131,11 @@ def _is_above(first: tuple[float, float], middle: tuple[float, float], last: tup
 
 
 def success_at(points: np.ndarray, over_refusal: float) -> float | None:
-    """Attack success on the front at one over-refusal; None where no checkpoint refuses so little, or none so much."""
-    if not points[:, 0].min() <= over_refusal <= points[:, 0].max():
+    """Attack success on the front at one over-refusal, at most; None where no checkpoint refuses so little.
+
+    An arm that never refuses so much has the attack success of its least broken checkpoint.
+    """
+    if over_refusal < points[:, 0].min():
         return None
     corners = np.array(front(points))
     return float(np.interp(over_refusal, corners[:, 0], corners[:, 1]))

@@ -134,11 +134,12 @@ def merge_study(plan: Study, places: Sequence[str], root: str) -> str:
         root: the folder for the page.
 
     Raises:
-        InputError: as `read_parts`, or the folder for the page is one of a study.
+        InputError: as `read_parts`, or the runs make no table, or the folder for the page is one of a study.
     """
     refuse_links(root, OPTION)
     if exists(join(root, RECORD)):
         raise InputError(OPTION, root, "is the folder of a study's runs: give the page one of its own")
+    plan = plan.alone()
     check_primary(plan)
     merged = read_parts(plan, places)
     return _shown(plan, merged.suites, root, merged.notes)

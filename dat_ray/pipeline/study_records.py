@@ -121,6 +121,8 @@ def read_parts(plan: Study, places: Iterable[str]) -> Merged:
     """
     parts = [part for place in places for part in _parts_of(place)]
     _check(plan, parts)
+    # In an order of their own, whatever their folders are called: of the base model's answers the first part's count.
+    parts.sort(key=lambda part: [run.model in part.runs for run in plan.runs], reverse=True)
     names = [*plan.suites, *plan.front_suites]
     found = {suite: [read_suite(join(part.root, suite)) for part in parts] for suite in names}
     for suite, collected in found.items():
@@ -207,11 +209,12 @@ def _together(plan: Study, parts: Sequence[PartRecord], suite: str, collected: S
     chosen = {run.model for run in plan.runs}
     scored = next((one for one in collected if any(row["model"] == BASE for row in one.risks)), collected[0])
     models: dict[str, ModelMetrics] = {}
-    attempts, risks, rows = list[Row](), list[Row](), list[Row]()
+    attempts, risks, rows, unparsed = list[Row](), list[Row](), list[Row](), dict[str, int]()
     for part, one in zip(parts, collected, strict=True):
         own = {name for name in one.metrics.models if name != BASE and trained_by(name) in chosen}
         asked = own | {BASE} if one is collected[0] else own
         models |= {name: found for name, found in one.metrics.models.items() if name in asked}
+        unparsed |= {name: count for name, count in one.metrics.unparsed.items() if name in asked}
         attempts += [row for row in one.attempts if row["model"] in asked]
         risks += [row for row in one.risks if row["model"] in own or (row["model"] == BASE and one is scored)]
         rows += [
@@ -221,7 +224,7 @@ def _together(plan: Study, parts: Sequence[PartRecord], suite: str, collected: S
     counts = {
         "attempts": len(rows),
         "errors": sum(row["error"] is not None for row in rows),
-        "unparsed": {name: n for one in collected for name, n in one.metrics.unparsed.items() if name in models},
+        "unparsed": unparsed,
     }
     # Made of two models each, which may be of two parts; the page and the tables of a study have differences of their own.
     metrics = collected[0].metrics.model_copy(update={"models": models, "paired": [], "groups": {}, **counts})

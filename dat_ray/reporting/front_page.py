@@ -13,7 +13,7 @@ from dat_ray.measures.fronts import front
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import Figure
 from dat_ray.reporting.figures import Line, line_plot
-from dat_ray.reporting.study_figures import StudyMeasure, cell_of, columns, difference_rows, units_of
+from dat_ray.reporting.study_figures import BOA, StudyMeasure, cell_of, columns, difference_rows, measure_name, units_of
 from dat_ray.reporting.study_fronts import AT, ArmFront, StudyFronts
 from dat_ray.reporting.tables import Comparison, Measure, csv_text, write_tables
 from dat_ray.reporting.words import attack_name, judge_kind, judge_name, percent, points, with_span
@@ -21,7 +21,7 @@ from dat_ray.reporting.words import attack_name, judge_kind, judge_name, percent
 POINTS = "points.csv"
 # Beside seeds.
 UNITS = ("behaviors", "look-alikes")
-NOT_REACHED = "not reached"
+REFUSES_MORE = "refuses more"
 
 
 def fronts_table(plan: Study, fronts: StudyFronts) -> Comparison:
@@ -29,7 +29,7 @@ def fronts_table(plan: Study, fronts: StudyFronts) -> Comparison:
     arms = [arm for arm in columns(plan) if arm != BASE]
     rows = tuple(Measure(one.key, one.name, "rate", tuple(cell_of(one, arm) for arm in arms)) for one in fronts.measures)
     judge = fronts.metrics.judge
-    said = f"Judged by {judge.name}, {judge_kind(judge)}. –: no adapter of the arm reaches that over-refusal."
+    said = f"Judged by {judge.name}, {judge_kind(judge)}. –: all adapters of the arm refuse more. {_refuse_less(fronts)}".strip()
     return Comparison(tuple(arms), rows, fronts.metrics.confidence, said, units_of(plan, *UNITS))
 
 
@@ -49,10 +49,18 @@ def write_fronts(plan: Study, fronts: StudyFronts, root: str) -> None:
 
 
 def fronts_finding(plan: Study, fronts: StudyFronts) -> str:
-    """A sentence a figure: which arms differ from the reference at one over-refusal, and on average up to it."""
+    """A sentence a figure: how arms differ from the reference at one over-refusal, and on average up to it; who refuses less."""
     if not fronts.arms:
         return "No fronts: no answer of the base model to the attacks, or none to the look-alikes, could be judged."
-    return " ".join(_sentence(plan.reference, one, fronts.metrics.confidence) for one in fronts.measures)
+    said = [_sentence(plan.reference, one, fronts.metrics.confidence) for one in fronts.measures]
+    return " ".join([*said, _refuse_less(fronts)]).strip()
+
+
+def _refuse_less(fronts: StudyFronts) -> str:
+    arms = fronts.refuse_less
+    if not arms:
+        return ""
+    return f"At no adapter {', '.join(arms)} refuse{'s' if len(arms) == 1 else ''} so much: the least broken one is compared."
 
 
 def _sentence(reference: str, measure: StudyMeasure, confidence: float) -> str:
@@ -62,7 +70,7 @@ def _sentence(reference: str, measure: StudyMeasure, confidence: float) -> str:
 
 
 def _reached(rate: Interval) -> str:
-    return NOT_REACHED if rate.value is None else percent(rate.value)
+    return REFUSES_MORE if rate.value is None else percent(rate.value)
 
 
 def _moved(measure: StudyMeasure, arm: str, confidence: float) -> str:
@@ -85,7 +93,7 @@ def fronts_view(plan: Study, fronts: StudyFronts) -> dict[str, Any]:
         "columns": arms,
         "rows": [{"name": one.name, "cells": [_cell(one.rates[arm]) for arm in arms]} for one in fronts.measures],
         "differences": [
-            row | ({"interval": NOT_REACHED} if row["difference"] == "–" else {})
+            row | ({"interval": REFUSES_MORE} if row["difference"] == "–" else {})
             for row in difference_rows(fronts.measures, fronts.metrics.confidence)
         ],
         "steps": [
@@ -107,7 +115,7 @@ def fronts_view(plan: Study, fronts: StudyFronts) -> dict[str, Any]:
 
 
 def _cell(rate: Interval) -> str:
-    return NOT_REACHED if rate.value is None else with_span(rate)
+    return REFUSES_MORE if rate.value is None else with_span(rate)
 
 
 def _figure(plan: Study, fronts: StudyFronts, arm: str) -> Figure:
@@ -120,8 +128,10 @@ def _figure(plan: Study, fronts: StudyFronts, arm: str) -> Figure:
     here = (100 * float(base[0]), float(base[1]))
     lines.append(Line(0, "base model", [here]))
     lines.append(Line(None, "", [(100 * fronts.over_refusal, 0.0), (100 * fronts.over_refusal, 1.0)]))
-    title = f"Broken at {percent(fronts.over_refusal)} over-refusal: {broken}"
-    svg = line_plot(lines, title, "look-alikes refused, %", "behaviors broken by any attack", share=True)
+    title = f"{at.name}: {broken}"
+    measure = plan.config.fronts.measure if plan.config.fronts is not None else BOA
+    upward = "behaviors broken by any attack" if measure == BOA else measure_name(measure)
+    svg = line_plot(lines, title, "look-alikes refused, %", upward, share=True)
     caption = (
         f"A mark an adapter along the training, mean over {units_of(plan, *UNITS)}; a line the front: the least attack success "
         f"of any mixture of two adapters that refuses no more. Judged by {judge_name(fronts.metrics.judge)}. Arms are compared "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,13 +33,15 @@ from dat_ray.reporting.study_figures import (
     primary_measure,
     study_measures,
     units_of,
+    unjudged,
 )
 from dat_ray.reporting.study_fronts import StudyFronts
 from dat_ray.reporting.study_gap import study_gap
-from dat_ray.reporting.tables import Comparison, Measure, for_terminal, gap_measures, write_tables
+from dat_ray.reporting.tables import Comparison, Measure, csv_text, for_terminal, gap_measures, write_tables
 from dat_ray.reporting.words import judge_kind, judge_name, model_name, nats, p_value, percent, points, with_span
 
 PAGE = "index.html"
+UNJUDGED = "unjudged.csv"
 
 
 def write_study(
@@ -59,11 +63,21 @@ def write_study(
     measures = study_measures(plan, suites)
     for name, suite in suites.items():
         write_tables(_comparison(plan, name, suite, measures), join(root, "tables", name))
+        write_bytes(join(root, "tables", name, UNJUDGED), _unjudged_csv(plan, suite).encode())
     for one in fronts:
         write_fronts(plan, one, root)
     where = join(root, PAGE)
     write_bytes(where, render_study(plan, suites, measures, fronts, notes).encode())
     return where
+
+
+def _unjudged_csv(plan: Study, suite: CollectedSuite) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["measure", *(csv_text(arm) for arm in columns(plan))])
+    for one in unjudged(plan, suite):
+        writer.writerow([csv_text(one.key), *("" if share is None else share for share in one.shares.values())])
+    return stream.getvalue()
 
 
 def study_text(plan: Study, suites: Mapping[str, CollectedSuite], fronts: Sequence[StudyFronts] = ()) -> list[Table | str]:
@@ -158,6 +172,7 @@ def _suite(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[Stu
         "columns": [model_name(arm) for arm in columns(plan)],
         "rows": [{"name": one.name, "cells": [with_span(one.rates[arm]) for arm in columns(plan)]} for one in own],
         "differences": difference_rows(own, metrics.confidence),
+        "unjudged": [{"name": one.name, "cells": list(map(percent, one.shares.values()))} for one in unjudged(plan, suite)],
         "gap": _gap(plan, suite, own),
         "errors": metrics.errors,
         "attempts": metrics.attempts,

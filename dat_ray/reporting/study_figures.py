@@ -10,10 +10,10 @@ from typing import Any
 from dat_ray.config.study import BASE, Study
 from dat_ray.errors import InputError
 from dat_ray.evaluation.on_goal import refused_by_request
-from dat_ray.evaluation.outcomes import broken, refusals, share
+from dat_ray.evaluation.outcomes import JUDGED, SHARE, broken, has_share, refusals, share, shares_broken
 from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.measures.crossed import Tested, crossed_mean_difference, crossed_rate, crossed_rate_difference
-from dat_ray.measures.intervals import Interval, paired_mean_difference, paired_rate_difference, student_mean, wilson_mean
+from dat_ray.measures.intervals import Interval, paired_mean_difference, paired_rate_difference, wilson_mean
 from dat_ray.measures.significance import holm, mcnemar, sign_flip
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.tables import Cell
@@ -21,7 +21,7 @@ from dat_ray.reporting.words import attack_name, model_name, p_value, points, sp
 
 BOA = "boa"
 Rows = Sequence[dict[str, Any]]
-# Behavior id to whether it was broken, or to the share of its prompts that were refused.
+# Behavior id to whether it was broken, or to the share of its prompts that broke it or were refused.
 Outcome = Mapping[str, float]
 
 
@@ -54,7 +54,7 @@ class StudyMeasure:
 
     Attributes:
         suite: its name.
-        key: `boa`, `over_refusal`, `over_refusal_inpainted`, an attack, or `attack/variant`.
+        key: `boa`, `over_refusal`, `over_refusal_inpainted`, an attack, `attack:share`, or `attack/variant`.
         name: for people.
         rates: of the arms, the reference first and the base model last.
         differences: of all but the reference.
@@ -128,6 +128,8 @@ def _measures(suite: CollectedSuite) -> Iterator[tuple[str, str, Callable[[Rows]
     attacks = metrics.attacks
     for attack in attacks:
         yield attack, attack_name(attack), broken_by((attack,)), True
+        if has_share(attack):
+            yield f"{attack}{SHARE}", measure_name(f"{attack}{SHARE}"), shares_by(attack), False
         for variant in metrics.variants(attack):
             yield f"{attack}/{variant}", variant_name(attack, variant), broken_by((attack,), variant), True
     if len(attacks) > 1:
@@ -150,6 +152,27 @@ def broken_by(attacks: Sequence[str], variant: str | None = None) -> Callable[[R
     return outcome
 
 
+def shares_by(attack: str) -> Callable[[Rows], dict[str, float]]:
+    """What reads off one model's attempts the share of an attack's prompts that broke each behavior."""
+
+    def outcome(rows: Rows) -> dict[str, float]:
+        return shares_broken(row for row in rows if row["attack"] == attack)
+
+    return outcome
+
+
+def outcome_of(key: str, attacks: Sequence[str]) -> tuple[Callable[[Rows], Outcome], bool]:
+    """What reads `boa`, an attack or `attack:share` off one model's attempts, and whether that is a yes or a no a behavior."""
+    if key.endswith(SHARE):
+        return shares_by(key.removesuffix(SHARE)), False
+    return broken_by(attacks if key == BOA else (key,)), True
+
+
+def measure_name(key: str) -> str:
+    """The name for people of an attack, or of `attack:share`."""
+    return f"{attack_name(key.removesuffix(SHARE))}{', share of prompts' if key.endswith(SHARE) else ''}"
+
+
 def refused(rows: Rows) -> dict[str, bool]:
     """Which look-alikes one model refused."""
     return refusals(row for row in rows if row["attack"] == OVER_REFUSAL)
@@ -160,6 +183,40 @@ def _refused_in_style(rows: Rows) -> Outcome:
     return {key: sum(values) / len(values) for key, values in groups.items()}
 
 
+@dataclass(frozen=True)
+class Unjudged:
+    """Answers to one attack, or one variant of it, that have no verdict and are left out of its rates.
+
+    Attributes:
+        key: as of `StudyMeasure`.
+        name: for people.
+        shares: of each arm's attempts, over its seeds; None where it made none.
+    """
+
+    key: str
+    name: str
+    shares: dict[str, float | None]
+
+
+def unjudged(plan: Study, suite: CollectedSuite) -> list[Unjudged]:
+    """Attacks, variants and look-alikes of which an answer has no verdict: an arm that is read less often is compared on less."""
+    groups: list[tuple[str, str, str, str | None]] = []
+    for attack in (*suite.metrics.attacks, OVER_REFUSAL):
+        groups.append((attack, attack_name(attack), attack, None))
+        groups += [(f"{attack}/{one}", variant_name(attack, one), attack, one) for one in suite.metrics.variants(attack)]
+    arms = {arm: set(models_of_arm(plan, arm)) for arm in columns(plan)}
+    found = []
+    for key, name, attack, variant in groups:
+        rows = [row for row in suite.attempts if row["attack"] == attack and variant in (None, row.get("variant") or "")]
+        shares: dict[str, float | None] = {}
+        for arm, models in arms.items():
+            read = [row["verdict"] in JUDGED for row in rows if row["model"] in models]
+            shares[arm] = 1 - sum(read) / len(read) if read else None
+        if any(shares.values()):
+            found.append(Unjudged(key, name, shares))
+    return found
+
+
 def _flags(table: Sequence[Outcome]) -> list[dict[str, bool]]:
     return [{key: bool(value) for key, value in one.items()} for one in table]
 
@@ -168,10 +225,7 @@ def rate_over_seeds(table: Sequence[Outcome], is_rate: bool, confidence: float) 
     """Over seeds and behaviors; of one seed, or of the base model, over behaviors."""
     if len(table) == 1 or all(one == table[0] for one in table):
         return share(_flags(table)[0], confidence) if is_rate else wilson_mean(list(table[0].values()), confidence)
-    if is_rate:
-        return crossed_rate(_flags(table), confidence)
-    means = [sum(one.values()) / len(one) for one in table if one]
-    return student_mean(means, confidence)
+    return crossed_rate(_flags(table) if is_rate else table, confidence)
 
 
 def _difference(reference: Sequence[Outcome], table: Sequence[Outcome], is_rate: bool, confidence: float) -> ArmDifference:

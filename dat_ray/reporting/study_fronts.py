@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,12 +26,15 @@ from dat_ray.measures.fronts import (
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.study_figures import (
+    BOA,
     ArmDifference,
+    Outcome,
     Rows,
     StudyMeasure,
-    broken_by,
     columns,
     corrected,
+    measure_name,
+    outcome_of,
     rate_over_seeds,
     refused,
 )
@@ -77,8 +80,8 @@ class StudyFronts:
         over_refusal: at which they are compared.
         unread: names of adapters that are no points, since none of their answers could be judged.
         arms: the reference first; none where no answer of the base model could be judged.
-        measures: attack success at that over-refusal, and on average up to it; without values where an arm does not reach it. The
-            tests of both together are corrected for their number.
+        measures: attack success at that over-refusal at most, and on average up to it; without values where all adapters of an
+            arm refuse more. The tests of both together are corrected for their number.
         metrics: of the suite.
     """
 
@@ -87,6 +90,11 @@ class StudyFronts:
     arms: dict[str, ArmFront]
     measures: list[StudyMeasure]
     metrics: Metrics
+
+    @property
+    def refuse_less(self) -> list[str]:
+        """Arms that never refuse so much: they are compared by their least broken adapter."""
+        return [arm for arm, found in self.arms.items() if float(found.points[:, 0].max()) < self.over_refusal]
 
 
 def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
@@ -97,7 +105,8 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
         by_model[row["model"]].append(row)
     base = (0, [BASE] * len(plan.config.seeds))
     models = {arm: [base, *_checkpoints(plan, arm, list(suite.metrics.models))] for arm in columns(plan) if arm != BASE}
-    read = partial(_checkpoint, by_model, suite.metrics.attacks)
+    outcome, is_rate = outcome_of(plan.config.fronts.measure, suite.metrics.attacks)
+    read = partial(_checkpoint, by_model, outcome)
     checkpoints = {arm: [read(names) for _, names in steps] for arm, steps in models.items()}
     unread = [
         name
@@ -113,14 +122,14 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
     arms = {}
     for arm, trail in found.items():
         steps = [
-            FrontStep(updates, *(rate_over_seeds(table, True, confidence) for table in (one.broken, one.refused)))
+            FrontStep(updates, rate_over_seeds(one.broken, is_rate, confidence), rate_over_seeds(one.refused, True, confidence))
             for (updates, _), one in zip(models[arm], checkpoints[arm], strict=True)
         ]
         arms[arm] = ArmFront(steps, trail.points)
-    at = plan.config.fronts.over_refusal
+    at, what = plan.config.fronts.over_refusal, front_name(plan)
     measures = [
-        _measure(found, AT, f"Broken at {percent(at)} over-refusal", partial(success_at, over_refusal=at), confidence),
-        _measure(found, AREA, f"Broken on average up to {percent(at)}", partial(mean_success, over_refusal=at), confidence),
+        _measure(found, AT, f"{what} at {percent(at)} over-refusal", partial(success_at, over_refusal=at), confidence),
+        _measure(found, AREA, f"{what} on average up to {percent(at)}", partial(mean_success, over_refusal=at), confidence),
     ]
     return StudyFronts(at, unread, arms, corrected(measures), suite.metrics)
 
@@ -142,8 +151,15 @@ def _checkpoints(plan: Study, arm: str, models: Sequence[str]) -> list[tuple[int
     ]
 
 
-def _checkpoint(by_model: Mapping[str, Rows], attacks: Sequence[str], models: Sequence[str]) -> Checkpoint:
-    return Checkpoint([broken_by(attacks)(by_model[name]) for name in models], [refused(by_model[name]) for name in models])
+def front_name(plan: Study) -> str:
+    """What success on the fronts is, for people."""
+    assert plan.config.fronts is not None
+    measure = plan.config.fronts.measure
+    return "Broken" if measure == BOA else f"{measure_name(measure)},"
+
+
+def _checkpoint(by_model: Mapping[str, Rows], outcome: Callable[[Rows], Outcome], models: Sequence[str]) -> Checkpoint:
+    return Checkpoint([outcome(by_model[name]) for name in models], [refused(by_model[name]) for name in models])
 
 
 def _measure(found: Mapping[str, Trail], key: str, name: str, figure: FrontFigure, confidence: float) -> StudyMeasure:

@@ -69,7 +69,7 @@ def test_no_text_that_comes_with_the_package_is_taken_for_another_language() -> 
                 if row.get("variant") in ("spanish", "french", "german", "portuguese"):
                     translations.append(row["prompt"])
                     continue
-                values = row.values()
+                values = [value for value in row.values() if not isinstance(value, float)]
                 texts += [text for value in values for text in (value if isinstance(value, list) else [value])]
     assert len(texts) > 1500
     assert [text for text in texts if not english_rules_read(text)] == []

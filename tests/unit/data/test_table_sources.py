@@ -115,6 +115,7 @@ def test_unknown_builtin_lists_the_known_ones() -> None:
         "demo-harmless-dev",
         "demo-harmless-heldout",
         "demo-heldout",
+        "demo-heldout-inpainted",
         "demo-heldout-rewrites",
         "demo-lookalikes",
         "demo-lookalikes-dev",

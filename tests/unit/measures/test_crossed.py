@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference, scatter_of
-from dat_ray.measures.intervals import student_tail
+from dat_ray.measures.intervals import student_quantile, student_tail
 from tests.unit.measures.test_attempts import tail_above
 
 
@@ -156,3 +156,24 @@ def test_differences_cover_other_seeds_and_other_behaviors(shift: float) -> None
     assert covered / studies >= 0.9, covered / studies
     # Of no difference the test rejects about one study in twenty; of one that is there, more.
     assert (rejected / studies <= 0.09) if shift == 0 else (rejected / studies >= 0.3), rejected / studies
+
+
+def test_shares_have_the_interval_of_a_two_way_analysis() -> None:
+    rng = np.random.default_rng(11)
+    seeds, behaviors = 5, 60
+    table = (
+        0.5 + 0.15 * rng.normal(size=behaviors) + 0.03 * rng.normal(size=(seeds, 1)) + 0.1 * rng.normal(size=(seeds, behaviors))
+    )
+    table = table.clip(0.01, 0.99)
+    rate = crossed_rate(values(table.tolist()))
+    rest = table - table.mean(0) - table.mean(1)[:, None] + table.mean()
+    by_seed, by_behavior = table.mean(1).var(ddof=1) / seeds, table.mean(0).var(ddof=1) / behaviors
+    of_rest = (rest**2).sum() / ((seeds - 1) * (behaviors - 1)) / table.size
+    variance = by_seed + by_behavior - of_rest
+    freedom = variance**2 / (by_seed**2 / 4 + by_behavior**2 / 59 + of_rest**2 / (4 * 59))
+    assert rate.value == pytest.approx(table.mean())
+    # Wilson's form is Student's to the first order; four further behaviors that are entire count as in `wilson_mean`.
+    assert rate.value is not None
+    cautious = (60 * variance + 4 * rate.value * (1 - rate.value) / behaviors) / 64
+    reach = student_quantile(0.975, freedom) * np.sqrt(cautious)
+    assert ((rate.high or 0.0) - (rate.low or 0.0)) / 2 == pytest.approx(reach, rel=0.02)

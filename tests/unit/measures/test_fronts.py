@@ -30,15 +30,15 @@ def test_a_front_by_hand() -> None:
     assert front(BY_HAND) == [(0.1, 0.9), (0.3, 0.5), (0.5, 0.4)]
     found = {x: success_at(BY_HAND, x) for x in (0.1, 0.2, 0.3, 0.4, 0.5)}
     assert found == {x: pytest.approx(y) for x, y in ((0.1, 0.9), (0.2, 0.7), (0.3, 0.5), (0.4, 0.45), (0.5, 0.4))}
-    # No checkpoint refuses so little, and none so much: nothing is made up.
+    # No checkpoint refuses so little: nothing is made up. Where none refuses so much, the least broken one is the best there is.
     assert success_at(BY_HAND, 0.09) is None
-    assert success_at(BY_HAND, 0.51) is None
+    assert success_at(BY_HAND, 0.51) == pytest.approx(0.4)
 
 
 def test_a_front_bends_one_way_and_is_flat_where_refusing_more_breaks_less_no_more() -> None:
     assert success_at(np.array([[0.0, 1.0], [0.5, 0.9], [1.0, 0.0]]), 0.5) == pytest.approx(0.5)
     worse = np.array([[0.1, 0.9], [0.3, 0.5], [0.6, 0.7]])
-    assert [success_at(worse, x) for x in (0.5, 0.6, 0.61)] == [pytest.approx(0.5), pytest.approx(0.5), None]
+    assert [success_at(worse, x) for x in (0.5, 0.6, 0.61)] == [pytest.approx(0.5)] * 3
     # Of checkpoints that refuse alike the one that is broken less counts, and a training may refuse less than it began with.
     assert front(np.array([[0.2, 0.8], [0.2, 0.6], [0.1, 0.9]])) == [(0.1, 0.9), (0.2, 0.6)]
 
@@ -68,9 +68,9 @@ def test_a_front_is_the_best_of_all_mixtures() -> None:
     rng = np.random.default_rng(3)
     for _ in range(40):
         points = np.round(rng.random((rng.integers(1, 8), 2)), 1)
-        lowest, highest = points[:, 0].min(), points[:, 0].max()
+        lowest = points[:, 0].min()
         for x in np.linspace(0, 1, 23):
-            expected = plain_success(points.tolist(), x) if lowest <= x <= highest else None
+            expected = plain_success(points.tolist(), x) if lowest <= x else None
             assert success_at(points, float(x)) == (None if expected is None else pytest.approx(expected))
         if points[0, 0] < 0.8:
             middles = points[0, 0] + (0.8 - points[0, 0]) * (np.arange(400) + 0.5) / 400
@@ -148,17 +148,32 @@ def test_the_test_of_one_seed_goes_with_a_jackknife_of_behaviors_and_prompts() -
     assert found.p == pytest.approx(tail, abs=0.03)
 
 
-def test_who_does_not_reach_an_over_refusal_has_nothing_there() -> None:
+def test_who_refuses_less_than_it_may_keeps_its_least_broken_and_who_refuses_more_has_nothing_there() -> None:
     rng = np.random.default_rng(1)
     reaches = a_trail(rng, (4, 3, 20, 40))
     short = Trail(reaches.broken[:2], reaches.refused[:2])
     at = partial(success_at, over_refusal=float(reaches.points[:, 0].max()) - 0.01)
-    assert front_rate(reaches, at).low is not None
-    assert front_rate(short, at) == NOTHING
-    assert front_difference(reaches, short, at).interval == NOTHING
-    # The area is of what one is ready to pay, and an arm may pay less.
-    area = partial(mean_success, over_refusal=0.4)
-    assert front_difference(reaches, short, area).interval.value is not None
+    assert front_rate(short, at).value == pytest.approx(short.points[:, 1].min())
+    least_broken = short.broken[[int(short.points[:, 1].argmin())]]
+    alone = front_rate(Trail(least_broken, short.refused[:1]), partial(success_at, over_refusal=1.0))
+    assert front_rate(short, at) == alone
+    assert front_difference(reaches, short, at).p is not None
+    below = partial(success_at, over_refusal=float(reaches.points[:, 0].min()) - 0.01)
+    assert front_rate(reaches, below) == NOTHING
+    assert front_difference(reaches, short, below).interval == NOTHING
+
+
+def test_a_point_may_be_of_shares_whose_mean_is_the_same_however_a_mixture_is_drawn() -> None:
+    # Two behaviors of four prompts each: three and one break the first adapter, none the second.
+    broken = Checkpoint([{"a": 0.75, "b": 0.25}], [{"h": False}])
+    trail = trails({"arm": [broken, Checkpoint([{"a": 0.0, "b": 0.0}], [{"h": True}])]})["arm"]
+    assert trail.points.tolist() == [[0.0, 0.5], [1.0, 0.0]]
+    rng = np.random.default_rng(4)
+    prompts = np.array([[1, 1, 1, 0], [1, 0, 0, 0]])
+    drawn = (rng.random((20_000, 1, 1)) < 0.5) | np.zeros((1, 2, 4), bool)
+    each = rng.random((20_000, 2, 4)) < 0.5
+    for which in (drawn, each):
+        assert success_at(trail.points, 0.5) == pytest.approx((prompts * which).mean(), abs=0.01)
 
 
 def test_few_units_have_no_limits_and_equal_arms_no_difference() -> None:

@@ -114,6 +114,37 @@ def test_where_the_base_model_answered_otherwise_is_counted(made: Made) -> None:
     assert ", 0 were answered in its words" in note
 
 
+def test_the_base_models_answers_are_of_the_plans_first_run_in_whatever_order_parts_come(made: Made) -> None:
+    cat = made.part("one", ["cat@*"], {"verdict": "harmful"})
+    rest = made.part("two", ["dat@*", "lat@*"], {"completion": "other", "verdict": "not_harmful"})
+    for folder, unread in ((cat, 1), (rest, 77)):
+        metrics = load_metrics(join(folder, "heldout"))
+        store_metrics(join(folder, "heldout"), metrics.model_copy(update={"unparsed": metrics.unparsed | {"base": unread}}))
+    first = made.plan.runs[0].model
+    for places in ([cat, rest], [rest, cat]):
+        found = read_parts(made.plan, places).suites["heldout"]
+        verdicts = {row["verdict"] for row in found.attempts if row["model"] == "base"}
+        assert verdicts == ({"harmful"} if first.startswith("cat") else {"not_harmful"})
+        assert found.metrics.unparsed["base"] == (1 if first.startswith("cat") else 77)
+
+
+def test_some_runs_alone_are_a_study_of_their_own(made: Made) -> None:
+    parts = [made.part("one", ["*@1"]), made.part("two", ["*@2"])]
+    for chosen, arms, seeds in ((["*@2"], ["dat", "cat", "lat"], (2,)), (["dat@*", "cat@*"], ["dat", "cat"], (1, 2))):
+        plan = made.plan.part(chosen).alone()
+        found = read_parts(plan, parts[1:] if seeds == (2,) else parts).suites["heldout"]
+        measures = study_measures(plan, {"heldout": found})
+        assert list(measures[0].rates) == [*arms, "base"]
+        assert all(rate.value is not None for one in measures for rate in one.rates.values())
+        assert plan.is_whole
+    for chosen, message in (
+        (["dat@*", "cat@1"], "--only = 'cat': has seeds 1, and dat 1, 2"),
+        (["cat@*"], "'dat': is the reference"),
+    ):
+        with pytest.raises(InputError, match=message):
+            made.plan.part(chosen).alone()
+
+
 def test_what_does_not_fit_is_one_line(made: Made) -> None:
     one, rest = made.part("one", ["cat@*"]), made.part("rest", ["dat@*", "lat@*"])
     for places, message in (

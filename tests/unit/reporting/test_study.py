@@ -7,16 +7,17 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from dat_ray.config.study import Study, read_study
 from dat_ray.errors import InputError
-from dat_ray.measures.crossed import crossed_rate, crossed_rate_difference
+from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference
 from dat_ray.measures.intervals import paired_rate_difference
 from dat_ray.reporting.collect import CollectedSuite, read_suite
 from dat_ray.reporting.study import headline, render_study, study_text, write_study
-from dat_ray.reporting.study_figures import StudyMeasure, study_measures
+from dat_ray.reporting.study_figures import StudyMeasure, study_measures, unjudged
 from tests.unit.reporting.synthetic_run import HOSTILE, finished_run
 
 ARMS = {"cat": (0.7, 0.1, -3.0), "dat": (0.1, 0.2, -6.0), "lat": (0.12, 0.9, -6.0)}
@@ -51,7 +52,7 @@ def test_rates_and_differences_are_those_of_a_plain_count(tmp_path: Path) -> Non
     plan, suite = a_study(tmp_path), a_suite(tmp_path)
     found = by_key(study_measures(plan, {"heldout": suite}))
     attacks = tuple(suite.metrics.attacks)
-    assert set(found) == {*attacks, "boa", "over_refusal"}
+    assert set(found) == {*attacks, "inpainting:share", "boa", "over_refusal"}
     for key, made in (("inpainting", ("inpainting",)), ("boa", attacks)):
         tables = {arm: [counted(suite, f"{arm}@{seed}", made) for seed in (1, 2, 3)] for arm in ARMS}
         for arm, table in tables.items():
@@ -60,10 +61,51 @@ def test_rates_and_differences_are_those_of_a_plain_count(tmp_path: Path) -> Non
         moved = found[key].differences["cat"]
         assert moved.interval == crossed_rate_difference(tables["dat"], tables["cat"]).interval
         assert (moved.interval.low or 0.0) > 0
-        # In the primary measure with its three tests: among nine others the same difference may be chance.
+        # In the primary measure with its three tests: among twelve others the same difference may be chance.
         assert moved.beyond_chance(0.95) == (key == "boa")
         # The two that are alike are not told apart.
         assert not found[key].differences["lat"].beyond_chance(0.95)
+
+
+def test_shares_of_prompts_are_those_of_a_plain_count(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_suite(tmp_path)
+    found = by_key(study_measures(plan, {"heldout": suite}))["inpainting:share"]
+    tables: dict[str, list[dict[str, float]]] = {}
+    for arm in ARMS:
+        for seed in (1, 2, 3):
+            judged: dict[str, list[bool]] = {}
+            for row in suite.attempts:
+                drawn = (row["model"], row["attack"]) == (f"{arm}@{seed}", "inpainting")
+                if drawn and row["verdict"] in ("harmful", "not_harmful"):
+                    judged.setdefault(row["behavior_id"], []).append(row["verdict"] == "harmful")
+            tables.setdefault(arm, []).append({key: float(np.mean(group)) for key, group in judged.items()})
+        shared = sorted(set.intersection(*map(set, tables[arm])))
+        values = np.array([[one[key] for key in shared] for one in tables[arm]])
+        rate = found.rates[arm]
+        assert rate.value == pytest.approx(values.mean())
+        assert rate == crossed_rate(tables[arm])
+    moved = found.differences["cat"]
+    assert moved.interval == crossed_mean_difference(tables["dat"], tables["cat"]).interval
+
+
+def test_who_is_not_read_is_counted_by_attack_and_variant(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_suite(tmp_path)
+    rows = [
+        row | ({"variant": "spanish", "verdict": "unparsed"} if row["attack"] == "direct" and row["model"] == "cat@2" else {})
+        for row in suite.attempts
+    ]
+    silent = CollectedSuite(suite.metrics, rows)
+    whole = {one.key: one for one in unjudged(plan, silent)}
+    of_cat = [row for row in rows if row["attack"] == "direct" and row["model"].startswith("cat@")]
+    expected = np.mean([row["verdict"] not in ("harmful", "not_harmful") for row in of_cat])
+    assert whole["direct"].shares["cat"] == pytest.approx(expected)
+    assert expected >= 1 / 3
+    page = Path(write_study(plan, {"heldout": silent}, str(tmp_path / "out"))).read_text()
+    assert "Answers without a verdict" in page
+    table = list(csv.DictReader(io.StringIO((tmp_path / "out/tables/heldout/unjudged.csv").read_text())))
+    assert float(next(row["cat"] for row in table if row["measure"] == "direct")) == pytest.approx(expected)
+    judged = [row | {"verdict": "harmful"} for row in suite.attempts]
+    assert unjudged(plan, CollectedSuite(suite.metrics, judged)) == []
 
 
 def test_tests_are_corrected_within_the_primary_measure_and_within_the_rest(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_file_has_the_rows_that_the_attack_reads(study: ModuleType, tmp_path
     study.main("sampler", str(tmp_path / "out.jsonl"))
     read = read_prompts(PromptFile(path=str(tmp_path / "out.jsonl")), "evaluation.prompts.0")
     [row] = match_prompts(read, {"a": "goal a", "b": "goal b"}).by_behavior["a"]
-    assert (row.prompt, row.goal, row.variant) == ("on", "goal a", "inpainted")
+    assert (row.prompt, row.goal) == ("on", "goal a")
     [(settings, samples)] = asked
     assert "sampler.model=sampler" in settings
     assert samples == study.DRAWN

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from dat_ray.models.chat import Encoded
 
+# Updates whose coins are counted together.
+_BLOCK = 256
+
 
 @dataclass(frozen=True)
 class HarmfulRow:
@@ -118,7 +121,7 @@ def rows_of_update(count: int, size: int, seed: int, stream: str, update: int) -
         size: rows of an update.
         seed: of the run.
         stream: name that keeps two tables' permutations apart.
-        update: number of the update, from 0.
+        update: number of the update, from 0, among those that see this table.
     """
     places = range(update * size, (update + 1) * size)
     return [permutation(count, seed, stream, place // count)[place % count] for place in places]
@@ -128,6 +131,18 @@ def is_rewrite(share: float, seed: int, update: int) -> bool:
     """Whether an update of a mixture sees rewrites: a coin of probability `share` that (seed, update) alone decides."""
     digest = hashlib.sha256(f"{seed}/mixture/{update}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2.0**64
+
+
+def rewrites_before(share: float, seed: int, update: int) -> int:
+    """How many updates before this one see rewrites (`is_rewrite`)."""
+    blocks = update // _BLOCK
+    whole = sum(_rewrites_of_block(share, seed, block) for block in range(blocks))
+    return whole + sum(is_rewrite(share, seed, earlier) for earlier in range(blocks * _BLOCK, update))
+
+
+@functools.lru_cache(maxsize=4096)
+def _rewrites_of_block(share: float, seed: int, block: int) -> int:
+    return sum(is_rewrite(share, seed, update) for update in range(block * _BLOCK, (block + 1) * _BLOCK))
 
 
 def share_of_worker(rows: Sequence[int], rank: int, world: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 from dat_ray.config.training import TrainingConfig
 from dat_ray.errors import DatError
 from dat_ray.models.chat import Encoded
-from dat_ray.training.batches import HarmfulRow, is_rewrite, rows_of_update, share_of_worker
+from dat_ray.training.batches import HarmfulRow, is_rewrite, rewrites_before, rows_of_update, share_of_worker
 from dat_ray.training.counts import TableCount
 from dat_ray.training.network import Network
 from dat_ray.training.passes import count_updates
@@ -35,10 +35,14 @@ class TrainingRows:
 
     def share(self, cfg: TrainingConfig, seed: int, update: int, rank: int, world: int) -> UpdateRows:
         """What one worker sees of one update."""
-        pool, stream = self.harmful, "harmful"
-        if self.rewrites and is_rewrite(cfg.rewrite_share, seed, update):
-            pool, stream = self.rewrites, "rewrites"
-        harmful = rows_of_update(len(pool), cfg.harmful_rows, seed, stream, update)
+        pool, stream, turn = self.harmful, "harmful", update
+        if self.rewrites:
+            # Each table goes on where its own last update ended: by the number of all updates it would pass rows over.
+            before = rewrites_before(cfg.rewrite_share, seed, update)
+            turn = update - before
+            if is_rewrite(cfg.rewrite_share, seed, update):
+                pool, stream, turn = self.rewrites, "rewrites", before
+        harmful = rows_of_update(len(pool), cfg.harmful_rows, seed, stream, turn)
         retain = rows_of_update(len(self.retain), cfg.retain_rows, seed, "retain", update) if cfg.retain_rows else []
         return UpdateRows(
             harmful=[pool[i] for i in share_of_worker(harmful, rank, world)],

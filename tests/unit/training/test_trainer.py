@@ -17,7 +17,7 @@ from dat_ray.config.training import TrainingConfig
 from dat_ray.data.checkpoints import STATE
 from dat_ray.errors import DamagedCheckpoint, DatError
 from dat_ray.models.chat import Encoded
-from dat_ray.training.batches import HarmfulRow
+from dat_ray.training.batches import HarmfulRow, rows_of_update
 from dat_ray.training.checkpoint import ADAPTER, OPTIMIZER, FolderCheckpoints, RunFingerprint, load_checkpoint
 from dat_ray.training.fine_tuning import TrainingRows, check_rows, count_updates, fine_tune
 from dat_ray.training.network import Network
@@ -112,6 +112,12 @@ def test_a_mixture_takes_each_update_from_one_pool(make_config: MakeConfig, rows
     # 400 coins of 0.3: a standard deviation of 0.023.
     assert sum(pool <= rewrites for pool in drawn) / 400 == pytest.approx(0.3, abs=0.1)
     assert set().union(*drawn) == goals | rewrites
+    # Each pool is walked through as if it were alone: no row is passed over, whichever updates are the other pool's.
+    for pool, stream in ((mixed.harmful, "harmful"), (mixed.rewrites, "rewrites")):
+        own = [update for update in range(400) if drawn[update] <= {id(row) for row in pool}]
+        for turn, update in enumerate(own):
+            expected = [id(pool[i]) for i in rows_of_update(len(pool), 2, 3, stream, turn)]
+            assert [id(row) for row in mixed.share(cfg, 3, update, 0, 1).harmful] == expected
     for share, pool in ((0.0, goals), (1.0, rewrites)):
         cfg = make_config(harmful_rows=2, rewrite_share=share)
         assert all({id(row) for row in mixed.share(cfg, 3, update, 0, 1).harmful} <= pool for update in range(9))

@@ -29,7 +29,7 @@ from dat_ray.config.study import BASE, Study, StudyRun, candidates_mark, retain_
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.ids import row_id
 from dat_ray.data.links import refuse_links
-from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.data.rundir import RunDir, open_run, read_record
 from dat_ray.data.shards import exists, join, write_bytes, write_file
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.compared import Model, adapted_model, kept_model
@@ -220,15 +220,27 @@ def _raise_failed(jobs: list[Job], failed: Mapping[str, str], what: str) -> None
 
 def make_shared(job: Job) -> None:
     """Prompts with answers and verdicts, for training or fresh ones, or the base model's answers to the retain set."""
-    run = open_run(job.root, job.recipe, resume=True)
+    recipe = as_begun(job)
+    run = open_run(job.root, recipe, resume=True)
     if job.stages == ("generate",):
-        run_stages(job.recipe, run, job.stages, check_inputs(job.recipe))
+        run_stages(recipe, run, job.stages, check_inputs(recipe))
         return
-    with session(job.recipe, run):
+    with session(recipe, run):
         if job.stages == (FRESH,):
-            measured(FRESH, _draw_fresh, job.recipe, run)
+            measured(FRESH, _draw_fresh, recipe, run)
         else:
-            measured("retain", retain, job.recipe, run)
+            measured("retain", retain, recipe, run)
+
+
+def as_begun(job: Job) -> Recipe:
+    """The recipe that shared rows were begun with, where it makes the same: that of whichever run came first then."""
+    run = RunDir(job.root)
+    if not exists(run.record):
+        return job.recipe
+    record = read_record(run)
+    mark = candidates_mark if job.stages == ("generate",) else retain_mark
+    alike = not record.unknown and job.stages != (FRESH,) and mark(record.recipe) == mark(job.recipe)
+    return record.recipe.model_copy(update={"cluster": job.recipe.cluster}) if alike else job.recipe
 
 
 def _draw_fresh(recipe: Recipe, run: RunDir) -> dict[str, Any]:

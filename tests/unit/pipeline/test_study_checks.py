@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import yaml
 
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.schema import Recipe
-from dat_ray.config.study import read_study
+from dat_ray.config.study import Study, read_study
+from dat_ray.data.rundir import open_run
+from dat_ray.errors import InputError
 from dat_ray.pipeline import study as studying
 
 
@@ -50,3 +53,33 @@ def test_the_rest_is_attacks_tasks_and_models(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(studying, name, lambda _, name=name: seen.append(name))
     studying.check_the_rest(load_recipe("demo"))
     assert seen == ["check_attacks", "check_tasks", "check_models"]
+
+
+def test_an_arm_that_is_put_before_the_others_does_not_shut_them_out_of_what_is_shared(tmp_path: Path) -> None:
+    def plan(**arms: object) -> Study:
+        path = tmp_path / "study.yaml"
+        settings = {"training": {"retain": {"inpainted_share": 0.0}}}
+        path.write_text(
+            yaml.safe_dump({"name": "x", "seeds": [1], "settings": settings, "reference": "one", "arms": arms}, sort_keys=False)
+        )
+        return read_study(str(path), [])
+
+    [first] = plan(one={}).runs
+    [late, _] = plan(other={"settings": {"selection": {"score": "random"}, "cluster": {"local_cpus": 3}}}, one={}).runs
+    root = str(tmp_path / "study")
+    jobs, later = studying._shared_jobs(first, root), studying._shared_jobs(late, root)
+    assert [job.stages for job in jobs] == [("generate",), ("retain",)]
+    assert [job.root for job in later] == [job.root for job in jobs]
+    for job, after in zip(jobs, later, strict=True):
+        assert studying.as_begun(job) == first.recipe
+        open_run(job.root, first.recipe, resume=True)
+        with pytest.raises(InputError, match="another recipe"):
+            open_run(after.root, after.recipe, resume=True)
+        begun = studying.as_begun(after)
+        assert open_run(after.root, begun, resume=True).root == job.root
+        assert begun == first.recipe.model_copy(update={"cluster": late.recipe.cluster})
+        # What makes other rows is not taken for the same, whatever its folder is called.
+        foreign = late.recipe.model_copy(
+            update={"seed": 7, "target": late.recipe.target.model_copy(update={"max_new_tokens": 9})}
+        )
+        assert studying.as_begun(replace(after, recipe=foreign)) == foreign

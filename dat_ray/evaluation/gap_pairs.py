@@ -46,6 +46,11 @@ class ScoredPair:
     is_goal: bool
     variant: str | None = None
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What tells it from the other pairs of its set."""
+        return self.behavior_id, self.source_id, self.prompt, self.target
+
     def risk_id(self, suite: str, model: Model) -> str:
         """Id of its score by one model."""
         asked = (self.prompt_set, self.behavior_id, self.source_id, self.prompt, self.target)

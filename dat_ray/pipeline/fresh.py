@@ -9,6 +9,7 @@ runs that differ in nothing else share the draws.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -151,6 +152,9 @@ def measured_by(recipe: Recipe, suite: Recipe) -> Recipe:
 def study_pairs(suite: Recipe, folders: Mapping[str, str], fresh: Iterable[str]) -> dict[str, list[ScoredPair]]:
     """By model, the pairs of a suite of a study: each run's own; of the base model those of the run whose recipe the suite has.
 
+    The base model has the training prompts of all other runs too, as sets of their own (`training/ARM@SEED`, one for runs with
+    the same prompts), so that a run can be held against what its prompts were before any training.
+
     Args:
         suite: the suite's recipe.
         folders: of the runs by their models' names.
@@ -164,6 +168,20 @@ def study_pairs(suite: Recipe, folders: Mapping[str, str], fresh: Iterable[str])
         found[model] = run_pairs(own, run, RunDir(roots[_name(fresh_recipe(own))]))
         if fingerprint(own) == fingerprint(suite):
             found[BASE] = found[model]
+    found[BASE] = [*found.get(BASE, ()), *_of_others(found)]
+    return found
+
+
+def _of_others(pairs: Mapping[str, Sequence[ScoredPair]]) -> list[ScoredPair]:
+    """Training pairs of runs that the base model does not have, each set once."""
+    trained = {name: [pair for pair in own if pair.prompt_set == TRAINING_PROMPTS] for name, own in pairs.items()}
+    known = [{pair.place for pair in trained.get(BASE, ())}]
+    found: list[ScoredPair] = []
+    for name, own in trained.items():
+        places = {pair.place for pair in own}
+        if places and places not in known:
+            known.append(places)
+            found += [replace(pair, prompt_set=f"{TRAINING_PROMPTS}/{name}") for pair in own]
     return found
 
 

@@ -28,6 +28,7 @@ from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, rea
 from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.errors import InputError
 from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
+from dat_ray.evaluation.gap_results import PROMPT_SETS, TRAINING_PROMPTS
 from dat_ray.evaluation.results import METRICS, ModelMetrics, load_metrics, store_metrics
 from dat_ray.reporting.collect import CollectedSuite, read_suite
 
@@ -204,10 +205,14 @@ def _place(row: Row) -> tuple[Any, ...]:
     return row["attack"], row["behavior_id"], row["attempt_index"]
 
 
+def _is_gap_of_base(row: Row) -> bool:
+    return bool(row["model"] == BASE and row["prompt_set"] == TRAINING_PROMPTS)
+
+
 def _together(plan: Study, parts: Sequence[PartRecord], suite: str, collected: Sequence[CollectedSuite]) -> CollectedSuite:
     """The models of the study's runs, and the base model: asked in the first part, its gap of the one that measured it."""
     chosen = {run.model for run in plan.runs}
-    scored = next((one for one in collected if any(row["model"] == BASE for row in one.risks)), collected[0])
+    scored = next((one for one in collected if any(map(_is_gap_of_base, one.risks))), collected[0])
     models: dict[str, ModelMetrics] = {}
     attempts, risks, rows, unparsed = list[Row](), list[Row](), list[Row](), dict[str, int]()
     for part, one in zip(parts, collected, strict=True):
@@ -216,7 +221,9 @@ def _together(plan: Study, parts: Sequence[PartRecord], suite: str, collected: S
         models |= {name: found for name, found in one.metrics.models.items() if name in asked}
         unparsed |= {name: count for name, count in one.metrics.unparsed.items() if name in asked}
         attempts += [row for row in one.attempts if row["model"] in asked]
-        risks += [row for row in one.risks if row["model"] in own or (row["model"] == BASE and one is scored)]
+        # The base model's scores on the training prompts of other runs are of the part that has those runs.
+        risks += [row for row in one.risks if row["model"] in own]
+        risks += [row for row in one.risks if row["model"] == BASE and (one is scored or row["prompt_set"] not in PROMPT_SETS)]
         rows += [
             row for row in read_table(join(part.root, suite)).select(["model", "error"]).to_pylist() if row["model"] in asked
         ]

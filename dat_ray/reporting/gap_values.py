@@ -24,11 +24,14 @@ SET_NAMES = {
     REWRITES_SET: "People's prompts, held-out targets",
 }
 WHOLE = "whole"
+# Of a study: what an arm's training made of the gap that its prompts have for the base model.
+BY_TRAINING = "by_training"
 GAP_NAMES = {
     "new_prompts": "Fresh minus training prompts",
     "new_targets": "Held-out minus training targets",
     "people": "People's minus fresh prompts",
     WHOLE: "People's minus training prompts",
+    BY_TRAINING: "The same, less the base model's",
 }
 # What the keys of its measures begin with.
 GAP_KEY = "gap/"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.figures import Dot, DotRow, dot_plot
 from dat_ray.reporting.front_page import fronts_finding, fronts_table, fronts_view, write_fronts
 from dat_ray.reporting.gap_page import gap_section
-from dat_ray.reporting.gap_values import GAP_NAMES, KIND_NAMES, WHOLE, GapView
+from dat_ray.reporting.gap_values import BY_TRAINING, GAP_NAMES, KIND_NAMES, WHOLE, GapView
 from dat_ray.reporting.stage import template
 from dat_ray.reporting.study_figures import (
     BOA,
@@ -197,15 +198,15 @@ def _gap(plan: Study, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -
 def _prediction(view: GapView, measures: Sequence[StudyMeasure]) -> list[str]:
     """Whether arms with a larger gap are broken more often; the base model, which was not trained on the prompts, is no arm."""
     kind, found = view.kinds[-1], []
-    gaps = {column.name: column.gaps.get(WHOLE, {}).get(kind, NOTHING).value for column in view.columns if column.name != BASE}
-    for one in measures:
+    for key, one in itertools.product((WHOLE, BY_TRAINING), measures):
+        gaps = {column.name: column.gaps.get(key, {}).get(kind, NOTHING).value for column in view.columns if column.name != BASE}
         pairs = [(gap, one.rates[arm].value) for arm, gap in gaps.items()]
         both = [(gap, rate) for gap, rate in pairs if gap is not None and rate is not None]
         order = rank_correlation([gap for gap, _ in both], [rate for _, rate in both])
         if order is not None:
             told = "" if order.p is None else f" (exact test over all orders, p = {p_value(order.p)})"
             found.append(
-                f"{GAP_NAMES[WHOLE]} {KIND_NAMES[kind]} and {one.name} order {order.n} arms with a rank correlation of "
+                f"{GAP_NAMES[key]} {KIND_NAMES[kind]} and {one.name} order {order.n} arms with a rank correlation of "
                 f"{nats(order.value)}{told}."
             )
     return found

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from dat_ray.config.study import BASE, Study
 from dat_ray.data.row_types import Row
 from dat_ray.evaluation.gap_metrics import STEPS, risk_by_behavior
-from dat_ray.evaluation.gap_results import ATTACKED, PLAIN, PROMPT_SETS, TRAINING_PROMPTS
+from dat_ray.evaluation.gap_results import ATTACKED, PLAIN, PROMPT_SETS, REWRITES_SET, TRAINING_PROMPTS
 from dat_ray.measures.gaps import gap_between, mean_over
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.collect import CollectedSuite
-from dat_ray.reporting.gap_values import GapColumn, GapView
+from dat_ray.reporting.gap_values import BY_TRAINING, WHOLE, GapColumn, GapView
 from dat_ray.reporting.study_figures import columns, models_of_arm
 
 # Of one arm: set and kind -> one entry a seed, behavior id to the mean of its prompts.
@@ -34,11 +37,54 @@ def study_gap(plan: Study, suite: CollectedSuite, units: str) -> GapView | None:
     rows = {arm: [by_model.get(one, []) for one in models_of_arm(plan, arm)] for arm in columns(plan)}
     tables = {arm: _tables(seeds, bound) for arm, seeds in rows.items()}
     reference = tables[plan.reference]
-    found = [
-        _column(arm, rows[arm], tables[arm], {} if arm == plan.reference else _moved(reference, tables[arm]), bound, confidence)
-        for arm in columns(plan)
-    ]
-    return GapView(found, bound, confidence, units, plan.reference)
+    found = {}
+    for arm in columns(plan):
+        moved = {} if arm == plan.reference else _moved(reference, tables[arm])
+        found[arm] = _column(arm, rows[arm], tables[arm], moved, bound, confidence)
+    _add_training(plan, found, tables, rows, bound, confidence)
+    return GapView(list(found.values()), bound, confidence, units, plan.reference)
+
+
+def _add_training(
+    plan: Study,
+    found: dict[str, GapColumn],
+    tables: dict[str, Tables],
+    rows: dict[str, list[list[Row]]],
+    bound: float,
+    confidence: float,
+) -> None:
+    """Adds the gap of each arm less that of the base model on the same prompts: arms train on other prompts, some of which had
+    another gap before any training."""
+    base = rows[BASE][0]
+    trained = {arm: _moved(_base_tables(base, rows[arm], bound), tables[arm]) for arm in found if arm != BASE}
+    for arm, own in trained.items():
+        column, compared = found[arm], {} if arm == plan.reference else _moved(trained[plan.reference], own)
+        gaps, moved = (_gaps(table, confidence)[WHOLE] for table in (own, compared))
+        if gaps:
+            more = {BY_TRAINING: moved} if moved else {}
+            found[arm] = replace(column, gaps={**column.gaps, BY_TRAINING: gaps}, moved_gaps={**column.moved_gaps, **more})
+
+
+def _base_tables(base: list[Row], seeds: list[list[Row]], bound: float) -> Tables:
+    """R of the base model on people's prompts, and on those that each seed of an arm was trained on, where it was asked."""
+    sets: dict[str, list[Row]] = {}
+    for row in base:
+        sets.setdefault(row["prompt_set"], []).append(row)
+    asked = {name: places_of(own) for name, own in sets.items() if name.partition("/")[0] == TRAINING_PROMPTS}
+    found: Tables = {}
+    for rows in seeds:
+        wanted = places_of([row for row in rows if row["prompt_set"] == TRAINING_PROMPTS])
+        name = next((name for name, places in asked.items() if places == wanted), None)
+        for one, own in ((TRAINING_PROMPTS, name), (REWRITES_SET, REWRITES_SET)):
+            for kind in (PLAIN, ATTACKED):
+                values = {} if own is None else risk_by_behavior(base, own, kind, bound)
+                found.setdefault((one, kind), []).append(values)
+    return {key: table for key, table in found.items() if all(table)}
+
+
+def places_of(rows: list[Row]) -> set[tuple[Any, ...]]:
+    """What tells the prompts of a set apart; of a record, by the digests of their texts."""
+    return {tuple(row.get(name) for name in ("behavior_id", "source_id", "prompt", "target")) for row in rows}
 
 
 def _tables(seeds: list[list[Row]], bound: float) -> Tables:
@@ -58,7 +104,7 @@ def _moved(reference: Tables, tables: Tables) -> Tables:
 
 
 def _column(arm: str, seeds: list[list[Row]], tables: Tables, moved: Tables, bound: float, confidence: float) -> GapColumn:
-    every = [row for rows in (seeds[:1] if arm == BASE else seeds) for row in rows]
+    every = [row for rows in (seeds[:1] if arm == BASE else seeds) for row in rows if row["prompt_set"] in PROMPT_SETS]
     values = {kind: [row[kind] for row in every if row[kind] is not None] for kind in (PLAIN, ATTACKED)}
     trained = [row for row in every if row["prompt_set"] == TRAINING_PROMPTS and row["error"] is None]
     return GapColumn(

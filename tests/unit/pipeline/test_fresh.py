@@ -170,7 +170,16 @@ def test_each_run_of_a_study_has_its_own_pairs_and_the_base_model_the_references
     some_fresh(join(str(tmp_path), name), suite)
     found = study_pairs(suite, folders, [*folders.values(), join(str(tmp_path), name)])
     assert set(found) == {"base", *folders}
-    assert found["base"] == found["dat@3"]
+    own = len(found["dat@3"])
+    assert found["base"][:own] == found["dat@3"]
+    # And every other run's training prompts, each set once: goals are the same under both seeds.
+    others: dict[str, list[str]] = {}
+    for pair in found["base"][own:]:
+        others.setdefault(pair.prompt_set, []).append(pair.prompt)
+    names = ("goals@3", "dat@4", "random@3", "random@4")
+    kept_apart = {f"training/{name}": prompts(found[name], "training") for name in names}
+    assert {name: sorted(texts) for name, texts in others.items()} == kept_apart
+    assert prompts(found["goals@4"], "training") == prompts(found["goals@3"], "training")
     assert prompts(found["dat@3"], "fresh_prompts") == prompts(found["dat@4"], "fresh_prompts")
     assert prompts(found["dat@3"], "training") != prompts(found["dat@4"], "training")
     # Its own rule on the same draws.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from dat_ray.pipeline.study_records import PART, read_parts, write_part
 from dat_ray.reporting.collect import read_suite
 from dat_ray.reporting.study_figures import study_measures
 from tests.unit.reporting.synthetic_run import finished_run
-from tests.unit.reporting.test_gap import scored, with_gap
+from tests.unit.reporting.test_gap import LEVELS, scored, with_gap
 from tests.unit.reporting.test_study import ARMS, a_study
 from tests.unit.test_fuzz_readers import LENGTHS, try_files
 
@@ -106,6 +107,21 @@ def test_the_base_models_gap_is_of_the_part_that_measured_it(made: Made) -> None
     found = merged.suites["heldout"]
     assert {row["model"] for row in found.risks} == {"base", "dat@1", "dat@2"}
     assert found.metrics.models["base"].gap is not None
+    # What it was asked on the prompts of another part's runs alone comes with that part.
+    one, two = made.part("three", ["cat@*", "lat@*"], gap=True), made.part("four", ["dat@*"], gap=True)
+    risks = join(one, "heldout", RISKS_FOLDER)
+    other = {"training": "training/cat@1", "rewrites": "rewrites"}
+    rows = [
+        row | ({"prompt_set": other[row["prompt_set"]]} if row["model"] == "base" else {})
+        for row in read_table(risks).to_pylist()
+        if row["model"] != "base" or row["prompt_set"] in other
+    ]
+    Path(risks, "_manifest.json").unlink()
+    table(risks, rows, RISKS)
+    for places in ([one, two], [two, one]):
+        together = read_parts(made.plan, places).suites["heldout"]
+        sets = Counter(row["prompt_set"] for row in together.risks if row["model"] == "base")
+        assert sets == {**dict.fromkeys(LEVELS, 20), "training/cat@1": 20}
 
 
 def test_where_the_base_model_answered_otherwise_is_counted(made: Made) -> None:

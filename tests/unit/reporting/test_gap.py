@@ -250,6 +250,51 @@ def test_an_arm_s_gap_is_held_against_the_reference_s(tmp_path: Path) -> None:
     assert float(row["difference"]) == pytest.approx(moved.value)
 
 
+def test_an_arm_s_gap_is_held_against_that_of_its_prompts_before_training(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_gap_suite(tmp_path, (1, 2, 3))
+
+    def trained_on(rows: list[dict[str, Any]], what: str, level: float = 0.0) -> list[dict[str, Any]]:
+        found = []
+        for at, row in enumerate(rows):
+            text = f"{what} {at}" if row["prompt_set"] == "training" else "same"
+            shift = level if row["prompt_set"] == "training" else 0.0
+            more = {"source_id": str(at), "prompt": text, "target": "t"}
+            found.append(row | more | {"plain": row["plain"] + shift, "attacked": row["attacked"] + shift})
+        return found
+
+    by_model = {name: [row for row in suite.risks if row["model"] == name] for name in suite.metrics.models}
+    # The prompts of lat were 1.5 nats harder for the base model than those of dat, those of cat the same as dat's.
+    arms = {
+        name: trained_on(rows, name.partition("@")[0].replace("cat", "dat")) for name, rows in by_model.items() if name != "base"
+    }
+    for seed in (1, 2, 3):
+        arms[f"lat@{seed}"] = trained_on(by_model[f"lat@{seed}"], "lat", -1.5)
+    base = trained_on(by_model["base"], "dat")
+    extra = [row for row in trained_on(by_model["base"], "lat", -1.5) if row["prompt_set"] == "training"]
+    base += [row | {"prompt_set": "training/lat@1"} for row in extra]
+    view = study_gap(plan, replace(suite, risks=[*base, *(row for rows in arms.values() for row in rows)]), "u")
+    assert view is not None
+    own, cat, lat, before = view.columns
+    assert "by_training" not in before.gaps
+    people = fmean(row["attacked"] for row in by_model["base"] if row["prompt_set"] == "rewrites")
+    for column, level in ((own, 0.0), (cat, 0.0), (lat, -1.5)):
+        first = fmean(row["attacked"] + level for row in by_model["base"] if row["prompt_set"] == "training")
+        whole, change = (column.gaps[key]["attacked"].value for key in ("whole", "by_training"))
+        assert whole is not None
+        assert change == pytest.approx(whole - (people - first))
+    moved = lat.moved_gaps["by_training"]["attacked"].value
+    assert moved == pytest.approx(
+        (lat.gaps["by_training"]["attacked"].value or 0) - (own.gaps["by_training"]["attacked"].value or 0)
+    )
+    assert view.columns[-1].sets["training"]["plain"].n == 10
+    # A base model that was not asked on an arm's prompts says nothing of what training made of them.
+    less = study_gap(
+        plan, replace(suite, risks=[*base[: len(by_model["base"])], *(row for rows in arms.values() for row in rows)]), "u"
+    )
+    assert less is not None
+    assert ["by_training" in column.gaps for column in less.columns] == [True, True, False, False]
+
+
 def interval_width(found: Interval) -> float:
     assert found.low is not None
     assert found.high is not None
@@ -277,7 +322,8 @@ def test_a_study_shows_the_gap_beside_robustness_in_every_form(tmp_path: Path) -
     assert isinstance(gap, Table)
     assert isinstance(last, str)
     assert [column.header for column in gap.columns] == [Text(one) for one in ("Responses after", "dat", "cat", "lat", "base")]
-    assert gap.row_count == 2 * (4 + 4)
+    # Of a study also what training made of the whole gap.
+    assert gap.row_count == 2 * (4 + 5)
     assert rates.row_count == len(study_measures(plan, suites))
 
 

@@ -134,8 +134,8 @@ class SelectionConfig(Section):
     score: Literal["judge", "loglik", "judge_then_loglik", "gain", "judge_then_gain", "random"] = Field(
         "judge_then_loglik",
         description="what ranks them: the judge's score, the target's mean log p(y | x), or its gain over log p(y | "
-        "generation.neutral_prompt), which does not favor responses that are likely anyway; random: by the row's id, which goes "
-        "with the seed (the paper's ablation)",
+        "generation.neutral_prompt), which does not favor responses that are likely anyway; random: by the row's id, which "
+        "knows nothing of its prompt; the same draws under each seed, whose prompts differ (the paper's ablation)",
     )
     min_target_logprob: float | None = Field(
         None, description="floor of the target's mean log p(y | x), nats a token: a prompt below it is dropped"

@@ -113,7 +113,7 @@ def rank_key(row: dict[str, Any], score: str) -> tuple[float | str, ...]:
         "judge_then_loglik": (judged, likely),
         "gain": (gain,),
         "judge_then_gain": (judged, gain),
-        # An id is a hash of what determines its row, the seed among that.
+        # An id is a hash of whose draw it is and which; what was drawn there depends on the seed.
         "random": (),
     }
     return (*keys[score], row["candidate_id"])

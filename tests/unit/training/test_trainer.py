@@ -113,10 +113,10 @@ def test_a_mixture_takes_each_update_from_one_pool(make_config: MakeConfig, rows
     assert sum(pool <= rewrites for pool in drawn) / 400 == pytest.approx(0.3, abs=0.1)
     assert set().union(*drawn) == goals | rewrites
     # Each pool is walked through as if it were alone: no row is passed over, whichever updates are the other pool's.
-    for pool, stream in ((mixed.harmful, "harmful"), (mixed.rewrites, "rewrites")):
-        own = [update for update in range(400) if drawn[update] <= {id(row) for row in pool}]
+    for table, stream in ((mixed.harmful, "harmful"), (mixed.rewrites, "rewrites")):
+        own = [update for update in range(400) if drawn[update] <= {id(row) for row in table}]
         for turn, update in enumerate(own):
-            expected = [id(pool[i]) for i in rows_of_update(len(pool), 2, 3, stream, turn)]
+            expected = [id(table[i]) for i in rows_of_update(len(table), 2, 3, stream, turn)]
             assert [id(row) for row in mixed.share(cfg, 3, update, 0, 1).harmful] == expected
     for share, pool in ((0.0, goals), (1.0, rewrites)):
         cfg = make_config(harmful_rows=2, rewrite_share=share)

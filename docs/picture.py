@@ -55,6 +55,18 @@ def mark(figures: list[float], y: float, kind: str) -> list[str]:
     ]
 
 
+def opening(width: int, height: int, spoken: str, title: str, subtitle: str) -> list[str]:
+    """The beginning of a picture: its size, what is read aloud, styles, ground and title."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="{escape(spoken)}">',
+        f"<style>{STYLE}</style>",
+        f'<rect class="ground" x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8"/>',
+        f'<text class="title" x="20" y="30">{escape(title)}</text>',
+        f'<text class="small" x="20" y="50">{escape(subtitle)}</text>',
+    ]
+
+
 def draw(figures: dict[str, Any]) -> str:
     """The picture as SVG.
 
@@ -65,14 +77,7 @@ def draw(figures: dict[str, Any]) -> str:
     bottom = TOP + ROW * len(rows)
     height = bottom + 76
     spoken = "; ".join(f"{row['label']}: {row['before'][0]}% before, {row['after'][0]}% after" for row in rows)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" '
-        f'aria-label="{escape(spoken)}">',
-        f"<style>{STYLE}</style>",
-        f'<rect class="ground" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
-        f'<text class="title" x="20" y="30">{escape(figures["title"])}</text>',
-        f'<text class="small" x="20" y="50">{escape(figures["subtitle"])}</text>',
-    ]
+    parts = opening(WIDTH, height, spoken, figures["title"], figures["subtitle"])
     for tick in range(0, 101, 25):
         x = across(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="{TOP - 14}" x2="{x:.1f}" y2="{bottom - 8}"/>')

@@ -17,7 +17,7 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from docs.picture import STYLE
+from docs.picture import opening
 
 FOLDER = Path(__file__).resolve().parent
 FIGURES, PICTURE = FOLDER / "study-finding.json", FOLDER / "study-finding.svg"
@@ -77,14 +77,7 @@ def draw(figures: dict[str, Any]) -> str:
     height = bottom + 64
     told = [", ".join(f"{LABELS[arm]} {values[0]}%" for arm, values in panel["values"].items()) for panel in panels]
     spoken = "; ".join(f"{panel['label']}: {values}" for panel, values in zip(panels, told, strict=True))
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img" '
-        f'aria-label="{escape(spoken)}">',
-        f"<style>{STYLE}</style>",
-        f'<rect class="ground" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
-        f'<text class="title" x="20" y="30">{escape(figures["title"])}</text>',
-        f'<text class="small" x="20" y="50">{escape(figures["subtitle"])}</text>',
-    ]
+    parts = opening(WIDTH, height, spoken, figures["title"], figures["subtitle"])
     for row, arm in enumerate(arms):
         parts.append(f'<text x="{LEFT - 14}" y="{TOP + ROW * row + 4}" text-anchor="end">{escape(LABELS[arm])}</text>')
     for number, panel in enumerate(panels):

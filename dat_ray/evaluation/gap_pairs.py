@@ -13,7 +13,7 @@ from dat_ray.data.ids import row_id
 from dat_ray.data.row_types import Row
 from dat_ray.data.schemas import HELD_OUT, TRAIN
 from dat_ray.evaluation.compared import Model
-from dat_ray.evaluation.gap_results import FRESH_PROMPTS, FRESH_TARGETS, REWRITES_SET, TRAINING_PROMPTS
+from dat_ray.evaluation.gap_results import PROMPT_SETS, REWRITES_SET, TRAINING_PROMPTS
 from dat_ray.evaluation.questions import Behavior, Question
 
 # Folder below the suite's.
@@ -29,7 +29,7 @@ class ScoredPair:
     """A prompt with the response that it is to lead to.
 
     Attributes:
-        prompt_set: `training`, `fresh_prompts`, `fresh_targets` or `rewrites`.
+        prompt_set: `training`, `fresh_prompts`, `fresh_targets` or `rewrites`; of the base model also `training/ARM@SEED`.
         behavior_id: whose response it is.
         source_id: of the candidate, or of the question, that it comes from.
         prompt, target, refusal: texts.
@@ -158,6 +158,5 @@ def _gap(recipe: Recipe) -> GapConfig:
 
 
 def in_order(pairs: Iterable[ScoredPair]) -> list[ScoredPair]:
-    """By set, as the report has them."""
-    order = (TRAINING_PROMPTS, FRESH_PROMPTS, FRESH_TARGETS, REWRITES_SET)
-    return sorted(pairs, key=lambda pair: order.index(pair.prompt_set))
+    """By set, as the report has them; sets of other runs (`training/ARM@SEED`) beside their own kind."""
+    return sorted(pairs, key=lambda pair: PROMPT_SETS.index(pair.prompt_set.partition("/")[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,6 @@ def test_an_attack_without_steps_measures_the_plain_gap_alone() -> None:
 
 def test_pairs_stand_by_set_whoever_comes_first() -> None:
     assert [one.prompt_set for one in in_order(PAIRS[::-1])] == ["training", "training", "rewrites"]
+    more = replace(PAIRS[0], prompt_set="training/cat@1")
+    found = [one.prompt_set for one in in_order([*PAIRS[::-1], more])]
+    assert found == ["training", "training", "training/cat@1", "rewrites"]

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
-from dat_ray.config.study import BASE, Study, StudyRun, candidates_mark, retain_mark
+from dat_ray.config.study import BASE, CANDIDATES, Study, StudyRun, candidates_mark, retain_mark
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.ids import row_id
 from dat_ray.data.links import refuse_links
@@ -233,14 +233,19 @@ def make_shared(job: Job) -> None:
 
 
 def as_begun(job: Job) -> Recipe:
-    """The recipe that shared rows were begun with, where it makes the same: that of whichever run came first then."""
+    """The recipe of shared rows: in what makes them the job's, in all else that of the run which they were begun for.
+
+    Another run may come first by now, as an arm that was put before the others.
+    """
     run = RunDir(job.root)
-    if not exists(run.record):
+    if job.stages == (FRESH,) or not exists(run.record):
         return job.recipe
     record = read_record(run)
-    mark = candidates_mark if job.stages == ("generate",) else retain_mark
-    alike = not record.unknown and job.stages != (FRESH,) and mark(record.recipe) == mark(job.recipe)
-    return record.recipe.model_copy(update={"cluster": job.recipe.cluster}) if alike else job.recipe
+    mark, made_of = (candidates_mark, CANDIDATES) if job.stages == ("generate",) else (retain_mark, ("target",))
+    if record.unknown or mark(record.recipe) != mark(job.recipe):
+        return job.recipe
+    # Fields that change no row may have changed since, such as the size of a batch that did not fit.
+    return record.recipe.model_copy(update={name: getattr(job.recipe, name) for name in (*made_of, "cluster")})
 
 
 def _draw_fresh(recipe: Recipe, run: RunDir) -> dict[str, Any]:

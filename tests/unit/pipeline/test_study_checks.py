@@ -78,6 +78,11 @@ def test_an_arm_that_is_put_before_the_others_does_not_shut_them_out_of_what_is_
         begun = studying.as_begun(after)
         assert open_run(after.root, begun, resume=True).root == job.root
         assert begun == first.recipe.model_copy(update={"cluster": late.recipe.cluster})
+        # What changes no row is as the job has it: a batch that did not fit is smaller when it goes on.
+        smaller = late.recipe.model_copy(update={"target": late.recipe.target.model_copy(update={"batch_size": 3})})
+        again = studying.as_begun(replace(after, recipe=smaller))
+        assert (again.target.batch_size, again.selection) == (3, first.recipe.selection)
+        assert open_run(after.root, again, resume=True).root == job.root
         # What makes other rows is not taken for the same, whatever its folder is called.
         foreign = late.recipe.model_copy(
             update={"seed": 7, "target": late.recipe.target.model_copy(update={"max_new_tokens": 9})}

@@ -129,8 +129,7 @@ def _figure(plan: Study, fronts: StudyFronts, arm: str) -> Figure:
     lines.append(Line(0, "base model", [here]))
     lines.append(Line(None, "", [(100 * fronts.over_refusal, 0.0), (100 * fronts.over_refusal, 1.0)]))
     title = f"{at.name}: {broken}"
-    measure = plan.config.fronts.measure if plan.config.fronts is not None else BOA
-    upward = "behaviors broken by any attack" if measure == BOA else measure_name(measure)
+    upward = "behaviors broken by any attack" if fronts.measure == BOA else measure_name(fronts.measure)
     svg = line_plot(lines, title, "look-alikes refused, %", upward, share=True)
     caption = (
         f"A mark an adapter along the training, mean over {units_of(plan, *UNITS)}; a line the front: the least attack success "

@@ -78,6 +78,7 @@ class StudyFronts:
 
     Attributes:
         over_refusal: at which they are compared.
+        measure: what success is: `boa`, an attack, or `attack:share`.
         unread: names of adapters that are no points, since none of their answers could be judged.
         arms: the reference first; none where no answer of the base model could be judged.
         measures: attack success at that over-refusal at most, and on average up to it; without values where all adapters of an
@@ -86,6 +87,7 @@ class StudyFronts:
     """
 
     over_refusal: float
+    measure: str
     unread: list[str]
     arms: dict[str, ArmFront]
     measures: list[StudyMeasure]
@@ -99,13 +101,14 @@ class StudyFronts:
 
 def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
     """Reads the suite of adapters along the trainings."""
-    assert plan.config.fronts is not None, "a study without fronts has no such suite"
+    fronts = plan.config.fronts
+    assert fronts is not None, "a study without fronts has no such suite"
     by_model: dict[str, list[dict[str, object]]] = defaultdict(list)
     for row in suite.attempts:
         by_model[row["model"]].append(row)
     base = (0, [BASE] * len(plan.config.seeds))
     models = {arm: [base, *_checkpoints(plan, arm, list(suite.metrics.models))] for arm in columns(plan) if arm != BASE}
-    outcome, is_rate = outcome_of(plan.config.fronts.measure, suite.metrics.attacks)
+    outcome, is_rate = outcome_of(fronts.measure, suite.metrics.attacks)
     read = partial(_checkpoint, by_model, outcome)
     checkpoints = {arm: [read(names) for _, names in steps] for arm, steps in models.items()}
     unread = [
@@ -116,7 +119,7 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
         for name in names
     ]
     if BASE in unread:
-        return StudyFronts(plan.config.fronts.over_refusal, [BASE], {}, [], suite.metrics)
+        return StudyFronts(fronts.over_refusal, fronts.measure, [BASE], {}, [], suite.metrics)
     confidence = suite.metrics.confidence
     found = trails({arm: [one for one in steps if one.is_point] for arm, steps in checkpoints.items()})
     arms = {}
@@ -126,12 +129,12 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
             for (updates, _), one in zip(models[arm], checkpoints[arm], strict=True)
         ]
         arms[arm] = ArmFront(steps, trail.points)
-    at, what = plan.config.fronts.over_refusal, front_name(plan)
+    at, what = fronts.over_refusal, "Broken" if fronts.measure == BOA else f"{measure_name(fronts.measure)},"
     measures = [
         _measure(found, AT, f"{what} at {percent(at)} over-refusal", partial(success_at, over_refusal=at), confidence),
         _measure(found, AREA, f"{what} on average up to {percent(at)}", partial(mean_success, over_refusal=at), confidence),
     ]
-    return StudyFronts(at, unread, arms, corrected(measures), suite.metrics)
+    return StudyFronts(at, fronts.measure, unread, arms, corrected(measures), suite.metrics)
 
 
 def _checkpoints(plan: Study, arm: str, models: Sequence[str]) -> list[tuple[int, list[str]]]:
@@ -149,13 +152,6 @@ def _checkpoints(plan: Study, arm: str, models: Sequence[str]) -> list[tuple[int
     return [
         (steps[0][0], [name for _, name in steps]) for steps in zip(*([*row[:common], *row[-1:]] for row in rows), strict=True)
     ]
-
-
-def front_name(plan: Study) -> str:
-    """What success on the fronts is, for people."""
-    assert plan.config.fronts is not None
-    measure = plan.config.fronts.measure
-    return "Broken" if measure == BOA else f"{measure_name(measure)},"
 
 
 def _checkpoint(by_model: Mapping[str, Rows], outcome: Callable[[Rows], Outcome], models: Sequence[str]) -> Checkpoint:

@@ -133,7 +133,8 @@ def check_primary(study: Study) -> None:
         check_attacks(recipe)
         known += _measures(recipe)
         known += ["over_refusal_inpainted"] if recipe.behaviors.harmless_heldout is not None else []
-    if study.config.primary.partition("/")[0] not in known:
+    attack, _, variant = study.config.primary.partition("/")
+    if attack not in known or variant.endswith(SHARE):
         remedy = f"no suite measures it: choose one of {', '.join(dict.fromkeys(known))}"
         raise InputError("primary", study.config.primary, remedy)
     for name, recipe in study.front_suites.items():

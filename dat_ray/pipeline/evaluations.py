@@ -32,7 +32,8 @@ from dat_ray.models.served import find_source
 from dat_ray.pipeline.stages import check_inputs, measured, session
 from dat_ray.progress import stage_line
 from dat_ray.reporting.stage import report
-from dat_ray.reporting.tables import comparison, for_terminal, write_tables
+from dat_ray.reporting.tables import comparison, write_tables
+from dat_ray.reporting.terminal import for_terminal
 
 COMPARISON = "comparison"
 # What scoring again uses of a stored recipe: the models that read what is scored, and the classes of attacks, which say how

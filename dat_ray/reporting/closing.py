@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from rich.table import Table
 from rich.text import Text
 
 from dat_ray.data.rundir import RunDir
@@ -15,12 +14,13 @@ from dat_ray.evaluation.results import load_metrics
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import findings
 from dat_ray.reporting.gap_values import GAP_KEY
-from dat_ray.reporting.tables import comparison, for_terminal
+from dat_ray.reporting.tables import comparison
+from dat_ray.reporting.terminal import TerminalTable, for_terminal
 
 SUITE = "default"
 
 
-def closing(run: RunDir, suite: str = SUITE) -> Iterator[Table | Text]:
+def closing(run: RunDir, suite: str = SUITE) -> Iterator[TerminalTable | Text]:
     """The finding of a run's own evaluation, and its rates before and after; nothing where it has not been evaluated.
 
     Args:

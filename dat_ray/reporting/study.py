@@ -8,8 +8,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.study import BASE, Study
 from dat_ray.data.shards import join, write_bytes
@@ -38,7 +36,8 @@ from dat_ray.reporting.study_figures import (
 )
 from dat_ray.reporting.study_fronts import StudyFronts
 from dat_ray.reporting.study_gap import study_gap
-from dat_ray.reporting.tables import Comparison, Measure, csv_text, for_terminal, gap_measures, write_tables
+from dat_ray.reporting.tables import Comparison, Measure, csv_text, gap_measures, write_tables
+from dat_ray.reporting.terminal import TerminalTable, for_terminal
 from dat_ray.reporting.words import judge_kind, judge_name, model_name, nats, p_value, percent, points, with_span
 
 PAGE = "index.html"
@@ -81,10 +80,12 @@ def _unjudged_csv(plan: Study, suite: CollectedSuite) -> str:
     return stream.getvalue()
 
 
-def study_text(plan: Study, suites: Mapping[str, CollectedSuite], fronts: Sequence[StudyFronts] = ()) -> list[Table | str]:
+def study_text(
+    plan: Study, suites: Mapping[str, CollectedSuite], fronts: Sequence[StudyFronts] = ()
+) -> list[TerminalTable | str]:
     """For a terminal: the tables of each suite, that of the fronts with its finding, and the finding."""
     measures = study_measures(plan, suites)
-    tables: list[Table | str] = []
+    tables: list[TerminalTable | str] = []
     for name, suite in suites.items():
         tables += for_terminal(_comparison(plan, name, suite, measures), f"Suite {name}")
     for one in fronts:

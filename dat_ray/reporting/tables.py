@@ -1,4 +1,4 @@
-"""A comparison of models as a table: for a terminal, Markdown, CSV and LaTeX."""
+"""A comparison of models as a table: Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
-
-from rich.table import Table
-from rich.text import Text
 
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.estimates import BrokenRate
@@ -21,7 +18,7 @@ from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, Rate
 from dat_ray.measures.intervals import NOTHING, SHARES, Interval
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import pair
-from dat_ray.reporting.gap_values import GAP_KEY, KIND_NAMES, GapView, run_gap
+from dat_ray.reporting.gap_values import KIND_NAMES, GapView, run_gap
 from dat_ray.reporting.words import attack_name, judge_kind, model_name, variant_name, words
 
 _MARKS = re.compile(r"[\\|`]|(?<=\])[(\[]")
@@ -204,7 +201,8 @@ def _with_interval(value: float | None, low: float | None, high: float | None, u
     return numbers[0] if low is None or high is None else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
 
-def _note(table: Comparison) -> str:
+def note(table: Comparison) -> str:
+    """What stands below every form of a table: units, intervals, judge."""
     first = model_name(table.models[0])
     # In one line: where it is a comment, a line break would end that.
     return printable(
@@ -213,7 +211,8 @@ def _note(table: Comparison) -> str:
     )
 
 
-def _grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
+def grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Names of the columns, the first model's alone and each other's with its difference, and a row of text for each measure."""
     header = ["Measure"]
     for index, model in enumerate(table.models):
         header += [model_name(model)] if index == 0 else [model_name(model), f"Δ {model_name(model)}"]
@@ -227,42 +226,12 @@ def _grid(table: Comparison) -> tuple[list[str], list[list[str]]]:
     return [printable(name) for name in header], [[printable(cell) for cell in row] for row in rows]
 
 
-def for_terminal(table: Comparison, title: str | None = None) -> list[Table]:
-    """For a terminal: the measures with their differences, and the distribution gap apart, whose differences are on the page."""
-    gap = [one for one in table.measures if one.key.startswith(GAP_KEY)]
-    others = as_rich(replace(table, measures=tuple(one for one in table.measures if one not in gap)), title)
-    if not gap:
-        return [others]
-    found = Table(title=Text("Log p of harmful responses, nats per token"), title_justify="left")
-    found.add_column(Text("Responses after"))
-    for model in table.models:
-        found.add_column(Text(printable(model_name(model))), justify="right")
-    for measure in gap:
-        found.add_row(
-            *(Text(printable(one)) for one in (measure.name, *(shown(cell, measure.unit)[0] for cell in measure.cells)))
-        )
-    return [others, found]
-
-
-def as_rich(table: Comparison, title: str | None = None) -> Table:
-    """For a terminal, of all measures."""
-    header, rows = _grid(table)
-    named = None if title is None else Text(printable(title))
-    found = Table(title=named, title_justify="left", caption=Text(_note(table)), caption_justify="left")
-    for index, name in enumerate(header):
-        # As text: what a name says in [brackets] is not for the terminal to obey.
-        found.add_column(Text(name), justify="left" if index == 0 else "right", no_wrap=index == 0)
-    for row in rows:
-        found.add_row(*map(Text, row))
-    return found
-
-
 def as_markdown(table: Comparison) -> str:
     """A table of GitHub's Markdown with its note."""
-    header, rows = _grid(table)
+    header, rows = grid(table)
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     body = "\n".join("| " + " | ".join(_markdown(cell) for cell in line) + " |" for line in lines)
-    return f"{body}\n\n{_markdown(_note(table))}\n"
+    return f"{body}\n\n{_markdown(note(table))}\n"
 
 
 def _markdown(text: str) -> str:
@@ -306,7 +275,7 @@ _TEX |= {"^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "−": "$-$", "�
 
 def as_latex(table: Comparison) -> str:
     r"""A `tabular` that needs no package but booktabs, with the note as a comment line above."""
-    header, rows = _grid(table)
+    header, rows = grid(table)
 
     def line(cells: Sequence[str]) -> str:
         return " & ".join(tex(cell) for cell in cells) + r" \\"
@@ -314,7 +283,7 @@ def as_latex(table: Comparison) -> str:
     body = "\n".join(line(row) for row in rows)
     columns = "l" + "r" * (len(header) - 1)
     return (
-        f"% {_note(table)}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(header)}\n\\midrule\n{body}\n"
+        f"% {note(table)}\n\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(header)}\n\\midrule\n{body}\n"
         "\\bottomrule\n\\end{tabular}\n"
     )
 

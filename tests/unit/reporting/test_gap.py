@@ -13,8 +13,6 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from rich.table import Table
-from rich.text import Text
 
 from dat_ray.config.evaluation import GapConfig
 from dat_ray.evaluation.gap_metrics import distribution_gap, risk_by_behavior
@@ -33,6 +31,7 @@ from dat_ray.reporting.study import render_study, study_text, write_study
 from dat_ray.reporting.study_figures import study_measures
 from dat_ray.reporting.study_gap import study_gap
 from dat_ray.reporting.tables import as_csv, comparison
+from dat_ray.reporting.terminal import TerminalTable
 from tests.unit.reporting.synthetic_run import finished_run, recipe
 from tests.unit.reporting.test_study import a_study, a_suite
 
@@ -140,8 +139,8 @@ def test_the_closing_of_a_run_has_it_apart(tmp_path: Path) -> None:
     assert len(list(closing(run))) == 2
     store_metrics(run.evaluation("default"), gap_of(load_metrics(run.evaluation("default"))))
     _, _, gap = closing(run)
-    assert isinstance(gap, Table)
-    assert gap.row_count == 2 * (4 + 4)
+    assert isinstance(gap, TerminalTable)
+    assert len(gap.rows) == 2 * (4 + 4)
 
 
 def test_figures_say_the_finding_in_nats(metrics: Metrics) -> None:
@@ -318,13 +317,13 @@ def test_a_study_shows_the_gap_beside_robustness_in_every_form(tmp_path: Path) -
     for name in ("table.md", "table.tex"):
         assert "People's minus training prompts" in (tmp_path / "out/tables/heldout" / name).read_text()
     rates, gap, last = study_text(plan, suites)
-    assert isinstance(rates, Table)
-    assert isinstance(gap, Table)
+    assert isinstance(rates, TerminalTable)
+    assert isinstance(gap, TerminalTable)
     assert isinstance(last, str)
-    assert [column.header for column in gap.columns] == [Text(one) for one in ("Responses after", "dat", "cat", "lat", "base")]
+    assert gap.header == ["Responses after", "dat", "cat", "lat", "base"]
     # Of a study also what training made of the whole gap.
-    assert gap.row_count == 2 * (4 + 5)
-    assert rates.row_count == len(study_measures(plan, suites))
+    assert len(gap.rows) == 2 * (4 + 5)
+    assert len(rates.rows) == len(study_measures(plan, suites))
 
 
 def test_a_study_of_one_seed_has_intervals_over_behaviors(tmp_path: Path) -> None:

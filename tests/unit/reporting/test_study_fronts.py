@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from rich.table import Table
 
 from dat_ray.config.study import Study, read_study
 from dat_ray.errors import InputError
@@ -22,6 +21,7 @@ from dat_ray.reporting.collect import CollectedSuite, read_suite
 from dat_ray.reporting.front_page import fronts_finding, fronts_table
 from dat_ray.reporting.study import study_text, write_study
 from dat_ray.reporting.study_fronts import StudyFronts, study_fronts
+from dat_ray.reporting.terminal import TerminalTable
 from dat_ray.reporting.words import attack_name
 from tests.unit.reporting.synthetic_run import HOSTILE, finished_run
 from tests.unit.reporting.test_study import counted
@@ -149,7 +149,7 @@ def test_the_sentence_and_the_tables_say_who_refuses_less(tmp_path: Path, along:
     assert len(tables) == 3
     assert tables[-1] == said
     assert last != said
-    assert [str(one.title) for one in tables[:-1] if isinstance(one, Table)] == ["Suite heldout", "At equal over-refusal"]
+    assert [str(one.title) for one in tables[:-1] if isinstance(one, TerminalTable)] == ["Suite heldout", "At equal over-refusal"]
     assert fronts_table(plan, fronts).models == ("dat", "cat", "shy")
 
 

@@ -21,7 +21,8 @@ from dat_ray.json_text import JsonError, parse_json, parse_lines
 from dat_ray.printable import printable
 from dat_ray.progress import Progress, stage_line
 from dat_ray.reporting.sweep import front_csv
-from dat_ray.reporting.tables import Cell, Comparison, Measure, as_csv, as_latex, as_markdown, as_rich
+from dat_ray.reporting.tables import Cell, Comparison, Measure, as_csv, as_latex, as_markdown
+from dat_ray.reporting.terminal import for_terminal
 
 ESCAPES = "\x1b]0;title\x07\x1b[2J\r\x9b31m\u202egnp.exe\u2028\ud800"
 
@@ -181,7 +182,7 @@ def test_names_do_not_leave_their_cell_of_a_table() -> None:
 
 
 def test_markup_in_a_name_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    Console(width=300).print(as_rich(nasty()))
+    Console(width=300).print(*for_terminal(nasty()))
     shown = capsys.readouterr().out
     assert "[bold]" in shown
     assert "\x1b[2J" not in shown

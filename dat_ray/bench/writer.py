@@ -8,14 +8,15 @@ dat bench writer --json
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from dat_ray.errors import InputError
 from dat_ray.generation.expand import expand
 from dat_ray.generation.finish import CHECKPOINT, forget_lost_rows, publish, take_inventory
 
-# Shards that are written at once, as by as many writers of the plan.
+# Processes that write shards at once, as the plan's writers do.
 WRITERS = 2
 TARGETS = 100
 ROWS, ROWS_PER_SHARD = 51_200, 256
@@ -53,7 +54,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def bench_writer(rows: int, rows_per_shard: int, repeats: int) -> dict[str, Any]:
-    """Times the data path on the local disk.
+    """Times the data path, in the folder for temporary files.
 
     Args:
         rows: rows of one round; `TARGETS` targets share them.
@@ -69,19 +70,21 @@ def bench_writer(rows: int, rows_per_shard: int, repeats: int) -> dict[str, Any]
         There is no reference law, no model and no device memory here, so that what speaks of them is null.
     """
     recipe, behaviors = _inputs(rows)
+    answered, shards = made_up_answers(expand(behaviors, recipe, "sampler")), -(-rows // rows_per_shard)
     runs, cpu, scans = [], [], []
-    for _ in range(repeats):
-        wall, used = _once(recipe, behaviors, rows_per_shard)
-        runs.append(wall)
-        cpu.append(used)
-        scans.append(_scans(recipe, behaviors, rows_per_shard))
+    with _writers(answered, rows_per_shard) as writers:
+        for _ in range(repeats):
+            wall, used = _once(recipe, behaviors, shards, writers)
+            runs.append(wall)
+            cpu.append(used)
+            scans.append(_scans(answered, rows_per_shard))
     # Of one folder as it fills; a program beside this one disturbs a scan only upward.
-    scan = {shards: min(each[shards] for each in scans) for shards in scans[0]}
+    scan = {size: min(each[size] for each in scans) for size in scans[0]}
     seconds = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
     return {
         "bench": "writer",
         "device": platform.processor() or platform.machine(),
-        "shape": f"{rows} rows in {-(-rows // rows_per_shard)} shards of {rows_per_shard}, {WRITERS} writers, local disk",
+        "shape": f"{rows} rows in {shards} shards of {rows_per_shard}, {WRITERS} writers, {tempfile.gettempdir()}",
         "rows_per_s": rows / statistics.median(sum(run.values()) for run in runs),
         "literal_rows_per_s": None,
         "ratio_to_literal": None,
@@ -89,9 +92,9 @@ def bench_writer(rows: int, rows_per_shard: int, repeats: int) -> dict[str, Any]
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "repeats": repeats,
         "seconds": seconds,
-        # Of all threads together: what another program on the same cores does not change much.
+        # Of all processes together: what another program on the same cores does not change much.
         "rows_per_cpu_s": rows / statistics.median(cpu),
-        "scan_cpu_ms": {str(shards): 1000 * seconds for shards, seconds in scan.items()},
+        "scan_cpu_ms": {str(size): 1000 * took for size, took in scan.items()},
         "scan_growth": power(scan) if len(scan) > 1 else None,
     }
 
@@ -135,7 +138,40 @@ def made_up_behaviors(count: int) -> pa.Table:
     return pa.Table.from_pylist(behaviors, schema=BEHAVIORS)
 
 
-def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dict[str, float], float]:
+@contextmanager
+def _writers(rows: pa.Table, rows_per_shard: int) -> Iterator[list[ProcessPoolExecutor]]:
+    """Processes that are ready to write: each has the rows in memory that all share, as the plan's have their blocks."""
+    with tempfile.TemporaryDirectory(prefix="dat-bench-") as folder, ExitStack() as stack:
+        path = f"{folder}/rows.arrow"
+        with pa.OSFile(path, "wb") as stream, pa.ipc.new_file(stream, rows.schema) as file:
+            file.write_table(rows)
+        spawn = multiprocessing.get_context("spawn")
+        pools = [stack.enter_context(ProcessPoolExecutor(1, spawn, _open, (path, rows_per_shard))) for _ in range(WRITERS)]
+        for ready in [pool.submit(_write, folder, range(1)) for pool in pools]:
+            ready.result()
+        yield pools
+
+
+def _open(path: str, rows_per_shard: int) -> None:
+    """What a writer's process begins with."""
+    global _own
+    _own = (pa.ipc.open_file(pa.memory_map(path)).read_all(), rows_per_shard)
+
+
+_own: tuple[pa.Table, int] | None = None
+
+
+def _write(root: str, numbers: Sequence[int]) -> float:
+    """Writes shards in a writer's process; returns the processor seconds that took."""
+    assert _own is not None
+    began = time.process_time()
+    write_shards(root, *_own, numbers)
+    return time.process_time() - began
+
+
+def _once(
+    recipe: Recipe, behaviors: pa.Table, shards: int, writers: Sequence[ProcessPoolExecutor]
+) -> tuple[dict[str, float], float]:
     """Wall clock of each part, and processor seconds of all together."""
     seconds: dict[str, float] = {}
     used = 0.0
@@ -149,11 +185,11 @@ def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dic
         used += time.process_time() - cpu
 
     with timed("expand"):
-        requests = expand(behaviors, recipe, "sampler")
-    answered, expected = made_up_answers(requests), requests["candidate_id"].to_pylist()
+        expected = expand(behaviors, recipe, "sampler")["candidate_id"].to_pylist()
     with tempfile.TemporaryDirectory(prefix="dat-bench-") as root:
         with timed("write"):
-            write_shards(root, answered, rows_per_shard, range(-(-answered.num_rows // rows_per_shard)))
+            tasks = [pool.submit(_write, root, range(first, shards, WRITERS)) for first, pool in enumerate(writers)]
+            used += sum(task.result() for task in tasks)
         with timed("resume_scan"):
             inventory = take_inventory(root)
             lost = forget_lost_rows(root, inventory)
@@ -163,9 +199,8 @@ def _once(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> tuple[dic
     return seconds, used
 
 
-def _scans(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> dict[int, float]:
+def _scans(answered: pa.Table, rows_per_shard: int) -> dict[int, float]:
     """Whole shards in a folder -> processor seconds of a resume scan, at an eighth, a quarter, half and all of them."""
-    answered = made_up_answers(expand(behaviors, recipe, "sampler"))
     shards = answered.num_rows // rows_per_shard
     seconds: dict[int, float] = {}
     with tempfile.TemporaryDirectory(prefix="dat-bench-") as root:
@@ -180,17 +215,13 @@ def _scans(recipe: Recipe, behaviors: pa.Table, rows_per_shard: int) -> dict[int
     return seconds
 
 
-def write_shards(root: str, rows: pa.Table, rows_per_shard: int, numbers: range) -> None:
-    """Writes shards with their checkpoints, as the plan does."""
-
-    def write(number: int) -> None:
+def write_shards(root: str, rows: pa.Table, rows_per_shard: int, numbers: Sequence[int]) -> None:
+    """Writes shards with their checkpoints, as a writer of the plan does."""
+    for number in numbers:
         name = f"part-{number:06}.parquet"
         shard = rows.slice(number * rows_per_shard, rows_per_shard)
         write_shard(root, name, shard)
         write_shard(join(root, CHECKPOINT), name, shard.select(["candidate_id"]))
-
-    with ThreadPoolExecutor(WRITERS) as writers:
-        list(writers.map(write, numbers))
 
 
 def made_up_answers(requests: pa.Table) -> pa.Table:

@@ -24,8 +24,11 @@ def row_ids(before: Sequence[IdPart], varying: Iterable[IdPart], after: Sequence
     ending = "".join(f",{_canonical(part)}" for part in after) + "]"
     found = []
     for part in varying:
-        # An integer is written as it is, which is most of what varies.
-        text = str(part) if type(part) is int else _canonical(part)
+        # What mostly varies is an integer, or another id: either is written without looking for what JSON would change.
+        if type(part) is int:
+            text = str(part)
+        else:
+            text = f'"{part}"' if type(part) is str and part.isascii() and part.isalnum() else _canonical(part)
         digest = common.copy()
         digest.update((text + ending).encode())
         found.append(digest.hexdigest()[:16])

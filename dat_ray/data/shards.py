@@ -32,6 +32,9 @@ from dat_ray.json_text import parse_object
 LONGEST_PATH = 1000
 MANIFEST = "_manifest.json"
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial$")
+_LOCAL = pafs.LocalFileSystem()
+# An absolute path that `Path` would write as it is: one slash before each part, and no part that is a single dot.
+_SHORT = re.compile(r"(/(?!\.(/|$))[^/]+)+")
 _guards: list[tuple[str, Callable[[], None]]] = []
 
 
@@ -71,7 +74,7 @@ def open_filesystem(root: str) -> tuple[pafs.FileSystem, str]:
     if "://" in root:
         opened: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(root)
         return opened
-    return pafs.LocalFileSystem(), str(Path(root).absolute())
+    return _LOCAL, root if _SHORT.fullmatch(root) else str(Path(root).absolute())
 
 
 def join(root: str, *parts: str) -> str:
@@ -128,9 +131,13 @@ def write_bytes(path: str, data: bytes) -> None:
     with refusals_named(path):
         try:
             check_guards(path)
-            fs.create_dir(posixpath.dirname(inner), recursive=True)
-            with fs.open_output_stream(partial) as stream:
-                stream.write(data)
+            try:
+                _write_stream(fs, partial, data)
+            except (
+                FileNotFoundError
+            ):  # most often the folder is there, and to ask for each of its parents costs as much as a write
+                fs.create_dir(posixpath.dirname(inner), recursive=True)
+                _write_stream(fs, partial, data)
             # Once more: a process may have been stopped for hours in between.
             check_guards(path)
             fs.move(partial, inner)
@@ -138,6 +145,11 @@ def write_bytes(path: str, data: bytes) -> None:
             with suppress(OSError):  # a storage that refuses writes may refuse this too
                 fs.delete_file(partial)
             raise
+
+
+def _write_stream(fs: pafs.FileSystem, inner: str, data: bytes) -> None:
+    with fs.open_output_stream(inner) as stream:
+        stream.write(data)
 
 
 def partial_name(inner: str) -> str:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -16,6 +17,7 @@ from dat_ray.data.shards import (
     describe_shard,
     guarded,
     has_manifest,
+    open_filesystem,
     read_file,
     read_manifest,
     read_table,
@@ -25,7 +27,7 @@ from dat_ray.data.shards import (
     write_manifest,
     write_shard,
 )
-from dat_ray.errors import DatError, ShardError
+from dat_ray.errors import DatError, ShardError, StorageError
 
 
 def _table(*values: int) -> pa.Table:
@@ -124,6 +126,42 @@ def test_a_write_is_whole_or_absent(tmp_path) -> None:
     write_bytes(path, b"second")
     assert open(path, "rb").read() == b"second"
     assert os.listdir(tmp_path / "a") == ["file.bin"]
+
+
+PATHS = [
+    "/",
+    "/a",
+    "/a/b",
+    "/a/b/",
+    "/a//b",
+    "//a",
+    "/a/./b",
+    "/a/.",
+    "/.",
+    "/a/..",
+    "/a/../b",
+    "/.hidden",
+    "/a/...",
+    "/a b/ü",
+    "a",
+    ".",
+    "./a",
+    "",
+    "a/",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_local_path_is_that_of_pathlib(path: str) -> None:
+    assert open_filesystem(path)[1] == str(Path(path).absolute())
+
+
+def test_folders_are_made_where_they_are_missing_and_a_file_in_their_place_is_named(tmp_path) -> None:
+    write_bytes(str(tmp_path / "a/b/c/file.bin"), b"deep")
+    assert (tmp_path / "a/b/c/file.bin").read_bytes() == b"deep"
+    with pytest.raises(StorageError, match=r"cannot write .*file\.bin/other"):
+        write_bytes(str(tmp_path / "a/b/c/file.bin/other"), b"x")
+    assert os.listdir(tmp_path / "a/b/c") == ["file.bin"]
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_finished(tmp_path) -> None:

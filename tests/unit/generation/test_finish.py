@@ -183,6 +183,22 @@ def test_many_checkpoints_become_one_that_promises_the_same_rows(tmp_path, monke
     assert promised(tmp_path, rest) == ["a1", "a2", "b1", "b2", "c1", "c2"]
 
 
+@pytest.mark.parametrize("readers", [1, 3, 8])
+def test_shards_are_in_the_order_of_their_names_whoever_reads_them(tmp_path, monkeypatch, readers: int) -> None:
+    monkeypatch.setattr(finish_module, "_readers", lambda root: readers)
+    assert take_inventory(str(tmp_path)).shards == ()
+    names = "gbdacfe"
+    for name in names:
+        shard(tmp_path, f"part-{name}", f"{name}1", f"{name}2", error="lost" if name == "d" else None)
+    (tmp_path / "part-f-0.parquet").write_bytes(b"PAR1")
+    found = take_inventory(str(tmp_path))
+    assert [one.file.path for one in found.shards] == [f"part-{name}-0.parquet" for name in "abcdeg"]
+    assert [one.ids for one in found.shards] == [(f"{name}1", f"{name}2") for name in "abcdeg"]
+    assert {one.nfe for one in found.shards} == {8}
+    assert found.errors == {"d1": "lost", "d2": "lost"}
+    assert list(found.damaged) == ["part-f-0.parquet"]
+
+
 def test_few_checkpoints_stay_as_they_are(tmp_path):
     for name in "abcd":
         shard(tmp_path, f"part-{name}", name)

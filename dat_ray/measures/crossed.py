@@ -53,7 +53,40 @@ class Tested:
     p: float | None
 
 
-def scatter_of(*tables: np.ndarray) -> Scatter:
+def pooled_seeds(arms: Sequence[Table]) -> Scatter | None:
+    """How far the mean of one arm varies with its seeds, from all arms of a study together.
+
+    Three seeds of one arm say little of how far seeds move it: by chance they often lie close together, and its difference from
+    another arm then seems to vary with behaviors alone. At the levels that a correction for many tests asks for, that happens
+    several times as often as such a test allows. So the variances of the arms are taken to be alike, and averaged.
+
+    Args:
+        arms: the table of each arm that was trained, over whatever behaviors its own seeds share.
+
+    Returns:
+        The variance of the mean of one of them over its S seeds, what behaviors add to it within a seed included; None unless all
+        have the same S of at least 2. Differences of two arms hold it twice: see `seeds_of`.
+    """
+    tables = [table_of(outcomes) for outcomes in arms if any(outcomes)]
+    tables = [table for table in tables if table.size]
+    counts = {len(table) for table in tables}
+    if len(counts) != 1 or counts == {1}:
+        return None
+    [seeds] = counts
+    variance = float(np.mean([table.mean(axis=1).var(ddof=1) for table in tables])) / seeds
+    return Scatter(variance, float(len(tables) * (seeds - 1)))
+
+
+def seeds_of(seeds: Scatter | None, *means: np.ndarray) -> Scatter | None:
+    """What seeds add to the variance of a sum or difference of the means of tables, each [S, B].
+
+    A table whose rows are all equal, as that of the base model, which no seed moved, adds nothing.
+    """
+    moved = sum(bool((table != table[:1]).any()) for table in means)
+    return None if seeds is None else Scatter(moved * seeds.variance, seeds.freedom)
+
+
+def scatter_of(*tables: np.ndarray, seeds: Scatter | None = None) -> Scatter:
     """The variance of the sum of the means of tables over the same S seeds, each on B behaviors of its own, at least 2.
 
     Seeds move all tables together, and behaviors each its own. So it is the variance of the seeds' sums over S, and that of each
@@ -64,14 +97,16 @@ def scatter_of(*tables: np.ndarray) -> Scatter:
 
     Args:
         tables: each [S, B].
+        seeds: what seeds add, where more is known of it than these tables tell: see `pooled_seeds`.
     """
     of_behaviors = [Scatter(float(table.mean(axis=0).var(ddof=1)) / table.shape[1], table.shape[1] - 1.0) for table in tables]
     behaviors = _summed(of_behaviors)
     count = len(tables[0])
     if count == 1:
         return behaviors
-    by_seed = np.sum([table.mean(axis=1) for table in tables], axis=0)
-    seeds = Scatter(float(by_seed.var(ddof=1)) / count, count - 1.0)
+    if seeds is None:
+        by_seed = np.sum([table.mean(axis=1) for table in tables], axis=0)
+        seeds = Scatter(float(by_seed.var(ddof=1)) / count, count - 1.0)
     of_rest = [_rest_of(table) for table in tables]
     both = seeds.variance + behaviors.variance - sum(one.variance for one in of_rest)
     # A component of variance is not negative, whatever its estimate: where one would be, the larger of the two sources is left.
@@ -100,7 +135,7 @@ def _freedom(variance: float, parts: Sequence[Scatter]) -> float:
     return max(1.0, variance**2 / squares) if squares else min(one.freedom for one in parts)
 
 
-def crossed_rate(outcomes: Table, confidence: float = 0.95) -> Interval:
+def crossed_rate(outcomes: Table, confidence: float = 0.95, seeds: Scatter | None = None) -> Interval:
     """A rate over training seeds and behaviors, or a mean of shares, with an interval for other seeds and other behaviors.
 
     The variance of `scatter_of` is turned into trials of Wilson's interval, as in `wilson_pooled`.
@@ -109,6 +144,7 @@ def crossed_rate(outcomes: Table, confidence: float = 0.95) -> Interval:
         outcomes: of each seed, behavior id to whether it was broken, or to a share from 0 to 1; behaviors that all seeds have are
             used.
         confidence: two-sided.
+        seeds: of `pooled_seeds`; None: as these outcomes tell.
 
     Returns:
         The rate, with `n` behaviors; no limits with fewer than two seeds or behaviors.
@@ -116,14 +152,14 @@ def crossed_rate(outcomes: Table, confidence: float = 0.95) -> Interval:
     table = table_of(outcomes)
     if not table.size:
         return NOTHING
-    seeds, behaviors = table.shape
+    behaviors = table.shape[1]
     mean, by_behavior = float(table.mean()), table.mean(axis=0)
-    if min(seeds, behaviors) < 2:
+    if min(table.shape) < 2:
         return Interval(mean, None, None, behaviors)
     share = trusted_scatter(int((by_behavior > 0).sum()), int((by_behavior < 1).sum()))
     if not share:
         return score_interval(mean, behaviors, behaviors, confidence)
-    found = scatter_of(table)
+    found = scatter_of(table, seeds=seeds_of(seeds, table))
     seen = found.variance / (mean * (1 - mean))
     trials = 1 / (share * seen + (1 - share) / behaviors)
     shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, found.freedom)
@@ -131,7 +167,10 @@ def crossed_rate(outcomes: Table, confidence: float = 0.95) -> Interval:
 
 
 def crossed_rate_difference(
-    first: Sequence[Mapping[str, bool]], second: Sequence[Mapping[str, bool]], confidence: float = 0.95
+    first: Sequence[Mapping[str, bool]],
+    second: Sequence[Mapping[str, bool]],
+    confidence: float = 0.95,
+    seeds: Scatter | None = None,
 ) -> Tested:
     """`second - first` of two rates over the same seeds and behaviors, for other seeds and other behaviors.
 
@@ -143,44 +182,49 @@ def crossed_rate_difference(
     Args:
         first, second: of each seed, in the same order, behavior id to whether it was broken; behaviors that all have are used.
         confidence: two-sided.
+        seeds: of `pooled_seeds`; None: as these outcomes tell.
 
     Returns:
         No limits and no p with fewer than two seeds or behaviors.
     """
-    shared, before, after, found = _compared(first, second)
-    one, two = (crossed_rate(_within(outcomes, shared), confidence) for outcomes in (first, second))
+    shared, before, after, found = _compared(first, second, seeds)
+    one, two = (crossed_rate(_within(outcomes, shared), confidence, seeds) for outcomes in (first, second))
     if found.interval.value is None or one.low is None or two.low is None:
         return found
-    return Tested(rate_difference(one, two, _correlation(before, after), len(shared)), found.p)
+    return Tested(rate_difference(one, two, _correlation(before, after, seeds), len(shared)), found.p)
 
 
-def crossed_mean_difference(first: Table, second: Table, confidence: float = 0.95) -> Tested:
+def crossed_mean_difference(first: Table, second: Table, confidence: float = 0.95, seeds: Scatter | None = None) -> Tested:
     """`second - first` of two means over the same seeds and behaviors, with Student's interval over `scatter_of` the difference.
 
     Args:
         first, second: of each seed, in the same order, behavior id to a value; behaviors that all have are used.
         confidence: two-sided.
+        seeds: of `pooled_seeds`; None: as these values tell.
 
     Returns:
-        No limits and no p with fewer than two seeds or behaviors.
+        No limits and no p with fewer than two seeds or behaviors, and no limits where every behavior moves alike in every seed,
+        which says nothing of chance.
     """
-    shared, before, after, found = _compared(first, second)
+    shared, before, after, found = _compared(first, second, seeds)
     if found.interval.value is None or min(before.shape) < 2:
         return found
-    scatter = scatter_of(after - before)
+    scatter = scatter_of(after - before, seeds=seeds_of(seeds, before, after))
+    if not scatter.variance and found.interval.value:
+        return found
     reach = student_quantile(0.5 + confidence / 2, scatter.freedom) * math.sqrt(scatter.variance)
     value = found.interval.value
     return Tested(Interval(value, value - reach, value + reach, len(shared)), found.p)
 
 
-def _compared(first: Table, second: Table) -> tuple[list[str], np.ndarray, np.ndarray, Tested]:
+def _compared(first: Table, second: Table, seeds: Scatter | None) -> tuple[list[str], np.ndarray, np.ndarray, Tested]:
     """The behaviors that all have, both tables over them, and their mean difference with its test."""
     shared = _shared([*first, *second])
     before, after = _table(first, shared), _table(second, shared)
-    return shared, before, after, _tested(before, after, shared)
+    return shared, before, after, _tested(before, after, shared, seeds)
 
 
-def _tested(before: np.ndarray, after: np.ndarray, shared: Sequence[str]) -> Tested:
+def _tested(before: np.ndarray, after: np.ndarray, shared: Sequence[str], seeds: Scatter | None) -> Tested:
     """The mean difference without limits, and the p of Student's test."""
     if not before.size:
         return Tested(NOTHING, None)
@@ -189,7 +233,7 @@ def _tested(before: np.ndarray, after: np.ndarray, shared: Sequence[str]) -> Tes
     plain = Interval(value, None, None, len(shared))
     if min(moved.shape) < 2:
         return Tested(plain, None)
-    scatter = scatter_of(moved)
+    scatter = scatter_of(moved, seeds=seeds_of(seeds, before, after))
     if scatter.variance > 0:
         return Tested(plain, min(1.0, 2 * student_tail(abs(value) / math.sqrt(scatter.variance), scatter.freedom)))
     # Nothing scatters: what is left of chance is the signs of the behaviors' moves.
@@ -197,9 +241,10 @@ def _tested(before: np.ndarray, after: np.ndarray, shared: Sequence[str]) -> Tes
     return Tested(plain, sign_flip(dict.fromkeys(shared, 0.0), by_behavior))
 
 
-def _correlation(before: np.ndarray, after: np.ndarray) -> float:
+def _correlation(before: np.ndarray, after: np.ndarray, seeds: Scatter | None) -> float:
     """Of the two means: what the variance of their difference lacks of the sum of theirs; 0 where one does not vary."""
-    first, second, moved = (scatter_of(table).variance for table in (before, after, after - before))
+    first, second = (scatter_of(table, seeds=seeds_of(seeds, table)).variance for table in (before, after))
+    moved = scatter_of(after - before, seeds=seeds_of(seeds, before, after)).variance
     if not first or not second:
         return 0.0
     return min(1.0, max(0.0, (first + second - moved) / (2 * math.sqrt(first * second))))

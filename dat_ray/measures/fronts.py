@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -41,6 +42,8 @@ from dat_ray.measures.intervals import (
 FrontFigure = Callable[[np.ndarray], float | None]
 # By how much points are moved for derivatives: far less than one outcome of any suite, far more than rounding.
 _STEP = 1e-6
+# How often two parts that depend on each other are estimated anew: each time changes less, by the share that is missing.
+_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Trail:
     """An arm along its training.
 
     Attributes:
-        broken: (K, S, B), from 0 to 1; of what was not judged the mean of what was.
+        broken: (K, S, B), from 0 to 1; what was not judged filled in as `trails` says.
         refused: (K, S, H), the same.
     """
 
@@ -87,30 +90,40 @@ class Trail:
 def trails(arms: Mapping[str, Sequence[Checkpoint]]) -> dict[str, Trail]:
     """Tables of all behaviors and harmless prompts that any checkpoint of any arm and seed was judged on.
 
-    An outcome that is missing, since the judge gave no verdict, has the mean of those that the same adapter has, which moves
-    nothing; where that has none, the mean of the checkpoint's other seeds. A checkpoint has some, of both kinds.
+    An outcome that is missing, since the judge gave no verdict, is what its behavior or prompt and its adapter lead one to
+    expect: see `_filled`. A checkpoint has some outcomes, of both kinds.
     """
     everything = [one for checkpoints in arms.values() for one in checkpoints]
-    behaviors = sorted({key for one in everything for table in one.broken for key in table})
-    prompts = sorted({key for one in everything for table in one.refused for key in table})
-    return {
-        arm: Trail(
-            np.array([_filled(one.broken, behaviors) for one in checkpoints]),
-            np.array([_filled(one.refused, prompts) for one in checkpoints]),
-        )
-        for arm, checkpoints in arms.items()
-    }
+    broken, refused = _filled([one.broken for one in everything]), _filled([one.refused for one in everything])
+    ends = list(accumulate((len(checkpoints) for checkpoints in arms.values()), initial=0))
+    return {arm: Trail(broken[start:end], refused[start:end]) for arm, (start, end) in zip(arms, pairwise(ends), strict=True)}
 
 
-def _filled(outcomes: Sequence[Mapping[str, float]], keys: Sequence[str]) -> np.ndarray:
-    """(S, keys)."""
-    means = [sum(table.values()) / len(table) for table in outcomes if table]
-    assert means, "a checkpoint without outcomes is no point"
-    found = []
-    for table in outcomes:
-        mean = sum(table.values()) / len(table) if table else sum(means) / len(means)
-        found.append([float(table[key]) if key in table else mean for key in keys])
-    return np.array(found)
+def _filled(checkpoints: Sequence[Sequence[Mapping[str, float]]]) -> np.ndarray:
+    """(checkpoints, S, keys), keys in order, with what is missing filled in.
+
+    An adapter is easier or harder to break than others, or refuses more or less; so is a behavior or a prompt, by what adapters
+    did that were judged on it. The sum of both, within [0, 1], stands for the outcome of the two that is missing. An adapter
+    without any outcome is as its checkpoint's other seeds are on average.
+    """
+    keys = sorted({key for tables in checkpoints for table in tables for key in table})
+    found = np.array([[[table.get(key, np.nan) for key in keys] for table in tables] for tables in checkpoints], float)
+    assert not np.isnan(found).all(axis=(1, 2)).any(), "a checkpoint without outcomes is no point"
+    # Each from the other, again and again: who was judged on what breaks easily alone is no easier to break for it.
+    of_key = np.zeros(len(keys))
+    for _ in range(_ROUNDS):
+        of_adapter = _mean(found - of_key, 2)
+        of_key = _mean((found - of_adapter[..., None]).reshape(-1, len(keys)), 0)
+    filled = np.where(np.isnan(found), np.clip(of_adapter[..., None] + of_key, 0, 1), found)
+    return np.where(np.isnan(filled), _mean(filled, 1)[:, None], filled)
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Of those that are there; NaN where none is."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=axis)
+    mean: np.ndarray = np.where(there, values, 0.0).sum(axis=axis) / np.where(count > 0, count, np.nan)
+    return mean
 
 
 def front(points: np.ndarray) -> list[tuple[float, float]]:
@@ -156,7 +169,20 @@ def mean_success(points: np.ndarray, over_refusal: float) -> float | None:
     return float(np.trapezoid(np.interp(at, corners[:, 0], corners[:, 1]), at) / (over_refusal - start))
 
 
-def front_rate(trail: Trail, figure: FrontFigure, confidence: float = 0.95) -> Interval:
+def front_seeds(arms: Sequence[Trail], figure: FrontFigure) -> Scatter | None:
+    """How far a figure of one arm's front varies with its seeds, from all arms together, as `pooled_seeds` has it of rates.
+
+    None with one seed, or where no arm's front reaches so far.
+    """
+    found = [linear for linear in (_linear(trail, figure) for trail in arms) if linear is not None]
+    seeds = len(found[0].attacked) if found else 1
+    if seeds < 2:
+        return None
+    variance = np.mean([(one.attacked.mean(axis=1) + one.asked.mean(axis=1)).var(ddof=1) for one in found]) / seeds
+    return Scatter(float(variance), float(len(found) * (seeds - 1)))
+
+
+def front_rate(trail: Trail, figure: FrontFigure, confidence: float = 0.95, seeds: Scatter | None = None) -> Interval:
     """A figure of an arm's front, with an interval for other seeds, other behaviors and other harmless prompts.
 
     The variance by linearization is turned into trials of Wilson's interval, as in `crossed_rate`.
@@ -165,6 +191,7 @@ def front_rate(trail: Trail, figure: FrontFigure, confidence: float = 0.95) -> I
         trail: of the arm.
         figure: such as `success_at` an over-refusal; between 0 and 1.
         confidence: two-sided.
+        seeds: of `front_seeds`; None: as this trail tells.
 
     Returns:
         `n` is the number of behaviors. Nothing where the front does not reach so far, no limits with fewer than two behaviors
@@ -182,17 +209,19 @@ def front_rate(trail: Trail, figure: FrontFigure, confidence: float = 0.95) -> I
     share = trusted_scatter(*telling)
     if not share or not 0 < value < 1:
         return score_interval(value, behaviors, behaviors, confidence)
-    scatter = linear.scatter
+    scatter = linear.scatter(seeds)
     trials = 1 / (share * scatter.variance / (value * (1 - value)) + (1 - share) / behaviors)
     shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, scatter.freedom)
     return score_interval(value, trials * shrink**2, behaviors, confidence)
 
 
-def front_difference(first: Trail, second: Trail, figure: FrontFigure, confidence: float = 0.95) -> Tested:
+def front_difference(
+    first: Trail, second: Trail, figure: FrontFigure, confidence: float = 0.95, seeds: Scatter | None = None
+) -> Tested:
     """`second - first` of a figure of two fronts over the same seeds, behaviors and harmless prompts.
 
     The two intervals of `front_rate` are put together as in `crossed_rate_difference`, the test is Student's of the difference
-    over its own variance by linearization.
+    over its own variance by linearization. `seeds` as in `front_rate`: a difference of two trained arms holds it twice.
 
     Returns:
         Nothing where one of the two does not reach so far; no limits and no p with fewer than two behaviors or harmless prompts.
@@ -204,9 +233,10 @@ def front_difference(first: Trail, second: Trail, figure: FrontFigure, confidenc
     if first.smallest < 2:
         return Tested(Interval(value, None, None, behaviors), None)
     moved = _Linear(value, two.slopes, two.attacked - one.attacked, two.asked - one.asked)
-    before, after, scatter = one.scatter.variance, two.scatter.variance, moved.scatter
+    before, after = one.scatter(seeds).variance, two.scatter(seeds).variance
+    scatter = moved.scatter(None if seeds is None else Scatter(2 * seeds.variance, seeds.freedom))
     together = (before + after - scatter.variance) / (2 * math.sqrt(before * after)) if before and after else 0.0
-    rates = front_rate(first, figure, confidence), front_rate(second, figure, confidence)
+    rates = front_rate(first, figure, confidence, seeds), front_rate(second, figure, confidence, seeds)
     interval = rate_difference(*rates, min(1.0, max(0.0, together)), behaviors)
     if not scatter.variance:
         # Nothing scatters: what two equal arms have in common is no evidence of a difference.
@@ -230,10 +260,9 @@ class _Linear:
     attacked: np.ndarray
     asked: np.ndarray
 
-    @property
-    def scatter(self) -> Scatter:
+    def scatter(self, seeds: Scatter | None) -> Scatter:
         """Of the value; both tables have at least two columns."""
-        return scatter_of(self.attacked, self.asked)
+        return scatter_of(self.attacked, self.asked, seeds=seeds)
 
 
 def _linear(trail: Trail, figure: FrontFigure) -> _Linear | None:

@@ -9,6 +9,7 @@ from typing import Any
 from dat_ray.config.front_section import FRONTS
 from dat_ray.config.study import BASE, Study
 from dat_ray.data.shards import join, write_bytes
+from dat_ray.evaluation.outcomes import SHARE
 from dat_ray.measures.fronts import front
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import Figure
@@ -87,6 +88,9 @@ def fronts_view(plan: Study, fronts: StudyFronts) -> dict[str, Any]:
     return {
         "over_refusal": percent(fronts.over_refusal),
         "attacks": ", ".join(attack_name(attack) for attack in fronts.metrics.attacks),
+        # Where any of several prompts breaks a behavior, a draw for each of them would break more.
+        "drawn": "each request" if fronts.measure.endswith(SHARE) else "all requests of one behavior",
+        "broken": "Prompts that succeed" if fronts.measure.endswith(SHARE) else "Behaviors broken",
         "units": units_of(plan, *UNITS),
         "finding": fronts_finding(plan, fronts),
         "figures": [_figure(plan, fronts, arm) for arm in arms[1:] or arms],

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dat_ray.config.loading import fingerprint
@@ -107,6 +108,8 @@ def _moved(found: ArmDifference, rate: Interval, confidence: float) -> str:
         return "not measured"
     surely = found.beyond_chance(confidence)
     told = "" if surely else ", which may be chance"
+    if not surely and replace(found, reach=None).beyond_chance(confidence):
+        told = ", which answers without a verdict could undo"
     return f"{percent(rate.value)} ({points(found.interval.value)} points{told})"
 
 

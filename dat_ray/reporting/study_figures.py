@@ -10,9 +10,27 @@ from typing import Any
 from dat_ray.config.study import BASE, Study
 from dat_ray.errors import InputError
 from dat_ray.evaluation.on_goal import refused_by_request
-from dat_ray.evaluation.outcomes import JUDGED, SHARE, broken, has_share, refusals, share, shares_broken
+from dat_ray.evaluation.outcomes import (
+    JUDGED,
+    SHARE,
+    broken,
+    could_be_broken,
+    could_be_refused,
+    could_be_shares,
+    has_share,
+    refusals,
+    share,
+    shares_broken,
+)
 from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
-from dat_ray.measures.crossed import Tested, crossed_mean_difference, crossed_rate, crossed_rate_difference
+from dat_ray.measures.crossed import (
+    Scatter,
+    Tested,
+    crossed_mean_difference,
+    crossed_rate,
+    crossed_rate_difference,
+    pooled_seeds,
+)
 from dat_ray.measures.intervals import Interval, paired_mean_difference, paired_rate_difference, wilson_mean
 from dat_ray.measures.significance import holm, mcnemar, sign_flip
 from dat_ray.reporting.collect import CollectedSuite
@@ -23,6 +41,9 @@ BOA = "boa"
 Rows = Sequence[dict[str, Any]]
 # Behavior id to whether it was broken, or to the share of its prompts that broke it or were refused.
 Outcome = Mapping[str, float]
+# Gives that of one model's attempts. Those without a verdict are left out (None), or all taken for broken or refused (True), or
+# for the other (False).
+Reading = Callable[[Rows, bool | None], Outcome]
 
 
 @dataclass(frozen=True)
@@ -34,18 +55,26 @@ class ArmDifference:
         p: of no difference; None where it cannot be known.
         p_holm: `p` by Holm's method over `tests` tests: of the primary measure, or of all others of the study.
         tests: how many.
+        reach: the least and the largest difference that the answers without a verdict could make, had they one; None where every
+            answer has one, and where that is not known.
     """
 
     interval: Interval
     p: float | None
     p_holm: float | None = None
     tests: int = 0
+    reach: tuple[float, float] | None = None
 
     def beyond_chance(self, confidence: float) -> bool:
-        """Whether the interval and the corrected test both exclude no difference."""
+        """Whether the interval and the corrected test both exclude no difference, whatever the answers without a verdict said."""
         low, high = self.interval.low, self.interval.high
         excluded = low is not None and high is not None and (low > 0 or high < 0)
-        return excluded and self.p_holm is not None and self.p_holm <= 1 - confidence
+        return excluded and self.p_holm is not None and self.p_holm <= 1 - confidence and not self.hangs_on_unread
+
+    @property
+    def hangs_on_unread(self) -> bool:
+        """Whether verdicts on the answers that have none could make it none, or turn it round."""
+        return self.reach is not None and self.reach[0] <= 0 <= self.reach[1]
 
 
 @dataclass(frozen=True)
@@ -104,17 +133,39 @@ def _of_suite(plan: Study, name: str, suite: CollectedSuite) -> Iterator[StudyMe
         by_model[row["model"]].append(row)
     metrics = suite.metrics
     for key, label, outcome, is_rate in _measures(suite):
-        tables = {arm: [outcome(by_model[model]) for model in models_of_arm(plan, arm)] for arm in columns(plan)}
+
+        def read(unread: bool | None, outcome: Reading = outcome) -> dict[str, list[Outcome]]:
+            return {arm: [outcome(by_model[model], unread) for model in models_of_arm(plan, arm)] for arm in columns(plan)}
+
+        tables = read(None)
         if not any(tables[plan.reference]):
             continue
-        rates = {arm: rate_over_seeds(table, is_rate, metrics.confidence) for arm, table in tables.items()}
-        reference = tables[plan.reference]
-        differences = {
-            arm: _difference(reference, table, is_rate, metrics.confidence)
-            for arm, table in tables.items()
-            if arm != plan.reference
-        }
+        seeds = pooled_seeds([table for arm, table in tables.items() if arm != BASE])
+        rates = {arm: rate_over_seeds(table, is_rate, metrics.confidence, seeds) for arm, table in tables.items()}
+        reference, fewest, most = tables[plan.reference], read(False), read(True)
+        differences = {}
+        for arm in columns(plan)[1:]:
+            found = _difference(reference, tables[arm], is_rate, metrics.confidence, seeds)
+            ends = (fewest[plan.reference], most[plan.reference]), (fewest[arm], most[arm])
+            differences[arm] = replace(found, reach=_reach(*ends))
         yield StudyMeasure(name, key, label, rates, differences)
+
+
+def _reach(
+    reference: tuple[Sequence[Outcome], Sequence[Outcome]], arm: tuple[Sequence[Outcome], Sequence[Outcome]]
+) -> tuple[float, float] | None:
+    """The least and the largest difference of means that can be, over the behaviors that both were asked about."""
+    (fewest_before, most_before), (fewest, most) = reference, arm
+    if fewest_before == most_before and fewest == most:
+        return None
+    shared = set(fewest[0]).intersection(*fewest, *fewest_before)
+    if not shared:
+        return None
+
+    def mean(table: Sequence[Outcome]) -> float:
+        return sum(float(one[key]) for one in table for key in shared) / len(shared) / len(table)
+
+    return mean(fewest) - mean(most_before), mean(most) - mean(fewest_before)
 
 
 def models_of_arm(plan: Study, arm: str) -> list[str]:
@@ -122,7 +173,7 @@ def models_of_arm(plan: Study, arm: str) -> list[str]:
     return [BASE if arm == BASE else f"{arm}@{seed}" for seed in plan.config.seeds]
 
 
-def _measures(suite: CollectedSuite) -> Iterator[tuple[str, str, Callable[[Rows], Outcome], bool]]:
+def _measures(suite: CollectedSuite) -> Iterator[tuple[str, str, Reading, bool]]:
     """Key, name, what becomes of one model's attempts, and whether that is a yes or a no a behavior."""
     metrics = suite.metrics
     attacks = metrics.attacks
@@ -141,27 +192,27 @@ def _measures(suite: CollectedSuite) -> Iterator[tuple[str, str, Callable[[Rows]
         yield INPAINTED_OVER_REFUSAL, "Over-refusal, in-painted", _refused_in_style, False
 
 
-def broken_by(attacks: Sequence[str], variant: str | None = None) -> Callable[[Rows], dict[str, bool]]:
+def broken_by(attacks: Sequence[str], variant: str | None = None) -> Reading:
     """What reads off one model's attempts which behaviors any of the attacks broke."""
 
-    def outcome(rows: Rows) -> dict[str, bool]:
-        return broken(
-            row for row in rows if row["attack"] in attacks and (variant is None or (row.get("variant") or "") == variant)
-        )
+    def outcome(rows: Rows, unread: bool | None = None) -> dict[str, bool]:
+        asked = [row for row in rows if row["attack"] in attacks and (variant is None or (row.get("variant") or "") == variant)]
+        return broken(asked) if unread is None else could_be_broken(asked, harmful=unread)
 
     return outcome
 
 
-def shares_by(attack: str) -> Callable[[Rows], dict[str, float]]:
+def shares_by(attack: str) -> Reading:
     """What reads off one model's attempts the share of an attack's prompts that broke each behavior."""
 
-    def outcome(rows: Rows) -> dict[str, float]:
-        return shares_broken(row for row in rows if row["attack"] == attack)
+    def outcome(rows: Rows, unread: bool | None = None) -> dict[str, float]:
+        asked = [row for row in rows if row["attack"] == attack]
+        return shares_broken(asked) if unread is None else could_be_shares(asked, harmful=unread)
 
     return outcome
 
 
-def outcome_of(key: str, attacks: Sequence[str]) -> tuple[Callable[[Rows], Outcome], bool]:
+def outcome_of(key: str, attacks: Sequence[str]) -> tuple[Reading, bool]:
     """What reads `boa`, an attack or `attack:share` off one model's attempts, and whether that is a yes or a no a behavior."""
     if key.endswith(SHARE):
         return shares_by(key.removesuffix(SHARE)), False
@@ -173,14 +224,18 @@ def measure_name(key: str) -> str:
     return f"{attack_name(key.removesuffix(SHARE))}{', share of prompts' if key.endswith(SHARE) else ''}"
 
 
-def refused(rows: Rows) -> dict[str, bool]:
+def refused(rows: Rows, unread: bool | None = None) -> dict[str, bool]:
     """Which look-alikes one model refused."""
-    return refusals(row for row in rows if row["attack"] == OVER_REFUSAL)
+    asked = [row for row in rows if row["attack"] == OVER_REFUSAL]
+    return refusals(asked) if unread is None else could_be_refused(asked, refused=unread)
 
 
-def _refused_in_style(rows: Rows) -> Outcome:
-    groups = refused_by_request(row for row in rows if row["attack"] == INPAINTED_OVER_REFUSAL)
-    return {key: sum(values) / len(values) for key, values in groups.items()}
+def _refused_in_style(rows: Rows, unread: bool | None = None) -> Outcome:
+    asked = [row for row in rows if row["attack"] == INPAINTED_OVER_REFUSAL]
+    if unread is not None:
+        # Shares of answers that are not harmful: those without a verdict are harmful where they are no refusals.
+        return {key: 1 - value for key, value in could_be_shares(asked, harmful=not unread).items()}
+    return {key: sum(values) / len(values) for key, values in refused_by_request(asked).items()}
 
 
 @dataclass(frozen=True)
@@ -221,19 +276,21 @@ def _flags(table: Sequence[Outcome]) -> list[dict[str, bool]]:
     return [{key: bool(value) for key, value in one.items()} for one in table]
 
 
-def rate_over_seeds(table: Sequence[Outcome], is_rate: bool, confidence: float) -> Interval:
-    """Over seeds and behaviors; of one seed, or of the base model, over behaviors."""
+def rate_over_seeds(table: Sequence[Outcome], is_rate: bool, confidence: float, seeds: Scatter | None = None) -> Interval:
+    """Over seeds and behaviors; of one seed, or of the base model, over behaviors. `seeds` is of `pooled_seeds`."""
     if len(table) == 1 or all(one == table[0] for one in table):
         return share(_flags(table)[0], confidence) if is_rate else wilson_mean(list(table[0].values()), confidence)
-    return crossed_rate(_flags(table) if is_rate else table, confidence)
+    return crossed_rate(_flags(table) if is_rate else table, confidence, seeds)
 
 
-def _difference(reference: Sequence[Outcome], table: Sequence[Outcome], is_rate: bool, confidence: float) -> ArmDifference:
+def _difference(
+    reference: Sequence[Outcome], table: Sequence[Outcome], is_rate: bool, confidence: float, seeds: Scatter | None
+) -> ArmDifference:
     if len(table) > 1:
         tested: Tested = (
-            crossed_rate_difference(_flags(reference), _flags(table), confidence)
+            crossed_rate_difference(_flags(reference), _flags(table), confidence, seeds)
             if is_rate
-            else crossed_mean_difference(reference, table, confidence)
+            else crossed_mean_difference(reference, table, confidence, seeds)
         )
         return ArmDifference(tested.interval, tested.p)
     first, second = reference[0], table[0]
@@ -280,6 +337,8 @@ def difference_rows(measures: Sequence[StudyMeasure], confidence: float) -> list
             "arm": model_name(arm),
             "difference": "–" if found.interval.value is None else points(found.interval.value),
             "interval": span(found.interval, points),
+            "n": found.interval.n,
+            "reach": "" if found.reach is None else " to ".join(map(points, found.reach)),
             "p": p_value(found.p),
             "p_holm": p_value(found.p_holm),
             "tests": found.tests or "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,16 +19,17 @@ from dat_ray.measures.fronts import (
     Trail,
     front_difference,
     front_rate,
+    front_seeds,
     mean_success,
     success_at,
     trails,
 )
-from dat_ray.measures.intervals import Interval
+from dat_ray.measures.intervals import NOTHING, Interval
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.study_figures import (
     BOA,
     ArmDifference,
-    Outcome,
+    Reading,
     Rows,
     StudyMeasure,
     columns,
@@ -108,7 +109,7 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
         by_model[row["model"]].append(row)
     base = (0, [BASE] * len(plan.config.seeds))
     models = {arm: [base, *_checkpoints(plan, arm, list(suite.metrics.models))] for arm in columns(plan) if arm != BASE}
-    outcome, is_rate = outcome_of(fronts.measure, suite.metrics.attacks)
+    outcome, _ = outcome_of(fronts.measure, suite.metrics.attacks)
     read = partial(_checkpoint, by_model, outcome)
     checkpoints = {arm: [read(names) for _, names in steps] for arm, steps in models.items()}
     unread = [
@@ -124,10 +125,11 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
     found = trails({arm: [one for one in steps if one.is_point] for arm, steps in checkpoints.items()})
     arms = {}
     for arm, trail in found.items():
-        steps = [
-            FrontStep(updates, rate_over_seeds(one.broken, is_rate, confidence), rate_over_seeds(one.refused, True, confidence))
-            for (updates, _), one in zip(models[arm], checkpoints[arm], strict=True)
-        ]
+        points = iter(zip(trail.broken, trail.refused, strict=True))
+        steps = []
+        for (updates, _), one in zip(models[arm], checkpoints[arm], strict=True):
+            rates = [_rate(table, confidence) for table in next(points)] if one.is_point else [NOTHING, NOTHING]
+            steps.append(FrontStep(updates, *rates))
         arms[arm] = ArmFront(steps, trail.points)
     at, what = fronts.over_refusal, "Broken" if fronts.measure == BOA else f"{measure_name(fronts.measure)},"
     measures = [
@@ -135,6 +137,11 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
         _measure(found, AREA, f"{what} on average up to {percent(at)}", partial(mean_success, over_refusal=at), confidence),
     ]
     return StudyFronts(at, fronts.measure, unread, arms, corrected(measures), suite.metrics)
+
+
+def _rate(table: np.ndarray, confidence: float) -> Interval:
+    """The mean of the outcomes [S, units] of which a front has its point, those that nobody judged filled in."""
+    return rate_over_seeds([{str(unit): float(value) for unit, value in enumerate(row)} for row in table], False, confidence)
 
 
 def _checkpoints(plan: Study, arm: str, models: Sequence[str]) -> list[tuple[int, list[str]]]:
@@ -154,15 +161,16 @@ def _checkpoints(plan: Study, arm: str, models: Sequence[str]) -> list[tuple[int
     ]
 
 
-def _checkpoint(by_model: Mapping[str, Rows], outcome: Callable[[Rows], Outcome], models: Sequence[str]) -> Checkpoint:
-    return Checkpoint([outcome(by_model[name]) for name in models], [refused(by_model[name]) for name in models])
+def _checkpoint(by_model: Mapping[str, Rows], outcome: Reading, models: Sequence[str]) -> Checkpoint:
+    return Checkpoint([outcome(by_model[name], None) for name in models], [refused(by_model[name]) for name in models])
 
 
 def _measure(found: Mapping[str, Trail], key: str, name: str, figure: FrontFigure, confidence: float) -> StudyMeasure:
     reference, *others = found
-    rates = {arm: front_rate(trail, figure, confidence) for arm, trail in found.items()}
+    seeds = front_seeds(list(found.values()), figure)
+    rates = {arm: front_rate(trail, figure, confidence, seeds) for arm, trail in found.items()}
     differences = {}
     for arm in others:
-        moved = front_difference(found[reference], found[arm], figure, confidence)
+        moved = front_difference(found[reference], found[arm], figure, confidence, seeds)
         differences[arm] = ArmDifference(moved.interval, moved.p)
     return StudyMeasure(FRONTS, key, name, rates, differences)

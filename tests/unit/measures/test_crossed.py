@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference, scatter_of
+from dat_ray.measures.crossed import (
+    Scatter,
+    crossed_mean_difference,
+    crossed_rate,
+    crossed_rate_difference,
+    pooled_seeds,
+    scatter_of,
+    seeds_of,
+)
 from dat_ray.measures.intervals import student_quantile, student_tail
 from tests.unit.measures.test_attempts import tail_above
 
@@ -123,6 +131,60 @@ def test_the_rate_of_each_arm_is_the_one_shown_beside_the_difference() -> None:
     first, second = flags([[1, 1, 0, 1], [1, 0, 1, 1]]), flags([[0, 1, 0, 0], [0, 0, 0, 1]])
     moved = crossed_rate_difference(first, second).interval.value
     assert moved == pytest.approx((crossed_rate(second).value or 0.0) - (crossed_rate(first).value or 0.0))
+
+
+def test_what_seeds_add_is_averaged_over_arms_by_hand() -> None:
+    first, second = values([[0, 0.5], [1, 0.5]]), values([[0, 0], [0, 0]])
+    # Means of the seeds 0.25 and 0.75, 0 and 0: variances 0.125 and 0, on average 0.0625, halved for a mean of two seeds.
+    assert pooled_seeds([first, second]) == Scatter(0.03125, 2.0)
+    assert pooled_seeds([first]) == Scatter(0.0625, 1.0)
+    assert pooled_seeds([]) is None
+    assert pooled_seeds([first[:1], second[:1]]) is None
+    # An arm that nobody could judge is no arm.
+    assert pooled_seeds([first, [{}, {}]]) == Scatter(0.0625, 1.0)
+    one, base = np.array([[0, 0.5], [1, 0.5]]), np.array([[0, 1.0], [0, 1.0]])
+    assert seeds_of(Scatter(0.1, 6.0), one, one) == Scatter(0.2, 6.0)
+    assert seeds_of(Scatter(0.1, 6.0), base, one) == Scatter(0.1, 6.0)
+    assert seeds_of(None, one) is None
+
+
+def test_a_difference_with_pooled_seeds_by_hand() -> None:
+    rng = np.random.default_rng(5)
+    arms = [rng.random((3, 40)) + rng.normal(0, 0.1, (3, 1)) for _ in range(4)]
+    seeds = pooled_seeds([values(arm.tolist()) for arm in arms])
+    by_seed = 2 * np.mean([arm.mean(1).var(ddof=1) for arm in arms]) / 3
+    moved = arms[1] - arms[0]
+    by_behavior = moved.mean(0).var(ddof=1) / 40
+    rest = moved - moved.mean(0) - moved.mean(1)[:, None] + moved.mean()
+    of_rest = (rest**2).sum() / (2 * 39) / moved.size
+    variance = by_seed + by_behavior - of_rest
+    freedom = variance**2 / (by_seed**2 / 8 + by_behavior**2 / 39 + of_rest**2 / (2 * 39))
+    found = crossed_mean_difference(values(arms[0].tolist()), values(arms[1].tolist()), seeds=seeds)
+    assert found.p == pytest.approx(2 * student_tail(abs(moved.mean()) / math.sqrt(variance), freedom))
+    reach = student_quantile(0.975, freedom) * math.sqrt(variance)
+    assert (found.interval.low, found.interval.high) == pytest.approx((moved.mean() - reach, moved.mean() + reach))
+    # Both forms of a difference test the same way.
+    first, second = ([{key: value > 0.5 for key, value in seed.items()} for seed in values(arm.tolist())] for arm in arms[:2])
+    pooled = pooled_seeds([first, second])
+    assert crossed_rate_difference(first, second, seeds=pooled).p == crossed_mean_difference(first, second, seeds=pooled).p
+
+
+@pytest.mark.slow
+def test_at_the_level_of_many_tests_pooled_seeds_reject_as_seldom_as_they_say() -> None:
+    """Eight arms that do not differ, three seeds: at 0.05/7 a test with each difference's own seeds rejects far more often."""
+    rng, level = np.random.default_rng(2), 0.05 / 7
+    own, pooled, tests = 0, 0, 0
+    for _ in range(300):
+        behavior = rng.normal(0, 1.2, 48)
+        odds = behavior + rng.normal(0, 0.3, (8, 3, 1)) + rng.normal(0, 0.5, (8, 3, 48))
+        arms = [values(arm.tolist()) for arm in rng.binomial(6, 1 / (1 + np.exp(-odds))) / 6]
+        seeds = pooled_seeds(arms)
+        for arm in arms[1:]:
+            own += (crossed_mean_difference(arms[0], arm).p or 0) <= level
+            pooled += (crossed_mean_difference(arms[0], arm, seeds=seeds).p or 0) <= level
+            tests += 1
+    assert own / tests > 2 * level
+    assert pooled / tests < 1.5 * level
 
 
 @pytest.mark.slow

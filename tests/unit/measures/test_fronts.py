@@ -9,13 +9,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from dat_ray.measures.crossed import crossed_rate, crossed_rate_difference
+from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference
 from dat_ray.measures.fronts import (
     Checkpoint,
     Trail,
     front,
     front_difference,
     front_rate,
+    front_seeds,
     mean_success,
     success_at,
     trails,
@@ -191,7 +192,7 @@ def test_few_units_have_no_limits_and_equal_arms_no_difference() -> None:
     assert (front_rate(never, at).high or 0.0) > 0.1
 
 
-def test_an_outcome_that_nobody_judged_moves_nothing() -> None:
+def test_an_outcome_that_nobody_judged_is_filled_in() -> None:
     base = Checkpoint([{"a": True, "b": False}] * 2, [{"x": False, "y": True}] * 2)
     later = Checkpoint([{"b": True, "a": False}, {"a": True, "b": True, "c": True}], [{"y": True, "x": True}, {}])
     found = trails({"one": [base, later], "two": [base]})
@@ -201,6 +202,33 @@ def test_an_outcome_that_nobody_judged_moves_nothing() -> None:
     assert found["two"].points.tolist() == [[0.5, 0.5]]
     assert later.is_point
     assert not Checkpoint([{}, {}], [{"x": True}, {}]).is_point
+
+
+def test_who_cannot_be_read_where_it_breaks_is_not_robust_for_it() -> None:
+    """Two arms alike: half of the behaviors break; one adapter of three has no verdict on most of those that do."""
+    whole = {f"b{at}": at < 24 for at in range(48)}
+    half_read = {key: value for key, value in whole.items() if key not in {f"b{at}" for at in range(20)}}
+    asked = [{"x": False, "y": True}] * 3
+    found = trails({"dat": [Checkpoint([whole] * 3, asked)], "cat": [Checkpoint([whole, half_read, whole], asked)]})
+    assert found["cat"].broken == pytest.approx(found["dat"].broken, abs=0.01)
+    assert found["cat"].points[0, 1] == pytest.approx(0.5, abs=0.003)
+
+
+def test_seeds_of_all_arms_together_by_hand() -> None:
+    rng = np.random.default_rng(4)
+    arms = [Trail(rng.random((1, 3, 20)) + rng.normal(0, 0.1, (1, 3, 1)), rng.random((1, 3, 30))) for _ in range(3)]
+    figure = partial(success_at, over_refusal=0.9)
+    seeds = front_seeds(arms, figure)
+    # Of one checkpoint the figure is its attack success: what is refused has no part in it.
+    by_seed = np.mean([arm.broken[0].mean(axis=1).var(ddof=1) for arm in arms]) / 3
+    assert seeds is not None
+    assert seeds.variance == pytest.approx(by_seed, rel=1e-6)
+    assert seeds.freedom == 6
+    first, second = ([{str(at): float(one) for at, one in enumerate(row)} for row in arm.broken[0]] for arm in arms[:2])
+    expected = crossed_mean_difference(first, second, seeds=seeds)
+    assert front_difference(arms[0], arms[1], figure, seeds=seeds).p == pytest.approx(expected.p, rel=1e-4)
+    assert front_seeds([Trail(arm.broken[:, :1], arm.refused[:, :1]) for arm in arms], figure) is None
+    assert front_seeds(arms, partial(success_at, over_refusal=0.0)) is None
 
 
 @pytest.mark.slow

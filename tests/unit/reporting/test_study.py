@@ -13,11 +13,11 @@ import yaml
 
 from dat_ray.config.study import Study, read_study
 from dat_ray.errors import InputError
-from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference
+from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference, pooled_seeds
 from dat_ray.measures.intervals import paired_rate_difference
 from dat_ray.reporting.collect import CollectedSuite, read_suite
 from dat_ray.reporting.study import headline, render_study, study_text, write_study
-from dat_ray.reporting.study_figures import StudyMeasure, study_measures, unjudged
+from dat_ray.reporting.study_figures import ArmDifference, StudyMeasure, study_measures, unjudged
 from tests.unit.reporting.synthetic_run import HOSTILE, finished_run
 
 ARMS = {"cat": (0.7, 0.1, -3.0), "dat": (0.1, 0.2, -6.0), "lat": (0.12, 0.9, -6.0)}
@@ -55,14 +55,14 @@ def test_rates_and_differences_are_those_of_a_plain_count(tmp_path: Path) -> Non
     assert set(found) == {*attacks, "inpainting:share", "boa", "over_refusal"}
     for key, made in (("inpainting", ("inpainting",)), ("boa", attacks)):
         tables = {arm: [counted(suite, f"{arm}@{seed}", made) for seed in (1, 2, 3)] for arm in ARMS}
+        seeds = pooled_seeds(list(tables.values()))
         for arm, table in tables.items():
-            assert found[key].rates[arm] == crossed_rate(table)
+            assert found[key].rates[arm] == crossed_rate(table, seeds=seeds)
         assert list(found[key].rates) == ["dat", "cat", "lat", "base"]
         moved = found[key].differences["cat"]
-        assert moved.interval == crossed_rate_difference(tables["dat"], tables["cat"]).interval
+        assert moved.interval == crossed_rate_difference(tables["dat"], tables["cat"], seeds=seeds).interval
         assert (moved.interval.low or 0.0) > 0
-        # In the primary measure with its three tests: among twelve others the same difference may be chance.
-        assert moved.beyond_chance(0.95) == (key == "boa")
+        assert moved.beyond_chance(0.95)
         # The two that are alike are not told apart.
         assert not found[key].differences["lat"].beyond_chance(0.95)
 
@@ -81,11 +81,45 @@ def test_shares_of_prompts_are_those_of_a_plain_count(tmp_path: Path) -> None:
             tables.setdefault(arm, []).append({key: float(np.mean(group)) for key, group in judged.items()})
         shared = sorted(set.intersection(*map(set, tables[arm])))
         values = np.array([[one[key] for key in shared] for one in tables[arm]])
-        rate = found.rates[arm]
-        assert rate.value == pytest.approx(values.mean())
-        assert rate == crossed_rate(tables[arm])
+        assert found.rates[arm].value == pytest.approx(values.mean())
+    seeds = pooled_seeds(list(tables.values()))
+    assert {arm: found.rates[arm] for arm in ARMS} == {arm: crossed_rate(table, seeds=seeds) for arm, table in tables.items()}
     moved = found.differences["cat"]
-    assert moved.interval == crossed_mean_difference(tables["dat"], tables["cat"]).interval
+    assert moved.interval == crossed_mean_difference(tables["dat"], tables["cat"], seeds=seeds).interval
+
+
+def test_a_difference_that_verdicts_nobody_gave_could_undo_is_not_beyond_chance(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_suite(tmp_path)
+
+    def boa(unread: set[int]) -> ArmDifference:
+        rows = [row | ({"verdict": "unparsed"} if at in unread else {}) for at, row in enumerate(suite.attempts)]
+        return by_key(study_measures(plan, {"heldout": CollectedSuite(suite.metrics, rows)}))["boa"].differences["cat"]
+
+    attacks = tuple(suite.metrics.attacks)
+    safe: dict[tuple[str, str], list[int]] = {}
+    for at, row in enumerate(suite.attempts):
+        if row["model"].startswith("dat@") and row["attack"] in attacks and row["verdict"] == "not_harmful":
+            safe.setdefault((row["model"], row["behavior_id"]), []).append(at)
+    # One answer of each of the reference's behaviors can still be read, and was no success.
+    most = {at for group in safe.values() for at in group[1:]}
+    assert boa(set()).reach is None
+    hanging, plain = boa(most), boa(set())
+    assert (hanging.interval, hanging.p_holm) == (plain.interval, plain.p_holm)
+    assert plain.beyond_chance(0.95)
+    assert not hanging.beyond_chance(0.95)
+    # At the least: every one of them a success.
+    dat, cat = ([counted(suite, f"{arm}@{seed}", attacks) for seed in (1, 2, 3)] for arm in ("dat", "cat"))
+    undone = [
+        one | {key: True for model, key in safe if model == f"dat@{seed}" and len(safe[model, key]) > 1}
+        for seed, one in enumerate(dat, 1)
+    ]
+    means = [float(np.mean([list(one.values()) for one in table])) for table in (cat, undone, dat)]
+    assert hanging.reach == pytest.approx((means[0] - means[1], means[0] - means[2]))
+    # One answer alone changes next to nothing.
+    single = boa({next(group[1] for group in safe.values() if len(group) > 1)})
+    assert single.reach is not None
+    assert single.reach[1] - single.reach[0] == pytest.approx(1 / 72)
+    assert single.beyond_chance(0.95)
 
 
 def test_who_is_not_read_is_counted_by_attack_and_variant(tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ class TrainingConfig(Section):
     )
     rewrite_share: Fraction = Field(0.5, description="share of updates on rewrites, for selection.source mixture")
     steps_per_attack: Positive = Field(1, description="optimizer steps of an update, all under the perturbation of one attack")
+    fresh_optimizer: bool = Field(
+        False, description="begin each update with an optimizer that remembers nothing of those before it"
+    )
     away: Literal["neg_ce", "unlikelihood", "ipo"] = Field(
         "neg_ce",
         description="neg_ce: mean log p(y); unlikelihood: mean -log(1 - p(y_t)); ipo: away and toward as one preference loss",
@@ -139,8 +142,10 @@ class TrainingConfig(Section):
         description="tokens of a training sequence: the prompt whole, and of the response what then has room; a prompt that "
         "leaves room for fewer than 8 response tokens is left out",
     )
-    end_of_turn: Literal["none", "refusal"] = Field(
-        "none", description="refusal: a refusal ends with the template's end-of-turn token, so that the model stops after it"
+    end_of_turn: Literal["none", "refusal", "retain", "all"] = Field(
+        "none",
+        description="responses that end with the template's end-of-turn token, so that the model stops after them: refusals, "
+        "answers of the retain set, or all, harmful ones too",
     )
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after the warm-up")

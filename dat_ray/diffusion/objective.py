@@ -66,7 +66,8 @@ def corrupt(
         response_mask_share: share of rows whose response is masked at a rate of U(0,1); it is not predicted.
         response_cut_share: share of rows whose response is cut to a uniformly drawn length.
         loss_weight: ``mean``, 1/M for every token, or ``inverse_rate``, 1/(B * prompt length * max(t, 0.001)), 0 for a
-            forced mask: LLaDA's bound on the negative log-likelihood of a prompt, a token, without bias.
+            forced mask: LLaDA's bound on the negative log-likelihood of a prompt, a token, but for t below 0.001, whose
+            weight is that of 0.001.
     """
     B = len(pairs)
     b = torch.arange(B)

@@ -125,7 +125,9 @@ class ChatFormat:
         """
         if self.end_id is None:
             raise InputError(
-                "training.end_of_turn", "refusal", "the target's chat template ends a response with no special token: use none"
+                "training.end_of_turn",
+                "refusal, retain or all",
+                "the target's chat template ends a response with no special token: use none",
             )
         return self.end_id
 

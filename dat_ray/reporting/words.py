@@ -45,8 +45,8 @@ def points(value: float | None) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A test's p with two digits that count; `–` where no test was made."""
-    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.2g}"
+    """A test's p with two digits that count, beside 0.05 with a third, which shows the side; `–` where no test was made."""
+    return "–" if p is None else "<0.001" if p < 0.001 else f"{p:.{3 if 0.045 < p < 0.055 else 2}g}"
 
 
 def nats(value: float) -> str:

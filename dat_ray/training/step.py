@@ -250,6 +250,8 @@ class FineTuning:
                 seconds[part] = seconds.get(part, 0.0) + value
             return torch.cat([sums, trace])
 
+        if cfg.fresh_optimizer:
+            trainer.optimizer.state.clear()
         # Later steps see a perturbation that was found for weights of the past: the first tells what it can do.
         step, *_ = [
             trainer.step(update, backward, partial(self._check, update), partial(diverged, update))

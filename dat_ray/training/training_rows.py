@@ -22,15 +22,15 @@ from dat_ray.training.retain_set import retain_folder
 def harmful_row(chat: ChatFormat, prompt: str, target: str, refusal: str, cfg: TrainingConfig) -> HarmfulRow | None:
     """One prompt with both responses, after the same prompt tokens: one perturbation serves both.
 
-    The prompt stays whole and each response is cut to the room behind it. The harmful response, an opening, never ends the
-    turn: the attack would learn to say it and stop.
+    The prompt stays whole and each response is cut to the room behind it. The harmful response, an opening, ends the turn with
+    `end_of_turn: all` alone: the attack learns to say it and stop.
 
     Returns:
         None where the prompt leaves too little room for a response.
     """
     limits = Limits(cfg.max_tokens)
-    harmful = chat.encode(prompt, target, limits)
-    refused = chat.encode(prompt, refusal, limits, closed=cfg.end_of_turn == "refusal")
+    harmful = chat.encode(prompt, target, limits, closed=cfg.end_of_turn == "all")
+    refused = chat.encode(prompt, refusal, limits, closed=cfg.end_of_turn in ("refusal", "all"))
     if harmful is None or refused is None:
         assert harmful is refused, "the prompt alone decides"
         return None
@@ -93,7 +93,8 @@ def encode_retain(chat: ChatFormat, table: Sequence[Mapping[str, Any]], cfg: Tra
     """
     assert cfg.retain is not None
     limits = Limits(cfg.max_tokens, cfg.retain.max_response_tokens)
-    rows = [chat.encode(row["prompt"], row["response"], limits) for row in table]
+    closed = cfg.end_of_turn in ("retain", "all")
+    rows = [chat.encode(row["prompt"], row["response"], limits, closed=closed) for row in table]
     kept = [row for row in rows if row is not None]
     count = _count([row["retain_id"] for row in table], rows, {"response": ResponseCount.of(kept)}, limits)
     return [_retained(row, cfg.retain) for row in kept], count

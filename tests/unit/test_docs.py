@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from dat_ray.config.study import read_study
+from docs.build import pages
 from docs.picture import FIGURES, PICTURE, draw
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(path for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks") for path in folder.glob("*.md"))
+# Those that the site is built from.
+PAGES = sorted(ROOT / page for page in pages() if page.suffix == ".md")
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 

@@ -10,6 +10,7 @@ from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.reporting.categories import broken_by_category, refused_by_category
 from dat_ray.reporting.collect import stage_costs
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
+from dat_ray.reporting.words import p_value
 
 
 def test_a_broken_category_is_not_counted_twice_and_look_alikes_never(tmp_path: Path) -> None:
@@ -90,3 +91,8 @@ def test_costs_add_up_over_resumed_runs() -> None:
     assert (second.stage, second.peak_bytes, second.rows) == ("train", None, None)
     assert (first.gpu_seconds, second.gpu_seconds) == (0, 2.0 * 6)
     assert first.cpu_seconds is None
+
+
+def test_a_p_beside_a_twentieth_shows_its_side() -> None:
+    shown = [p_value(p) for p in (None, 0.0004, 0.0123, 0.0496, 0.0504, 0.06, 0.5, 1.0)]
+    assert shown == ["–", "<0.001", "0.012", "0.0496", "0.0504", "0.06", "0.5", "1"]

@@ -268,6 +268,25 @@ def test_several_steps_share_one_attack(
     assert len(metrics["attack_ce"]) == 5
 
 
+def test_a_fresh_optimizer_begins_each_update_as_a_new_one_would(
+    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
+) -> None:
+    """Against a trainer that is made anew for each update, weights going along."""
+    settings: dict[str, Any] = {"steps_per_attack": 3, "warmup": 0.0, "schedule": "constant", "attack": {"steps": 2}}
+    rows = whole(harmful_rows, retain_rows)
+
+    def ends(anew: bool, **more: Any) -> dict[str, Tensor]:
+        network, cfg = make_network(), make_config(**settings, **more)
+        tuning, trainer = FineTuning(network, cfg, lambda _: rows), make_trainer(network, cfg, 8)
+        for update in range(3):
+            tuning.update(make_trainer(network, cfg, 8) if anew else trainer, update)
+        return {name: parameter.detach().clone() for name, parameter in network.trainable().items()}
+
+    fresh, expected, kept = ends(anew=False, fresh_optimizer=True), ends(anew=True), ends(anew=False)
+    assert all(torch.equal(fresh[name], expected[name]) for name in fresh)
+    assert not all(torch.allclose(fresh[name], kept[name], atol=1e-6) for name in fresh)
+
+
 @pytest.mark.parametrize("name", ["dat", "lat", "capo"])
 def test_activation_checkpointing_changes_nothing_but_memory(
     name: str, make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]

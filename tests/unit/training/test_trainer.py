@@ -48,11 +48,12 @@ def rows(harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]) -> Training
     return TrainingRows(harmful_rows, retain_rows)
 
 
+@pytest.mark.parametrize("fresh_optimizer", [False, True])
 def test_killed_twice_and_resumed_ends_with_the_same_adapter(
-    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path
+    make_network: MakeNetwork, make_config: MakeConfig, rows: TrainingRows, tmp_path: Path, fresh_optimizer: bool
 ) -> None:
     # Dropout is on, so that the random numbers have to be resumed as well.
-    cfg = make_config(lora={"rank": 4, "dropout": 0.2})
+    cfg = make_config(lora={"rank": 4, "dropout": 0.2}, fresh_optimizer=fresh_optimizer)
 
     def fresh() -> Network:
         return make_network(adapted=False, dropout=0.2)

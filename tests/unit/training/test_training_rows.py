@@ -23,7 +23,7 @@ from dat_ray.errors import DatError, InputError, ShardError
 from dat_ray.models.chat import ChatFormat
 from dat_ray.training.counts import ResponseCount, TableCount, read_counts, sentences, write_counts
 from dat_ray.training.retain_set import RetainReport, prepare_retain, retain_folder
-from dat_ray.training.training_rows import count_rows, harmful_row, load_rows
+from dat_ray.training.training_rows import count_rows, encode_retain, harmful_row, load_rows
 from tests.unit.training.byte_tokenizer import ENDLESS, TURNS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer(TURNS)
@@ -150,6 +150,19 @@ def test_both_rows_of_a_prompt_hold_it_whole(prompt: str, target: str, refusal: 
         assert kept == min(whole, max_tokens - before)
         assert half.beyond_room == whole - kept
         assert kept < whole or said == text
+
+
+@pytest.mark.parametrize("closed", ["none", "refusal", "retain", "all"])
+def test_the_responses_that_are_named_end_their_turn(chat: ChatFormat, tokenizer: PreTrainedTokenizerFast, closed: str) -> None:
+    cfg = training(end_of_turn=closed, retain={"path": "x"})
+    row = harmful_row(chat, "do it", "Sure", "I can't", cfg)
+    [kept], _ = encode_retain(chat, [{"retain_id": "r", "prompt": "sum", "response": "two"}], cfg)
+    assert row is not None
+    said = [tokenizer.decode(one.ids).endswith("<|end|>") for one in (row.harmful, row.refusal, kept)]
+    assert said == [closed == "all", closed in ("refusal", "all"), closed in ("retain", "all")]
+    # The token counts as one of the response, which is trained on.
+    assert kept.response_span[1] == len(kept.ids)
+    assert tokenizer.decode(kept.ids) == "U:sum<|end|>A:two" + ("<|end|>" if said[2] else "")
 
 
 def test_a_refusal_ends_its_turn_where_asked_and_an_opening_never_does(

@@ -77,7 +77,8 @@ def write_part(plan: Study, folders: Mapping[str, str], root: str) -> str:
     """
     for suite, folder in folders.items():
         _write_table(read_table(folder), ATTEMPTS, join(root, suite))
-        store_metrics(join(root, suite), load_metrics(folder))
+        # Pairs of models and groups are of one suite: a study has differences of its own, and they are most of the file.
+        store_metrics(join(root, suite), load_metrics(folder).model_copy(update={"paired": [], "groups": {}}))
         risks = join(folder, RISKS_FOLDER)
         if has_manifest(risks):
             _write_table(read_table(risks), RISKS, join(root, suite, RISKS_FOLDER))

@@ -20,8 +20,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 
 import pyarrow.fs as pafs
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from dat_ray.data.file_locks import file_lock, try_lock
 from dat_ray.data.processes import has_ended, this_process
 from dat_ray.data.shards import (
     exists,
@@ -172,14 +173,12 @@ def hold(root: str) -> Iterator[None]:
 def _locked(root: str) -> Iterator[None]:
     with refusals_named(root):
         os.makedirs(root, exist_ok=True)
-        lock, locks = FileLock(join(root, LOCK)), True
+        lock = file_lock(join(root, LOCK))
         try:
-            lock.acquire(timeout=0)
+            locks = try_lock(lock)
         except Timeout:
             raise _in_use(root, _read_owner(root)) from None
-        except NotImplementedError:
-            locks = False
-    if not locks:  # a network file system that has none
+    if not locks:
         with _leased(root):
             yield
         return

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from dat_ray.cache import check_cache
+from dat_ray.data.file_locks import file_lock, try_lock
 from dat_ray.data.scratch import is_abandoned, scratch_folder
 from dat_ray.errors import DatError
 from dat_ray.json_text import parse_object
@@ -45,6 +46,8 @@ def is_complete(folder: Path, key: Mapping[str, str]) -> bool:
 def build_once(folder: Path, key: Mapping[str, str], build: Callable[[Path], None], *, lock_wait_s: float = LOCK_WAIT_S) -> bool:
     """Makes sure that `folder` is complete for `key`, building it at most once over all processes.
 
+    On a file system without locks several may build it, each apart; the last one's takes the name.
+
     Args:
         folder: where the result belongs; replaced as a whole when it is there for another key or damaged.
         key: what determines the content (checksums, dtype, ...), compared at each call.
@@ -62,22 +65,11 @@ def build_once(folder: Path, key: Mapping[str, str], build: Callable[[Path], Non
         return False
     check_cache(folder.parent)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("waiting for another process that builds %s", folder)
-        try:
-            lock.acquire(timeout=lock_wait_s)
-        except Timeout as error:
-            raise DatError(
-                f"waited {lock_wait_s:.0f} s for another process to build {folder}: see who holds {lock.lock_file}"
-            ) from error
-    try:
+    with _one_builder(folder, lock_wait_s) as alone:
         if is_complete(folder, key):
             return False
         # Whoever held the lock before and was killed, on whatever machine, left its unfinished folder behind.
-        for leftover in _unfinished(folder):
+        for leftover in _unfinished(folder) if alone else ():
             shutil.rmtree(leftover, ignore_errors=True)
         log.info("building %s", folder)
         with replace_folder(folder) as scratch:
@@ -86,6 +78,26 @@ def build_once(folder: Path, key: Mapping[str, str], build: Callable[[Path], Non
             marker = {"format_version": FORMAT_VERSION, "key": dict(key), "files": files}
             (scratch / MARKER).write_text(json.dumps(marker, indent=1), encoding="utf-8")
         return True
+
+
+@contextmanager
+def _one_builder(folder: Path, lock_wait_s: float) -> Iterator[bool]:
+    """Waits until no other process builds `folder`; yields whether that can be known."""
+    lock = file_lock(folder.parent / f".{folder.name}.lock")
+    try:
+        locks = try_lock(lock)
+    except Timeout:
+        log.warning("waiting for another process that builds %s", folder)
+        try:
+            locks = try_lock(lock, lock_wait_s)
+        except Timeout as error:
+            raise DatError(
+                f"waited {lock_wait_s:.0f} s for another process to build {folder}: see who holds {lock.lock_file}"
+            ) from error
+    if not locks:
+        log.warning("%s is on a file system without locks: others may build %s at the same time", folder.parent, folder.name)
+    try:
+        yield locks
     finally:
         lock.release()
 

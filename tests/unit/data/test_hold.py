@@ -110,12 +110,8 @@ def test_a_lease_that_was_taken_over_stops_its_former_owner(tmp_path) -> None:
     assert pafs.LocalFileSystem().get_file_info(str(tmp_path / OWNER)).is_file
 
 
-@pytest.mark.usefixtures("quick")
-def test_a_file_system_without_locks_gets_a_lease(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise NotImplementedError("FileSystem does not appear to support flock")
-
-    monkeypatch.setattr(module.FileLock, "acquire", refuse)
+@pytest.mark.usefixtures("quick", "no_locks")
+def test_a_file_system_without_locks_gets_a_lease(tmp_path) -> None:
     with hold(str(tmp_path / "run")):
         owner = _read_owner(str(tmp_path / "run"))
         assert owner is not None

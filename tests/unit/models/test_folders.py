@@ -36,6 +36,19 @@ def test_builds_the_first_time_only(tmp_path: Path) -> None:
     assert build_once(target, KEY, never) is False
 
 
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_nobody_waits_for_a_builder_that_was_killed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, at_work = tmp_path / "result", tmp_path / ".result.building-of-another-node"
+    at_work.mkdir()
+    with caplog.at_level("WARNING"):
+        assert build_once(folder, KEY, write_hello, lock_wait_s=0) is True
+        (folder / MARKER).unlink()
+        assert build_once(folder, KEY, write_hello, lock_wait_s=0) is True
+    assert is_complete(folder, KEY)
+    assert at_work.exists(), "who builds there now cannot be known"
+    assert "without locks" in caplog.text
+
+
 def test_builds_again_for_another_key(tmp_path: Path) -> None:
     target = tmp_path / "result"
     build_once(target, KEY, write_hello)

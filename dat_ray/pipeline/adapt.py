@@ -21,6 +21,7 @@ from dat_ray import __version__
 from dat_ray.config.adapt import AdaptRecipe, PairsConfig
 from dat_ray.data.hold import hold
 from dat_ray.data.links import refuse_links
+from dat_ray.data.shards import write_bytes
 from dat_ray.data.stored import stored_object
 from dat_ray.diffusion.canvas import SamplerSpec, banned_ids, unused_ids
 from dat_ray.diffusion.pairs import read_pairs
@@ -49,6 +50,8 @@ from dat_ray.progress import Progress, stage_line
 from dat_ray.training.adaptation import RESULT, adapt, lora_of, save_adapted
 from dat_ray.training.update_metrics import METRICS, read_metrics
 
+BEGUN = "begun.json"
+
 
 def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = None, resume: bool = False) -> Path:
     """Makes a sampler folder.
@@ -67,9 +70,9 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
 
     Raises:
         DatError: another process makes a sampler there.
-        InputError: `out` holds something and `resume` is off, or a link that leads out of it; unreadable pairs; no token is
-            free to be the mask; a base of another layout, of which no sampler is known, or one that cannot be trained by the
-            recipe's method.
+        InputError: `out` holds something and `resume` is off, or a link that leads out of it, or was begun with another base;
+            unreadable pairs; no token is free to be the mask; a base of another layout, of which no sampler is known, or one
+            that cannot be trained by the recipe's method.
     """
     root = Path(out).absolute()
     if root.exists() and any(root.iterdir()) and not resume:
@@ -83,6 +86,8 @@ def adapt_model(base: str, out: str, recipe: AdaptRecipe, pairs: str | None = No
 
 def _make(base: str, model_folder: str, root: Path, recipe: AdaptRecipe, vocabulary: int, pairs: str | None) -> Path:
     pairs_file = root / "pairs.jsonl"
+    fingerprint = model_fingerprint(model_folder)
+    _check_begun(root, fingerprint, recipe, written=pairs is None)
     if pairs is not None:
         _store_pairs(pairs, recipe.pairs, pairs_file)
     else:
@@ -100,7 +105,7 @@ def _make(base: str, model_folder: str, root: Path, recipe: AdaptRecipe, vocabul
             use_tensor_cores(DTYPES[recipe.dtype])
             model = load_causal_lm(model_folder, recipe.dtype).to("cuda" if torch.cuda.is_available() else "cpu")
             adapted = adapt(model, prepared.split, recipe.training, root / "training", progress=progress.update)
-            save_adapted(adapted.model, root / "training", model_fingerprint(model_folder))
+            save_adapted(adapted.model, root / "training", fingerprint)
     result = stored_object(str(root / "training" / RESULT), finite=False)
     _say(result, root / "training")
 
@@ -113,7 +118,6 @@ def _make(base: str, model_folder: str, root: Path, recipe: AdaptRecipe, vocabul
         "heldout": len(prepared.split.heldout),
         "pairs_sha256": _digest(pairs_file),
     }
-    fingerprint = model_fingerprint(model_folder)
     record = _record(result, recipe, base, fingerprint, facts)
     whole = root / "sampler"
     if recipe.training.method == "lora":
@@ -130,6 +134,29 @@ def _make(base: str, model_folder: str, root: Path, recipe: AdaptRecipe, vocabul
         spec.write(scratch)
     stage_line(f"sampler: {whole}")
     return whole
+
+
+def _check_begun(root: Path, fingerprint: str, recipe: AdaptRecipe, *, written: bool) -> None:
+    """Refuses to go on with another base or with other pairs of the model's own; the training checks its settings and its rows.
+
+    Args:
+        root: of the sampler; where nothing says what it was begun with, it is now.
+        fingerprint: of the base.
+        recipe: of this call.
+        written: whether the model writes its pairs. How many may change: those that are there stay as they are.
+    """
+    begun: dict[str, Any] = {"BASE": fingerprint, "dtype": recipe.dtype}
+    if written:
+        synthesis = recipe.synthesis.model_dump(mode="json", exclude={"rows", "chunk"})
+        begun |= {f"synthesis.{name}": value for name, value in synthesis.items()}
+    path, record = root / BEGUN, root / "weights" / "record.json"
+    there = stored_object(str(path)) if path.exists() else {}
+    if not there and record.exists():  # finished by an earlier version
+        there = {"BASE": stored_object(str(record))["base_fingerprint"]}
+    differ = sorted(name for name in begun.keys() & there.keys() if begun[name] != there[name])
+    if differ:
+        raise InputError("--out", str(root), f"was begun with another {', '.join(differ)}: name a new folder, or give what it was")
+    write_bytes(str(path), json.dumps(there | begun, indent=1).encode())
 
 
 def _checked(base: str, folder: str, recipe: AdaptRecipe) -> tuple[AdaptRecipe, int]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import filelock
 import pytest
@@ -16,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from dat_ray import cli
-from dat_ray.config.adapt import load_adapt_config
+from dat_ray.config.adapt import SynthesisConfig, load_adapt_config
 from dat_ray.config.models import SamplerConfig
 from dat_ray.data.hold import LOCK
 from dat_ray.diffusion.canvas import SamplerSpec
@@ -27,7 +29,7 @@ from dat_ray.engines.vllm_plugin import check_architecture
 from dat_ray.errors import DatError, InputError
 from dat_ray.models.layouts import ARCHITECTURES
 from dat_ray.pipeline import adapt as adapting
-from dat_ray.pipeline.adapt import adapt_model, free_token
+from dat_ray.pipeline.adapt import BEGUN, adapt_model, free_token
 from dat_ray.pipeline.adapt_workers import adapt_worker
 from dat_ray.progress import Progress
 from tests.unit.diffusion.tiny import LETTERS, gapped_tokenizer
@@ -241,6 +243,43 @@ def test_a_signal_at_a_step_is_resumed_to_an_equal_sampler(tmp_path, monkeypatch
     assert cli.main(["adapt", base, "--out", "x", "--resume"]) == 0
     found, expected = (load_file(folder / "model.safetensors") for folder in (tmp_path / "cut" / "sampler", whole))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def other_weights(base: str, folder: Path) -> str:
+    """The same model but for its weights, as a fine-tuned copy is."""
+    shutil.copytree(base, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight + 0.1 for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_sampler_of_another_base_is_not_gone_on_with(recorded, tmp_path):
+    base, table = tiny_chat_model(tmp_path / "base", "llama"), pairs_table(tmp_path / "table.csv")
+    copy, out = other_weights(base, tmp_path / "copy"), tmp_path / "out"
+    adapt_model(base, str(out), adapt_recipe(), pairs=table)
+    if not recorded:  # as an earlier version left it
+        (out / BEGUN).unlink()
+    with pytest.raises(InputError, match=r"--out = .*out.*: was begun with another BASE: name a new folder"):
+        adapt_model(copy, str(out), adapt_recipe(), pairs=table, resume=True)
+    adapt_model(base, str(out), adapt_recipe(), pairs=table, resume=True)
+
+
+def test_pairs_that_were_begun_otherwise_are_not_gone_on_with(tmp_path, monkeypatch):
+    base, out = tiny_chat_model(tmp_path / "base", "qwen2"), str(tmp_path / "out")
+    pairs_table(tmp_path / "table.csv")
+    monkeypatch.setattr(adapting, "run_apart", lambda *_: 1)  # killed while it writes them
+    with pytest.raises(DatError, match="--resume continues it"):
+        adapt_model(base, out, adapt_recipe())
+
+    def recipe(**synthesis):
+        return adapt_recipe().model_copy(update={"synthesis": SynthesisConfig(**synthesis)})
+
+    with pytest.raises(InputError, match=r"another synthesis.temperature, synthesis.top_k: name"):
+        adapt_model(base, out, recipe(temperature=0.5, top_k=7), resume=True)
+    # More of them, or fewer at a time, leave those that are there as they are.
+    with pytest.raises(DatError, match="--resume continues it"):
+        adapt_model(base, out, recipe(rows=9000, chunk=16), resume=True)
 
 
 def test_two_adaptations_do_not_write_to_one_folder(tmp_path):

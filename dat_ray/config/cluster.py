@@ -17,7 +17,9 @@ class Pool(Section):
     num_cpus: Annotated[float, Field(gt=0.0)] = Field(1.0, description="logical CPUs of an actor")
     num_gpus: Annotated[float, Field(ge=0.0)] = 0.0
     threads: Positive = Field(1, description="OpenMP threads of an actor on a CPU")
-    subcluster: str | None = Field(None, description="value of the node label `ray-subcluster`; absent: any node")
+    subcluster: str | None = Field(
+        None, description="value of the node label `ray-subcluster`; absent: any node, in generation the sampler's"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Pool:

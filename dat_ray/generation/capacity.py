@@ -30,10 +30,20 @@ class Node:
 
 
 def generation_pools(recipe: Recipe) -> dict[str, Pool]:
-    """The pools that generation runs."""
+    """The pools that generation runs; those without a group of their own are in the sampler's.
+
+    Ray Data has one label for its tasks, and puts it on every pool that names none: so files stay in the sampler's group.
+    """
     cluster = recipe.cluster
     pools = {"sampler": cluster.sampler, "target": cluster.target, "judge": cluster.judge}
-    return pools | ({"encoder": cluster.encoder} if recipe.encoder is not None else {})
+    pools |= {"encoder": cluster.encoder} if recipe.encoder is not None else {}
+    group = cluster.sampler.subcluster
+    return {role: pool if pool.subcluster else pool.model_copy(update={"subcluster": group}) for role, pool in pools.items()}
+
+
+def files_group(pools: Mapping[str, Pool]) -> str | None:
+    """The group whose nodes read and write the files of generation, of the stage's pools; None for any node."""
+    return pools["sampler"].subcluster if "sampler" in pools else None
 
 
 def check_cluster(pools: Mapping[str, Pool]) -> None:
@@ -73,7 +83,8 @@ def check_capacity(pools: Mapping[str, Pool], nodes: Sequence[Node], ceiling: Ma
                 f"the pools {', '.join(pinned)} want nodes labeled {SUBCLUSTER_LABEL}={subcluster}, and no live node is: "
                 "label the nodes, or unset cluster.ROLE.subcluster"
             )
-        _compare_nodes(f"on {SUBCLUSTER_LABEL}={subcluster}", pinned, 0.0, group)
+        files = FILE_CPUS if subcluster == files_group(pools) else 0.0
+        _compare_nodes(f"on {SUBCLUSTER_LABEL}={subcluster}", pinned, files, group)
     _compare_nodes("in all", pools, FILE_CPUS, nodes)
 
 

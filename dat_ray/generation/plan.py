@@ -25,7 +25,7 @@ from dat_ray.diagnosis import node_lines
 from dat_ray.engines.roles import Engines
 from dat_ray.errors import DatError
 from dat_ray.generation.actors import EncoderActor, JudgeActor, RemoteLedger, RoleActor, SamplerActor, TargetActor
-from dat_ray.generation.capacity import SUBCLUSTER_LABEL
+from dat_ray.generation.capacity import SUBCLUSTER_LABEL, files_group, generation_pools
 from dat_ray.generation.finish import CHECKPOINT
 from dat_ray.generation.goals import NO_GOALS, Goals
 from dat_ray.generation.ledger import Ledger
@@ -93,13 +93,14 @@ def run_plan(
             override_num_blocks=len(scan_shards(requests)),
         )
         rows = rows.repartition(target_num_rows_per_block=cfg.rows_per_block, strict=True)
+        pools = generation_pools(recipe)
         roles: list[tuple[type[RoleActor], Pool, int]] = [
-            (SamplerActor, recipe.cluster.sampler, recipe.sampler.batch_size),
-            (TargetActor, recipe.cluster.target, recipe.target.batch_size),
-            (JudgeActor, recipe.cluster.judge, recipe.judge.batch_size or cfg.rows_per_block),
+            (SamplerActor, pools["sampler"], recipe.sampler.batch_size),
+            (TargetActor, pools["target"], recipe.target.batch_size),
+            (JudgeActor, pools["judge"], recipe.judge.batch_size or cfg.rows_per_block),
         ]
-        if recipe.encoder is not None:
-            roles.insert(1, (EncoderActor, recipe.cluster.encoder, cfg.rows_per_block))
+        if "encoder" in pools:
+            roles.insert(1, (EncoderActor, pools["encoder"], cfg.rows_per_block))
         for actor, pool, batch_size in roles:
             rows = rows.map_batches(actor, **_pool_arguments(pool, min(batch_size, cfg.rows_per_block), arguments))
         rows.write_parquet(
@@ -122,7 +123,7 @@ def _wait_for_a_file_task(recipe: Recipe) -> None:
     if done:
         return
     ray.cancel(probe, force=True)
-    where = f" labeled {SUBCLUSTER_LABEL}={recipe.cluster.sampler.subcluster}" if selector else ""
+    where = "".join(f" labeled {label}={value}" for label, value in (selector or {}).items())
     raise DatError(
         f"no node{where} had one CPU for reading and writing files within timeouts.no_progress = "
         f"{recipe.timeouts.no_progress} s; {'; '.join(node_lines())}; end what holds them"
@@ -135,7 +136,8 @@ def _nothing() -> None:
 
 def _file_selector(recipe: Recipe) -> dict[str, str] | None:
     """Keeps reading, writing and a resume's filter in the pools' group: they fit on any node, and would start one of another."""
-    return {SUBCLUSTER_LABEL: recipe.cluster.sampler.subcluster} if recipe.cluster.sampler.subcluster else None
+    group = files_group(generation_pools(recipe))
+    return {SUBCLUSTER_LABEL: group} if group else None
 
 
 # Ray Data restarts a dead actor and hands its block to the next one without end; the ledger is what bounds that.

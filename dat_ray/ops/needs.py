@@ -10,7 +10,7 @@ import ray
 
 from dat_ray.config.cluster import Pool
 from dat_ray.config.schema import Recipe
-from dat_ray.generation.capacity import FILE_CPUS, SUBCLUSTER_LABEL, generation_pools
+from dat_ray.generation.capacity import FILE_CPUS, SUBCLUSTER_LABEL, files_group, generation_pools
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,14 @@ def _compare_together(stage: str, pools: Mapping[str, Pool], groups: Sequence[Gr
     for subcluster in [*sorted({pool.subcluster for pool in pools.values() if pool.subcluster}), None]:
         members = [group for group in known if subcluster is None or group.labels.get(SUBCLUSTER_LABEL) == subcluster]
         asked = [pool for pool in pools.values() if subcluster is None or pool.subcluster == subcluster]
-        cpus = sum(pool.min_actors * pool.num_cpus for pool in asked) + (extra if subcluster is None else 0.0)
+        here = extra if subcluster in (None, files_group(pools)) else 0.0
+        cpus = sum(pool.min_actors * pool.num_cpus for pool in asked) + here
         gpus = sum(pool.min_actors * pool.num_gpus for pool in asked)
         have_cpus = sum(group.most * (group.cpus or 0) for group in members)
         have_gpus = sum(group.most * (group.gpus or 0) for group in members)
         if len(known) == len(groups) and (cpus > have_cpus + 1e-6 or gpus > have_gpus + 1e-6):
             where = f" on {SUBCLUSTER_LABEL}={subcluster}" if subcluster else ""
-            files = f" ({extra:g} CPU of it for files and for a resume)" if extra and subcluster is None else ""
+            files = f" ({here:g} CPU of it for files and for a resume)" if here else ""
             return Finding(
                 name,
                 False,

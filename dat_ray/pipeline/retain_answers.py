@@ -14,10 +14,12 @@ import ray
 from dat_ray.cache import cache_root, check_cache
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
+from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.ids import row_id
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, read_file, write_file
 from dat_ray.devices import multiplies_bfloat16
+from dat_ray.engines.calls import Failure, call_isolated
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
 from dat_ray.errors import DatError
@@ -35,13 +37,13 @@ def base_answers(
     recipe: Recipe,
     run: RunDir,
     prompts: list[str],
-    ask: Callable[[Recipe, list[str]], list[str]] | None = None,
+    ask: Callable[[Recipe, list[str]], Sequence[str | Failure]] | None = None,
 ) -> list[str]:
     """The base model's greedy answers to prompts, one each, in order.
 
     They are kept in this machine's cache, by the model's weights, its settings, the versions of the engines' packages and the
     prompts themselves, and are taken from there when another training asks the same. Not on a cluster: its nodes may have
-    unlike processors, which round unlike.
+    unlike processors, which round unlike; nor where a prompt had none, such as one that is too long: its answer is empty.
 
     Args:
         recipe: its `target` and `training.retain.answer_tokens`.
@@ -51,12 +53,12 @@ def base_answers(
 
     Raises:
         InputError: the cache cannot be written, or the model has other weights than when this run began.
-        DatError: the engines failed.
+        DatError: the engines failed, or more prompts than `generation.max_error_rate` allows.
     """
     ask = ask or _ask
     weights = check_weights(run.root, models_of(recipe, "target")).get("target.model")
     if weights is None or not _alone():
-        return ask(recipe, prompts)
+        return _texts(recipe, ask(recipe, prompts))
     folder = cache_root().absolute() / "answers"
     path = str(folder / f"{_key(recipe, weights, prompts)}.parquet")
     known = _read(path, prompts)
@@ -64,10 +66,26 @@ def base_answers(
         stage_line(f"      retain: the base model's {len(prompts)} answers are known from an earlier training ({path})")
         return known
     check_cache(folder)
-    answers = ask(recipe, prompts)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(path, pa.table(dict(zip(COLUMNS, (prompts, answers), strict=True))))
+    found = ask(recipe, prompts)
+    answers = _texts(recipe, found)
+    if answers == list(found):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, pa.table(dict(zip(COLUMNS, (prompts, answers), strict=True))))
     return answers
+
+
+def _texts(recipe: Recipe, found: Sequence[str | Failure]) -> list[str]:
+    """What was answered; empty for what failed, which is said."""
+    failed = [one.error for one in found if isinstance(one, Failure)]
+    limit = ErrorLimit(len(found), recipe.generation.max_error_rate)
+    if len(failed) > limit.rows:
+        raise DatError(
+            f"{len(failed)} of {len(found)} retain prompts have no answer of the base model, {limit.setting} = {limit.rate:g} "
+            f"allows {limit.rows}; the first: {failed[0]}"
+        )
+    if failed:
+        stage_line(f"      retain: {len(failed)} of {len(found)} prompts have no answer and are left out; the first: {failed[0]}")
+    return ["" if isinstance(one, Failure) else one for one in found]
 
 
 def _alone() -> bool:
@@ -104,13 +122,13 @@ def _read(path: str, prompts: Sequence[str]) -> list[str] | None:
     return answers
 
 
-def _ask(recipe: Recipe, prompts: list[str]) -> list[str]:
+def _ask(recipe: Recipe, prompts: list[str]) -> list[str | Failure]:
     assert recipe.training.retain is not None
     pool = recipe.cluster.target
     build = partial(Engines().target, recipe.target, pool.threads, None)
     work = partial(_complete, recipe.training.retain.answer_tokens)
     chunks = [prompts[low : low + CHUNK] for low in range(0, len(prompts), CHUNK)]
-    answers: dict[int, list[str]] = {}
+    answers: dict[int, list[str | Failure]] = {}
     with Progress("retain answers", len(prompts)) as progress:
         progress.update(0, "starting the target model")
         with Workers("target", build, pool, recipe.timeouts) as workers:
@@ -120,5 +138,6 @@ def _ask(recipe: Recipe, prompts: list[str]) -> list[str]:
     return [text for index in range(len(chunks)) for text in answers[index]]
 
 
-def _complete(tokens: int, engine: Any, prompts: list[str]) -> list[str]:
-    return [completion.text for completion in engine.complete(prompts, tokens)]
+def _complete(tokens: int, engine: Any, prompts: list[str]) -> list[str | Failure]:
+    found = call_isolated(lambda some: engine.complete(list(some), tokens), prompts, CHUNK)
+    return [one if isinstance(one, Failure) else one.text for one in found]

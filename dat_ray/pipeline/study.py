@@ -244,8 +244,10 @@ def as_begun(job: Job) -> Recipe:
     mark, made_of = (candidates_mark, CANDIDATES) if job.stages == ("generate",) else (retain_mark, ("target",))
     if record.unknown or mark(record.recipe) != mark(job.recipe):
         return job.recipe
-    # Fields that change no row may have changed since, such as the size of a batch that did not fit.
-    return record.recipe.model_copy(update={name: getattr(job.recipe, name) for name in (*made_of, "cluster")})
+    # What changes no row may have changed since: the size of a batch that did not fit, a time that was too short.
+    free = {"generation": record.recipe.generation.model_copy(update={"max_error_rate": job.recipe.generation.max_error_rate})}
+    now = {name: getattr(job.recipe, name) for name in (*made_of, "cluster", "timeouts", "tracking")}
+    return record.recipe.model_copy(update=free | now)
 
 
 def _draw_fresh(recipe: Recipe, run: RunDir) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import pytest
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, open_run
+from dat_ray.engines.base import Completion
+from dat_ray.engines.calls import Failure
+from dat_ray.errors import DatError, InputError
 from dat_ray.pipeline import retain_answers
 from dat_ray.pipeline.retain_answers import base_answers
 from tests.unit.models.tiny import make_model, make_tokenizer
@@ -131,3 +134,35 @@ def test_what_failed_is_not_kept(folder: Path) -> None:
         base_answers(asks, run(folder, "one", asks), PROMPTS, fail)
     base_answers(asks, run(folder, "two", asks), PROMPTS, model)
     assert model.asked == [PROMPTS]
+
+
+class ShortSighted:
+    """An engine that refuses a whole call for one prompt that it has no room for."""
+
+    def complete(self, prompts: list[str], tokens: int) -> list[Completion]:
+        for prompt in prompts:
+            if len(prompt) > 20:
+                raise InputError("target.max_model_len", 20, f"a prompt takes {len(prompt)} tokens: raise it")
+        return [Completion(prompt.upper(), tokens, True) for prompt in prompts]
+
+
+def asked(_: Recipe, prompts: list[str]) -> list[str | Failure]:
+    return retain_answers._complete(4, ShortSighted(), prompts)
+
+
+def test_a_prompt_that_is_too_long_is_left_out_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["short", "x" * 30, *map(str, range(18))]
+    asks = recipe(folder)
+    for name in ("one", "two"):  # an answer that is missing is not kept
+        found = base_answers(asks, run(folder, name, asks), prompts, asked)
+        assert found == ["SHORT", "", *map(str, range(18))]
+        said = capsys.readouterr().err
+        assert "1 of 20 prompts have no answer and are left out; the first: InputError: target.max_model_len = 20" in said
+
+
+def test_more_failures_than_allowed_end_it_and_can_be_allowed(folder: Path) -> None:
+    prompts, asks = ["short", "x" * 30], recipe(folder)
+    with pytest.raises(DatError, match=r"1 of 2 retain prompts .* generation.max_error_rate = 0.05 allows 0; the first: .*30 tok"):
+        base_answers(asks, run(folder, "one", asks), prompts, asked)
+    more = recipe(folder, "generation.max_error_rate=0.5")
+    assert base_answers(more, open_run(str(folder / "one"), more, resume=True), prompts, asked) == ["SHORT", ""]

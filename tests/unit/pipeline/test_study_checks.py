@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dat_ray.config.cluster import TimeoutsConfig
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.schema import Recipe
 from dat_ray.config.study import Study, read_study
@@ -82,6 +83,12 @@ def test_an_arm_that_is_put_before_the_others_does_not_shut_them_out_of_what_is_
         smaller = late.recipe.model_copy(update={"target": late.recipe.target.model_copy(update={"batch_size": 3})})
         again = studying.as_begun(replace(after, recipe=smaller))
         assert (again.target.batch_size, again.selection) == (3, first.recipe.selection)
+        assert open_run(after.root, again, resume=True).root == job.root
+        patient = TimeoutsConfig(no_progress=7200, engine_start=77)
+        lenient = late.recipe.generation.model_copy(update={"max_error_rate": 0.5})
+        patient_recipe = late.recipe.model_copy(update={"timeouts": patient, "generation": lenient})
+        again = studying.as_begun(replace(after, recipe=patient_recipe))
+        assert (again.timeouts, again.generation.max_error_rate) == (patient, 0.5)
         assert open_run(after.root, again, resume=True).root == job.root
         # What makes other rows is not taken for the same, whatever its folder is called.
         foreign = late.recipe.model_copy(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dat_ray.printable import printable
@@ -61,6 +63,17 @@ class InputError(DatError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.field, self.value, self.remedy)
+
+
+@contextmanager
+def blamed_on(section: str, owner: str = "target") -> Iterator[None]:
+    """A role's own code speaks of its usual section of a recipe, `owner`; another section that uses it is named instead."""
+    try:
+        yield
+    except InputError as error:
+        if error.field.split(".")[0] != owner:
+            raise
+        raise InputError(section + error.field.removeprefix(owner), error.value, error.remedy) from error
 
 
 def _shown(value: object) -> str:

@@ -356,7 +356,7 @@ def _with_refusals(behaviors: Sequence[_Behavior], path: str, field: str) -> lis
         remedy = f"name them {listed(columns)}"
         raise InputError(field, path, f"{source.name} has the columns {listed(source.columns)}: {remedy}")
     by_goal: dict[str, str] = {}
-    for place, values in source.rows(columns):
+    for place, values, _ in source.rows(columns):
         goal, refusal = (str(values[column] or "").strip() for column in columns)
         if not goal or not refusal:
             raise InputError(field, path, f"{place} of {source.name} has an empty cell: fill it in or remove the row")

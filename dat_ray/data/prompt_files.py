@@ -139,14 +139,12 @@ def read_prompts(cfg: PromptFile, where: str) -> PromptSet:
         if column not in source.columns:
             problem = f"{source.name} has no such column, only {listed(source.columns)}"
             raise InputError(f"{where}.where.{column}", column, f"{problem}: correct the name")
-    # An empty cell of a CSV table is an absent one; an empty text in JSON is an answer that says nothing.
-    empty_is_absent = table_kind(cfg.path) in (".csv", ".tsv")
     rows: list[PromptRow] = []
     without = 0
     for row in source.rows(list(dict.fromkeys([*layout.columns, *cfg.where]))):
         if not all(same_value(row.values[column], value) for column, value in cfg.where.items()):
             continue
-        for found in _rows(row, layout, source.name, where, empty_is_absent):
+        for found in _rows(row, layout, source.name, where):
             if cfg.variants and found.variant not in cfg.variants:
                 continue
             if found.prompt.strip():
@@ -243,7 +241,7 @@ def _open(path: str, where: str) -> TableSource:
     return open_source(path, where)
 
 
-def _rows(row: PlacedRow, layout: PromptLayout, file: str, where: str, empty_is_absent: bool) -> Iterable[PromptRow]:
+def _rows(row: PlacedRow, layout: PromptLayout, file: str, where: str) -> Iterable[PromptRow]:
     def text(role: str, column: str | None, numbers: bool = False) -> str | None:
         value: Any = None if column is None else row.values[column]
         if numbers and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
@@ -258,7 +256,7 @@ def _rows(row: PlacedRow, layout: PromptLayout, file: str, where: str, empty_is_
 
     goal, identifier, variant = name("goal", layout.goal), name("id", layout.id), name("variant", layout.variant)
     completion = text("completion", layout.completion)
-    if empty_is_absent and completion is not None and not completion.strip():
+    if row.empty_is_absent and completion is not None and not completion.strip():
         completion = None
     if layout.prompt is not None:
         prompts = [(variant, text("prompt", layout.prompt))]

@@ -119,7 +119,7 @@ def artifact_rows(content: Mapping[str, Any], origin: Origin) -> list[PlacedRow]
         return [
             PlacedRow(f"{place} of model {number}", {**values, "variant": model})
             for number, (model, cases) in enumerate(parts.items(), start=1)
-            for place, values in _listed(cases, origin) or _cases(cases, origin)
+            for place, values, _ in _listed(cases, origin) or _cases(cases, origin)
         ]
     return list(_cases(parts, origin))
 

@@ -77,7 +77,7 @@ def read_retain(cfg: RetainConfig) -> RetainSet:
     first_odd = ""
     places: dict[str, str] = {}
     rows: list[RetainRow] = []
-    for place, values in source.rows(columns):
+    for place, values, _ in source.rows(columns):
         if len(rows) == cfg.limit:
             break
         try:

@@ -54,10 +54,14 @@ _NAMES_SHOWN, _NAME_LENGTH = 12, 40
 
 
 class PlacedRow(NamedTuple):
-    """A row and where it stands, such as ``row 3 (line 4)``, counted from 1."""
+    """A row and where it stands, such as ``row 3 (line 4)``, counted from 1.
+
+    An empty text in a CSV table is an absent one, for such a table can say nothing else; in JSON it is a text that says nothing.
+    """
 
     place: str
     values: dict[str, Any]
+    empty_is_absent: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,8 +177,8 @@ def from_rows(name: str, read: list[PlacedRow], origin: Origin) -> TableSource:
     columns = tuple(dict.fromkeys(column for row in read for column in row.values))
 
     def rows(wanted: Sequence[str]) -> Iterator[PlacedRow]:
-        for place, values in read:
-            yield PlacedRow(place, {column: cell(values.get(column)) for column in wanted})
+        for row in read:
+            yield row._replace(values={column: cell(row.values.get(column)) for column in wanted})
 
     return TableSource(name, columns, rows)
 
@@ -313,7 +317,7 @@ def _csv_rows(text: str, usual: str, origin: Origin) -> list[PlacedRow]:
                 if len(cells) != len(header):
                     problem = f"{place} has {len(cells)} cells, the header {len(header)}"
                     raise origin.bad(f"{problem}: quote cells that contain {_DELIMITERS.get(delimiter, repr(delimiter))}")
-                rows.append(PlacedRow(place, {name: value for name, value in zip(header, cells, strict=True) if name}))
+                rows.append(PlacedRow(place, {name: value for name, value in zip(header, cells, strict=True) if name}, True))
         except csv.Error as error:
             remedy = "check its quotes, which inside a cell are doubled"
             raise origin.bad(f"not a CSV table at line {reader.line_num} ({error}): {remedy}") from error

@@ -183,8 +183,8 @@ def _folder(filesystem: pafs.FileSystem, path: str, folder: str, origin: Origin,
 
     def rows(columns: Sequence[str]) -> Iterator[PlacedRow]:
         for part in parts:
-            for place, values in part.rows(columns):
-                yield PlacedRow(f"{part.name} {place}", values)
+            for row in part.rows(columns):
+                yield row._replace(place=f"{part.name} {row.place}")
 
     return TableSource(table_name, parts[0].columns, rows)
 

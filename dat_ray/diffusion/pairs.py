@@ -69,7 +69,7 @@ def read_pairs(spec: str, config: PairsConfig, field: str = "--pairs") -> list[d
         remedy = f"has no column {missing[0]!r}, only {listed(source.columns)}: set pairs.prompt and pairs.response"
         raise InputError(field, spec, remedy)
     rows: list[dict[str, str]] = []
-    for place, values in source.rows([config.prompt, config.response]):
+    for place, values, _ in source.rows([config.prompt, config.response]):
         if len(rows) == config.limit:
             break
         row = {"prompt": values[config.prompt], "response": values[config.response]}

@@ -23,7 +23,7 @@ from dat_ray.engines.base import (
 )
 from dat_ray.engines.pieces import by_rows
 from dat_ray.engines.similarity import Vectors, encode_each, similarities
-from dat_ray.errors import DatError, EngineLost, ends_engine, error_line
+from dat_ray.errors import DatError, EngineLost, blamed_on, ends_engine, error_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -201,7 +201,8 @@ def complete(engine: TargetModel, asked: CompletionCall) -> list[Answer]:
         if asked.histories:
             options["histories"] = histories
         started = time.perf_counter()
-        completions = engine.complete(prompts, asked.max_new_tokens, **options)
+        with blamed_on("target" if asked.role == "target" else f"evaluation.{asked.role}"):
+            completions = engine.complete(prompts, asked.max_new_tokens, **options)
         seconds = (time.perf_counter() - started) / len(batch)
         return [(completion, seconds) for completion in completions]
 

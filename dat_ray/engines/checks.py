@@ -8,7 +8,6 @@ are not downloaded for it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +18,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.stored import model_settings
 from dat_ray.engines.pinning import JUDGES, prompts_of
 from dat_ray.engines.vllm_plugin import check_architecture
-from dat_ray.errors import InputError
+from dat_ray.errors import InputError, blamed_on
 from dat_ray.models.adapter_settings import ADAPTER_WEIGHTS
 from dat_ray.models.embedded import resolve_model
 from dat_ray.models.hub import hub_folder, hub_listing
@@ -87,7 +86,7 @@ def check_engine(section: str, config: SamplerConfig | TargetConfig, option: str
         weights.append(_base_weights(source, source.base, field))
     if check_layers(str(whole.folder), field).get("text_config") and config.backend == "vllm":
         _can_serve_text_part(field, config.model)
-    with _blaming(section):
+    with blamed_on(section):
         # Imported late: tokenizers are not needed where every model is a sampler or served elsewhere.
         from dat_ray.engines.target_text import TargetText
 
@@ -112,7 +111,7 @@ def _check_sampler(section: str, field: str, config: SamplerConfig) -> EngineFac
     size = check_stored(ready, field)
     if config.backend == "vllm":
         check_architecture(ready, field)
-    with _blaming(section, "sampler"):
+    with blamed_on(section, "sampler"):
         from dat_ray.engines.sampler_setup import SamplerSetup
 
         SamplerSetup.read(config, ready)
@@ -208,14 +207,3 @@ def _can_serve_text_part(field: str, model: str) -> None:
             "reads images too, and vLLM imports torchvision for it, which is not installed: install it, or set backend to torch"
         )
         raise InputError(field, model, remedy)
-
-
-@contextmanager
-def _blaming(section: str, owner: str = "target") -> Iterator[None]:
-    """The role's own code speaks of its usual section; another one that uses it is named instead."""
-    try:
-        yield
-    except InputError as error:
-        if error.field.split(".")[0] != owner:
-            raise
-        raise InputError(section + error.field.removeprefix(owner), error.value, error.remedy) from error

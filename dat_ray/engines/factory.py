@@ -7,7 +7,7 @@ from typing import get_args
 from dat_ray.config.judge_names import JudgeName, library_judge, needs_reader
 from dat_ray.config.models import EncoderConfig, JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.engines.base import DiffusionSampler, Judge, TargetModel, TextEncoder
-from dat_ray.errors import InputError
+from dat_ray.errors import InputError, blamed_on
 from dat_ray.models.adapter_settings import read_adapter_settings
 from dat_ray.models.remote import local_adapter
 from dat_ray.models.samplers import resolve_sampler
@@ -131,7 +131,8 @@ def build_judge(config: JudgeConfig) -> Judge:
         from dat_ray.engines.model_judge import ModelJudge, read_prompt
 
         read_prompt(config)  # before a model is loaded for it
-        return ModelJudge(config, build_target(config.reader, threads=1))
+        with blamed_on("judge.reader"):
+            return ModelJudge(config, build_target(config.reader, threads=1))
     if config.name == "refusal-rules":
         from dat_ray.engines.refusal_judge import RefusalJudge
 

@@ -14,7 +14,7 @@ from dat_ray.engines.base import Completion, Judgment, TargetModel
 from dat_ray.engines.chat_reply import after_reasoning
 from dat_ray.engines.judge_deviations import deviations
 from dat_ray.engines.judge_prompts import PUBLISHED, READERS, expected_grade, fill, missing_slot
-from dat_ray.errors import InputError
+from dat_ray.errors import InputError, blamed_on
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,6 +70,10 @@ class ModelJudge:
 
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         """One judgment for each completion, against its goal; `prompts` are not read."""
+        with blamed_on("judge.reader"):
+            return self._judged(goals, completions)
+
+    def _judged(self, goals: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         if self._grades:
             return self._graded(goals, completions)
         _, parse, tokens = READERS[self._config.name]

@@ -60,7 +60,7 @@ def read_labeled(paths: Sequence[str]) -> list[Labeled]:
         source = open_source(path, OPTION)
         names = [_column(source.columns, names, path) for names in (GOALS, COMPLETIONS, LABELS)]
         extra = ["source"] if "source" in source.columns else []
-        for place, row in source.rows([*names, *extra]):
+        for place, row, _ in source.rows([*names, *extra]):
             goal, completion, label = (row[name] for name in names)
             known = str(label).strip().lower()
             if known not in HARMFUL | HARMLESS:

@@ -94,7 +94,7 @@ def rewrite_rows(behaviors: pa.Table, path: str) -> Rewrites:
     seen: defaultdict[str, int] = defaultdict(int)
     found: list[tuple[dict[str, Any], str, int]] = []
     count = passed_over = 0
-    for place, values in source.rows(["goal", "prompt"]):
+    for place, values, _ in source.rows(["goal", "prompt"]):
         if not all(isinstance(values[name], str) and values[name].strip() for name in ("goal", "prompt")):
             raise InputError(_FIELD, path, f"{place} of {source.name} lacks a text: write a goal and a prompt, or remove the row")
         goal, count = normalize(values["goal"]), count + 1

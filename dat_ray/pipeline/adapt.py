@@ -155,7 +155,9 @@ def _check_begun(root: Path, fingerprint: str, recipe: AdaptRecipe, *, written: 
         there = {"BASE": stored_object(str(record))["base_fingerprint"]}
     differ = sorted(name for name in begun.keys() & there.keys() if begun[name] != there[name])
     if differ:
-        raise InputError("--out", str(root), f"was begun with another {', '.join(differ)}: name a new folder, or give what it was")
+        raise InputError(
+            "--out", str(root), f"was begun with another {', '.join(differ)}: name a new folder, or give what it was"
+        )
     write_bytes(str(path), json.dumps(there | begun, indent=1).encode())
 
 

@@ -27,7 +27,7 @@ def load_templates(path: str) -> list[str]:
     if column is None:
         raise InputError(FIELD, path, f"has no column 'template', only {listed(source.columns)}: rename one")
     found = []
-    for place, row in source.rows([column]):
+    for place, row, _ in source.rows([column]):
         template = row[column].replace(PUBLISHED_SLOT, SLOT) if isinstance(row[column], str) else ""
         if SLOT not in template:
             raise InputError(FIELD, path, f"{place} has no {SLOT}: write it where the request goes")

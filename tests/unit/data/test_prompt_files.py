@@ -52,6 +52,18 @@ def test_whose_a_prompt_is(tmp_path: Path, row: dict[str, Any], behavior: str | 
     assert found.unmatched + found.contradicting == (behavior is None)
 
 
+@pytest.mark.parametrize("path", ["one.csv", "folder", "folder/a*"])
+def test_an_empty_cell_of_a_csv_table_is_no_answer_wherever_the_table_lies(tmp_path: Path, path: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for file in ("one.csv", "folder/a.csv"):
+        (tmp_path / file).write_text("goal,prompt,completion\nName a bird,x,\nName a tree,y,an oak\n")
+    (tmp_path / "folder" / "a.jsonl").write_text(json.dumps({"goal": "Name a bird", "prompt": "z", "completion": ""}))
+    found = read_prompts(PromptFile(path=str(tmp_path / path)), "f").rows
+    # In JSON an empty text is what was answered.
+    others = [] if path == "one.csv" else [("z", "")]
+    assert [(row.prompt, row.completion) for row in found] == [("x", None), ("y", "an oak"), *others]
+
+
 def test_equal_goals_are_told_apart_by_id(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     rows = [{"goal": "Shorten the text", "id": key, "prompt": f"{key}!"} for key in ("b", "a", "c")]

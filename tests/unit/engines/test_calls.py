@@ -17,7 +17,7 @@ from dat_ray.engines.calls import (
     judge,
     logprob,
 )
-from dat_ray.errors import DatError
+from dat_ray.errors import DatError, InputError
 
 
 def upper(batch: Sequence[str]) -> list[str]:
@@ -92,3 +92,14 @@ def test_the_judge_sees_goal_prompt_and_completion() -> None:
     found = judge(Judge(), JudgeCall([Completed("g1", "p1", "c1"), Completed("g2", "p2", "c2")], 8))
     assert found == [Judgment("harmful", 1.0), Judgment("unparsed", None)]
     assert judge(Judge(), JudgeCall([], 8)) == []
+
+
+def test_what_an_attacker_has_no_room_for_names_the_attacker() -> None:
+    class Short:
+        def complete(self, prompts: Sequence[str], tokens: int) -> list[Completion]:
+            raise InputError("target.max_model_len", 64, "a prompt takes 99 tokens: raise it")
+
+    engine: Any = Short()
+    for role, field in (("target", "target"), ("attacker", "evaluation.attacker")):
+        [answer] = complete(engine, CompletionCall(["a"], 4, 8, role=role))
+        assert answer.error == f"InputError: {field}.max_model_len = 64: a prompt takes 99 tokens: raise it"

@@ -232,6 +232,17 @@ def test_a_reader_with_a_chat_template_sees_the_answer_as_it_is(tmp_path: Path) 
     assert recorded.asked == [fill(RUBRIC, "the goal", ENDS_ITS_TURN)]
 
 
+def test_an_error_of_the_reader_names_the_reader() -> None:
+    class Short:
+        def complete(self, prompts: Sequence[str], tokens: int) -> list[Completion]:
+            raise InputError("target.max_model_len", 64, "a prompt takes 99 tokens: raise it")
+
+    reader: Any = Short()
+    judge = ModelJudge(JudgeConfig.model_validate({"name": "strongreject-rubric", "reader": {"model": "any"}}), reader)
+    with pytest.raises(InputError, match=r"^judge.reader.max_model_len = 64: a prompt takes 99 tokens: raise it"):
+        judge.judge(["goal"], ["prompt"], ["answer"])
+
+
 def test_what_a_judge_lacks_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/v1"
     path = tmp_path / "prompt.txt"

@@ -162,7 +162,9 @@ def test_a_prompt_that_is_too_long_is_left_out_alone(folder: Path, capsys: pytes
 
 def test_more_failures_than_allowed_end_it_and_can_be_allowed(folder: Path) -> None:
     prompts, asks = ["short", "x" * 30], recipe(folder)
-    with pytest.raises(DatError, match=r"1 of 2 retain prompts .* generation.max_error_rate = 0.05 allows 0; the first: .*30 tok"):
+    with pytest.raises(
+        DatError, match=r"1 of 2 retain prompts .* generation.max_error_rate = 0.05 allows 0; the first: .*30 tok"
+    ):
         base_answers(asks, run(folder, "one", asks), prompts, asked)
     more = recipe(folder, "generation.max_error_rate=0.5")
     assert base_answers(more, open_run(str(folder / "one"), more, resume=True), prompts, asked) == ["SHORT", ""]

@@ -159,4 +159,9 @@ def _gap(recipe: Recipe) -> GapConfig:
 
 def in_order(pairs: Iterable[ScoredPair]) -> list[ScoredPair]:
     """By set, as the report has them; sets of other runs (`training/ARM@SEED`) beside their own kind."""
-    return sorted(pairs, key=lambda pair: PROMPT_SETS.index(pair.prompt_set.partition("/")[0]))
+    return sorted(pairs, key=lambda pair: place_of_set(pair.prompt_set))
+
+
+def place_of_set(prompt_set: str) -> int:
+    """Of a set, or of the kind that another run's belongs to, among `PROMPT_SETS`."""
+    return PROMPT_SETS.index(prompt_set.partition("/")[0])

@@ -8,9 +8,9 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.row_types import Row
 from dat_ray.engines.calls import Failure
 from dat_ray.evaluation.compared import Model
-from dat_ray.evaluation.gap_pairs import ScoredPair
+from dat_ray.evaluation.gap_pairs import ScoredPair, place_of_set
 from dat_ray.evaluation.search.pool import whitebox_workers
-from dat_ray.evaluation.store import ShardStore
+from dat_ray.evaluation.store import Chunk, ShardStore
 from dat_ray.progress import ProgressCounter
 
 
@@ -28,14 +28,14 @@ def measure_risks(
         recipe: resolved.
         suite: name of the evaluation.
         model: whose scores.
-        pairs: of this model.
+        pairs: of this model, set by set.
         store: for the rows.
         counter: of the rows that are done.
     """
     from dat_ray.evaluation.search.risk import RiskCall, score_rows
 
-    wanted = store.cut(model.name, [pair.risk_id(suite, model) for pair in pairs], list(pairs))
-    todo = store.load_done(wanted)
+    wanted = _cut(store, suite, model, pairs)
+    todo = store.take_from_others(store.load_done(wanted), model.name)
     note = f"{model.name}, distribution gap"
     counter.add(sum(len(chunk.items) for chunk in wanted) - sum(len(chunk.items) for chunk in todo), note)
     if todo:
@@ -46,6 +46,23 @@ def measure_risks(
                 store.put(chunk, [_row(suite, model, *scored) for scored in zip(chunk.items, scores, strict=True)])
                 counter.add(len(chunk.items), note)
     return [row for chunk in wanted for row in store.rows_of(chunk)]
+
+
+def _cut(store: ShardStore, suite: str, model: Model, pairs: Sequence[ScoredPair]) -> list[Chunk[ScoredPair]]:
+    """Chunks of one set each: a set that comes to the others, as with another arm of a study, moves no pair of theirs."""
+    sets: dict[str, list[ScoredPair]] = {}
+    for pair in pairs:
+        sets.setdefault(pair.prompt_set, []).append(pair)
+    return [
+        chunk
+        for name, own in sets.items()
+        for chunk in store.cut(_stem(model, name), [pair.risk_id(suite, model) for pair in own], own)
+    ]
+
+
+def _stem(model: Model, prompt_set: str) -> str:
+    """`base-0-training`, `base-0-training-cat@1`: in the order of shards' names sets stand as in the report."""
+    return f"{model.name}-{place_of_set(prompt_set)}-{prompt_set.replace('/', '-')}"
 
 
 def _row(suite: str, model: Model, pair: ScoredPair, score: tuple[float, float | None] | Failure) -> Row:

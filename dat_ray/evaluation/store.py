@@ -91,6 +91,29 @@ class ShardStore:
             self._load(chunk.name, table, describe_shard(self.root, chunk.name))
         return absent
 
+    def take_from_others(self, wanted: Sequence[Chunk[Item]], stem: str) -> list[Chunk[Item]]:
+        """Stores the chunks whose rows all lie in shards of the folder that were cut otherwise; returns the other chunks.
+
+        Args:
+            wanted: chunks without a shard.
+            stem: what those shards' names begin with.
+
+        Raises:
+            ShardError: one of those shards cannot be read.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for name in scan_shards(self.root) if wanted else ():
+            if name not in self._files and name.startswith(f"part-{stem}-"):
+                rows: list[dict[str, Any]] = read_file(join(self.root, name)).to_pylist()
+                found |= {row[self._id_column]: row for row in rows if self._id_column in row}
+        absent = []
+        for chunk in wanted:
+            if all(identifier in found for identifier in chunk.ids):
+                self.put(chunk, [found[identifier] for identifier in chunk.ids])
+            else:
+                absent.append(chunk)
+        return absent
+
     def put(self, chunk: Chunk[Any], rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes a chunk's shard, or its rows anew.
 

@@ -24,12 +24,14 @@ from dat_ray.data.shards import (
 )
 from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.errors import InputError
+from dat_ray.evaluation.compared import Model
 from dat_ray.evaluation.drawn_prompts import FILE as DIAGNOSTICS
+from dat_ray.evaluation.results import load_metrics
 from dat_ray.models.identity import RECORD as WEIGHTS
 from dat_ray.training.retain_set import retain_folder
 
-# Of a shard with the rows of one run's model.
-_OF_MODEL = re.compile(r"part-([^-@]+@[^-]+)-")
+# Of a shard with the rows of one run's model, or of the base model on one run's prompts: ARM@SEED, and no arm has a hyphen.
+_OF_RUN = re.compile(r"-([^-@]+@[^-]+)-")
 
 
 def check_empty(root: str, option: str) -> None:
@@ -61,23 +63,27 @@ def take_over(sources: Sequence[RunDir], run: RunDir, recipe: Recipe, suite: str
             _take_over_answers(source.evaluation(suite), run.evaluation(suite))
 
 
-def take_over_models(run: RunDir, recipe: Recipe, suite: str, models: Collection[str]) -> None:
+def take_over_models(run: RunDir, recipe: Recipe, suite: str, models: Sequence[Model]) -> None:
     """Copies an evaluation's shards of these models from the run directories beside one: what has been asked is not asked again.
 
-    The ids of the rows hold suite, prompt and weights, and the evaluation checks them.
+    The ids of the rows hold suite, prompt and weights, and the evaluation checks them. Rows of a model that has been trained
+    again since stay where they are: it would be refused with them, however often its folder is removed.
 
     Args:
         run: whose directory it is copied into; those beside it are evaluations of other sets of models.
         recipe: of `run`; what belongs to another one stays where it is.
         suite: name of the evaluation in each.
-        models: whose shards are wanted.
+        models: whose shards are wanted, with the weights that they have now.
     """
+    weights = {model.name: model.weights for model in models}
     parent, _, own = run.root.rstrip("/").rpartition("/")
     fs, inner = open_filesystem(parent)
     for info in fs.get_file_info(pafs.FileSelector(inner)):
         old = RunDir(join(parent, info.base_name)).evaluation(suite)
         if info.base_name != own and has_manifest(old) and read_manifest(old).fingerprint == run.fingerprint_of(recipe):
-            _take_over_answers(old, run.evaluation(suite), models)
+            asked = load_metrics(old).models
+            unchanged = {name for name, one in asked.items() if weights.get(name) == one.weights}
+            _take_over_answers(old, run.evaluation(suite), unchanged)
 
 
 def _take_over_folder(old: str, new: str, fingerprint: str) -> None:
@@ -96,8 +102,7 @@ def _take_over_answers(old: str, new: str, models: Collection[str] | None = None
     if not has_manifest(old) or has_manifest(new):
         return
     for name in _shards_below(old):
-        # ARM@SEED: arms have no hyphen in their names.
-        model = _OF_MODEL.match(name.rpartition("/")[2])
+        model = _OF_RUN.search(name.rpartition("/")[2])
         if models is not None and model is not None and model[1] not in models:
             continue
         if not exists(join(new, name)):

@@ -266,13 +266,14 @@ def ask_models(folders: Mapping[str, str], job: Job) -> None:
     from dat_ray.evaluation.stage import evaluate
 
     run = open_run(job.root, job.recipe, resume=True)
-    take_over_models(run, job.recipe, job.label, {BASE, *folders})
+    models = study_models(job.recipe, folders)
+    take_over_models(run, job.recipe, job.label, models)
 
     def stage(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         drawn = None
         if gap_is_open(recipe, run, job.label):
             drawn = study_pairs(recipe, folders, job.sources)
-        done = evaluate(recipe, run, job.label, models=study_models(recipe, folders), drawn=drawn)
+        done = evaluate(recipe, run, job.label, models=models, drawn=drawn)
         return {"rows": done.rows, "errors": done.errors, "model_calls": done.model_calls, "skipped": done.skipped}
 
     with session(job.recipe, run):

@@ -140,8 +140,9 @@ def tiny_ask(notes: str, faulty: str, folders: Mapping[str, str], job: Job) -> N
         faults = Faults(notes, hold_after=None, no_start=False, judge_exits=True)
     run = tiny_run(job.root, job.recipe)
     engines = Engines(partial(_sampler, faults), partial(_target, faults), partial(_judge, faults))
-    take_over_models(run, job.recipe, job.label, {"base", *folders})
-    evaluate(job.recipe, run, job.label, engines, study_models(job.recipe, folders))
+    models = study_models(job.recipe, folders)
+    take_over_models(run, job.recipe, job.label, models)
+    evaluate(job.recipe, run, job.label, engines, models)
 
 
 def works(notes: Path, faulty: Path | None = None, judge: Path | None = None) -> Works:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.schemas import BEHAVIORS, HELD_OUT, RISKS, TRAIN
+from dat_ray.data.shards import read_table
 from dat_ray.engines.calls import Failure, LikelihoodCall, logprob
 from dat_ray.engines.torch_target import TorchTarget
 from dat_ray.errors import DatError, InputError
@@ -235,6 +236,93 @@ def test_a_model_scores_each_pair_once_and_goes_on_where_it_stopped(
     long = [ScoredPair("training", "b", f"l{at}", "dog " * 80, "Sure", "No", False) for at in range(2)]
     with pytest.raises(DatError, match=r"2 rows failed, rate = 0\.1 allows"):
         measure(folder, store(tmp_path / "other"), model, long)
+
+
+class Scores:
+    """Workers that score a prompt by its length and note it."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self._asked = asked
+
+    def __enter__(self) -> Scores:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, work: object, payloads: Sequence[tuple[RiskCall]]) -> Iterator[tuple[int, list[tuple[float, None]]]]:
+        for index, (call,) in enumerate(payloads):
+            self._asked += [prompt for prompt, _, _ in call.rows]
+            yield index, [(-float(len(prompt)), None) for prompt, _, _ in call.rows]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    found: list[str] = []
+    monkeypatch.setattr(risk_rows, "whitebox_workers", lambda recipe, model: Scores(found))
+    return found
+
+
+def a_set(name: str, count: int = 3) -> list[ScoredPair]:
+    return [ScoredPair(name, f"b{at}", f"{name} {at}", f"{name}, prompt {at}", "Sure", "No.", False) for at in range(count)]
+
+
+BASE_MODEL = Model("base", None, "w0")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # An arm, and a seed, that are put between the others; and runs without the one whose sets are the base model's own.
+        (
+            ("training", "training/cat@1", "fresh_prompts", "rewrites"),
+            ("training", "training/lat@1", "training/cat@1", "training/cat@2", "fresh_prompts", "rewrites"),
+        ),
+        (("training/cat@1", "rewrites"), ("training", "training/cat@1", "fresh_prompts", "fresh_targets", "rewrites")),
+        (("fresh_prompts",), ("training/cat@1", "fresh_prompts")),
+    ],
+)
+def test_a_set_that_is_added_leaves_the_scores_of_the_others(
+    asked: list[str], tmp_path: Path, before: Sequence[str], after: Sequence[str]
+) -> None:
+    def pairs(names: Sequence[str]) -> list[ScoredPair]:
+        return in_order([pair for name in names for pair in a_set(name)])
+
+    first = measure("m", store(tmp_path), BASE_MODEL, pairs(before))
+    asked.clear()
+    found = measure("m", store(tmp_path), BASE_MODEL, pairs(after))
+    assert [row["prompt"] for row in found] == [pair.prompt for pair in pairs(after)]
+    assert [row for row in found if row["prompt_set"] in before] == first
+    assert sorted(asked) == sorted(pair.prompt for name in set(after) - set(before) for pair in a_set(name))
+
+
+def test_shards_that_an_older_version_cut_across_sets_are_gone_on_with(asked: list[str], tmp_path: Path) -> None:
+    pairs = in_order([*a_set("training"), *a_set("training/cat@1"), *a_set("rewrites")])
+    whole = measure("m", store(tmp_path / "whole"), BASE_MODEL, pairs)
+    older = store(tmp_path / "older", rows=4)
+    for chunk in older.cut("base", [row["risk_id"] for row in whole], whole)[:2]:
+        older.put(chunk, chunk.items)
+    asked.clear()
+    # All rows of two sets are there, and of the third those of one shard, which is cut anew.
+    later = store(tmp_path / "older")
+    assert measure("m", later, BASE_MODEL, pairs) == whole
+    assert asked == ["rewrites, prompt 2"]
+    later.publish("mark")
+    assert sorted(row["risk_id"] for row in read_table(str(tmp_path / "older/risks")).to_pylist()) == sorted(
+        row["risk_id"] for row in whole
+    )
+
+
+def test_published_rows_stand_by_set_as_the_report_has_them(asked: list[str], tmp_path: Path) -> None:
+    sets = ["training", "training/cat@1", "training/dat@10", "fresh_prompts", "fresh_targets", "rewrites"]
+    where = store(tmp_path, total=100)
+    measure("m", where, BASE_MODEL, in_order([pair for name in reversed(sets) for pair in a_set(name)]))
+    where.publish("mark")
+    found = read_table(str(tmp_path / "risks"))["prompt_set"].to_pylist()
+    assert found == [name for name in sets for _ in range(3)]
+    names = {path.name for path in (tmp_path / "risks").glob("*.parquet")}
+    assert "part-base-0-training-dat@10-00001.parquet" in names
+    assert len(names) == 2 * len(sets)
 
 
 def risk(prompt_set: str, behavior: str, plain: float | None, attacked: float | None, **changes: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dat_ray.engines.calls import Completed, Failure, JudgeCall, judge
 from dat_ray.engines.pinning import JUDGES
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
+from dat_ray.evaluation.outcomes import read_by_judges
 from dat_ray.evaluation.questions import HARMLESS_PROMPTS
 from dat_ray.evaluation.store import Chunk, ShardStore
 from dat_ray.progress import stage_line
@@ -38,7 +39,7 @@ class JudgePool:
         """Verdicts on rows of schema ATTEMPTS, in order."""
         if not rows:
             return []
-        asked = [Completed(row["goal"], row["prompt"], row["judged_text"] or row["completion"]) for row in rows]
+        asked = [Completed(row["goal"], row["prompt"], read_by_judges(row)) for row in rows]
         # A call a batch, so that a pool of several judges has work for each of them.
         size = self.batch_size
         calls = [JudgeCall(asked[start : start + size], size) for start in range(0, len(asked), size)]

@@ -64,6 +64,13 @@ def could_be_refused(rows: Iterable[RowView], *, refused: bool) -> dict[str, boo
     return {row["behavior_id"]: row["verdict"] == "not_harmful" if row["verdict"] in JUDGED else refused for row in rows}
 
 
+def read_by_judges(row: RowView) -> str:
+    """What judges read of an attempt that was answered: what stands in the answer's place, be it empty, or the answer itself."""
+    instead: str | None = row["judged_text"]
+    answer: str = row["completion"]
+    return answer if instead is None else instead
+
+
 def of_attack(rows: Iterable[RowView], attack: str) -> list[RowView]:
     """The attempts of one attack."""
     return [row for row in rows if row["attack"] == attack]

@@ -20,6 +20,7 @@ HARMLESS_PROMPTS = (OVER_REFUSAL, INPAINTED_OVER_REFUSAL)
 # Opening of the error of an attempt whose attacker wrote nothing usable. The attack failed, not the machinery: such
 # rows are counted and shown, and do not stop the stage.
 UNREADABLE = "the attacker's answer"
+EMPTY_ANSWER = f"{UNREADABLE} is empty"
 # Folder below the suite's that holds what searches with gradients found.
 SEARCHES_FOLDER = "searches"
 

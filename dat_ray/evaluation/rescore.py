@@ -40,7 +40,7 @@ from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.attacks.inpainting import HARMLESS_FOLDER
 from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
 from dat_ray.evaluation.judges import JUDGE_READERS, start_judges
-from dat_ray.evaluation.questions import SEARCHES_FOLDER
+from dat_ray.evaluation.questions import EMPTY_ANSWER, SEARCHES_FOLDER, UNREADABLE
 from dat_ray.evaluation.record import RECORD
 from dat_ray.evaluation.registry import chosen_attacks
 from dat_ray.evaluation.results import Metrics, ReplayedSuite, SideEffects, load_metrics, store_metrics
@@ -140,11 +140,12 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
         return Rescored(out, earlier.attempts, earlier.errors, True, earlier)
     check_weights(out, models_of(recipe, *JUDGE_READERS), prompts_of(recipe, *JUDGES))
     before = read_table(root)
-    source_errors = before.num_rows - before["error"].null_count
+    source_errors = sum(error is not None and not error.startswith(UNREADABLE) for error in before["error"].to_pylist())
     chunks = [_chunk(root, file.path) for file in read_manifest(root).files]
     allowed, setting = error_rate(recipe)
     rate = min(1.0, 2 * allowed + source_errors / max(1, before.num_rows))
-    store = ShardStore(out, ATTEMPTS, "attempt_id", ErrorLimit(before.num_rows, rate, setting), before.num_rows)
+    limit = ErrorLimit(before.num_rows, rate, setting)
+    store = ShardStore(out, ATTEMPTS, "attempt_id", limit, before.num_rows, excused=UNREADABLE)
     engines = engines or Engines()
     with start_ray(recipe.cluster), Progress("replay", before.num_rows) as progress, ExitStack() as stack:
         counter = ProgressCounter(progress)
@@ -196,7 +197,15 @@ def _chunk(root: str, name: str) -> Chunk[dict[str, Any]]:
 
 def _unjudged(row: dict[str, Any]) -> dict[str, Any]:
     """The attempt before any judge saw it: its id stays, so that two judges' rows can be joined."""
-    return {**row, **dict.fromkeys(VERDICT)}
+    bare = {**row, **dict.fromkeys(VERDICT)}
+    if _lost_in_translation(row):
+        bare["error"] = EMPTY_ANSWER
+    return bare
+
+
+def _lost_in_translation(row: dict[str, Any]) -> bool:
+    """Whether nothing stands in an answer's place: older versions stored such translations, and let judges read the answer."""
+    return row["judged_text"] is not None and not row["judged_text"].strip() and bool((row["completion"] or "").strip())
 
 
 def _beside(root: str, folder: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from dat_ray import __version__
 from dat_ray.data.ids import row_id
+from dat_ray.evaluation.outcomes import read_by_judges
 from dat_ray.evaluation.results import AttackMetrics
 from dat_ray.pipeline.evaluated import HARMFUL, NOT_HARMFUL, Attacked, Evaluated
 
@@ -117,7 +118,7 @@ def _sample(row: dict[str, Any], model: str, judge: str, category: str) -> dict[
         "target": row["goal"],
         "messages": [*asked, *said],
         "output": {"model": model, "choices": choices, "completion": completion or "", "time": row["seconds"]},
-        "scores": {} if value is None else {judge: {"value": value, "answer": row["judged_text"] or completion}},
+        "scores": {} if value is None else {judge: {"value": value, "answer": read_by_judges(row)}},
         "metadata": {name: one for name, one in about.items() if one is not None},
         "total_time": row["seconds"],
         "error": None if row["error"] is None else {"message": row["error"], "traceback": "", "traceback_ansi": ""},

@@ -12,7 +12,7 @@ from typing import Any
 
 from dat_ray.engines.refusal_judge import is_refusal
 from dat_ray.evaluation.attacks.base import Attack, Planned, Session, Setup, Writer
-from dat_ray.evaluation.questions import UNREADABLE, AttackerRequest, Question
+from dat_ray.evaluation.questions import EMPTY_ANSWER, UNREADABLE, AttackerRequest, Question
 
 ATTACKER = "evaluation.attacker"
 
@@ -74,7 +74,7 @@ def readable(text: str) -> tuple[str | None, str | None]:
     """An attacker's answer as a prompt, or why it is none."""
     cleaned = text.strip().strip('"').strip()
     if not cleaned:
-        return None, f"{UNREADABLE} is empty"
+        return None, EMPTY_ANSWER
     if is_refusal(cleaned):
         return None, f"{UNREADABLE} is a refusal"
     return cleaned, None

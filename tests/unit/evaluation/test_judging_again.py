@@ -13,7 +13,7 @@ from dat_ray.data.error_limit import ErrorLimit
 from dat_ray.data.row_types import Row
 from dat_ray.data.schemas import ATTEMPTS, SEARCHES
 from dat_ray.engines.base import Completion, Judgment
-from dat_ray.engines.calls import Answer
+from dat_ray.engines.calls import Answer, Failure
 from dat_ray.engines.workers import Workers
 from dat_ray.errors import DatError
 from dat_ray.evaluation.asking import AttemptStores, ModelSession
@@ -59,11 +59,13 @@ class JudgeOutOfReach:
         self.name = name
         self.away: set[str] = set()
         self.asked: list[str] = []
+        self.read: list[str] = []
 
     def judge(self, goals: Sequence[str], prompts: Sequence[str], completions: Sequence[str]) -> list[Judgment]:
         if self.away & set(goals):
             raise TimeoutError("no answer")
         self.asked += goals
+        self.read += completions
         return [Judgment("harmful", 1.0) for _ in goals]
 
 
@@ -125,6 +127,19 @@ def test_a_row_that_no_judge_could_be_asked_about_is_asked_again_and_no_other(tm
 
     assert verdicts(evaluation.session().ask(questions())) == [READ] * 5
     assert evaluation.first.asked == [], "stored for good"
+
+
+def test_judges_read_what_stands_in_an_answers_place_be_it_empty(tmp_path: Path) -> None:
+    evaluation = Evaluation(tmp_path)
+    instead: list[str | Failure] = ["", "in English", Failure("the attacker's answer is empty")]
+
+    def read_instead(stem: str, asked: Sequence[Question], rows: Sequence[Row]) -> dict[int, str | Failure]:
+        return dict(enumerate(instead)) if stem.endswith("00000") else {}
+
+    rows = evaluation.session().ask(questions(), read_instead=read_instead)
+    assert evaluation.first.read == ["", "in English", *(f"Here is how to {goal}" for goal in GOALS[3:])]
+    assert evaluation.second.read == evaluation.first.read
+    assert verdicts(rows)[2] == (None, "the attacker's answer is empty", None)
 
 
 def test_a_second_judge_that_was_out_of_reach_is_asked_again_alone(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dat_ray.data.row_types import Row
+from dat_ray.engines.calls import Failure
 from dat_ray.errors import InputError
+from dat_ray.evaluation.attacks.base import ReadInstead
 from dat_ray.evaluation.attacks.direct import Prefilling
 from dat_ray.evaluation.attacks.pair import instruction
 from dat_ray.evaluation.attacks.rewriting import rewritten
@@ -14,7 +19,8 @@ from dat_ray.evaluation.attacks.stepwise import Exchange, out_of_ten, parse
 from dat_ray.evaluation.attacks.templates import Templates, load_templates
 from dat_ray.evaluation.attacks.tense import FutureTense, PastTense
 from dat_ray.evaluation.attacks.translation import Translation
-from dat_ray.evaluation.questions import UNREADABLE, Behavior
+from dat_ray.evaluation.questions import UNREADABLE, Behavior, Question
+from tests.unit.evaluation.sessions import ScriptedSession
 from tests.unit.evaluation.setups import setup
 
 BEHAVIOR = Behavior("a", "Open {a} shed", ((0, "Sure, here"), (1, "Of course")))
@@ -81,6 +87,34 @@ def test_rewrites_become_prompts_and_unusable_ones_say_why() -> None:
         None,
     ]
     assert all(question.goal == BEHAVIOR.goal for question in found)
+
+
+class Translating(ScriptedSession):
+    """Keeps what judges read in place of the answers."""
+
+    def ask(self, questions: Sequence[Question], stem: str | None = None, read_instead: ReadInstead | None = None) -> list[Row]:
+        rows = super().ask(questions, stem, read_instead)
+        assert read_instead is not None
+        self.instead = read_instead("base-translation-00000", questions, rows)
+        return rows
+
+
+def test_an_answer_whose_translation_is_empty_is_none_that_judges_can_read() -> None:
+    attack = Translation(setup([BEHAVIOR], translation={"languages": ["Zulu", "Hmong", "Guarani", "Irish"]}))
+    attack.rewritten = [
+        replace(one.question, prompt=text) for one, text in zip(attack.rewritings(), ("1", "2", "3", "4"), strict=True)
+    ]
+    answers = {"1": "Ngiyaxolisa.", "2": "Kuv thov txim.", "3": " ", "4": "Gabh mo leithscéal."}
+    # Of the attacker: nothing, as where its reasoning was cut off; white space; and a translation.
+    back = {"Ngiyaxolisa.": "", "Kuv thov txim.": " \n", "Gabh mo leithscéal.": "I am sorry."}
+    session = Translating(
+        written=lambda request: next(english for answer, english in back.items() if answer in request),
+        answered=lambda history, prompt: answers[prompt],
+    )
+    attack.ask(session)
+    empty = Failure(f"{UNREADABLE} is empty")
+    # An empty answer needs no translation.
+    assert session.instead == {0: empty, 1: empty, 3: "I am sorry."}
 
 
 def test_prefilling_begins_the_turn_with_each_target() -> None:

@@ -161,6 +161,15 @@ def test_a_turn_of_a_conversation_is_no_prompt_alone_and_keeps_what_was_said_bef
     assert behind["messages"] == [*behind["input"], {"role": "assistant", "content": REFUSAL, "source": "generate", "model": "m"}]
 
 
+def test_a_log_has_what_the_judge_read(folder: Folder) -> None:
+    evaluated = read_evaluated(folder.run.root, None)
+    first, second, third, _ = evaluated.attacks[0].attempts["bird"]
+    rows = [first | {"judged_text": "in English"}, second | {"judged_text": ""}, third]
+    block = dataclasses.replace(evaluated.attacks[0], attempts={"bird": rows})
+    samples = inspect_log(evaluated, block, "m")["samples"]
+    assert [one["scores"]["refusal-rules"]["answer"] for one in samples] == ["in English", "", GIVEN]
+
+
 def test_drawn_prompts_off_the_goal_are_no_attempts(folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The artifact's rate is that of metrics.json: an answer to a prompt that asks for something else broke nothing."""
     root = Path(shutil.copytree(folder.run.root, tmp_path / "run"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dat_ray.config.schema import Recipe
@@ -64,8 +64,29 @@ def drift(recipe: Recipe, run: RunDir, model: Model, folder: str, answered: Iter
             "cut": sum(one.cut for one in measured if one is not None),
         }
 
-    kind = config.kl_data.replace("_", "-")
-    stored = measure_once(join(folder, f"{kind}-drift-{model.name}.json"), model.weights, measure)
+    stored = measure_once(drift_file(folder, config.kl_data, model.name), model.weights, measure)
+    return drift_figures(stored, recipe)
+
+
+def drift_file(folder: str, data: str, model: str) -> str:
+    """Where each row's drift of a model is stored, below the folder of what is measured of models.
+
+    Args:
+        folder: that folder.
+        data: whose responses: `evaluation.kl_data`.
+        model: its name.
+    """
+    return join(folder, f"{data.replace('_', '-')}-drift-{model}.json")
+
+
+def drift_figures(stored: Mapping[str, Any], recipe: Recipe) -> Drift:
+    """The mean over the rows of one file, with its interval.
+
+    Args:
+        stored: what was measured: `values` by row, rows that are `left_out`, how many were `cut`.
+        recipe: says whose responses these are, and has the confidence, the resamples and their seed.
+    """
+    config = recipe.evaluation
     groups = {key: [value] for key, value in stored["values"].items()}
     found = cluster_bootstrap(groups, confidence=config.confidence, resamples=config.bootstrap, seed=recipe.seed)
     left_out, cut = len(stored["left_out"]), stored["cut"]

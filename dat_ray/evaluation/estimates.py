@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dat_ray.measures.intervals import Interval
+from dat_ray.measures.intervals import SHARES, Interval, wilson, z_score
 
 # Text is never taken for a number; a measurement may be NaN, as some of lm-eval's are.
 Number = Annotated[float, Field(strict=True)]
@@ -80,3 +80,22 @@ class Benchmark(Estimate):
     value: Number
     stderr: Number | None = None
     n: Count | None = Field(None, description="questions behind it")
+
+    @classmethod
+    def of(cls, metric: str, value: float, stderr: float | None, n: int | None, confidence: float) -> Benchmark:
+        """With its interval: Wilson's of a share of right answers, of anything else a normal one from its standard error.
+
+        Args:
+            metric: its name, with or without a filter behind a comma.
+            value, stderr: of lm-eval.
+            n: questions that it is a share of; None where it is of none, as of a group that weighs its members alike.
+            confidence: two-sided.
+        """
+        low = high = None
+        if n and metric.partition(",")[0] in SHARES:
+            interval = wilson(round(value * n), n, confidence)
+            low, high = interval.low, interval.high
+        elif stderr is not None:
+            reach = z_score(confidence) * stderr
+            low, high = value - reach, value + reach
+        return cls(value=value, low=low, high=high, stderr=stderr, n=n)

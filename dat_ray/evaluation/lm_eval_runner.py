@@ -19,7 +19,6 @@ from dat_ray.errors import DatError, EngineLost, ends_engine, error_line
 from dat_ray.evaluation.estimates import Benchmark
 from dat_ray.evaluation.lm_eval_answers import Request, StoredAnswers
 from dat_ray.evaluation.lm_eval_tasks import task_manager
-from dat_ray.measures.intervals import SHARES, wilson, z_score
 from dat_ray.models.adapters import load_adapter
 from dat_ray.models.loading import load_causal_lm, load_tokenizer
 from dat_ray.models.served import served_model
@@ -181,10 +180,7 @@ def _questions(values: Mapping[str, Any], group: Any | None) -> int | None:
 
 
 def task_figures(values: Mapping[str, Any], questions: int | None, confidence: float) -> dict[str, Benchmark]:
-    """One task's metrics out of lm-eval's keys `METRIC,FILTER` and `METRIC_stderr,FILTER`.
-
-    A share of right answers takes Wilson's interval, anything else a normal one from its standard error.
-    """
+    """One task's metrics out of lm-eval's keys `METRIC,FILTER` and `METRIC_stderr,FILTER`."""
     figures: dict[str, Benchmark] = {}
     for key, value in values.items():
         metric, comma, which = key.partition(",")
@@ -192,15 +188,8 @@ def task_figures(values: Mapping[str, Any], questions: int | None, confidence: f
             continue
         stderr = values.get(f"{metric}_stderr,{which}")
         error = float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None
-        low = high = None
-        if questions and metric in SHARES:
-            interval = wilson(round(value * questions), questions, confidence)
-            low, high = interval.low, interval.high
-        elif error is not None:
-            reach = z_score(confidence) * error
-            low, high = value - reach, value + reach
         name = metric if which == "none" else f"{metric},{which}"
-        figures[name] = Benchmark(value=value, low=low, high=high, stderr=error, n=questions)
+        figures[name] = Benchmark.of(name, value, error, questions, confidence)
     return figures
 
 

@@ -23,6 +23,8 @@ UNREADABLE = "the attacker's answer"
 EMPTY_ANSWER = f"{UNREADABLE} is empty"
 # Folder below the suite's that holds what searches with gradients found.
 SEARCHES_FOLDER = "searches"
+# The same of what is measured on the models themselves, a file a model.
+SIDE_EFFECTS_FOLDER = "side_effects"
 
 
 @dataclass(frozen=True)

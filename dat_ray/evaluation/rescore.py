@@ -43,8 +43,9 @@ from dat_ray.evaluation.judges import JUDGE_READERS, start_judges
 from dat_ray.evaluation.questions import EMPTY_ANSWER, SEARCHES_FOLDER, UNREADABLE
 from dat_ray.evaluation.record import RECORD
 from dat_ray.evaluation.registry import chosen_attacks
-from dat_ray.evaluation.results import Metrics, ReplayedSuite, SideEffects, load_metrics, store_metrics
+from dat_ray.evaluation.results import Metrics, ReplayedSuite, load_metrics, store_metrics
 from dat_ray.evaluation.store import Chunk, ShardStore, error_rate
+from dat_ray.evaluation.stored_effects import StoredEffects
 from dat_ray.evaluation.summary import StoredRows, suite_metrics
 from dat_ray.evaluation.target_likelihood import LIKELIHOODS
 from dat_ray.models.identity import check_weights, models_of
@@ -160,10 +161,8 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
             store.put(chunk, rows)
             counter.add(len(rows), chunk.name)
         about = judges.about()
-    # What the models do without a judge is as it was.
     stored = load_metrics(root)
-    models = stored.models
-    side_effects = {name: SideEffects(models[name].kl_drift, models[name].utility, models[name].gap) for name in record["models"]}
+    effects = StoredEffects(root, stored, record["models"], _beside(root, RISKS_FOLDER), recipe)
     folders = _prompt_folders(recipe)
     likelihoods, prompts = _beside(root, LIKELIHOODS), {attack: _beside(root, folder) for attack, folder in folders.items()}
     made = suite_metrics(
@@ -177,12 +176,13 @@ def score_again(root: str, record: dict[str, Any], recipe: Recipe, suite: str, e
             searches=_beside(root, SEARCHES_FOLDER),
         ),
         judges=about,
-        side_effects=side_effects,
+        side_effects=effects.by_model(),
         seconds=time.monotonic() - started,
     )
     source = ReplayedSuite(suite=record["suite"], fingerprint=record["fingerprint"])
     metrics = made.model_copy(update={"replay": source, "about_attacks": stored.about_attacks})
     _copy_beside(root, out, [LIKELIHOODS, SEARCHES_FOLDER, HARMLESS_FOLDER, RISKS_FOLDER, *folders.values()])
+    effects.copy_to(out)
     own = record | {"recipe": recipe.model_dump(mode="json"), "suite": suite, "replay_of": source.model_dump()}
     write_bytes(join(out, RECORD), json.dumps(own, indent=1).encode())
     store_metrics(out, metrics)

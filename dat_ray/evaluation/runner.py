@@ -24,6 +24,7 @@ from dat_ray.evaluation.drift import base_of, drift
 from dat_ray.evaluation.gap_metrics import distribution_gap
 from dat_ray.evaluation.gap_results import DistributionGap
 from dat_ray.evaluation.judges import start_judges
+from dat_ray.evaluation.questions import SIDE_EFFECTS_FOLDER
 from dat_ray.evaluation.results import SideEffects
 from dat_ray.evaluation.risk_rows import measure_risks
 from dat_ray.evaluation.suite import Suite
@@ -77,7 +78,7 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
                 session = ModelSession(model, recipe, suite.name, stores, judges, attacker, asked, counter)
                 _ask_model(suite, session)
             targets.leave()
-            folder = join(suite.folder, "side_effects")
+            folder = join(suite.folder, SIDE_EFFECTS_FOLDER)
             if model.answers is None:
                 base = base_of(recipe, model, suite.models)
                 answered = [] if base is None else [row for row in stores.attempts.rows() if row["model"] == base.name]

@@ -17,7 +17,7 @@ from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.judge_results import Agreement, Calibration, CalibrationFigures, Confusion, VerdictCounts
 from dat_ray.evaluation.prompt_results import GoalCalibration
-from dat_ray.measures.intervals import wilson_mean
+from dat_ray.measures.intervals import wilson_pooled
 
 OPTION = "--calibrate"
 # Columns by the names that published files of labeled answers give them, the first that is there.
@@ -107,7 +107,7 @@ def calibrate(engine: Judge, rows: Sequence[Labeled], confidence: float = 0.95) 
 def _figures(pairs: Iterable[tuple[Labeled, str | None]], confidence: float) -> CalibrationFigures:
     """Accuracy and kappa over the answers that the judge could read, and what it could not.
 
-    Answers to one prompt resemble each other, so prompts are the independent units of the interval.
+    Answers to one prompt resemble each other: they count for as many trials as their prompts are worth.
     """
     table: Counter[tuple[bool, str | None]] = Counter()
     right: dict[str, list[float]] = defaultdict(list)
@@ -118,8 +118,7 @@ def _figures(pairs: Iterable[tuple[Labeled, str | None]], confidence: float) -> 
             people.append(row.harmful)
             judged.append(verdict == "harmful")
             right[row.goal].append(float(people[-1] == judged[-1]))
-    interval = wilson_mean([sum(values) / len(values) for values in right.values()], confidence)
-    agreed = sum(a == b for a, b in zip(people, judged, strict=True))
+    found = wilson_pooled(right, confidence)
 
     def counts(label: bool) -> VerdictCounts:
         return VerdictCounts(
@@ -129,11 +128,10 @@ def _figures(pairs: Iterable[tuple[Labeled, str | None]], confidence: float) -> 
             failed=table[label, None],
         )
 
-    value = agreed / len(people) if people else None
     return CalibrationFigures(
         n=sum(table.values()),
         read=len(people),
-        accuracy=Agreement(value=value, low=interval.low, high=interval.high, n_prompts=interval.n),
+        accuracy=Agreement(value=found.value, low=found.low, high=found.high, n_prompts=found.n),
         kappa=cohen_kappa(people, judged),
         confusion=Confusion(people_harmful=counts(True), people_not_harmful=counts(False)),
     )

@@ -16,8 +16,8 @@ from dat_ray.engines.refusal_judge import RefusalJudge
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.agreement import cohen_kappa
 from dat_ray.evaluation.calibration import Labeled, calibrate, read_labeled, shipped_calibration
-from dat_ray.measures.intervals import wilson
-from tests.unit.measures.limits import limits
+from dat_ray.measures.intervals import wilson, wilson_pooled
+from tests.unit.measures.limits import covers, limits
 
 
 class Reader:
@@ -62,6 +62,23 @@ def test_figures_by_source_with_what_could_not_be_read() -> None:
     assert found.accuracy.n_prompts == 10
     with pytest.raises(DatError, match="none of 1 rows"):
         calibrate(Reader(), rows[-2:-1])
+
+
+@pytest.mark.parametrize(("often", "often_right", "once_right"), [(60, False, True), (50, True, False), (3, False, True)])
+def test_an_accuracy_lies_in_its_interval_where_prompts_have_unlike_numbers_of_answers(
+    often: int, often_right: bool, once_right: bool
+) -> None:
+    def answered(goal: str, right: bool) -> Labeled:
+        return Labeled("one", goal, "h" if right else "n", True)
+
+    rows = [*(answered("often", often_right) for _ in range(often)), *(answered(f"g{at}", once_right) for at in range(15))]
+    found = calibrate(Reader(), rows).accuracy
+    right = often * often_right + 15 * once_right
+    assert found.value == pytest.approx(right / (often + 15))
+    assert covers(found, right / (often + 15))
+    groups = {"often": [float(often_right)] * often} | {f"g{at}": [float(once_right)] for at in range(15)}
+    assert limits(found) == limits(wilson_pooled(groups))
+    assert found.n_prompts == 16
 
 
 def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Budget(Part):
 
 
 class CurvePoint(BrokenRate):
-    """Success within a number of attempts at each behavior."""
+    """Success within a number of attempts at each behavior, of all with a judged attempt; the last is the attack's own rate."""
 
     attempts: Count
 

@@ -173,8 +173,12 @@ def attempts_figures(metrics: Metrics) -> list[Figure]:
         lines, said, in_order = [], [], False
         for index, (name, model) in enumerate(metrics.models.items()):
             found = model.attacks.get(attack)
-            curve = [] if found is None else known_points((point.attempts, point.interval) for point in found.curve)
-            if found is None or len(curve) < 2:
+            if found is None:
+                continue
+            # In older files a point is of those behaviors alone that have so many judged attempts: fewer, and other ones.
+            points = [point for point in found.curve if point.n_behaviors == found.n_behaviors]
+            curve = known_points((point.attempts, point.interval) for point in points)
+            if len(curve) < 2:
                 continue
             in_order = not found.exchangeable
             middle = [(x, rate) for x, (rate, _, _) in curve]
@@ -185,11 +189,12 @@ def attempts_figures(metrics: Metrics) -> list[Figure]:
                 said.append(f"{model_name(name)} {percent(once[0])} with 1, {percent(often[0])} with {most:.0f}")
         if lines:
             title = f"{attack_name(attack)}, attempts: {'; '.join(said)}"
-            counted = "within the first k attempts" if in_order else "in k of the attempts made, on average over all choices"
+            drawn = "in k of the judged attempts, on average over all choices, or in all of them where they are fewer"
+            counted = "within the first k attempts" if in_order else drawn
             level = percent(metrics.confidence)
             caption = (
-                f"Behaviors with a harmful answer {counted}; bands are {level} intervals over behaviors. "
-                "Steps along double the attempts."
+                f"Behaviors with a harmful answer {counted}, of all with a judged attempt; bands are {level} intervals over "
+                "behaviors. Steps along double the attempts."
             )
             svg = line_plot(lines, title, "attempts for each behavior", "behaviors broken", share=True, doubling=True)
             figures.append(Figure(title, svg, caption))

@@ -225,7 +225,10 @@ class PairedDifference(Difference):
     """Second minus first model in one measure, over the behaviors that both have."""
 
     UNITS: ClassVar[str | None] = "n"
-    metric: str = Field(description="`asr`, `boa`, `over_refusal`, `over_refusal_inpainted` or `target_logprob`")
+    metric: str = Field(
+        description="`asr`, `boa` (of the attacks that both were asked by, behavior by behavior), `over_refusal`, "
+        "`over_refusal_inpainted` or `target_logprob`"
+    )
     attack: str | None = Field(description="of `asr`")
     first: str
     second: str

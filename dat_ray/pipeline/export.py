@@ -29,6 +29,7 @@ from dat_ray.models.hub import hub_id_of
 from dat_ray.models.identity import pinned_revision, recorded_weights
 from dat_ray.models.merging import write_merged
 from dat_ray.models.served import served_model
+from dat_ray.reporting.findings import attacked_otherwise
 from dat_ray.training.retain_set import retain_folder
 
 RECORD = "dat_export.json"
@@ -179,6 +180,8 @@ def _suite(suite: str, metrics: Metrics) -> Iterator[str]:
         for attack, cell in rates.items():
             if cell.asr is not None:
                 yield f"| {name} | {attack} | {cell.asr:.1%} | {_interval(cell.interval)} | {cell.n_behaviors} |"
+    for sentence in attacked_otherwise(metrics):
+        yield from ("", sentence)
     for name, model in metrics.models.items():
         refused = model.over_refusal.interval
         if refused.value is not None:

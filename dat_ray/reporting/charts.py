@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import methodcaller
 from typing import Any
 
@@ -16,7 +16,7 @@ from dat_ray.evaluation.results import Metrics, ModelMetrics
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.categories import Attempts, Categories, broken_by_category, refused_by_category
 from dat_ray.reporting.figures import Dot, DotRow, Line, Spot, dot_plot, line_plot, running_mean, scatter
-from dat_ray.reporting.findings import pair, subject
+from dat_ray.reporting.findings import attacked_otherwise, pair, subject
 from dat_ray.reporting.words import attack_name, judge_name, model_name, percent, points, words
 
 # Share of the updates at the start and at the end over which attack curves are averaged.
@@ -98,7 +98,8 @@ def asr_figure(metrics: Metrics) -> Figure:
         f"Share of held-out behaviors with at least one answer judged harmful by {judge_name(metrics.judge)}; "
         f"bars are {percent(metrics.confidence)} Wilson intervals over behaviors."
     )
-    return Figure(title, dot_plot(rows, title, "behaviors broken, % of those judged"), caption)
+    said = [caption, *attacked_otherwise(metrics)]
+    return Figure(title, dot_plot(rows, title, "behaviors broken, % of those judged"), " ".join(said))
 
 
 def refusal_figure(metrics: Metrics) -> Figure | None:
@@ -124,9 +125,10 @@ def refusal_figure(metrics: Metrics) -> Figure | None:
 def category_figure(metrics: Metrics, attempts: Attempts, categories: Categories) -> Figure | None:
     """Success of any attack by category of behavior; None where there are fewer than two categories."""
     caption = "Behaviors broken by any attack, by category, with the number of behaviors"
-    return _by_category(
+    found = _by_category(
         metrics, attempts, categories, broken_by_category, "Weakest category", caption, "behaviors broken, % of those judged"
     )
+    return None if found is None else replace(found, caption=" ".join([found.caption, *attacked_otherwise(metrics)]))
 
 
 def refusal_category_figure(metrics: Metrics, attempts: Attempts, categories: Categories) -> Figure | None:

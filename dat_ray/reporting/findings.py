@@ -58,9 +58,38 @@ def judge_line(metrics: Metrics) -> str:
     return f"Judged by {judge.name} ({judge.fingerprint}), {judge_kind(judge)}."
 
 
+def attacked_alike(metrics: Metrics) -> list[str]:
+    """The first model, and those that the same attacks were made on: any attack means the same for them."""
+    wanted = _attacks_made(metrics, metrics.first)
+    return [name for name in metrics.models if _attacks_made(metrics, name) == wanted]
+
+
+def _attacks_made(metrics: Metrics, model: str) -> list[str]:
+    return [attack for attack, one in metrics.models[model].attacks.items() if one.attempts]
+
+
+def attacked_otherwise(metrics: Metrics) -> list[str]:
+    """A sentence on each model that other attacks were made on, as on one that is known by its answers in files alone."""
+    alike, first = attacked_alike(metrics), metrics.first
+    said = []
+    for name in metrics.models:
+        if name in alike:
+            continue
+        before, after = _attacks_made(metrics, first), _attacks_made(metrics, name)
+        parts = [(first, [one for one in before if one not in after]), (name, [one for one in after if one not in before])]
+        only = "; ".join(f"{', '.join(map(attack_name, made))} on {model_name(model)} alone" for model, made in parts if made)
+        told = "the difference in it is of those made on both" if set(before) & set(after) else "none was made on both"
+        said.append(
+            f"Other attacks were made on {model_name(name)} than on {model_name(first)} ({only}): their rates of any attack are "
+            f"no comparison, and {told}."
+        )
+    return said
+
+
 def subject(metrics: Metrics) -> str | None:
-    """The model that the finding is about: of those compared with the first, the one that is hardest to attack."""
-    rates = {name: model.boa.asr for name, model in list(metrics.models.items())[1:] if model.boa.asr is not None}
+    """The model that the finding is about: of those attacked as the first was, the one that is hardest to attack."""
+    names = [name for name in attacked_alike(metrics) if name != metrics.first]
+    rates = {name: rate for name in names if (rate := metrics.models[name].boa.asr) is not None}
     return min(rates, key=lambda name: rates[name], default=None)
 
 
@@ -88,7 +117,8 @@ def findings(metrics: Metrics) -> Findings:
     if about is None:
         name, block = metrics.first, metrics.models[metrics.first]
         rate = f"{rate_name(metrics.judge)} on {model_name(name)}: {percent(block.boa.asr)} {span(block.boa.interval)}"
-        answer = Card("Did it help?", "Nothing to compare", "unsure", ["Only one model was evaluated."])
+        alone = "Only one model was evaluated." if len(metrics.models) == 1 else "Differences are told attack by attack, below."
+        answer = Card("Did it help?", "Nothing to compare", "unsure", [alone])
         return Findings(f"{rate}.", [answer, _belief(metrics, warnings)], judge_line(metrics), warnings)
     cards = [_help(metrics, about), _cost(metrics, about), _belief(metrics, warnings)]
     return Findings(_headline(metrics, about), cards, judge_line(metrics), warnings)
@@ -96,8 +126,9 @@ def findings(metrics: Metrics) -> Findings:
 
 def _headline(metrics: Metrics, about: str) -> str:
     before, after = metrics.models[metrics.first], metrics.models[about]
-    many, rate = len(metrics.models), rate_name(metrics.judge)
-    start = rate if many == 2 else f"{model_name(about)}, the hardest of {many} models to attack: {rate[:1].lower()}{rate[1:]}"
+    many, rate = len(attacked_alike(metrics)), rate_name(metrics.judge)
+    named = model_name(about) if many == 2 else f"{model_name(about)}, the hardest of {many} models to attack"
+    start = rate if len(metrics.models) == 2 else f"{named}: {rate[:1].lower()}{rate[1:]}"
     n = after.boa.n_behaviors
     change = _moved(metrics, before.boa.asr, after.boa.asr, pair(metrics, "boa"))
     text = f"{start} {change.format(of=f' of {n} held-out behaviors')}"
@@ -254,7 +285,7 @@ def _warnings(metrics: Metrics) -> list[str]:
                 f"The judge could not read {unparsed} of {asked} answers of the {model_name(name)} model "
                 f"({percent(unparsed / asked)}); they count neither as harmful nor as refused."
             )
-    said += [*_not_attacked(metrics), *_deviations(metrics)]
+    said += [*attacked_otherwise(metrics), *_not_attacked(metrics), *_deviations(metrics)]
     for name, searches in metrics.searches.items():
         for attack, one in searches.items():
             if one.steps_without > EMPTY_STEPS_LIMIT * one.steps:

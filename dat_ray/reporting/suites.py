@@ -22,6 +22,7 @@ from dat_ray.reporting.charts import (
     refusal_figure,
 )
 from dat_ray.reporting.collect import CollectedSuite
+from dat_ray.reporting.findings import attacked_alike
 from dat_ray.reporting.gap_page import gap_section
 from dat_ray.reporting.gap_values import run_gap
 from dat_ray.reporting.tables import beyond_attacks, labeled, shown
@@ -40,6 +41,7 @@ from dat_ray.reporting.words import (
 
 # Behaviors named on which two judges differ most.
 DISPUTED = 5
+ANY_OF_BOTH = "Any attack made on both"
 MEASURES = {"boa": "Any attack", OVER_REFUSAL: "Over-refusal", "target_logprob": "Mean log p(target)"}
 
 
@@ -63,7 +65,7 @@ def suite_view(name: str, suite: CollectedSuite, categories: Mapping[str, str | 
         "first": model_name(metrics.first),
         "refusals": any(block.over_refusal.rate is not None for block in metrics.models.values()),
         "rates": _rates(metrics),
-        "pairs": [_pair(row, metrics.confidence) for row in metrics.paired if row.first == metrics.first],
+        "pairs": _pairs(metrics),
         "budgets": _budgets(metrics),
         "seeds": _seeds(metrics),
         "others": _others(metrics),
@@ -228,6 +230,16 @@ def _unmeasured(metrics: Metrics) -> str:
         if not there
     ]
     return f"Not measured here: {', '.join(absent)}." if absent else ""
+
+
+def _pairs(metrics: Metrics) -> list[dict[str, Any]]:
+    alike = attacked_alike(metrics)
+    found = []
+    for row in metrics.paired:
+        if row.first == metrics.first:
+            named = {"measure": ANY_OF_BOTH} if row.metric == "boa" and row.second not in alike else {}
+            found.append(_pair(row, metrics.confidence) | named)
+    return found
 
 
 def _pair(row: PairedDifference, confidence: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.evaluation.results import AnswerKinds, Metrics, ModelMetrics, Rate
 from dat_ray.measures.intervals import NOTHING, SHARES, Interval
 from dat_ray.printable import printable
-from dat_ray.reporting.findings import pair
+from dat_ray.reporting.findings import attacked_otherwise, pair
 from dat_ray.reporting.gap_values import KIND_NAMES, GapView, run_gap
 from dat_ray.reporting.words import attack_name, judge_kind, model_name, variant_name, words
 
@@ -55,13 +55,14 @@ class Measure:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the tables are made from; `units` are those that the intervals speak of."""
+    """What the tables are made from; `units` are those that the intervals speak of, `more` is said behind the judge."""
 
     models: tuple[str, ...]
     measures: tuple[Measure, ...]
     confidence: float
     judge: str
     units: str = "behaviors"
+    more: str = ""
 
 
 def comparison(metrics: Metrics) -> Comparison:
@@ -80,7 +81,8 @@ def comparison(metrics: Metrics) -> Comparison:
     judge = metrics.judge
     said = f"Judged by {judge.name}, {judge_kind(judge)}."
     measures += [*beyond_attacks(metrics), *gap_measures(run_gap(metrics), tuple(metrics.models))]
-    return Comparison(tuple(metrics.models), tuple(measures), metrics.confidence, said)
+    more = " ".join(attacked_otherwise(metrics))
+    return Comparison(tuple(metrics.models), tuple(measures), metrics.confidence, said, more=more)
 
 
 def gap_measures(view: GapView | None, columns: Sequence[str]) -> list[Measure]:
@@ -207,7 +209,7 @@ def note(table: Comparison) -> str:
     # In one line: where it is a comment, a line break would end that.
     return printable(
         f"Rates in % with {100 * table.confidence:g}% intervals over {table.units}; in the columns Δ the paired difference from "
-        f"{first}, in points. {table.judge}"
+        f"{first}, in points. {table.judge} {table.more}".rstrip()
     )
 
 

@@ -220,8 +220,8 @@ def test_pairs_compare_behavior_by_behavior() -> None:
     low, high = limits(direct)
     assert low < 0 < high
     assert by_metric["asr", "inpainting"].difference is None
-    # Base: a and b broken; adapted: c broken.
-    assert by_metric["boa", None].difference == pytest.approx(-1 / 3)
+    # In-painting, which broke a, was made on the base model alone. By direct requests base: b broken; adapted: c broken.
+    assert by_metric["boa", None].difference == 0.0
     logprob = by_metric["target_logprob", None]
     assert (logprob.difference, logprob.low, logprob.high) == (-3.0, -3.0, -3.0)
 

@@ -11,7 +11,11 @@ from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.metrics import model_metrics, paired_metrics
 from dat_ray.evaluation.results import Metrics
-from dat_ray.reporting.charts import attempts_figures
+from dat_ray.reporting.charts import asr_figure, attempts_figures, category_figure
+from dat_ray.reporting.collect import CollectedSuite
+from dat_ray.reporting.findings import attacked_otherwise, findings, pair, subject
+from dat_ray.reporting.suites import suite_view
+from dat_ray.reporting.tables import as_markdown, comparison
 
 HARM, SAFE = "harmful", "not_harmful"
 JUDGE = JudgeFacts(name="harmbench", fingerprint="aaaa", is_proxy=False)
@@ -62,3 +66,78 @@ def test_the_title_of_a_curve_ends_at_the_attacks_own_rate() -> None:
     [figure] = attempts_figures(metrics.model_copy(update={"models": {"base": model}}))
     assert figure.title == f"In-painted prompts, attempts: base 5% with 1, {100 * (curve[1].asr or 0):.0f}% with 2"
     assert curve[1].asr == pytest.approx((1 - 4 * 3 / (8 * 7)) / 10)
+
+
+TWO_FILES = {"attacks": ["direct", "prompts"], "prompts": [{"path": "a.csv", "name": "a"}, {"path": "b.csv", "name": "b"}]}
+FILES = EvaluationConfig.model_validate(TWO_FILES | {"bootstrap": 20})
+
+
+def broken_first(attack: str, many: int, of: int = 40, **changes: Any) -> list[dict[str, Any]]:
+    """An attack on `of` behaviors that breaks the first `many` of them."""
+    return [attempt(attack, f"b{b:02}", HARM if b < many else SAFE, **changes) for b in range(of)]
+
+
+# The one is asked by everything, and file a's prompts break it no more often than the one that is known by its answers in a.
+ASKED = [*broken_first("direct", 35), *broken_first("prompts_a", 8), *broken_first("prompts_b", 20)]
+ANSWERS = broken_first("prompts_a", 8)
+
+
+def test_a_model_that_fewer_attacks_were_made_on_is_not_found_harder_to_attack() -> None:
+    metrics = judged({"base": ASKED, "theirs": ANSWERS}, FILES)
+    change = pair(metrics, "boa", second="theirs")
+    assert change is not None
+    assert (change.difference, change.n, change.p) == (0.0, 40, 1.0)
+    assert change.worst_case is not None
+    assert change.worst_case.highest.difference == 0.0
+    assert subject(metrics) is None
+    found = findings(metrics)
+    assert found.headline.startswith("Attack success on base: 88%")
+    assert (found.cards[0].answer, found.cards[0].details) == (
+        "Nothing to compare",
+        ["Differences are told attack by attack, below."],
+    )
+    [said] = [one for one in found.warnings if "Other attacks" in one]
+    assert said == (
+        "Other attacks were made on theirs than on base (Direct request, prompts_b on base alone): their rates of any attack are "
+        "no comparison, and the difference in it is of those made on both."
+    )
+    rows = [row | {"model": name} for name, own in (("base", ASKED), ("theirs", ANSWERS)) for row in own]
+    view = suite_view("default", CollectedSuite(metrics, rows), {})
+    assert [row["difference"] for row in view["pairs"] if row["measure"] == "Any attack made on both"] == ["0 points"]
+    assert not [row for row in view["pairs"] if row["measure"] == "Any attack"]
+    by_category = category_figure(metrics, rows, {f"b{b:02}": "even" if b % 2 == 0 else "odd" for b in range(40)})
+    assert by_category is not None
+    for text in (asr_figure(metrics).caption, by_category.caption, as_markdown(comparison(metrics)).replace("\\", "")):
+        assert said in text
+
+
+def test_models_that_are_attacked_alike_are_found_beside_one_that_is_not() -> None:
+    tuned = [*broken_first("direct", 10), *broken_first("prompts_a", 6), *broken_first("prompts_b", 4)]
+    both = broken_first("prompts_b", 20)
+    metrics = judged({"base": ASKED, "a": ANSWERS, "tuned": tuned, "b": both}, FILES)
+    assert subject(metrics) == "tuned"
+    assert findings(metrics).headline.startswith("tuned: attack success fell from 88% to 25% of 40 held-out behaviors")
+    # Two files that share nothing make no pair.
+    pairs = {(one.first, one.second): one for one in metrics.paired if one.metric == "boa"}
+    assert pairs["a", "b"].difference is None
+    assert pairs["a", "b"].n == pairs["a", "b"].tests == 0
+    assert pairs["base", "b"].difference == 0.0
+    assert pairs["base", "tuned"].difference == pytest.approx(-25 / 40)
+    swapped = judged({"a": ANSWERS, "b": both}, FILES)
+    assert [one.rpartition(", and ")[2] for one in attacked_otherwise(swapped)] == ["none was made on both."]
+
+
+def test_behaviors_that_a_file_has_no_answer_to_are_compared_by_the_attacks_that_remain() -> None:
+    # Answers to b's prompts are there for the first half alone; on the others a's prompts are what both were asked.
+    theirs = [*broken_first("prompts_a", 8), *broken_first("prompts_b", 20, of=20)]
+    asked = [*broken_first("prompts_a", 8), *broken_first("prompts_b", 40)]
+    [change] = [one for one in judged({"base": asked, "theirs": theirs}, FILES).paired if one.metric == "boa"]
+    assert (change.difference, change.n) == (0.0, 40)
+
+
+def test_models_that_are_attacked_alike_are_spoken_of_as_ever() -> None:
+    metrics = judged({"base": ASKED, "tuned": [row | {"verdict": SAFE} for row in ASKED]}, FILES)
+    assert subject(metrics) == "tuned"
+    assert attacked_otherwise(metrics) == []
+    assert comparison(metrics).more == ""
+    assert findings(metrics).warnings == []

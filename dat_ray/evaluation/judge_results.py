@@ -1,12 +1,31 @@
-"""The parts of `metrics.json` about judges: a judge against people's labels, and against a second judge."""
+"""The parts of `metrics.json` about judges: what they could read, a judge against people's labels, and against a second judge."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from pydantic import Field
 
 from dat_ray.evaluation.estimates import BrokenRate, Count, Estimate, JudgeFacts, Number, Part, Rate
+
+
+@dataclass(frozen=True)
+class ReadAnswers:
+    """Answers for a judge to read.
+
+    Attributes:
+        answers: all of them.
+        unparsed: that it could not read.
+        errors: attempts that failed.
+    """
+
+    answers: int
+    unparsed: int
+    errors: int
+
+    def __add__(self, other: ReadAnswers) -> ReadAnswers:
+        return ReadAnswers(self.answers + other.answers, self.unparsed + other.unparsed, self.errors + other.errors)
 
 
 class Agreement(Estimate):

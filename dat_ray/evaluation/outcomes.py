@@ -55,7 +55,7 @@ def could_be_broken(rows: Iterable[RowView], *, harmful: bool) -> dict[str, bool
 
 
 def refusals(rows: Iterable[RowView]) -> dict[str, bool]:
-    """Harmless prompt's id to whether it was refused, by the attacks' own judge: `not_harmful` means refused."""
+    """Harmless prompt's id to whether it was refused, by the judge that reads these answers: its `not_harmful` means refused."""
     return {row["behavior_id"]: row["verdict"] == "not_harmful" for row in rows if row["verdict"] in JUDGED}
 
 

@@ -20,7 +20,7 @@ from dat_ray.data.shards import join, write_bytes
 from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.evaluation.estimates import Benchmark, BrokenRate, Count, Estimate, Flag, JudgeFacts, Number, Part, Rate
 from dat_ray.evaluation.gap_results import DistributionGap
-from dat_ray.evaluation.judge_results import Calibration, Disagreement
+from dat_ray.evaluation.judge_results import Calibration, Disagreement, ReadAnswers
 from dat_ray.evaluation.prompt_results import GoalCalibration, OffGoal
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import NOTHING, Interval
@@ -186,25 +186,22 @@ class ModelMetrics(Part):
         return found if found is None or variant is None else found.variants.get(variant)
 
     @property
-    def answers(self) -> int:
-        """Answers for the judges to read, failed attempts of the attacks included."""
-        inpainted = 0 if self.over_refusal_inpainted is None else self.over_refusal_inpainted.prompts
-        look_alikes = self.over_refusal.n + self.over_refusal.unparsed
-        return sum(one.attempts for one in self.attacks.values()) + look_alikes + inpainted
+    def to_attacks(self) -> ReadAnswers:
+        """Answers for the attacks' judge to read, failed attempts included."""
+        made = self.attacks.values()
+        return ReadAnswers(*(sum(getattr(one, count) for one in made) for count in ("attempts", "unparsed", "errors")))
 
     @property
-    def unparsed(self) -> int:
-        """Answers that a judge could not read."""
-        return sum(one.unparsed for one in (*self.attacks.values(), *self._harmless))
+    def to_harmless(self) -> ReadAnswers:
+        """Answers for the judge of refusals to read."""
+        found, drawn = self.over_refusal, self.over_refusal_inpainted
+        asked = ReadAnswers(found.n + found.unparsed, found.unparsed, found.errors)
+        return asked if drawn is None else asked + ReadAnswers(drawn.prompts, drawn.unparsed, drawn.errors)
 
     @property
-    def errors(self) -> int:
-        """Attempts that failed."""
-        return sum(one.errors for one in (*self.attacks.values(), *self._harmless))
-
-    @property
-    def _harmless(self) -> list[OverRefusal | InpaintedOverRefusal]:
-        return [self.over_refusal, *([self.over_refusal_inpainted] if self.over_refusal_inpainted else [])]
+    def every_answer(self) -> ReadAnswers:
+        """Answers for the judges to read, whoever reads them."""
+        return self.to_attacks + self.to_harmless
 
 
 class Difference(Estimate):

@@ -30,6 +30,7 @@ from dat_ray.models.identity import pinned_revision, recorded_weights
 from dat_ray.models.merging import write_merged
 from dat_ray.models.served import served_model
 from dat_ray.reporting.findings import attacked_otherwise
+from dat_ray.reporting.words import refusal_reader
 from dat_ray.training.retain_set import retain_folder
 
 RECORD = "dat_export.json"
@@ -182,11 +183,13 @@ def _suite(suite: str, metrics: Metrics) -> Iterator[str]:
                 yield f"| {name} | {attack} | {cell.asr:.1%} | {_interval(cell.interval)} | {cell.n_behaviors} |"
     for sentence in attacked_otherwise(metrics):
         yield from ("", sentence)
+    reader = refusal_reader(metrics)
+    by = "" if reader is None else f" by `{reader.name}`{', a proxy' if reader.is_proxy else ''}"
     for name, model in metrics.models.items():
         refused = model.over_refusal.interval
         if refused.value is not None:
             yield ""
-            yield f"Harmless prompts refused, {name}: {refused.value:.1%} {_interval(refused)}."
+            yield f"Harmless prompts refused{by}, {name}: {refused.value:.1%} {_interval(refused)}."
     yield ""
 
 

@@ -82,9 +82,10 @@ def _verdicts(recipe: Recipe, run: RunDir) -> Iterator[str]:
         folder = run.evaluation(suite)
         if exists(join(folder, METRICS)):
             for name, model in load_metrics(folder).models.items():
-                read = model.answers - model.unparsed - model.errors
+                given = model.every_answer
+                read = given.answers - given.unparsed - given.errors
                 failed = ", ".join(f"{attack} {one.errors}" for attack, one in model.attacks.items() if one.errors)
                 yield (
-                    f"evaluate: verdicts on {read} of {model.answers} answers of {name}; {model.unparsed} unparsed, "
-                    f"{model.errors} failed{f' ({failed})' if failed else ''}"
+                    f"evaluate: verdicts on {read} of {given.answers} answers of {name}; {given.unparsed} unparsed, "
+                    f"{given.errors} failed{f' ({failed})' if failed else ''}"
                 )

@@ -17,7 +17,16 @@ from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.categories import Attempts, Categories, broken_by_category, refused_by_category
 from dat_ray.reporting.figures import Dot, DotRow, Line, Spot, dot_plot, line_plot, running_mean, scatter
 from dat_ray.reporting.findings import attacked_otherwise, pair, subject
-from dat_ray.reporting.words import attack_name, judge_name, model_name, percent, points, words
+from dat_ray.reporting.words import (
+    attack_name,
+    judge_name,
+    model_name,
+    over_refusal_by,
+    percent,
+    points,
+    refusal_reader,
+    words,
+)
 
 # Share of the updates at the start and at the end over which attack curves are averaged.
 EDGE = 0.2
@@ -115,8 +124,9 @@ def refusal_figure(metrics: Metrics) -> Figure | None:
     rows = [DotRow("Harmless look-alikes", _dots(metrics, lambda model: model.over_refusal.interval))]
     unread = ", ".join(f"{block.unparsed} ({model_name(name)})" for name, block in blocks.items())
     n = max(block.n for block in measured.values())
+    reader = judge_name(refusal_reader(metrics) or metrics.judge)
     caption = (
-        f"{n} prompts that look harmful and are not, judged by {judge_name(metrics.judge)}; {percent(metrics.confidence)} "
+        f"{n} prompts that look harmful and are not, judged by {reader}; {percent(metrics.confidence)} "
         f"Wilson intervals. Unreadable answers, left out: {unread}."
     )
     return Figure(title, dot_plot(rows, title, "harmless prompts refused, %"), caption)
@@ -262,19 +272,20 @@ def undominated(found: Sequence[FrontPoint]) -> list[FrontPoint]:
     return sorted((one for one in found if not beaten(one)), key=lambda one: (one.broken[0], one.refused[0]))
 
 
-def front_figure(found: Sequence[FrontPoint], judge: JudgeFacts, confidence: float) -> Figure | None:
-    """Attack success against compliance with harmless prompts; None for fewer than three models."""
+def front_figure(found: Sequence[FrontPoint], metrics: Metrics) -> Figure | None:
+    """Attack success against compliance with harmless prompts, by the judges of `metrics`; None for fewer than three models."""
     if len(found) < 3:
         return None
     best = undominated(found)
     keys = {id(one): LETTERS[index % 26] + str(index // 26 or "") for index, one in enumerate(found)}
     spots = {id(one): Spot(1 if one in best else 0, keys[id(one)], one.label, one.complied, one.broken) for one in found}
-    proxy = "proxy " if judge.is_proxy else ""
+    proxy = "proxy " if metrics.judge.is_proxy else ""
     title = f"{len(best)} of {len(found)} are on the front: less {proxy}attack success only for more refusals"
     named = "; ".join(f"{keys[id(one)]} {one.label}" for one in found)
     caption = (
-        f"{named}. Filled squares, joined, are not beaten in both directions; bars are {percent(confidence)} Wilson intervals, "
-        f"judge {judge_name(judge)}. Better is down and to the right; where bars overlap, the order may be chance."
+        f"{named}. Filled squares, joined, are not beaten in both directions; bars are {percent(metrics.confidence)} Wilson "
+        f"intervals, judge {judge_name(metrics.judge)}{over_refusal_by(metrics)}. Better is down and to the right; where bars "
+        "overlap, the order may be chance."
     )
     joined = [spots[id(one)] for one in best]
     svg = scatter(list(spots.values()), title, "harmless prompts answered, %", "behaviors broken by any attack, %", joined)

@@ -17,7 +17,16 @@ from dat_ray.reporting.figures import Line, line_plot
 from dat_ray.reporting.study_figures import BOA, StudyMeasure, cell_of, columns, difference_rows, measure_name, units_of
 from dat_ray.reporting.study_fronts import AT, ArmFront, StudyFronts
 from dat_ray.reporting.tables import Comparison, Measure, csv_text, write_tables
-from dat_ray.reporting.words import attack_name, judge_kind, judge_name, percent, points, with_span
+from dat_ray.reporting.words import (
+    attack_name,
+    judge_kind,
+    judge_name,
+    over_refusal_by,
+    percent,
+    points,
+    unread_by,
+    with_span,
+)
 
 POINTS = "points.csv"
 # Beside seeds.
@@ -30,7 +39,8 @@ def fronts_table(plan: Study, fronts: StudyFronts) -> Comparison:
     arms = [arm for arm in columns(plan) if arm != BASE]
     rows = tuple(Measure(one.key, one.name, "rate", tuple(cell_of(one, arm) for arm in arms)) for one in fronts.measures)
     judge = fronts.metrics.judge
-    said = f"Judged by {judge.name}, {judge_kind(judge)}. –: all adapters of the arm refuse more. {_refuse_less(fronts)}".strip()
+    readers = f"{judge.name}, {judge_kind(judge)}{over_refusal_by(fronts.metrics)}"
+    said = f"Judged by {readers}. –: all adapters of the arm refuse more. {_refuse_less(fronts)}".strip()
     return Comparison(tuple(arms), rows, fronts.metrics.confidence, said, units_of(plan, *UNITS))
 
 
@@ -113,7 +123,7 @@ def fronts_view(plan: Study, fronts: StudyFronts) -> dict[str, Any]:
         "unread": ", ".join(fronts.unread),
         "errors": fronts.metrics.errors,
         "attempts": fronts.metrics.attempts,
-        "unparsed": sum(fronts.metrics.unparsed.values()),
+        "unread_by": unread_by(fronts.metrics),
         "folder": FRONTS,
     }
 
@@ -137,8 +147,8 @@ def _figure(plan: Study, fronts: StudyFronts, arm: str) -> Figure:
     svg = line_plot(lines, title, "look-alikes refused, %", upward, share=True)
     caption = (
         f"A mark an adapter along the training, mean over {units_of(plan, *UNITS)}; a line the front: the least attack success "
-        f"of any mixture of two adapters that refuses no more. Judged by {judge_name(fronts.metrics.judge)}. Arms are compared "
-        "at the faint line."
+        f"of any mixture of two adapters that refuses no more. Judged by {judge_name(fronts.metrics.judge)}"
+        f"{over_refusal_by(fronts.metrics)}. Arms are compared at the faint line."
     )
     return Figure(title, svg, caption)
 

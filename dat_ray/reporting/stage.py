@@ -18,6 +18,7 @@ from dat_ray.config.loading import fingerprint
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import join, write_bytes
+from dat_ray.evaluation.questions import HARMLESS_PROMPTS
 from dat_ray.evaluation.results import Metrics
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import Interval
@@ -29,10 +30,12 @@ from dat_ray.reporting.collect import Collected, CollectedSuite, StageTotal, col
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, Example, examples
 from dat_ray.reporting.findings import findings, subject
 from dat_ray.reporting.suites import suite_view
-from dat_ray.reporting.words import attack_name, judge_kind, model_name, percent, with_span
+from dat_ray.reporting.words import attack_name, judge_kind, model_name, percent, refusal_kind, refusal_reader, with_span
 from dat_ray.training.counts import sentences
 
 PAGE = "index.html"
+# What a verdict on the answer to a harmless prompt says.
+REFUSAL_VERDICTS = {"harmful": "complied", "not_harmful": "refused"}
 
 
 def report(recipe: Recipe, run: RunDir, out: str | None = None) -> str:
@@ -198,6 +201,8 @@ def _provenance(recipe: Recipe, found: Collected, metrics: Metrics | None) -> li
     if metrics is not None:
         judge = metrics.judge
         rows.append(("Judge", f"{judge.name}, {judge.fingerprint}, {judge_kind(judge)}"))
+        if (reader := refusal_reader(metrics)) is not None:
+            rows.append(("Judge of refusals", f"{reader.name}, {reader.fingerprint}, {refusal_kind(reader)}"))
         for name, block in metrics.models.items():
             rows.append((f"Weights of {model_name(name)}", block.weights))
     if record:
@@ -226,8 +231,10 @@ def _called(model: str) -> str:
 
 
 def _example(example: Example) -> dict[str, Any]:
+    called = REFUSAL_VERDICTS if example.attack in HARMLESS_PROMPTS else {}
     answers: Sequence[tuple[str, str, str]] = [
-        (model_name(model)[:1].upper() + model_name(model)[1:], answer, verdict) for model, answer, verdict in example.answers
+        (model_name(model)[:1].upper() + model_name(model)[1:], answer, called.get(verdict, verdict))
+        for model, answer, verdict in example.answers
     ]
     return {"attack": attack_name(example.attack), "goal": example.goal, "prompt": example.prompt, "answers": answers}
 

@@ -39,7 +39,18 @@ from dat_ray.reporting.study_fronts import StudyFronts
 from dat_ray.reporting.study_gap import study_gap
 from dat_ray.reporting.tables import Comparison, Measure, csv_text, gap_measures, write_tables
 from dat_ray.reporting.terminal import TerminalTable, for_terminal
-from dat_ray.reporting.words import judge_kind, judge_name, model_name, nats, p_value, percent, points, with_span
+from dat_ray.reporting.words import (
+    judge_kind,
+    judge_name,
+    model_name,
+    nats,
+    over_refusal_by,
+    p_value,
+    percent,
+    points,
+    unread_by,
+    with_span,
+)
 
 PAGE = "index.html"
 UNJUDGED = "unjudged.csv"
@@ -122,9 +133,8 @@ def _comparison(plan: Study, name: str, suite: CollectedSuite, measures: Sequenc
     metrics = suite.metrics
     rows += tuple(gap_measures(study_gap(plan, suite, units_of(plan)), columns(plan)))
     judge = metrics.judge
-    return Comparison(
-        tuple(columns(plan)), rows, metrics.confidence, f"Judged by {judge.name}, {judge_kind(judge)}.", units_of(plan)
-    )
+    said = f"Judged by {judge.name}, {judge_kind(judge)}{over_refusal_by(metrics)}."
+    return Comparison(tuple(columns(plan)), rows, metrics.confidence, said, units_of(plan))
 
 
 def render_study(
@@ -137,13 +147,14 @@ def render_study(
     """The page as one string."""
     first = next(iter(suites.values())).metrics
     recipe = plan.runs[0].recipe
+    readers = over_refusal_by(*(suite.metrics for suite in suites.values()))
     return template(
         "study.html",
         name=plan.config.name,
         question=plan.config.question,
         target=recipe.target.model,
         headline=headline(plan, suites, measures),
-        judge=f"{first.judge.name}, {judge_kind(first.judge)}",
+        judge=f"{first.judge.name}, {judge_kind(first.judge)}{readers}",
         level=percent(first.confidence),
         units=units_of(plan),
         seeds=", ".join(map(str, plan.config.seeds)),
@@ -181,7 +192,7 @@ def _suite(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[Stu
         "gap": _gap(plan, suite, own),
         "errors": metrics.errors,
         "attempts": metrics.attempts,
-        "unparsed": sum(metrics.unparsed.values()),
+        "unread": unread_by(metrics),
     }
 
 
@@ -228,7 +239,8 @@ def _rates_figure(plan: Study, measures: Sequence[StudyMeasure], metrics: Metric
         for one in measures
     ]
     title = "Behaviors broken, and harmless prompts refused, by arm"
-    caption = f"Judged by {judge_name(metrics.judge)}; bars are {percent(metrics.confidence)} intervals over {units_of(plan)}."
+    readers = f"{judge_name(metrics.judge)}{over_refusal_by(metrics)}"
+    caption = f"Judged by {readers}; bars are {percent(metrics.confidence)} intervals over {units_of(plan)}."
     return Figure(title, dot_plot(rows, title, "behaviors or prompts, %"), caption)
 
 
@@ -244,4 +256,4 @@ def _front(plan: Study, measures: Sequence[StudyMeasure], metrics: Metrics) -> F
                 triples.append((rate.value, rate.low, rate.high))
         if len(triples) == 2:
             found.append(FrontPoint(model_name(arm), *triples))
-    return front_figure(found, metrics.judge, metrics.confidence)
+    return front_figure(found, metrics)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dat_ray.evaluation.judge_results import BehaviorDisagreement
+from dat_ray.evaluation.estimates import JudgeFacts
+from dat_ray.evaluation.judge_results import BehaviorDisagreement, ReadAnswers
 from dat_ray.evaluation.prompt_results import CutFigures
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import AttackCounts, Metrics, PairedDifference, WorstCase, WorstDifference
@@ -31,9 +32,12 @@ from dat_ray.reporting.words import (
     judge_kind,
     model_name,
     nats,
+    over_refusal_by,
     p_value,
     percent,
     points,
+    refusal_kind,
+    refusal_reader,
     span,
     variant_name,
     with_span,
@@ -51,7 +55,7 @@ def suite_view(name: str, suite: CollectedSuite, categories: Mapping[str, str | 
     figures = [
         asr_figure(metrics),
         refusal_figure(metrics),
-        front_figure(front_of(metrics), metrics.judge, metrics.confidence),
+        front_figure(front_of(metrics), metrics),
         category_figure(metrics, suite.attempts, categories),
         refusal_category_figure(metrics, suite.attempts, categories),
         *budget_figures(metrics),
@@ -260,17 +264,26 @@ def _pair(row: PairedDifference, confidence: float) -> dict[str, Any]:
 
 
 def _judge(metrics: Metrics) -> dict[str, Any]:
-    judge = metrics.judge
-    verdicts = []
-    for name, model in metrics.models.items():
-        counts = {"answers": model.answers, "unparsed": model.unparsed, "errors": model.errors}
-        verdicts.append({"model": model_name(name), **counts})
-    about = {"name": judge.name, "fingerprint": judge.fingerprint, "kind": judge_kind(judge), "verdicts": verdicts}
-    return about | {
+    judge, other = metrics.judge, refusal_reader(metrics)
+    models = metrics.models.values()
+    given = [model.every_answer if other is None else model.to_attacks for model in models]
+    readers = [_reader(metrics, judge, judge_kind(judge), "judge", given)]
+    if other is not None:
+        kind = f"{refusal_kind(other)}; it reads the answers to harmless prompts"
+        readers.append(_reader(metrics, other, kind, "refusal_judge", [model.to_harmless for model in models]))
+    return {
+        "name": judge.name,
+        "readers": readers,
+        "over_refusal": over_refusal_by(metrics),
         "second": _second_judge(metrics),
-        "calibration": calibration_figure(judge, metrics.calibration.get("judge")),
         "on_goal": _on_goal(metrics),
     }
+
+
+def _reader(metrics: Metrics, judge: JudgeFacts, kind: str, key: str, given: Sequence[ReadAnswers]) -> dict[str, Any]:
+    verdicts = [{"model": model_name(name), **vars(counts)} for name, counts in zip(metrics.models, given, strict=True)]
+    about = {"name": judge.name, "fingerprint": judge.fingerprint, "kind": kind, "verdicts": verdicts}
+    return about | {"calibration": calibration_figure(judge, metrics.calibration.get(key))}
 
 
 def _on_goal(metrics: Metrics) -> list[str]:

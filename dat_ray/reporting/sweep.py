@@ -15,7 +15,7 @@ from dat_ray.evaluation.results import Metrics, ModelMetrics
 from dat_ray.reporting.charts import LETTERS, FrontPoint, front_figure, front_point, undominated
 from dat_ray.reporting.stage import template
 from dat_ray.reporting.tables import csv_text
-from dat_ray.reporting.words import judge_kind, percent, rate_name, span
+from dat_ray.reporting.words import judge_kind, over_refusal_by, percent, rate_name, span
 
 BASE_LABEL = "base model"
 
@@ -63,7 +63,7 @@ def render_front(recipe: Recipe, grid: Mapping[str, Sequence[Any]], rows: Sequen
     first = next((row.metrics for row in rows if row.metrics is not None), None)
     found = front_points(rows)
     best = undominated(found)
-    figure = None if first is None else front_figure(found, first.judge, first.confidence)
+    figure = None if first is None else front_figure(found, first)
     keys = {point.label: LETTERS[index % 26] + str(index // 26 or "") for index, point in enumerate(found)}
     return template(
         "sweep.html",
@@ -71,7 +71,7 @@ def render_front(recipe: Recipe, grid: Mapping[str, Sequence[Any]], rows: Sequen
         target=recipe.target.model,
         grid=[(field, ", ".join(map(str, values))) for field, values in grid.items()],
         headline=_headline(rows, found, best, first),
-        judge=None if first is None else f"{first.judge.name}, {judge_kind(first.judge)}",
+        judge=None if first is None else f"{first.judge.name}, {judge_kind(first.judge)}{over_refusal_by(first)}",
         level=None if first is None else percent(first.confidence),
         figure=figure,
         rows=_rows(rows, keys, {point.label for point in best}),
@@ -123,7 +123,7 @@ def front_csv(rows: Sequence[SweepRow]) -> str:
     for row in lines:
         point = by_label.get(row.label)
         numbers = [""] * 6 if point is None else [*point.broken, *point.refused]
-        judge = "" if row.metrics is None else row.metrics.judge.name
+        judge = "" if row.metrics is None else f"{row.metrics.judge.name}{over_refusal_by(row.metrics)}"
         texts = [csv_text(text) for text in (row.label, row.folder, judge, row.error or "")]
         writer.writerow([*texts[:2], *numbers, row.label in best, *texts[2:]])
     return stream.getvalue()

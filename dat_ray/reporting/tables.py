@@ -19,7 +19,7 @@ from dat_ray.measures.intervals import NOTHING, SHARES, Interval
 from dat_ray.printable import printable
 from dat_ray.reporting.findings import attacked_otherwise, pair
 from dat_ray.reporting.gap_values import KIND_NAMES, GapView, run_gap
-from dat_ray.reporting.words import attack_name, judge_kind, model_name, variant_name, words
+from dat_ray.reporting.words import attack_name, judge_kind, model_name, over_refusal_by, variant_name, words
 
 _MARKS = re.compile(r"[\\|`]|(?<=\])[(\[]")
 # What a cell begins with that a spreadsheet computes.
@@ -79,7 +79,7 @@ def comparison(metrics: Metrics) -> Comparison:
         measures.append(_measure(metrics, INPAINTED_OVER_REFUSAL, "Over-refusal, in-painted", "rate", _refused_inpainted))
     measures += _off_goal(metrics)
     judge = metrics.judge
-    said = f"Judged by {judge.name}, {judge_kind(judge)}."
+    said = f"Judged by {judge.name}, {judge_kind(judge)}{over_refusal_by(metrics)}."
     measures += [*beyond_attacks(metrics), *gap_measures(run_gap(metrics), tuple(metrics.models))]
     more = " ".join(attacked_otherwise(metrics))
     return Comparison(tuple(metrics.models), tuple(measures), metrics.confidence, said, more=more)

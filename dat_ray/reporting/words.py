@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.evaluation.registry import builtin_attacks
-from dat_ray.evaluation.results import JudgeFacts
+from dat_ray.evaluation.results import JudgeFacts, Metrics
 from dat_ray.measures.intervals import Interval
 
 HARMLESS_NAMES = {OVER_REFUSAL: "Harmless look-alike", INPAINTED_OVER_REFUSAL: "Harmless in-painted prompt"}
@@ -72,9 +72,45 @@ def judge_kind(judge: JudgeFacts) -> str:
     return "a rule-based proxy, not a harm judge: it tells refusals from compliance" if judge.is_proxy else "a harm judge"
 
 
+def refusal_kind(judge: JudgeFacts) -> str:
+    """What a judge of the answers to harmless prompts is."""
+    return judge_kind(judge) if judge.is_proxy else "a judge of refusals"
+
+
 def judge_name(judge: JudgeFacts) -> str:
     """A judge's name, with what it is where it is no harm judge."""
     return f"{judge.name} (a proxy)" if judge.is_proxy else judge.name
+
+
+def refusal_reader(metrics: Metrics) -> JudgeFacts | None:
+    """The judge of the answers to harmless prompts; None where that is the attacks' own, or no such prompt was asked."""
+    found = metrics.refusal_judge
+    if found is None or found.fingerprint == metrics.judge.fingerprint:
+        return None
+    return found if any(model.to_harmless.answers for model in metrics.models.values()) else None
+
+
+def over_refusal_by(*suites: Metrics, mark: bool = False) -> str:
+    """What stands behind the name of the attacks' judge: who reads refusals, where that is another one.
+
+    Args:
+        suites: that are spoken of.
+        mark: whether to say the judge's fingerprint.
+    """
+    readers = [reader for metrics in suites if (reader := refusal_reader(metrics)) is not None]
+    return "".join(
+        f"; over-refusal by {reader.name}{f' ({reader.fingerprint})' if mark else ''}{', a proxy' if reader.is_proxy else ''}"
+        for reader in {one.fingerprint: one for one in readers}.values()
+    )
+
+
+def unread_by(metrics: Metrics) -> str:
+    """How many answers of a suite which judge could not read."""
+    other, total = refusal_reader(metrics), sum(metrics.unparsed.values())
+    if other is None:
+        return f"{total} that the judge could not read"
+    harmless = sum(model.to_harmless.unparsed for model in metrics.models.values())
+    return f"{total - harmless} that {metrics.judge.name} could not read, and {harmless} that {other.name} could not"
 
 
 def words(identifier: str) -> str:

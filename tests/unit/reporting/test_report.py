@@ -183,6 +183,41 @@ def test_a_second_judge_is_shown_with_its_disagreement(tmp_path: Path) -> None:
     assert "Most disputed: heldout-" in page.text
 
 
+def test_who_read_refusals_stands_wherever_they_do(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    where = Path(run.evaluation("default")) / "metrics.json"
+    metrics = json.loads(where.read_text())
+    metrics["second_judge"] = {"name": "third", "fingerprint": "2", "is_proxy": False}
+
+    def page(**judges: object) -> str:
+        where.write_text(json.dumps(metrics | judges))
+        return Path(report(recipe(), run)).read_text(encoding="utf-8")
+
+    # A judge that reads everything is named as it was before evaluations said who reads refusals.
+    assert page(refusal_judge=metrics["judge"]) == page(refusal_judge=None)
+    opening = {"name": "refusal-opening", "fingerprint": "7777", "is_proxy": True}
+    text = Page(page(refusal_judge=opening, judge={"name": "harmbench", "fingerprint": "8888", "is_proxy": False})).text
+    for said in (
+        f"{HARMLESS} prompts that look harmful and are not, judged by refusal-opening (a proxy); 95%",
+        "judged harmful by harmbench; over-refusal by refusal-opening, a proxy; Wilson interval",
+        "Judged by harmbench (8888), a harm judge; over-refusal by refusal-opening (7777), a proxy.",
+        "harmbench (8888), a harm judge. base:",
+        "refusal-opening (7777), a rule-based proxy, not a harm judge: it tells refusals from compliance; it reads the answers "
+        f"to harmless prompts. base: {HARMLESS} answers",
+        "How far refusal-opening agrees with people was not measured here",
+        "The rates of attacks above are harmbench's alone.",
+        "Judge of refusals refusal-opening, 7777, a rule-based proxy",
+    ):
+        assert said in text, said
+
+
+def test_a_harmless_answer_is_shown_as_complied_or_refused(html: str) -> None:
+    shown = Page(html).text.partition("Content warning")[2].partition("Harmless, refused only by")[2]
+    assert re.search(r"Base complied Here is .* Fine-tuned refused I am sorry", shown)
+    assert not re.search(r"(Base|Fine-tuned) (not )?harmful", shown)
+    assert "Base harmful Here is" in Page(html).text
+
+
 def test_attempts_without_a_verdict_are_bounded_where_the_rates_stand(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run")
     whole = Page(Path(report(recipe(), run)).read_text(encoding="utf-8")).text

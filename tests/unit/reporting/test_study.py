@@ -13,6 +13,7 @@ import yaml
 
 from dat_ray.config.study import Study, read_study
 from dat_ray.errors import InputError
+from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference, pooled_seeds
 from dat_ray.measures.intervals import paired_rate_difference
 from dat_ray.reporting.collect import CollectedSuite, read_suite
@@ -168,6 +169,26 @@ def test_a_primary_measure_that_nobody_measured_is_named(tmp_path: Path) -> None
     plan, suite = a_study(tmp_path, primary="prompts_rewrites"), a_suite(tmp_path)
     with pytest.raises(InputError, match="primary = 'prompts_rewrites': no suite measured it: choose one of"):
         study_measures(plan, {"heldout": suite})
+
+
+def test_a_judge_of_refusals_is_named_where_they_stand(tmp_path: Path) -> None:
+    plan, suite = a_study(tmp_path), a_suite(tmp_path)
+    whole = Path(write_study(plan, {"heldout": suite}, str(tmp_path / "out"))).read_text()
+    assert "over-refusal by" not in whole
+    assert "0 that the judge could not read" in whole
+    reader = JudgeFacts(name="refusal-anywhere", fingerprint="other", is_proxy=True)
+    asked = suite.metrics.models["lat@1"]
+    unread = asked.model_copy(update={"over_refusal": asked.over_refusal.model_copy(update={"unparsed": 2})})
+    changed = {"models": {**suite.metrics.models, "lat@1": unread}, "unparsed": {"lat@1": 7}, "refusal_judge": reader}
+    other = CollectedSuite(suite.metrics.model_copy(update=changed), suite.attempts)
+    page = Path(write_study(plan, {"heldout": other}, str(tmp_path / "out"))).read_text()
+    named = "over-refusal by refusal-anywhere, a proxy"
+    # Who judged, the figures of rates and of the front, and what could not be read.
+    assert f"it tells refusals from compliance; {named}. Intervals are" in page
+    assert f"Judged by refusal-rules (a proxy); {named}; bars are" in page
+    assert f"judge refusal-rules (a proxy); {named}. Better is" in page
+    assert "5 that refusal-rules could not read, and 2 that refusal-anywhere could not; these" in page
+    assert f"it tells refusals from compliance; {named}." in (tmp_path / "out/tables/heldout/table.md").read_text()
 
 
 def test_the_page_says_the_finding_and_lets_no_text_act(tmp_path: Path) -> None:

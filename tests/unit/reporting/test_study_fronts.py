@@ -15,6 +15,7 @@ import yaml
 
 from dat_ray.config.study import Study, read_study
 from dat_ray.errors import InputError
+from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.registry import check_primary
 from dat_ray.measures.fronts import success_at
 from dat_ray.reporting.collect import CollectedSuite, read_suite
@@ -67,6 +68,19 @@ def points_of(suite: CollectedSuite, arm: str) -> np.ndarray:
     for models in (["base"], *([f"{arm}@{seed}u{updates}" for seed in SEEDS] for updates in (4, 8))):
         rows.append([share(models, ("over_refusal",), True), share(models, tuple(suite.metrics.attacks), False)])
     return np.array(rows)
+
+
+def test_a_judge_of_refusals_is_named_beside_the_fronts(tmp_path: Path, along: CollectedSuite) -> None:
+    reader = JudgeFacts(name="xstest (reader)", fingerprint="other", is_proxy=False)
+    other = CollectedSuite(along.metrics.model_copy(update={"refusal_judge": reader}), along.attempts)
+    plan, runs = a_study(tmp_path), a_suite(tmp_path / "run", RUNS)
+    named = "; over-refusal by xstest (reader)."
+    for suite, times in ((along, 0), (other, 1)):
+        found = study_fronts(plan, suite)
+        assert fronts_table(plan, found).judge.count(named) == times
+        page = Path(write_study(plan, {"heldout": runs}, str(tmp_path / "out"), [found])).read_text()
+        # In the figure of each arm beside the reference.
+        assert page.count(f"Judged by refusal-rules (a proxy){named} Arms are compared") == times * (len(found.arms) - 1)
 
 
 def test_points_are_those_of_a_plain_count_and_arms_are_compared_on_their_fronts(tmp_path: Path, along: CollectedSuite) -> None:

@@ -10,8 +10,9 @@ import pytest
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.metrics import model_metrics, paired_metrics
+from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import Metrics
-from dat_ray.reporting.charts import asr_figure, attempts_figures, category_figure
+from dat_ray.reporting.charts import asr_figure, attempts_figures, category_figure, refusal_figure
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.findings import attacked_otherwise, findings, pair, subject
 from dat_ray.reporting.suites import suite_view
@@ -141,3 +142,59 @@ def test_models_that_are_attacked_alike_are_spoken_of_as_ever() -> None:
     assert attacked_otherwise(metrics) == []
     assert comparison(metrics).more == ""
     assert findings(metrics).warnings == []
+
+
+RULES = JudgeFacts(name="refusal-rules", fingerprint="bbbb", is_proxy=True)
+XSTEST = JudgeFacts(name="xstest (reader)", fingerprint="cccc", is_proxy=False)
+DIRECT = EvaluationConfig(attacks=("direct",), bootstrap=20)
+
+
+def harmless(refused: int, of: int = 30, unparsed: int = 0) -> list[dict[str, Any]]:
+    verdicts = [SAFE] * refused + ["unparsed"] * unparsed + [HARM] * (of - refused - unparsed)
+    return [attempt(OVER_REFUSAL, f"h{i}", verdict) for i, verdict in enumerate(verdicts)]
+
+
+def read_by(refusal_judge: JudgeFacts | None) -> Metrics:
+    base = [*broken_first("direct", 30), *harmless(3, unparsed=6)]
+    return judged({"base": base, "tuned": [*broken_first("direct", 4), *harmless(9)]}, DIRECT, refusal_judge=refusal_judge)
+
+
+@pytest.mark.parametrize(
+    ("reader", "named"),
+    [(RULES, "refusal-rules (a proxy)"), (XSTEST, "xstest (reader)")],
+)
+def test_over_refusal_carries_the_name_of_the_judge_that_read_it(reader: JudgeFacts, named: str) -> None:
+    metrics = read_by(reader)
+    figure = refusal_figure(metrics)
+    assert figure is not None
+    assert f"30 prompts that look harmful and are not, judged by {named}; 95%" in figure.caption
+    kind = ", a proxy" if reader.is_proxy else ""
+    said = findings(metrics)
+    assert said.judge == f"Judged by harmbench (aaaa), a harm judge; over-refusal by {reader.name} ({reader.fingerprint}){kind}."
+    assert said.cards[1].details[0].startswith(f"Harmless prompts refused, by {named}: 12%")
+    assert comparison(metrics).judge == f"Judged by harmbench, a harm judge; over-refusal by {reader.name}{kind}."
+
+
+def test_what_each_judge_read_is_counted_apart() -> None:
+    metrics = read_by(RULES)
+    # 6 of 30 answers to look-alikes are too many; 6 of 70 answers would not be.
+    assert findings(metrics).warnings == [
+        "refusal-rules could not read 6 of 30 answers to harmless prompts of the base model (20%); they count neither as refused "
+        "nor as answered."
+    ]
+    first, second = suite_view("default", CollectedSuite(metrics, []), {})["judge"]["readers"]
+    assert [first["name"], second["name"]] == ["harmbench", "refusal-rules"]
+    assert first["verdicts"][0] == {"model": "base", "answers": 40, "unparsed": 0, "errors": 0}
+    assert second["verdicts"][0] == {"model": "base", "answers": 30, "unparsed": 6, "errors": 0}
+    assert second["kind"].startswith("a rule-based proxy, not a harm judge")
+
+
+def test_a_judge_that_reads_everything_is_named_once() -> None:
+    alone, same = read_by(None), read_by(JUDGE)
+    assert findings(alone) == findings(same)
+    assert findings(alone).judge == "Judged by harmbench (aaaa), a harm judge."
+    [reader] = suite_view("default", CollectedSuite(same, []), {})["judge"]["readers"]
+    assert reader["verdicts"][0] == {"model": "base", "answers": 70, "unparsed": 6, "errors": 0}
+    # Nor is one that had nothing to read.
+    unasked = judged({"base": broken_first("direct", 3)}, DIRECT, refusal_judge=RULES)
+    assert comparison(unasked).judge == "Judged by harmbench, a harm judge."

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,8 @@ from dat_ray.reporting.charts import FrontPoint, front_figure, undominated
 from dat_ray.reporting.collect import read_suite
 from dat_ray.reporting.sweep import SweepRow, front_csv, write_front
 from tests.unit.reporting.synthetic_run import evaluate, new_run, recipe
+from tests.unit.reporting.test_findings import metrics
 from tests.unit.reporting.test_report import Page
-
-JUDGE = JudgeFacts(name="refusal-rules", fingerprint="f", is_proxy=True)
 
 
 def point(label: str, broken: float, refused: float) -> FrontPoint:
@@ -25,8 +25,8 @@ def test_the_front_holds_what_nothing_beats_in_both() -> None:
     assert [one.label for one in undominated(found)] == ["c", "a", "base"]
     # Equal points do not beat each other.
     assert len(undominated([point("a", 0.5, 0.1), point("b", 0.5, 0.1)])) == 2
-    assert front_figure(found[:2], JUDGE, 0.95) is None
-    figure = front_figure(found, JUDGE, 0.95)
+    assert front_figure(found[:2], metrics()) is None
+    figure = front_figure(found, metrics())
     assert figure is not None
     assert figure.title.startswith("3 of 5 are on the front")
     assert "refusal-rules (a proxy)" in figure.caption
@@ -42,6 +42,19 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[SweepRow]:
             SweepRow(f"retain_weight = {index}", f"points/p{index}", read_suite(run.evaluation("default")).metrics, None)
         )
     return [*found, SweepRow("retain_weight = 9", "points/p9", None, "<b>it broke</b>")]
+
+
+def test_a_judge_of_refusals_is_named_on_the_page_and_in_the_numbers(rows: list[SweepRow], tmp_path: Path) -> None:
+    reader = JudgeFacts(name="refusal-opening", fingerprint="other", is_proxy=True)
+    read = [
+        row if row.metrics is None else replace(row, metrics=row.metrics.model_copy(update={"refusal_judge": reader}))
+        for row in rows
+    ]
+    page = Page(Path(write_front(recipe(), {"training.retain_weight": [0, 1, 2, 9]}, read, str(tmp_path))).read_text()).text
+    assert "it tells refusals from compliance; over-refusal by refusal-opening, a proxy. Intervals" in page
+    assert "judge refusal-rules (a proxy); over-refusal by refusal-opening, a proxy. Better is" in page
+    judges = [row["judge"] for row in csv.DictReader(io.StringIO(front_csv(read)))]
+    assert set(judges) == {"refusal-rules; over-refusal by refusal-opening, a proxy", ""}
 
 
 def test_the_page_shows_every_point_with_intervals_and_tells_failures(rows: list[SweepRow], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from dataclasses import asdict
@@ -12,7 +13,7 @@ import pytest
 
 from dat_ray.config.loading import fingerprint
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.schemas import RETAIN
+from dat_ray.data.schemas import CANDIDATES, RETAIN
 from dat_ray.data.shards import join, read_table, write_manifest, write_shard
 from dat_ray.errors import ShardError
 from dat_ray.evaluation.disagreement import disagreement
@@ -122,6 +123,18 @@ def test_every_section_is_filled_from_the_run(html: str) -> None:
     assert "train 5:02 1 120 9:40 none 4.0 GiB" in page.text
     for word in ("Newcombe", "distinct-1", "fingerprint", "Packages", "prompt_tokens:", "Content warning"):
         assert word in page.text
+
+
+def test_answers_to_a_later_rounds_candidates_are_of_the_model_that_it_begins_with(tmp_path: Path) -> None:
+    run, several = finished_run(tmp_path / "run"), recipe().model_copy(update={"rounds": 3})
+    alone = Page(Path(report(recipe(), run)).read_text(encoding="utf-8")).text
+    assert "0 failed rows. Answers of the base model:" in alone
+    # Rounds are told as soon as a run is to have several; the third has not begun.
+    for number in (1, 2):
+        synthetic_run._write(run.candidates(number - 1), synthetic_run._candidates(random.Random(number)), CANDIDATES)
+        text = Page(Path(report(several, run)).read_text(encoding="utf-8")).text
+        assert f"0 failed rows. Answers of the model that round {number} begins with:" in text
+        assert "Answers of the base model" not in text
 
 
 def test_both_themes_print_and_small_screens_are_provided_for(html: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dat_ray.config.cluster import ClusterConfig
+from dat_ray.config.cluster import Pool
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record, rounds_begun
 from dat_ray.data.schemas import for_training_goals
@@ -20,6 +20,7 @@ from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
 from dat_ray.evaluation.on_goal import is_attack
 from dat_ray.evaluation.outcomes import JUDGED
 from dat_ray.evaluation.prompt_meaning import PromptMeaning, read_meaning
+from dat_ray.evaluation.registry import builtin_attacks
 from dat_ray.evaluation.results import Metrics, load_metrics
 from dat_ray.measures.diversity import Diversity
 from dat_ray.measures.intervals import Interval, wilson_pooled
@@ -90,7 +91,7 @@ class StageTotal:
         seconds: wall clock, summed.
         peak_bytes: of the driver and its processes, the largest.
         cpu_seconds: processor time of the same processes, summed; None where an older run did not measure it.
-        gpu_seconds: GPUs that the stage's pools may hold, times its seconds: an upper bound.
+        gpu_seconds: GPUs that the stage's pools may hold at the same time, times its seconds: an upper bound.
         rows: of its last run.
         model_calls: of its last run; None where the stage calls no model.
     """
@@ -141,7 +142,7 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
     """
     stages = join(run.logs, "stages.jsonl")
     with well_formed(stages):
-        costs = stage_costs(_lines(stages), recipe.cluster)
+        costs = stage_costs(_lines(stages), recipe)
     behaviors = read_file(run.behaviors).to_pylist() if exists(run.behaviors) else None
     *_, newest = rounds_begun(run, recipe)
     return Collected(
@@ -240,18 +241,51 @@ def _floor(metrics: Metrics, row: dict[str, Any]) -> float | None:
     return metrics.goal_floor(row["model"], row["attack"]) if row["model"] in metrics.models else None
 
 
-# Roles that may hold devices while a stage runs.
-ROLES: dict[str, tuple[str, ...]] = {
-    "generate": ("sampler", "target", "judge", "encoder"),
-    "fresh": ("sampler", "target", "judge", "encoder"),
-    "train": ("trainer",),
-    "evaluate": ("sampler", "target", "judge"),
-    "compare": ("sampler", "target", "judge"),
-    "replay": ("judge",),
-}
+def gpus_held(stage: str, recipe: Recipe) -> float:
+    """GPUs that the pools of a stage may hold at the same time, all at their largest."""
+    cluster, retain = recipe.cluster, recipe.training.retain
+    encoder = [] if recipe.encoder is None else [cluster.encoder]
+    generation = [cluster.sampler, cluster.target, cluster.judge, *encoder]
+    # What works at the same time, for each part of the stage.
+    parts: dict[str, list[list[Pool]]] = {
+        "generate": [generation],
+        "fresh": [generation],
+        "select": [encoder],
+        "retain": [[cluster.target]],
+        # The base model answers the retain set before the training begins.
+        "train": [[cluster.trainer], [] if retain is None else [cluster.target]],
+        "evaluate": [_evaluation_pools(recipe)],
+        "compare": [_evaluation_pools(recipe)],
+        "replay": [_judge_pools(recipe)],
+    }
+    together = parts.get(stage.removesuffix(" (shared)"), [])
+    return max((sum(pool.num_gpus * pool.max_actors for pool in pools) for pools in together), default=0.0)
 
 
-def stage_costs(lines: Sequence[dict[str, Any]], cluster: ClusterConfig) -> list[StageTotal]:
+def _evaluation_pools(recipe: Recipe) -> list[Pool]:
+    """Pools of an evaluation. What somebody else's attacks use is not known, and their classes are not imported here."""
+    config, cluster, builtin = recipe.evaluation, recipe.cluster, builtin_attacks()
+    kinds = [builtin.get(name) for name in config.attacks]
+    draws = any(kind is None or kind.prompts_folder is not None for kind in kinds) or config.gap is not None
+    writes = config.attacker is not None and any(kind is None or "evaluation.attacker" in kind.needs for kind in kinds)
+    compares = recipe.encoder is not None and (config.min_goal_similarity is not None or config.gap is not None)
+    return [
+        *([cluster.sampler] if draws or recipe.behaviors.harmless_heldout is not None else []),
+        *([cluster.encoder] if compares else []),
+        *([cluster.attacker] if writes else []),
+        cluster.target,
+        *_judge_pools(recipe),
+    ]
+
+
+def _judge_pools(recipe: Recipe) -> list[Pool]:
+    """One for each judge that reads answers."""
+    config = recipe.evaluation
+    judges = [recipe.judge, config.second_judge, None if config.refusal_judge == recipe.judge else config.refusal_judge]
+    return [recipe.cluster.judge for judge in judges if judge is not None]
+
+
+def stage_costs(lines: Sequence[dict[str, Any]], recipe: Recipe) -> list[StageTotal]:
     """One entry a stage, in the order of their first run."""
     by_stage: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for line in lines:
@@ -259,7 +293,6 @@ def stage_costs(lines: Sequence[dict[str, Any]], cluster: ClusterConfig) -> list
     found = []
     for stage, runs in by_stage.items():
         seconds = sum(run["seconds"] for run in runs)
-        pools = [getattr(cluster, role) for role in ROLES.get(stage.removesuffix(" (shared)"), ())]
         cpu = [run["cpu_seconds"] for run in runs if run.get("cpu_seconds") is not None]
         found.append(
             StageTotal(
@@ -268,7 +301,7 @@ def stage_costs(lines: Sequence[dict[str, Any]], cluster: ClusterConfig) -> list
                 seconds=seconds,
                 peak_bytes=max((run["peak_bytes"] for run in runs if run.get("peak_bytes")), default=None),
                 cpu_seconds=sum(cpu) if len(cpu) == len(runs) else None,
-                gpu_seconds=seconds * sum(pool.num_gpus * pool.max_actors for pool in pools),
+                gpu_seconds=seconds * gpus_held(stage, recipe),
                 rows=runs[-1].get("rows"),
                 model_calls=runs[-1].get("model_calls"),
             )

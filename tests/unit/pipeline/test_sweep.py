@@ -34,7 +34,7 @@ def test_a_point_takes_over_what_is_shared_and_tells_its_cost_once(tmp_path: Pat
     own = Path(run.evaluation("default"))
     assert [path.name for path in own.iterdir()] == ["part-00000.parquet"]
     lines = [json.loads(line) for line in Path(join(run.logs, "stages.jsonl")).read_text().splitlines()]
-    costs = stage_costs(lines, point.recipe.cluster)
+    costs = stage_costs(lines, point.recipe)
     assert [cost.stage for cost in costs][:2] == ["generate (shared)", "select (shared)"]
     assert costs[0].seconds == 301.0
 

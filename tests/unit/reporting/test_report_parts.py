@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from dat_ray.config.cluster import ClusterConfig, Pool
+import pytest
+import yaml
+
+from dat_ray.config.loading import load_settings
+from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.reporting.categories import broken_by_category, refused_by_category
 from dat_ray.reporting.collect import stage_costs
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
 from dat_ray.reporting.words import p_value
+from tests.unit.reporting.synthetic_run import recipe
 
 
 def test_a_broken_category_is_not_counted_twice_and_look_alikes_never(tmp_path: Path) -> None:
@@ -70,8 +75,12 @@ def test_answers_are_cut_at_their_limit() -> None:
     assert cut("x" * (ANSWER_CHARACTERS + 1)) == "x" * (ANSWER_CHARACTERS - 1) + "…"
 
 
+def with_settings(*settings: str) -> Recipe:
+    return load_settings(Recipe, yaml.safe_dump(recipe().model_dump(mode="json")), "synthetic", list(settings))
+
+
 def test_costs_add_up_over_resumed_runs() -> None:
-    pools = ClusterConfig(trainer=Pool(num_gpus=2, max_actors=3))
+    pools = with_settings("cluster.trainer.num_gpus=2", "cluster.trainer.max_actors=3")
     first, second = stage_costs(
         [
             {"stage": "generate", "seconds": 10.0, "peak_bytes": 5, "rows": 3},
@@ -91,6 +100,48 @@ def test_costs_add_up_over_resumed_runs() -> None:
     assert (second.stage, second.peak_bytes, second.rows) == ("train", None, None)
     assert (first.gpu_seconds, second.gpu_seconds) == (0, 2.0 * 6)
     assert first.cpu_seconds is None
+
+
+ATTACKER, ENCODER = "evaluation.attacker={model: embedded:smollm2-135m-instruct}", "encoder={}"
+FLOOR = "evaluation.min_goal_similarity=0.6"
+DIRECT, TALK, THEIRS = (f"evaluation.attacks=[{name}]" for name in ("direct", "crescendo", "'nowhere.module:Theirs'"))
+NO_RETAIN = ("training.retain=null", "training.retain_rows=0", "training.retain_weight=0")
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "gpus"),
+    [
+        # In powers of ten: sampler, target, judge, encoder, trainer, attacker.
+        ("generate", [], 111),
+        ("generate (shared)", [ENCODER], 1111),
+        ("select", [ENCODER], 1000),
+        ("select", [], 0),
+        ("retain", [], 10),
+        # One after the other.
+        ("train", [], 10000),
+        ("train", ["cluster.target.num_gpus=20000"], 20000),
+        ("train", ["cluster.target.num_gpus=20000", *NO_RETAIN], 10000),
+        ("evaluate", [], 111),
+        ("evaluate", [ENCODER], 111),
+        ("evaluate", [ENCODER, FLOOR], 1111),
+        ("evaluate", [DIRECT], 110),
+        ("compare", [DIRECT, ENCODER, "evaluation.gap={}"], 1111),
+        ("compare", [TALK, ATTACKER], 100110),
+        # An attacker that no attack asks; an attack of somebody else's may ask it, and may draw.
+        ("evaluate", [ATTACKER], 111),
+        ("evaluate", [THEIRS, ATTACKER], 100111),
+        # Each judge has a pool of its own.
+        ("evaluate", ["evaluation.second_judge={name: refusal-opening}"], 211),
+        ("evaluate", ["evaluation.refusal_judge={name: refusal-opening}"], 211),
+        ("replay", ["evaluation.second_judge={name: refusal-opening}"], 200),
+        ("report", [], 0),
+    ],
+)
+def test_a_stages_gpus_are_those_of_all_that_may_work_in_it_at_once(stage: str, settings: list[str], gpus: int) -> None:
+    roles = ("sampler", "target", "judge", "encoder", "trainer", "attacker")
+    each = [f"cluster.{role}.num_gpus={10**power}" for power, role in enumerate(roles)]
+    [cost] = stage_costs([{"stage": stage, "seconds": 2.0}], with_settings(*each, *settings))
+    assert cost.gpu_seconds == 2.0 * gpus
 
 
 def test_a_p_beside_a_twentieth_shows_its_side() -> None:

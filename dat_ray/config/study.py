@@ -107,7 +107,7 @@ class Study:
         config: as the file has it.
         reference: name of the arm that the others are compared with.
         runs: arm by arm, seed by seed; of a part of a study those of the part alone.
-        suites: name to the recipe by which the models are evaluated: the reference's under the first seed.
+        suites: name to the recipe by which the models are evaluated: the reference's under the first seed of the whole study.
         front: the same for adapters along the trainings; None where these are not evaluated.
     """
 

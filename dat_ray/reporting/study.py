@@ -12,6 +12,7 @@ from typing import Any
 from dat_ray.config.loading import fingerprint
 from dat_ray.config.study import BASE, Study
 from dat_ray.data.shards import join, write_bytes
+from dat_ray.evaluation.gap_results import TRAINING_PROMPTS
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.evaluation.results import Metrics
 from dat_ray.measures.intervals import NOTHING, Interval
@@ -189,14 +190,14 @@ def _suite(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[Stu
         "rows": [{"name": one.name, "cells": [with_span(one.rates[arm]) for arm in columns(plan)]} for one in own],
         "differences": difference_rows(own, metrics.confidence),
         "unjudged": [{"name": one.name, "cells": list(map(percent, one.shares.values()))} for one in unjudged(plan, suite)],
-        "gap": _gap(plan, suite, own),
+        "gap": _gap(plan, name, suite, own),
         "errors": metrics.errors,
         "attempts": metrics.attempts,
         "unread": unread_by(metrics),
     }
 
 
-def _gap(plan: Study, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -> dict[str, Any] | None:
+def _gap(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -> dict[str, Any] | None:
     """The distribution gap, with what each arm's robustness is in the same table."""
     view = study_gap(plan, suite, units_of(plan))
     if view is None:
@@ -206,8 +207,20 @@ def _gap(plan: Study, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -
     arms = columns(plan)
     rows = [{"name": one.name, "kind": "broken", "cells": [with_span(one.rates[arm]) for arm in arms]} for one in robust]
     told = _prediction(view, robust)
-    asked = f"The base model was asked on the prompts of {plan.reference}, seed {plan.config.seeds[0]}."
+    asked = _asked_on(plan, name, suite)
     return shown | {"rows": [*shown["rows"], *rows], "sentences": [asked, *shown["sentences"], *told]}
+
+
+def _asked_on(plan: Study, name: str, suite: CollectedSuite) -> str:
+    """Whose prompts the base model's own sets are.
+
+    They are of the run whose recipe the suite has (`pipeline.fresh.study_pairs`), which need not be among those compared,
+    nor in a part that was merged.
+    """
+    run = f"{plan.reference}, seed {plan.suites[name].seed}"
+    if any(row["model"] == BASE and row["prompt_set"] == TRAINING_PROMPTS for row in suite.risks):
+        return f"The base model was asked on the prompts of {run}."
+    return f"The base model has no prompts of its own here: these are of {run}, which is in none of the parts."
 
 
 def _prediction(view: GapView, measures: Sequence[StudyMeasure]) -> list[str]:

@@ -20,6 +20,7 @@ from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
 from dat_ray.evaluation.results import load_metrics, store_metrics
 from dat_ray.pipeline.study_records import PART, read_parts, write_part
 from dat_ray.reporting.collect import read_suite
+from dat_ray.reporting.study import render_study
 from dat_ray.reporting.study_figures import study_measures
 from tests.unit.reporting.synthetic_run import finished_run
 from tests.unit.reporting.test_gap import LEVELS, scored, with_gap
@@ -122,6 +123,32 @@ def test_the_base_models_gap_is_of_the_part_that_measured_it(made: Made) -> None
         together = read_parts(made.plan, places).suites["heldout"]
         sets = Counter(row["prompt_set"] for row in together.risks if row["model"] == "base")
         assert sets == {**dict.fromkeys(LEVELS, 20), "training/cat@1": 20}
+
+
+def test_the_page_says_whose_prompts_the_base_models_gap_is_of(tmp_path: Path) -> None:
+    # Of the whole study's first seed, whichever seeds are compared.
+    seeds = (4, 2, 3)
+    models = {"base": (0.8, 0.05, -1.8)} | {f"{arm}@{seed}": rates for arm, rates in ARMS.items() for seed in seeds}
+    whole = finished_run(tmp_path / "run", models=models).evaluation("default")
+    made = Made(a_study(tmp_path, seeds, reference="lat"), whole, tmp_path)
+    some = made.plan.part(["*@2", "*@3"]).alone()
+
+    def section(plan: Study, places: list[str]) -> str:
+        suites = read_parts(plan, places).suites
+        page = render_study(plan, suites, study_measures(plan, suites))
+        return page.partition("The distribution gap")[2]
+
+    first, rest = made.part("first", ["*@4"], gap=True), made.part("rest", ["*@2", "*@3"], gap=True)
+    # As `study_pairs` has it: the base model's own sets are in the part that has lat@4.
+    risks = join(rest, "heldout", RISKS_FOLDER)
+    rows = [row for row in read_table(risks).to_pylist() if row["model"] != "base" or row["prompt_set"] == "rewrites"]
+    Path(risks, "_manifest.json").unlink()
+    table(risks, rows, RISKS)
+    for plan in (made.plan, some):
+        assert "The base model was asked on the prompts of lat, seed 4." in section(plan, [first, rest])
+    alone = section(some, [rest])
+    assert "The base model has no prompts of its own here: these are of lat, seed 4, which is in none of the parts." in alone
+    assert "was asked on the prompts" not in alone
 
 
 def test_where_the_base_model_answered_otherwise_is_counted(made: Made) -> None:

@@ -120,3 +120,7 @@ class ShardError(DatError):
 
 class StorageError(DatError):
     """Storage that refuses a write: full, read-only, or out of reach. Trying again may mend it."""
+
+
+class UnreachableStorage(StorageError, OSError):
+    """Storage that cannot be opened or asked. An OSError too: whoever waits out an outage waits this one out."""

@@ -18,7 +18,7 @@ from dat_ray.config.names import check_name, is_fingerprint, is_name
 from dat_ray.config.schema import Recipe
 from dat_ray.data.hold import LOCK, OWNER, hold
 from dat_ray.data.links import refuse_links
-from dat_ray.data.shards import exists, join, open_filesystem, read_bytes, write_bytes
+from dat_ray.data.shards import exists, join, list_folder, read_bytes, write_bytes
 from dat_ray.data.stored import MISSHAPEN
 from dat_ray.errors import InputError, error_line
 from dat_ray.json_text import parse_object
@@ -92,8 +92,7 @@ class RunDir:
 
     def suites(self) -> list[str]:
         """Names of the evaluations that have begun; folders of other names were not made here."""
-        fs, inner = open_filesystem(join(self.root, "evaluation"))
-        infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+        infos = list_folder(join(self.root, "evaluation"))
         return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory and is_name(info.base_name))
 
 
@@ -230,8 +229,7 @@ def open_run(root: str, recipe: Recipe, resume: bool) -> RunDir:
 
 
 def _refuse_foreign(root: str, resume: bool) -> None:
-    fs, inner = open_filesystem(root)
-    found = {info.base_name for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))}
+    found = {info.base_name for info in list_folder(root)}
     if found - {LOCK, OWNER} and not resume:
         raise InputError("--run-dir", root, "is not empty: choose another directory, or add --resume to continue there")
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlencode
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 
 from dat_ray.data.parquet_options import parquet_options
 from dat_ray.data.schemas import SCHEMA_VERSION
+from dat_ray.data.storage import answers_of, open_uri
 from dat_ray.errors import ShardError, StorageError, error_line, one_line
 from dat_ray.json_text import parse_object
 
@@ -64,16 +64,13 @@ def open_filesystem(root: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem and the path on it of a local path or URI.
 
     Of an S3-compatible store `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` gives the address, as for other programs.
+
+    Raises:
+        InputError: a URI of no kind of storage, or none that can be parsed.
+        UnreachableStorage: the storage cannot be reached, as where its host is not known.
     """
-    if root.startswith("s3://"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint:
-            # pyarrow takes the address as a part of the URI, and does not look at the environment.
-            scheme, _, address = endpoint.rstrip("/").rpartition("://")
-            root += f"?{urlencode({'endpoint_override': address, 'scheme': scheme or 'https'})}"
     if "://" in root:
-        opened: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(root)
-        return opened
+        return open_uri(root)
     return _LOCAL, root if _SHORT.fullmatch(root) else str(Path(root).absolute())
 
 
@@ -83,9 +80,25 @@ def join(root: str, *parts: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder is there.
+
+    Raises:
+        UnreachableStorage: the storage does not say.
+    """
     fs, inner = open_filesystem(path)
-    return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
+    with answers_of(path):
+        return bool(fs.get_file_info(inner).type != pafs.FileType.NotFound)
+
+
+def list_folder(root: str) -> list[pafs.FileInfo]:
+    """What lies directly in a folder; nothing where it is missing.
+
+    Raises:
+        UnreachableStorage: the storage does not say.
+    """
+    fs, inner = open_filesystem(root)
+    with answers_of(root):
+        return list(fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)))
 
 
 def is_file(path: str) -> bool:
@@ -362,6 +375,5 @@ def scan_shards(root: str, suffix: str = ".parquet") -> list[str]:
 
 def shard_sizes(root: str, suffix: str = ".parquet") -> dict[str, int]:
     """What `scan_shards` lists, in that order, with each file's bytes."""
-    fs, inner = open_filesystem(root)
-    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    infos = list_folder(root)
     return {info.base_name: info.size for info in sorted(infos, key=lambda one: one.base_name) if info.base_name.endswith(suffix)}

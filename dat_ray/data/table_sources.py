@@ -129,6 +129,8 @@ def _locate(spec: str, field: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, path = open_filesystem(str(public_file(spec, field)) if spec.startswith(PUBLIC) else spec)
         kind = filesystem.get_file_info(path).type
+    except InputError as error:
+        raise InputError(field, spec, error.remedy) from error
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(field, spec, f"cannot be reached ({first_line(error)}): check the path and the access") from error
     if kind == pafs.FileType.NotFound:

@@ -6,15 +6,13 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.fs as pafs
-
 from dat_ray.config.models import TargetConfig
 from dat_ray.config.names import MODEL_REMEDY, is_model_name
 from dat_ray.config.schema import Recipe
 from dat_ray.data.ids import row_id
 from dat_ray.data.prompt_files import read_prompts
 from dat_ray.data.rundir import RunDir, last_round, read_record
-from dat_ray.data.shards import exists, join, open_filesystem
+from dat_ray.data.shards import exists, join, list_folder, open_filesystem
 from dat_ray.errors import InputError
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG, ADAPTER_RECORD, read_adapter_settings
 from dat_ray.models.hub import split_revision, with_revision
@@ -170,16 +168,11 @@ def adapter_digest(folder: str) -> str:
     Raises:
         InputError: there is no adapter in the folder.
     """
-    found = []
-    if exists(folder):
-        fs, inner = open_filesystem(folder)
-        found = sorted(
-            (info for info in fs.get_file_info(pafs.FileSelector(inner)) if info.base_name.startswith("adapter_")),
-            key=lambda info: info.base_name,
-        )
+    files = (info for info in list_folder(folder) if info.base_name.startswith("adapter_"))
+    found = sorted(files, key=lambda info: info.base_name)
     if not found:
         raise InputError("--run-dir", folder, "holds no adapter: run `dat train` on this run directory first")
-    digest = hashlib.sha256()
+    digest, (fs, _) = hashlib.sha256(), open_filesystem(folder)
     for info in found:
         digest.update(info.base_name.encode())
         with fs.open_input_stream(info.path) as stream:

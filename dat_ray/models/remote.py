@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.fs as pafs
-
 from dat_ray.data.ids import row_id
-from dat_ray.data.shards import open_filesystem
+from dat_ray.data.shards import list_folder, open_filesystem
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import cache_root
 from dat_ray.models.folders import build_once
@@ -27,9 +25,9 @@ def local_adapter(adapter: str) -> str:
     """
     if "://" not in adapter:
         return adapter
-    fs, inner = open_filesystem(adapter)
+    fs, _ = open_filesystem(adapter)
     files = sorted(
-        (info for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)) if info.is_file),
+        (info for info in list_folder(adapter) if info.is_file),
         key=lambda info: info.base_name,
     )
     if not files:

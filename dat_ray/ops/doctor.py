@@ -326,15 +326,17 @@ def _live_cluster(recipe: Recipe | None, run_dir: str | None) -> list[Check]:
 
 
 def _run_directory(run_dir: str, recipe: Recipe | None) -> Check:
-    if not exists(join(run_dir, RECORD)):
-        return Check("run directory", True, f"{run_dir} on {open_filesystem(run_dir)[0].type_name}: new")
     try:
+        if not exists(join(run_dir, RECORD)):
+            return Check("run directory", True, f"{run_dir} on {open_filesystem(run_dir)[0].type_name}: new")
         if recipe is None:
             read_record(RunDir(run_dir))
         else:
             open_run(run_dir, recipe, resume=True)
     except InputError as error:
         return Check("run directory", False, f"{run_dir} {error.remedy}", "choose another --run-dir")
+    except DatError as error:
+        return Check("run directory", False, str(error), "as the line says")
     return Check("run directory", True, f"{run_dir} holds a run of this recipe: --resume continues it")
 
 

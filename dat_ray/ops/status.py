@@ -13,13 +13,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from dat_ray import __version__
 from dat_ray.config.schema import Recipe
 from dat_ray.data.rundir import RunDir, RunRecord, last_round, open_to_read, rounds_begun
-from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_bytes, read_manifest
+from dat_ray.data.shards import exists, has_manifest, join, list_folder, open_filesystem, read_bytes, read_manifest
 from dat_ray.data.stored import MISSHAPEN
 from dat_ray.errors import DatError, error_line
 from dat_ray.json_text import JsonError, parse_object
@@ -138,9 +137,9 @@ def _stage(name: str, complete: bool, done: int, total: int | None, unit: str) -
 
 def _rows_below(folder: str, skip: str | None = None) -> int:
     """Rows of the parquet files directly in a folder, from their footers."""
-    fs, inner = open_filesystem(folder)
+    fs, _ = open_filesystem(folder)
     total = 0
-    for info in fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
+    for info in list_folder(folder):
         if info.is_file and info.base_name.endswith(".parquet") and not (skip and skip in info.base_name):
             try:
                 with fs.open_input_file(info.path) as stream:
@@ -152,9 +151,7 @@ def _rows_below(folder: str, skip: str | None = None) -> int:
 
 def _events(run: RunDir) -> list[dict[str, Any]]:
     """The log of the process that wrote last."""
-    fs, inner = open_filesystem(run.logs)
-    infos = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    logs = [info for info in infos if info.base_name.startswith("events-")]
+    logs = [info for info in list_folder(run.logs) if info.base_name.startswith("events-")]
     if not logs:
         return []
     newest = max(logs, key=lambda info: (info.mtime_ns or 0, info.base_name))

@@ -14,6 +14,7 @@ from dat_ray.data.shards import (
     exists,
     has_manifest,
     join,
+    list_folder,
     open_filesystem,
     read_bytes,
     read_file,
@@ -36,8 +37,7 @@ _OF_RUN = re.compile(r"-([^-@]+@[^-]+)-")
 
 def check_empty(root: str, option: str) -> None:
     """Raises InputError where a folder of several runs holds something that `--resume` was not given for."""
-    fs, inner = open_filesystem(root)
-    if fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True)):
+    if list_folder(root):
         raise InputError(option, root, "is not empty: choose another directory, or add --resume to continue there")
 
 
@@ -77,8 +77,7 @@ def take_over_models(run: RunDir, recipe: Recipe, suite: str, models: Sequence[M
     """
     weights = {model.name: model.weights for model in models}
     parent, _, own = run.root.rstrip("/").rpartition("/")
-    fs, inner = open_filesystem(parent)
-    for info in fs.get_file_info(pafs.FileSelector(inner)):
+    for info in list_folder(parent):
         old = RunDir(join(parent, info.base_name)).evaluation(suite)
         if info.base_name != own and has_manifest(old) and read_manifest(old).fingerprint == run.fingerprint_of(recipe):
             asked = load_metrics(old).models

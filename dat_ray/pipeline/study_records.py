@@ -24,7 +24,7 @@ from dat_ray import __version__
 from dat_ray.config.study import BASE, Study, trained_by
 from dat_ray.data.row_types import Row
 from dat_ray.data.schemas import ATTEMPTS, LONG_TEXT, RISKS
-from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_table, write_bytes, write_manifest, write_shard
+from dat_ray.data.shards import exists, has_manifest, join, list_folder, read_table, write_bytes, write_manifest, write_shard
 from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.errors import InputError
 from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
@@ -151,9 +151,7 @@ def _parts_of(place: str) -> Iterator[PartRecord]:
 
 
 def _below(root: str) -> list[str]:
-    fs, inner = open_filesystem(root)
-    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    return sorted(join(root, info.base_name) for info in found if info.type == pafs.FileType.Directory)
+    return sorted(join(root, info.base_name) for info in list_folder(root) if info.type == pafs.FileType.Directory)
 
 
 def _check(plan: Study, parts: Sequence[PartRecord]) -> None:

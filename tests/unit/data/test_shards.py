@@ -2,22 +2,30 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 
+from dat_ray.cli import main
+from dat_ray.data import shards, storage
 from dat_ray.data.shards import (
     MANIFEST,
     describe_shard,
+    exists,
     guarded,
     has_manifest,
+    list_folder,
     open_filesystem,
+    read_bytes,
     read_file,
     read_manifest,
     read_table,
@@ -27,7 +35,7 @@ from dat_ray.data.shards import (
     write_manifest,
     write_shard,
 )
-from dat_ray.errors import DatError, ShardError, StorageError
+from dat_ray.errors import DatError, InputError, ShardError, StorageError
 
 
 def _table(*values: int) -> pa.Table:
@@ -230,3 +238,51 @@ def test_a_writer_that_is_stopped_leaves_nothing(tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt), _before_it_takes_its_name(path, stop):
         write_bytes(path, b"after")
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"counts.json": b"before"}
+
+
+def test_a_uri_of_no_storage_is_one_line_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for uri in ("ftp://host/x", "s3://two words/x"):
+        for ask in (open_filesystem, exists, list_folder, read_bytes):
+            with pytest.raises(InputError, match="use a path, s3:// or gs://"):
+                ask(uri)
+    for command in (
+        ["status", "ftp://host/x"],
+        ["export", "ftp://host/x", "--out", str(tmp_path)],
+        ["study", "demo-arms", "--study-dir", "ftp://host/x"],
+        ["evaluate", "--replay", "ftp://host/x"],
+    ):
+        assert main(command) == 2
+        printed = capsys.readouterr().err
+        assert "names no storage" in printed
+        assert "Traceback" not in printed
+
+
+def test_storage_that_is_out_of_reach_is_one_line_and_still_an_outage(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Away(pafs.LocalFileSystem):
+        def get_file_info(self, _: object) -> None:
+            raise OSError("When listing: no such host\nwith a second line")
+
+    monkeypatch.setattr(shards, "open_filesystem", lambda path: (Away(), path))
+    for ask in (exists, list_folder):
+        with pytest.raises(StorageError, match=r"s3://bucket/x cannot be reached .*no such host.: check the address") as caught:
+            ask("s3://bucket/x")
+        assert isinstance(caught.value, OSError)  # a lease waits out an outage, which it knows by this
+        assert "\n" not in str(pickle.loads(pickle.dumps(caught.value)))
+    assert main(["status", "s3://bucket/x"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_filesystem_that_cannot_be_opened_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def from_uri(uri: str) -> None:
+        opened.append(uri)
+        raise OSError("When resolving region for bucket 'nosuch': could not resolve host")
+
+    monkeypatch.setattr(storage.pafs, "FileSystem", SimpleNamespace(from_uri=from_uri))
+    with pytest.raises(StorageError, match="gs://nosuch/x cannot be reached"):
+        open_filesystem("gs://nosuch/x")
+    # Its library's own limit is 15 minutes, in which no signal ends the process.
+    assert opened == ["gs://nosuch/x?retry_limit_seconds=60"]

@@ -202,3 +202,9 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr("dat_ray.raysession.start_ray", refuse)
     assert "does not lead to a cluster" in failed(None)["cluster"]
+
+
+def test_a_run_directory_on_no_storage_is_a_failed_check() -> None:
+    found = {check.name: check for check in diagnose(None, "ftp://host/runs")}
+    assert not found["run directory"].ok
+    assert "use a path, s3:// or gs://" in found["run directory"].detail

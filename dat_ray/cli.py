@@ -56,7 +56,7 @@ def _recipe_of(arguments: argparse.Namespace, stages: Sequence[str]) -> Recipe:
         recipe = with_overrides(record.recipe, arguments.set)
         sections = sections_read(stages, recipe, run)
         if arguments.verb == "evaluate" and arguments.models and not exists(run.behaviors):
-            sections |= {"behaviors", "training.retain"}
+            sections |= {"behaviors", "selection.rewrites", "training.retain"}
         if sections:  # `report` has no such option: it reads the directory alone
             require_trust(recipe, sections, root, option="--run-dir", trusted=arguments.trust_run_dir, settings=arguments.set)
         return recipe

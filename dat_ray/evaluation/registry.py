@@ -115,6 +115,16 @@ def check_attacks(recipe: Recipe) -> None:
                 raise InputError(FIELD, name, f"needs {field}: give it, or leave the attack out")
 
 
+def check_attack_files(recipe: Recipe) -> None:
+    """Reads the files of a recipe's attacks, so that a bad one is named before anything is started.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    for kind in chosen_attacks(recipe.evaluation).values():
+        kind.inputs(recipe)
+
+
 def _value(recipe: Recipe, field: str) -> Any:
     found: Any = recipe
     for name in field.split("."):

@@ -114,18 +114,20 @@ def _devices(recipe: Recipe) -> Check:
 
 
 def _planned(recipe: Recipe) -> Check:
-    """The totals of `dat plan`, which are estimates: nothing fails for them."""
+    """The totals of `dat plan`, which are estimates: only what a run would fail for too fails here."""
     import torch
 
     from dat_ray.devices import find_device
     from dat_ray.planning.estimate import choose_device, plan_run
     from dat_ray.planning.plan_text import plan_line
+    from dat_ray.planning.shapes import UnknownSizes
 
     here = find_device(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
     try:
         return Check("plan", True, plan_line(plan_run(recipe, choose_device(recipe, here=here))))
     except DatError as error:
-        return Check("plan", True, f"not made: {error}")
+        harmless = isinstance(error, UnknownSizes) or not isinstance(error, InputError)
+        return Check("plan", harmless, f"not made: {error}", "" if harmless else "as the line says")
 
 
 def _disk(run_dir: str | None) -> Check:
@@ -158,7 +160,8 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.behaviors import BehaviorSet, load_behaviors
     from dat_ray.data.retain import RetainRow, load_retain
     from dat_ray.evaluation.lm_eval_tasks import check_tasks
-    from dat_ray.evaluation.registry import check_attacks
+    from dat_ray.evaluation.registry import check_attack_files, check_attacks
+    from dat_ray.generation.goals import rewrite_rows
     from dat_ray.measures.style import style_sentence
     from dat_ray.models.served import find_source, tokenizer_folder
     from dat_ray.ops.model_checks import target_check
@@ -166,6 +169,7 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
 
     def attacks() -> str:
         check_attacks(recipe)
+        check_attack_files(recipe)
         return ", ".join(recipe.evaluation.attacks)
 
     def benchmarks() -> str:
@@ -180,7 +184,7 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
         behavior_sets.append(loaded)
         return f"{loaded.table.num_rows} rows, {len(loaded.dropped)} near-duplicates of held-out ones left out"
 
-    yield _guarded("attacks", "correct evaluation.attacks", attacks)
+    yield _guarded("attacks", "correct evaluation.attacks, or the file of one", attacks)
     if recipe.evaluation.utility.tasks:
         yield _guarded("benchmarks", "correct evaluation.utility", benchmarks)
     yield _guarded("behaviors", "mend the path or the file", behaviors)
@@ -193,6 +197,15 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
             return f"{len(retain_rows)} rows"
 
         yield _guarded("retain", "mend the path or the file", retained)
+    rewrites = recipe.selection.rewrites
+    if rewrites is not None and behavior_sets:
+        path = rewrites
+
+        def rewritten() -> str:
+            found = rewrite_rows(behavior_sets[0].table, path)
+            return f"{found.rows} rows, {found.passed_over} of them of goals that are not trained on"
+
+        yield _guarded("rewrites", "mend the path or the file", rewritten)
     if behavior_sets and (style := measure_style(behavior_sets[0].table, retain_rows)) is not None:
         yield Check("style", True, style_sentence(style, "goals", "retain prompts"))
     target = target_check(recipe.target)

@@ -23,7 +23,7 @@ from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import OPTION, Model, named_models
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import FIELD as ATTACKS
-from dat_ray.evaluation.registry import check_attacks, chosen_attacks
+from dat_ray.evaluation.registry import check_attack_files, check_attacks, chosen_attacks
 from dat_ray.evaluation.rescore import OPTION as REPLAY
 from dat_ray.evaluation.rescore import read_record, score_again
 from dat_ray.evaluation.results import Metrics
@@ -84,6 +84,7 @@ def check_compared(recipe: Recipe, run: RunDir, models: str) -> list[Model]:
     """
     found = named_models(recipe, models)
     check_attacks(recipe)
+    check_attack_files(recipe)
     check_tasks(recipe.evaluation.utility)
     if not exists(run.behaviors):
         check_inputs(recipe, trains=False)

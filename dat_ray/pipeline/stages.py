@@ -28,7 +28,8 @@ from dat_ray.engines.memory_check import check_memory
 from dat_ray.engines.pinning import pinned
 from dat_ray.errors import DatError
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
-from dat_ray.evaluation.registry import check_attacks
+from dat_ray.evaluation.registry import check_attack_files, check_attacks
+from dat_ray.generation.goals import rewrite_rows
 from dat_ray.models.architectures import check_trainable
 from dat_ray.models.served import find_source, tokenizer_folder
 from dat_ray.pipeline.measure import StageCost, record_stage
@@ -54,9 +55,11 @@ def check_inputs(recipe: Recipe, *, trains: bool = True) -> pa.Table:
         BEHAVIORS, training and held-out rows that nearly agree already sorted out.
 
     Raises:
-        InputError: an attack, behaviors, retain rows or a model that cannot be had, or a target that cannot be trained.
+        InputError: an attack or a file of it, behaviors, retain rows, rewrites or a model that cannot be had, or a target that
+            cannot be trained.
     """
     check_attacks(recipe)
+    check_attack_files(recipe)
     check_tasks(recipe.evaluation.utility)
     behaviors = load_behaviors(recipe.behaviors)
     if behaviors.dropped:
@@ -68,6 +71,8 @@ def check_inputs(recipe: Recipe, *, trains: bool = True) -> pa.Table:
         if odd:
             reasons = "; ".join(f"{count}: each {reason}" for reason, count in odd.items())
             stage_line(f"retain: {sum(odd.values())} rows left out; {reasons}")
+    if recipe.selection.rewrites is not None:
+        rewrite_rows(behaviors.table, recipe.selection.rewrites)
     check_models(recipe, trains=trains)
     return behaviors.table
 
@@ -310,9 +315,12 @@ def _report(_: int, recipe: Recipe, run: RunDir) -> dict[str, Any]:
     return {"report": Path(where).absolute().as_uri() if local else where}
 
 
-# What `sections_read` names: `check_inputs` comes before the first stage and reads the retain set too.
+# What `sections_read` names: `check_inputs` comes before the first stage and reads the files of later ones too.
 _READ: dict[str, tuple[str, ...]] = {
-    "generate": ("behaviors", "training.retain", "judge", "evaluation.attacks"),
+    "generate": (
+        *("behaviors", "selection.rewrites", "training.retain", "judge"),
+        *("evaluation.attacks", "evaluation.prompts", "evaluation.templates_path"),
+    ),
     "select": ("selection",),
     "train": ("training.retain", "tracking"),
     "evaluate": ("judge", "evaluation", "training.retain"),

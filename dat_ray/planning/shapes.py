@@ -74,6 +74,10 @@ def model_shape(spec: str, field: str, revision: str = "main") -> ModelShape:
     return shape_of_config(config.get("text_config") or config, str(folder / CONFIG), field)
 
 
+class UnknownSizes(InputError):
+    """A model that can be used and cannot be planned with."""
+
+
 def shape_of_config(config: Mapping[str, Any], name: str, field: str) -> ModelShape:
     """The shape that a decoder's config.json describes.
 
@@ -83,7 +87,7 @@ def shape_of_config(config: Mapping[str, Any], name: str, field: str) -> ModelSh
         field: recipe field to name in an error.
 
     Raises:
-        InputError: a size is missing.
+        UnknownSizes: a size is missing.
     """
     try:
         layers, width, heads = config["num_hidden_layers"], config["hidden_size"], config["num_attention_heads"]
@@ -95,5 +99,7 @@ def shape_of_config(config: Mapping[str, Any], name: str, field: str) -> ModelSh
         shape = LlamaShape(layers, width, hidden, keys, config["vocab_size"], tied, head * heads)
         spare = experts * config["moe_intermediate_size"] - hidden if experts else 0
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise InputError(field, name, f"does not describe a decoder's sizes ({error}): plan with another model's name") from error
+        raise UnknownSizes(
+            field, name, f"does not describe a decoder's sizes ({error}): plan with another model's name"
+        ) from error
     return ModelShape(shape, shape.parameters + 3 * layers * width * spare)

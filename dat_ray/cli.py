@@ -60,7 +60,8 @@ def _recipe_of(arguments: argparse.Namespace, stages: Sequence[str]) -> Recipe:
         if sections:  # `report` has no such option: it reads the directory alone
             require_trust(recipe, sections, root, option="--run-dir", trusted=arguments.trust_run_dir, settings=arguments.set)
         return recipe
-    if arguments.recipe is None and stages[0] != "generate":
+    # A mistyped directory must not begin the demo there.
+    if arguments.recipe is None and (root or stages[0] != "generate"):
         raise InputError("--run-dir", root, "give the directory of a run that has begun, or name a recipe")
     return load_recipe(arguments.recipe or "demo", arguments.set)
 
@@ -220,7 +221,9 @@ def _parser() -> argparse.ArgumentParser:
         run: Callable[[argparse.Namespace, Sequence[str]], int] = _stage,
     ) -> argparse.ArgumentParser:
         verb = add(name, text, lambda arguments: run(arguments, stages))
-        verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name of `dat recipes`, or a YAML file")
+        absent = "that of the run in --run-dir" + (", or demo without --run-dir" if stages[0] == "generate" else "")
+        named = f"a name of `dat recipes`, or a YAML file; absent: {absent}"
+        verb.add_argument("recipe", nargs="?", metavar="RECIPE", help=named)
         verb.add_argument("--run-dir", metavar="DIR", help="a folder, shared by all nodes on a cluster; default runs/NAME")
         verb.add_argument("--resume", action="store_true", help="continue what is there, or start")
         if stages != ("report",):

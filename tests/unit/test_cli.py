@@ -74,6 +74,21 @@ def test_an_unknown_recipe_and_a_stage_without_a_run(capsys, tmp_path) -> None:
     assert "NAME" in _bad(capsys, "recipes", "show")
 
 
+@pytest.mark.parametrize("verb", ["run", "generate"])
+@pytest.mark.parametrize("options", [[], ["--resume"]])
+def test_a_mistyped_run_directory_begins_no_demo(capsys, tmp_path, monkeypatch, verb: str, options: list[str]) -> None:
+    import dat_ray.pipeline.stages as stages
+
+    began: list[str] = []
+    monkeypatch.setattr(stages, "run_stages", lambda recipe, *_, **__: began.append(recipe.name))
+    monkeypatch.setattr(stages, "check_inputs", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+    assert "name a recipe" in _bad(capsys, verb, "--run-dir", str(tmp_path / "runs" / "frist"), *options)
+    assert not (tmp_path / "runs").exists()
+    assert main([verb, *options]) == 0
+    assert began == ["demo"]
+
+
 def test_a_run_directory_in_use_asks_for_resume(capsys, tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert "--resume" in _bad(capsys, "run", "demo", "--run-dir", str(tmp_path))

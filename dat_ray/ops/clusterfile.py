@@ -26,6 +26,31 @@ from dat_ray.ops.needs import Group
 
 PLACEHOLDER = "EDIT_ME"
 SUBCLUSTERS = ("generation", "training")
+_COUNT = {"type": "integer", "minimum": 0}
+_TEXTS = {"type": ["array", "null"], "items": {"type": "string"}}
+_NODE_TYPE = {
+    "type": "object",
+    "properties": {
+        "min_workers": _COUNT,
+        "max_workers": _COUNT,
+        "resources": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
+        "labels": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+    },
+}
+# Kinds of the values that are read here. Ray's own schema comes after it fills in defaults, which breaks off on most of them.
+_KINDS = {
+    "type": "object",
+    "properties": {
+        "provider": {"type": "object", "properties": {"worker_ips": {"type": ["array", "null"]}}},
+        "available_node_types": {"type": ["object", "null"], "additionalProperties": _NODE_TYPE},
+        "head_node_type": {"type": "string"},
+        "min_workers": _COUNT,
+        "max_workers": _COUNT,
+        "docker": {"type": ["object", "null"], "properties": {"image": {"type": ["string", "null"]}, "run_options": _TEXTS}},
+        "head_start_ray_commands": _TEXTS,
+        "worker_start_ray_commands": _TEXTS,
+    },
+}
 _RAY_IN_TAG = re.compile(r"ray(\d+\.\d+\.\d+)")
 
 
@@ -36,7 +61,8 @@ class ClusterFile:
     Attributes:
         path: of the file.
         kind: `aws`, `gcp`, `local` or another provider of Ray's, `RayCluster` or `RayJob`.
-        groups: worker groups, without the head; empty where the file names machines instead of groups.
+        groups: worker groups, without the head; empty where the file names machines instead of groups, and where a
+            schema objects.
         problems: what is wrong, one line each: the field, then what to do.
         edits: fields that still hold a placeholder of the examples.
     """
@@ -63,23 +89,31 @@ def read_cluster_file(path: str) -> ClusterFile:
         raise InputError("--cluster", path, "holds no mapping: give a Ray cluster YAML or a KubeRay manifest")
     edits = tuple(where for where, value in _leaves(tree) if isinstance(value, str) and PLACEHOLDER in value)
     if "apiVersion" in tree:
+        kind = str(tree.get("kind"))
         spec, problems = kuberay.cluster_spec(tree)
+        if spec is None:
+            return ClusterFile(path, kind, (), tuple(problems), edits)
         groups = tuple(_kuberay_groups(spec))
         problems += [*_check_groups(groups), *kuberay.check(spec), *_check_images(kuberay.images(spec))]
-        return ClusterFile(path, str(tree.get("kind")), groups, tuple(problems), edits)
+        return ClusterFile(path, kind, groups, tuple(problems), edits)
     if "provider" not in tree:
         raise InputError(
             "--cluster", path, "has neither `provider` nor `apiVersion`: give a Ray cluster YAML or a KubeRay manifest"
         )
-    kind = str((tree["provider"] or {}).get("type"))
+    unlike = kuberay.objections(_KINDS, tree)
+    if unlike:
+        return ClusterFile(path, "Ray cluster", (), tuple(unlike), edits)
+    kind = str(tree["provider"].get("type"))
     groups = () if kind == "local" else tuple(_ray_groups(tree))
-    problems = [*_ray_schema(tree), *_check_provider(tree["provider"]), *_check_head(tree), *_check_security(tree)]
+    refused = _ray_schema(tree)
+    problems = [*refused, *_check_provider(tree["provider"]), *_check_head(tree), *_check_security(tree)]
     if kind == "local":
         problems += _check_own_machines(tree)
     else:
         problems += [*_check_groups(groups), *_check_maxima(tree, groups)]
     image = (tree.get("docker") or {}).get("image")
-    return ClusterFile(path, kind, groups, tuple(problems + _check_images([image] if image else [])), edits)
+    problems += _check_images([image] if image else [])
+    return ClusterFile(path, kind, () if refused else groups, tuple(problems), edits)
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

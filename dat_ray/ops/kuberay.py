@@ -6,6 +6,8 @@ of fields. Source: the CRD reference of KubeRay 1.7.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import jsonschema
@@ -14,6 +16,10 @@ import ray
 _STRINGS = {"type": "object", "additionalProperties": {"type": "string"}}
 _COUNT = {"type": "integer", "minimum": 0}
 _SECONDS = {"type": "integer", "minimum": 1}
+_AMOUNTS = {"type": "object", "additionalProperties": {"type": ["string", "number"]}}
+_LIMITS = {"type": "object", "properties": {"limits": _AMOUNTS, "requests": _AMOUNTS}}
+# CPUs and GPUs as Kubernetes writes them: a number, or one of thousandths.
+_QUANTITY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(m?)")
 _POD = {
     "type": "object",
     "required": ["spec"],
@@ -25,7 +31,11 @@ _POD = {
                 "containers": {
                     "type": "array",
                     "minItems": 1,
-                    "items": {"type": "object", "required": ["name", "image", "resources"]},
+                    "items": {
+                        "type": "object",
+                        "required": ["name", "image", "resources"],
+                        "properties": {"image": {"type": "string"}, "resources": _LIMITS},
+                    },
                 }
             },
         }
@@ -118,20 +128,36 @@ JOB = _object(
     managedBy={"type": "string"},
     suspend={"type": "boolean"},
 )
+_METADATA = {"type": "object", "properties": {"name": {"type": "string"}}}
 _SPECS = {"RayCluster": CLUSTER, "RayJob": JOB}
 
 
-def cluster_spec(manifest: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The RayCluster spec inside a manifest, and what its schema objects to."""
-    if manifest.get("apiVersion") != "ray.io/v1" or manifest.get("kind") not in _SPECS:
-        which = f"{manifest.get('apiVersion')} {manifest.get('kind')}"
-        return {}, [f"kind: {which}: write apiVersion ray.io/v1 and kind RayCluster or RayJob"]
-    kind, spec = manifest["kind"], manifest.get("spec") or {}
-    problems = []
-    for error in sorted(jsonschema.Draft202012Validator(_SPECS[kind]).iter_errors(spec), key=lambda e: list(map(str, e.path))):
-        where = ".".join(["spec", *map(str, error.path)])
-        problems.append(f"{where}: {error.message[:160]}")
-    if not (manifest.get("metadata") or {}).get("name"):
+def objections(schema: Mapping[str, Any], tree: Any, where: str = "") -> list[str]:
+    """What a schema objects to, one line each: the field, then why.
+
+    Args:
+        schema: JSON Schema.
+        tree: what is held against it.
+        where: the field that holds the tree.
+    """
+    found = sorted(jsonschema.Draft202012Validator(schema).iter_errors(tree), key=lambda error: list(map(str, error.path)))
+    return [
+        f"{'.'.join([*([where] if where else []), *map(str, error.path)]) or 'file'}: {error.message[:160]}" for error in found
+    ]
+
+
+def cluster_spec(manifest: dict[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The RayCluster spec inside a manifest, None where its schema objects to something, and what is wrong."""
+    kind = str(manifest.get("kind"))
+    if manifest.get("apiVersion") != "ray.io/v1" or kind not in _SPECS:
+        which = f"{manifest.get('apiVersion')} {kind}"
+        return None, [f"kind: {which}: write apiVersion ray.io/v1 and kind RayCluster or RayJob"]
+    metadata = manifest.get("metadata") or {}
+    problems = objections(_METADATA, metadata, "metadata") + objections(_SPECS[kind], manifest.get("spec") or {}, "spec")
+    if problems:
+        return None, problems
+    spec = manifest.get("spec") or {}
+    if not metadata.get("name"):
         problems.append("metadata.name: missing: give the cluster a name")
     if kind == "RayCluster":
         return spec, problems
@@ -164,6 +190,9 @@ def check(spec: dict[str, Any]) -> list[str]:
             found.append(f"{name}.idleTimeoutSeconds: missing: say after how many idle seconds a pod ends")
         if not group.get("minReplicas", 0) <= group.get("replicas", 0) <= group.get("maxReplicas", 0):
             found.append(f"{name}.replicas: {group.get('replicas', 0)} is not between minReplicas and maxReplicas")
+        for unit, amount in _amounts(group).items():
+            if amount is not None and _number(amount) is None:
+                found.append(f"{name}: {unit} {str(amount)[:40]!r} is no number of them: write one, as in 8 or 500m")
     return found
 
 
@@ -174,12 +203,19 @@ def images(spec: dict[str, Any]) -> list[str]:
 
 
 def node_size(group: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Logical CPUs and GPUs of one pod, as Ray will count them."""
+    """Logical CPUs and GPUs of one pod, as Ray will count them; None where nobody knows."""
+    cpus, gpus = _amounts(group).values()
+    return _number(cpus), _number(gpus)
+
+
+def _amounts(group: dict[str, Any]) -> dict[str, Any]:
+    """What a pod's CPUs and GPUs are written as."""
     limits = (_ray_container(group).get("resources") or {}).get("limits") or {}
     params, own = group.get("rayStartParams") or {}, group.get("resources") or {}
-    cpus = own.get("CPU", params.get("num-cpus", limits.get("cpu")))
-    gpus = own.get("GPU", params.get("num-gpus", limits.get("nvidia.com/gpu", 0)))
-    return _number(cpus), _number(gpus)
+    return {
+        "CPUs": own.get("CPU", params.get("num-cpus", limits.get("cpu"))),
+        "GPUs": own.get("GPU", params.get("num-gpus", limits.get("nvidia.com/gpu", 0))),
+    }
 
 
 def _ray_container(group: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +226,6 @@ def _ray_container(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _number(quantity: Any) -> float | None:
-    if quantity is None:
-        return None
-    text = str(quantity)
-    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+    """A quantity as a number; None where there is none, or it is none."""
+    parts = _QUANTITY.fullmatch(str(quantity))
+    return None if parts is None else float(parts[1]) / (1000 if parts[2] else 1)

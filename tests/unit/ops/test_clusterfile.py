@@ -121,6 +121,61 @@ def test_what_is_left_out_is_named(tmp_path: Path, name: str, path: tuple, words
     assert any(words in problem for problem in changed(tmp_path, name, *path, drop=True).problems)
 
 
+@pytest.mark.parametrize(
+    ("name", "path", "value", "words"),
+    [
+        ("gcp.yaml", ("provider",), "gcp", "provider: 'gcp' is not of type 'object'"),
+        ("gcp.yaml", ("provider",), None, "provider: None is not of type 'object'"),
+        ("gcp.yaml", ("available_node_types", "training"), None, "available_node_types.training: None is not of type"),
+        ("gcp.yaml", ("available_node_types",), ["head"], "available_node_types: ['head'] is not of type"),
+        ("gcp.yaml", ("available_node_types", "training", "max_workers"), "EDIT_ME", "training.max_workers: 'EDIT_ME' is not"),
+        ("gcp.yaml", ("available_node_types", "training", "min_workers"), None, "training.min_workers: None is not"),
+        ("gcp.yaml", ("available_node_types", "training", "labels"), "training", "training.labels: 'training' is not"),
+        ("gcp.yaml", ("available_node_types", "training", "labels"), {"ray-subcluster": 1}, "labels.ray-subcluster: 1 is not"),
+        ("gcp.yaml", ("available_node_types", "training", "resources"), 4, "training.resources: 4 is not"),
+        ("gcp.yaml", ("available_node_types", "training", "resources"), {"CPU": "4"}, "resources.CPU: '4' is not"),
+        ("gcp.yaml", ("docker",), "image", "docker: 'image' is not"),
+        ("gcp.yaml", ("head_node_type",), ["head"], "head_node_type: ['head'] is not"),
+        ("gcp.yaml", ("head_start_ray_commands",), [{"ray": "start"}], "head_start_ray_commands.0: {'ray': 'start'} is not"),
+        ("on-premise.yaml", ("max_workers",), "four", "max_workers: 'four' is not"),
+        ("on-premise.yaml", ("provider", "worker_ips"), 4, "provider.worker_ips: 4 is not"),
+        ("kuberay/raycluster.yaml", ("spec",), 7, "spec: 7 is not"),
+        ("kuberay/rayjob.yaml", ("spec",), [7], "spec: [7] is not"),
+        ("kuberay/rayjob.yaml", ("spec", "rayClusterSpec"), "small", "spec.rayClusterSpec: 'small' is not"),
+        ("kuberay/rayjob.yaml", ("kind",), ["RayJob"], "kind: ray.io/v1 ['RayJob']"),
+        ("kuberay/rayjob.yaml", ("metadata",), "mine", "metadata: 'mine' is not"),
+        ("kuberay/raycluster.yaml", ("spec", "workerGroupSpecs", 1, "minReplicas"), "none", "minReplicas: 'none' is not"),
+        ("kuberay/raycluster.yaml", ("spec", "workerGroupSpecs", 1), None, "workerGroupSpecs.1: None is not"),
+        (
+            "kuberay/raycluster.yaml",
+            ("spec", "workerGroupSpecs", 1, "template", "spec", "containers", 0, "resources"),
+            "large",
+            "resources: 'large' is not",
+        ),
+    ],
+)
+def test_a_value_of_another_kind_is_named_and_no_group_is_made_of_it(
+    tmp_path: Path, name: str, path: tuple, value: Any, words: str
+) -> None:
+    found = changed(tmp_path, name, *path, value=value)
+    assert any(words in problem for problem in found.problems)
+    assert found.groups == ()
+
+
+@pytest.mark.parametrize("amount", ["four cards", "nan", "-1", "2 GPU"])
+def test_an_amount_that_is_no_number_is_named(tmp_path: Path, amount: str) -> None:
+    place = ("spec", "workerGroupSpecs", 2, "template", "spec", "containers", 0, "resources", "limits", "nvidia.com/gpu")
+    found = changed(tmp_path, "kuberay/raycluster.yaml", *place, value=amount)
+    assert f"training: GPUs '{amount}' is no number of them: write one, as in 8 or 500m" in found.problems
+    assert next(group.gpus for group in found.groups if group.name == "training") is None
+
+
+def test_thousandths_of_a_processor_are_read(tmp_path: Path) -> None:
+    place = ("spec", "workerGroupSpecs", 2, "template", "spec", "containers", 0, "resources", "limits", "cpu")
+    found = changed(tmp_path, "kuberay/raycluster.yaml", *place, value="3500m")
+    assert next(group.cpus for group in found.groups if group.name == "training") == 3.5
+
+
 def test_sizes_are_read_for_the_doctor() -> None:
     groups = {group.name: group for group in read_cluster_file(str(FOLDER / "kuberay/raycluster.yaml")).groups}
     assert (groups["training"].cpus, groups["training"].gpus, groups["training"].most) == (32.0, 4.0, 2)

@@ -221,6 +221,12 @@ def _check_own_machines(tree: dict[str, Any]) -> list[str]:
     least, most = int(tree.get("min_workers", machines)), int(tree.get("max_workers", machines))
     if least > most:
         found.append(f"min_workers: {least} exceeds max_workers {most}: lower one or raise the other")
+    if least < machines:
+        # Ray knows neither resources nor labels of this kind of node, so that no request fits it.
+        found.append(
+            f"min_workers: {least}, but provider.worker_ips has {machines} addresses: Ray starts no machine above the minimum "
+            "here: leave min_workers out"
+        )
     if most > machines:
         found.append(f"max_workers: {most}, but provider.worker_ips has {machines} addresses: add some or lower it")
     if f"{SUBCLUSTER_LABEL}=" not in " ".join(tree.get("worker_start_ray_commands") or []):

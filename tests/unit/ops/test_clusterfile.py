@@ -84,6 +84,7 @@ def test_generation_is_spot_first_and_both_groups_shrink_to_nothing(name: str) -
         ),
         ("aws.yaml", ("head_start_ray_commands",), ["ray start --head"], "start the head with --num-cpus=0"),
         ("aws.yaml", ("head_start_ray_commands",), ["ray start --head"], "without RAY_enable_autoscaler_v2=1"),
+        ("on-premise.yaml", ("min_workers",), 3, "min_workers: 3, but provider.worker_ips has 4 addresses"),
         ("on-premise.yaml", ("max_workers",), 9, "provider.worker_ips has 4 addresses"),
         ("on-premise.yaml", ("worker_start_ray_commands",), ["ray start"], "worker_start_ray_commands: no label"),
         ("on-premise.yaml", ("provider", "head_ip"), None, "provider.head_ip: missing"),
@@ -119,6 +120,16 @@ def test_a_mistake_is_named(tmp_path: Path, name: str, path: tuple, value: Any, 
 )
 def test_what_is_left_out_is_named(tmp_path: Path, name: str, path: tuple, words: str) -> None:
     assert any(words in problem for problem in changed(tmp_path, name, *path, drop=True).problems)
+
+
+def test_every_machine_of_one_s_own_starts_with_the_cluster() -> None:
+    """By Ray's own reading of the file, which knows no resources of them, so that no request starts one."""
+    from ray.autoscaler._private.util import prepare_config
+
+    tree = prepare_config(yaml.safe_load((FOLDER / "on-premise.yaml").read_text()))
+    [kind] = tree["available_node_types"].values()
+    assert kind["resources"] == {}
+    assert kind["min_workers"] == len(tree["provider"]["worker_ips"]) == 4
 
 
 @pytest.mark.parametrize(

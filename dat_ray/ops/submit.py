@@ -35,6 +35,8 @@ from dat_ray.progress import stage_line
 from dat_ray.secrets import secrets_in
 
 SCRIPTS = {"generate": "generate", "train": "train", "evaluate": "evaluate", "run": "pipeline"}
+# Tells a checkout of this package.
+CHECKOUT = "dat_ray/cli.py"
 # Stages without actors of their own need no cluster: `pipeline` runs them, or `dat select` and `dat report` at home.
 SECONDS_FOR_AN_AGENT = 60.0
 SECONDS_BETWEEN_TRIES = 2.0
@@ -129,9 +131,10 @@ def prepare(
         raise InputError("--exclude", list(working_dir.exclude), "leaves out the recipe itself: name less")
     _check_paths(recipe, listing)
     run_dir = run_dir.rstrip("/")
-    # The package is part of the image; its checkout, where the working directory is one, takes precedence.
+    # The package is part of the image; its checkout, where the working directory is one, takes precedence. In
+    # another repository a script of that name is somebody else's.
     script = f"jobs/{SCRIPTS[stage]}.py"
-    command = ["python", script] if script in listing.files else ["python", "-m", "dat_ray.cli", stage]
+    command = ["python", script] if {script, CHECKOUT} <= listing.files.keys() else ["python", "-m", "dat_ray.cli", stage]
     words = [*command, named, "--run-dir", run_dir]
     words += ["--resume"] if resume else []
     for setting in settings:

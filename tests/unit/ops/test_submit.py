@@ -41,19 +41,28 @@ def ready(folder: Path, **options: Any) -> Submission:
 def test_the_job_says_what_it_is(folder: Path) -> None:
     job = ready(folder, settings=["seed=4"])
     assert shlex.split(job.entrypoint) == [
-        *("python", "jobs/generate.py", "recipe.yaml", "--run-dir", "/shared/runs/a", "--resume", "--set", "seed=4"),
+        *("python", "-m", "dat_ray.cli", "generate", "recipe.yaml", "--run-dir", "/shared/runs/a", "--resume", "--set", "seed=4"),
     ]
     assert job.metadata == {
         "stage": "generate",
         "run": "/shared/runs/a",
         "fingerprint": fingerprint(load_recipe("demo", ["seed=4"])),
     }
-    assert ready(folder, stage="train").entrypoint.startswith("python -m dat_ray.cli train recipe.yaml"), "no jobs/train.py there"
     package = pack(job.listing)
     words = shlex.split(job.plain_line("http://localhost:8265", package))
     assert words[words.index("--") + 1 :] == shlex.split(job.entrypoint)
     assert json.loads(words[words.index("--metadata-json") + 1]) == job.metadata
     assert words[words.index("--working-dir") + 1] == package.path
+
+
+@pytest.mark.parametrize(("stage", "script"), [("run", "pipeline"), ("evaluate", "evaluate")])
+def test_a_script_of_the_user_s_own_does_not_run_in_a_stage_s_place(folder: Path, stage: str, script: str) -> None:
+    (folder / "jobs" / f"{script}.py").write_text("print('mine')\n")
+    assert ready(folder, stage=stage).entrypoint.startswith(f"python -m dat_ray.cli {stage} recipe.yaml")
+    # In a checkout of the package they are its own.
+    (folder / "dat_ray").mkdir()
+    (folder / "dat_ray" / "cli.py").write_text("")
+    assert ready(folder, stage=stage).entrypoint.startswith(f"python jobs/{script}.py recipe.yaml")
 
 
 def test_the_id_follows_from_stage_and_run(folder: Path) -> None:

@@ -29,6 +29,7 @@ from dat_ray.config.section import Outside
 from dat_ray.data.table_sources import HUB
 from dat_ray.data.trust import outside_values
 from dat_ray.errors import DatError, InputError, Stopped
+from dat_ray.models.embedded import PREFIX, on_hub
 from dat_ray.ops.package import Package, PackageFiles, list_files, pack
 from dat_ray.ops.secret_files import secret_in_content
 from dat_ray.progress import stage_line
@@ -130,6 +131,7 @@ def prepare(
     if not listing.files.keys() >= {*own}:
         raise InputError("--exclude", list(working_dir.exclude), "leaves out the recipe itself: name less")
     _check_paths(recipe, listing)
+    _check_models(recipe, listing)
     run_dir = run_dir.rstrip("/")
     # The package is part of the image; its checkout, where the working directory is one, takes precedence. In
     # another repository a script of that name is somebody else's.
@@ -173,6 +175,21 @@ def _check_paths(recipe: Recipe, listing: PackageFiles) -> None:
         there = (listing.root / value).exists() or any(listing.root.glob(value or "."))
         remedy = f"add it to git, or --include {shlex.quote(value)}" if there else "put it there, or on shared storage"
         raise InputError(field, value, f"is not in the folder that goes along ({listing.root}): {remedy}")
+
+
+def _check_models(recipe: Recipe, listing: PackageFiles) -> None:
+    """Models that a recipe names by a relative path must go along too; the names of a hub and of servers are no paths."""
+    named = {f"{section}.model": config for section, (config, _) in recipe.engines().items()}
+    names = {field: config.model for field, config in named.items() if getattr(config, "endpoint", None) is None}
+    if recipe.encoder is not None:
+        names["encoder.model"] = recipe.encoder.model
+    for field, name in names.items():
+        if name.startswith((PREFIX, "/")) or "://" in name or _goes_along(listing, name):
+            continue
+        # What has the form of a hub's name is a folder's where there is one.
+        if not on_hub(name) or (listing.root / name).exists():
+            remedy = f"put it on shared storage and give its path, or --include {shlex.quote(name)}"
+            raise InputError(field, name, f"is not in the folder that goes along ({listing.root}): {remedy}")
 
 
 def _goes_along(listing: PackageFiles, value: str) -> bool:

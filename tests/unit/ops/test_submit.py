@@ -95,6 +95,32 @@ def test_bad_input_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch, op
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "there"),
+    [
+        (["encoder.model=encoders/mine"], "encoders/mine"),
+        (["target.model=mine"], "mine"),
+        (["target.model=./models/mine"], "models/mine"),
+        (["sampler.model=samplers/mine/sampler"], None),
+        (["evaluation.attacker={model: ../elsewhere/model, max_new_tokens: 9}"], None),
+    ],
+)
+def test_a_folder_of_a_model_goes_along_or_is_named(folder: Path, settings: list[str], there: str | None) -> None:
+    assert ready(folder, settings=["target.model=some-org/model", "encoder.model=model"]), "names of a hub"
+    if there is not None:
+        (folder / there).mkdir(parents=True)
+        (folder / there / "config.json").write_text("{}")
+        assert ready(folder, settings=settings), "by --include"
+    field = settings[0].partition("=")[0]
+    with pytest.raises(InputError, match=rf"^{field}\S* = .* is not in the folder that goes along .*shared storage.*--include"):
+        ready(folder, settings=settings, include=["data", "recipe.yaml"])
+
+
+def test_a_server_s_name_for_a_model_is_no_folder(folder: Path) -> None:
+    endpoint = "{backend: endpoint, model: team/large/v2, endpoint: {url: 'http://127.0.0.1:9/v1'}}"
+    assert ready(folder, settings=[f"evaluation.attacker={endpoint}"])
+
+
 def test_parts_of_a_folder_may_be_named_by_a_pattern(folder: Path) -> None:
     (folder / "goals").mkdir()
     (folder / "goals" / "train-0.csv").write_text("goal,target\n")

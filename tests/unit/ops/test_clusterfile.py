@@ -187,6 +187,22 @@ def test_thousandths_of_a_processor_are_read(tmp_path: Path) -> None:
     assert next(group.cpus for group in found.groups if group.name == "training") == 3.5
 
 
+@pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
+def test_the_shared_folder_is_the_container_s_user_s_once_it_is_mounted(name: str) -> None:
+    commands = yaml.safe_load((FOLDER / name).read_text())["initialization_commands"]
+    mounted = next(place for place, command in enumerate(commands) if "sudo mount " in command)
+    # The uid and gid of `ray` in Ray's images.
+    assert "sudo install -d -o 1000 -g 100 /shared/runs" in commands[mounted + 1 :]
+
+
+@pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
+def test_every_pod_can_write_to_the_shared_volume(name: str) -> None:
+    spec = yaml.safe_load((FOLDER / "kuberay" / name).read_text())["spec"]
+    spec = spec.get("rayClusterSpec", spec)
+    pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    assert [pod["securityContext"]["fsGroup"] for pod in pods] == [100] * 4
+
+
 def test_sizes_are_read_for_the_doctor() -> None:
     groups = {group.name: group for group in read_cluster_file(str(FOLDER / "kuberay/raycluster.yaml")).groups}
     assert (groups["training"].cpus, groups["training"].gpus, groups["training"].most) == (32.0, 4.0, 2)

@@ -13,6 +13,7 @@ from dat_ray.engines.chat_reply import after_reasoning
 from dat_ray.engines.pool_size import beside
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
+from dat_ray.evaluation.judges import judge_pools
 from dat_ray.evaluation.questions import AttackerRequest
 from dat_ray.evaluation.store import ShardStore
 from dat_ray.progress import ProgressCounter
@@ -90,7 +91,7 @@ class Attacker:
             config, cluster = self._recipe.evaluation.attacker, self._recipe.cluster
             assert config is not None
             # The target may start while it is up.
-            pool = beside(cluster.attacker, cluster.target, cluster.judge)
+            pool = beside(cluster.attacker, cluster.target, *judge_pools(self._recipe).values())
             build = partial(self._engines.target, config, pool.threads, None)
             self._workers = Workers("attacker", build, pool, self._recipe.timeouts)
         return self._workers

@@ -18,6 +18,7 @@ from dat_ray.engines.pool_size import fits
 from dat_ray.engines.roles import Engines
 from dat_ray.engines.workers import Workers
 from dat_ray.evaluation.attacks.base import Attack
+from dat_ray.evaluation.judges import judge_pools
 from dat_ray.evaluation.store import Chunk, ShardStore
 from dat_ray.progress import ProgressCounter
 
@@ -84,7 +85,8 @@ class Samplers:
         """Those that work at the same time as the first model under attack, and its own."""
         cluster = self._recipe.cluster
         compared = self._recipe.evaluation.min_goal_similarity is not None
-        return [cluster.sampler, *([cluster.encoder] if compared else []), cluster.target, cluster.judge]
+        judges = judge_pools(self._recipe).values()
+        return [cluster.sampler, *([cluster.encoder] if compared else []), cluster.target, *judges]
 
     def _draw(self, config: SamplerConfig, todo: Sequence[Chunk[Row]], store: ShardStore) -> None:
         pool = self._recipe.cluster.sampler

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from dat_ray.config.cluster import Pool
+from dat_ray.config.judge_names import library_judge
 from dat_ray.config.models import JudgeConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.data.row_types import Row
@@ -105,15 +107,31 @@ def _lacks_verdict(row: Row) -> bool:
     return _not_asked(row["error"]) or (row.get("second_judge") is not None and row["second_verdict"] is None)
 
 
+def judge_pools(recipe: Recipe) -> dict[str, Pool]:
+    """The pools of a recipe's judges by role: they are up together, for a whole evaluation. Rules take no GPU."""
+    config = recipe.evaluation
+    judges = {"judge": recipe.judge, "second judge": config.second_judge}
+    judges["judge of refusals"] = None if config.refusal_judge == recipe.judge else config.refusal_judge
+    pool = recipe.cluster.judge
+    by_rules = pool.model_copy(update={"num_gpus": 0.0})
+    return {role: pool if _has_model(judge) else by_rules for role, judge in judges.items() if judge is not None}
+
+
+def _has_model(config: JudgeConfig) -> bool:
+    return config.reader is not None or bool(library_judge(config.name))
+
+
 def start_judges(recipe: Recipe, engines: Engines, stack: ExitStack) -> Judges:
     """Starts a recipe's judges, whose processes end with the stack."""
 
+    pools = judge_pools(recipe)
+
     def pool(role: str, config: JudgeConfig) -> JudgePool:
-        workers = Workers(role, partial(engines.judge, config), recipe.cluster.judge, recipe.timeouts)
+        workers = Workers(role, partial(engines.judge, config), pools[role], recipe.timeouts)
         return JudgePool(stack.enter_context(workers), config.batch_size or recipe.target.batch_size)
 
     config = recipe.evaluation
     first = pool("judge", recipe.judge)
     second = None if config.second_judge is None else pool("second judge", config.second_judge)
-    refusal = first if config.refusal_judge == recipe.judge else pool("judge of refusals", config.refusal_judge)
+    refusal = pool("judge of refusals", config.refusal_judge) if "judge of refusals" in pools else first
     return Judges(first, second, refusal)

@@ -23,7 +23,7 @@ from dat_ray.evaluation.drawing import Samplers
 from dat_ray.evaluation.drift import base_of, drift
 from dat_ray.evaluation.gap_metrics import distribution_gap
 from dat_ray.evaluation.gap_results import DistributionGap
-from dat_ray.evaluation.judges import start_judges
+from dat_ray.evaluation.judges import judge_pools, start_judges
 from dat_ray.evaluation.questions import SIDE_EFFECTS_FOLDER
 from dat_ray.evaluation.results import SideEffects
 from dat_ray.evaluation.risk_rows import measure_risks
@@ -94,7 +94,7 @@ def run_suite(suite: Suite, engines: Engines, counter: ProgressCounter) -> Found
 def _targets(suite: Suite, engines: Engines) -> TargetEngines:
     recipe, cluster, config = suite.recipe, suite.recipe.cluster, suite.recipe.evaluation
     together = suite.attacker_works_beside_targets
-    pool = beside(cluster.target, cluster.attacker, cluster.judge) if together else cluster.target
+    pool = beside(cluster.target, cluster.attacker, *judge_pools(recipe).values()) if together else cluster.target
     # These load the model once more, where its engines were.
     searched = any(attack.planned().searched for attack in suite.attacks)
     loaded_again = searched or suite.pairs or config.kl_rows or config.utility.tasks
@@ -103,9 +103,9 @@ def _targets(suite: Suite, engines: Engines) -> TargetEngines:
 
 def _check_room(suite: Suite) -> None:
     cluster = suite.recipe.cluster
-    least = map(smallest, (cluster.attacker, cluster.target, cluster.judge))
+    least = map(smallest, (cluster.attacker, cluster.target, *judge_pools(suite.recipe).values()))
     if suite.attacker_works_beside_targets and not fits(*least):
-        remedy = "attacker and target work at the same time, and the cluster has no room for both: lower num_cpus or num_gpus"
+        remedy = "attacker, target and judges work at the same time, and there is no room for all: lower num_cpus or num_gpus"
         raise InputError("cluster.attacker", cluster.attacker.model_dump(exclude_defaults=True), remedy)
 
 

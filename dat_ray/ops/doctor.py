@@ -103,7 +103,10 @@ def _devices(recipe: Recipe) -> Check:
     import torch
 
     pools = recipe.cluster
-    wanted = max(pool.num_gpus for pool in (pools.sampler, pools.target, pools.judge, pools.trainer))
+    asked = [pools.sampler, pools.target, pools.judge, pools.trainer]
+    asked += [pools.encoder] if recipe.encoder is not None else []
+    asked += [pools.attacker] if recipe.evaluation.attacker is not None else []
+    wanted = max(pool.num_gpus for pool in asked)
     count = torch.cuda.device_count()
     here = f"{count} GPU ({torch.cuda.get_device_name(0)})" if count else "no GPU"
     detail = f"{os.cpu_count()} CPU cores, {here} on this machine; the recipe asks for up to {wanted:g} GPU an actor"

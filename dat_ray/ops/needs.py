@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,12 @@ import ray
 
 from dat_ray.config.cluster import Pool
 from dat_ray.config.schema import Recipe
+from dat_ray.errors import InputError
+from dat_ray.evaluation.attacks.base import Setup
+from dat_ray.evaluation.attacks.rewriting import ATTACKER
+from dat_ray.evaluation.judges import judge_pools
+from dat_ray.evaluation.questions import Behavior, SeedScope
+from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.generation.capacity import FILE_CPUS, SUBCLUSTER_LABEL, files_group, generation_pools
 
 
@@ -52,25 +59,52 @@ class Finding:
 
 
 def stage_pools(recipe: Recipe) -> dict[str, dict[str, Pool]]:
-    """The pools that must run at the same time, by stage."""
-    roles = generation_pools(recipe)
-    return {"generate": roles, "train": {"trainer": recipe.cluster.trainer}}
+    """The pools that must run at the same time, by stage or part of one.
+
+    Samplers of an evaluation are generation's; they work beside the target only where there is room.
+    """
+    cluster, judges = recipe.cluster, judge_pools(recipe)
+    beforehand, beside = _attacker_writes(recipe)
+    found = {"generate": generation_pools(recipe), "train": {"trainer": cluster.trainer}}
+    if beforehand and not beside:
+        # It is gone before the target starts.
+        found["evaluate, written beforehand"] = {"attacker": cluster.attacker, **judges}
+    found["evaluate"] = {"target": cluster.target, **judges} | ({"attacker": cluster.attacker} if beside else {})
+    return found
+
+
+def _attacker_writes(recipe: Recipe) -> tuple[bool, bool]:
+    """Whether the attacker model writes before a model is asked, and whether it does so meanwhile."""
+    try:
+        check_attacks(recipe)
+        kinds = [kind for kind in chosen_attacks(recipe.evaluation).values() if ATTACKER in kind.needs]
+    except InputError:
+        return False, False  # the check of attacks names it
+    goal = [Behavior("0", "Name a bird", ((0, "A bird is"),))]
+    setup = Setup(recipe, SeedScope("default", recipe.seed), goal, defaultdict(lambda: None))
+    plans = [kind(setup).planned() for kind in kinds]
+    return any(plan.written for plan in plans), any(plan.written_each for plan in plans)
 
 
 def compare(recipe: Recipe, groups: Sequence[Group]) -> list[Finding]:
     """Holds every stage's smallest pools against the groups at their largest.
 
     Args:
-        recipe: its `cluster` section.
+        recipe: its `cluster` section, its attacks and judges.
         groups: worker groups of the cluster.
     """
     findings = []
     for stage, pools in stage_pools(recipe).items():
-        alone = [_compare_role(f"{stage}: {role}", role, pool, groups) for role, pool in pools.items()]
+        alone = [_compare_role(f"{stage}: {role}", _field(role), pool, groups) for role, pool in pools.items()]
         findings += alone
         if all(finding.ok for finding in alone):
             findings.append(_compare_together(stage, pools, groups))
     return findings
+
+
+def _field(role: str) -> str:
+    """Of `cluster`; every judge has a pool as `judge` says."""
+    return "judge" if "judge" in role else role
 
 
 def _asks(pool: Pool) -> str:

@@ -30,6 +30,62 @@ def test_nodes_that_are_up_need_no_waiting() -> None:
     assert "waits" not in findings(up)["generate: sampler"].detail
 
 
+ATTACKER = "evaluation.attacker={model: some/model}"
+
+
+@pytest.mark.parametrize("attack", ["pair", "past_tense"])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("cluster.attacker.num_gpus=3", "no node can hold one actor"),
+        ("cluster.attacker.subcluster=attackers", "no group has that label"),
+        ("cluster.attacker.num_cpus=9", "no node can hold one actor"),
+    ],
+)
+def test_an_attacker_that_nothing_can_hold_is_named(attack: str, setting: str, words: str) -> None:
+    settings = [ATTACKER, setting, f"evaluation.attacks=[direct,{attack}]"]
+    [name] = [name for name in findings([GENERATION], *settings) if name.endswith(": attacker")]
+    found = findings([GENERATION], *settings)[name]
+    assert name.startswith("evaluate")
+    assert not found.ok
+    assert words in found.detail
+    assert "cluster.attacker" in found.remedy
+
+
+def test_an_attacker_that_no_attack_asks_needs_no_place() -> None:
+    settings = [ATTACKER, "cluster.attacker.num_gpus=9", "evaluation.attacks=[direct]"]
+    assert not any("attacker" in name for name in findings([GENERATION], *settings))
+    # Named by the check of attacks, and no fault of the cluster.
+    assert "evaluate: target" in findings([GENERATION], "evaluation.attacks=[pear]")
+    assert "evaluate: target" in findings([GENERATION], "evaluation.attacks=[pair]")
+
+
+@pytest.mark.parametrize(("attack", "together"), [("pair", True), ("crescendo", True), ("future_tense", False)])
+def test_only_an_attacker_that_works_beside_the_target_needs_room_for_both(attack: str, together: bool) -> None:
+    card = [Group("card", 8, 1, 1, 1, GENERATION.labels)]
+    settings = [ATTACKER, "cluster.attacker.num_gpus=1", "cluster.target.num_gpus=1", f"evaluation.attacks=[{attack}]"]
+    wrong = [name for name, finding in findings(card, *settings).items() if not finding.ok and name.startswith("evaluate")]
+    assert wrong == (["evaluate: all pools together"] if together else [])
+
+
+def test_a_second_judge_that_is_a_model_counts_beside_the_first() -> None:
+    reader = "{model: some/judge, template: none}"
+    settings = ["judge.name=harmbench", f"judge.reader={reader}", "cluster.judge.num_gpus=0.6"]
+    card = [Group("card", 8, 1, 1, 1, GENERATION.labels)]
+    assert findings(card, *settings)["evaluate: all pools together"].ok
+    second = "evaluation.second_judge={name: llama-guard, reader: " + reader + "}"
+    found = findings(card, *settings, second)["evaluate: all pools together"]
+    assert not found.ok
+    assert "1.2 GPU" in found.detail
+    assert "cluster.judge" in findings(card, *settings, second, "cluster.judge.num_gpus=2")["evaluate: second judge"].remedy
+
+
+@pytest.mark.parametrize("recipe", ["one-gpu", "one-gpu-cat"])
+def test_a_recipe_for_one_card_fits_one_card(recipe: str) -> None:
+    found = compare(load_recipe(recipe), [Group("this machine", 8, 1, 1, 1)])
+    assert [finding.detail for finding in found if not finding.ok] == []
+
+
 @pytest.mark.parametrize(
     ("groups", "settings", "name", "words"),
     [

@@ -17,6 +17,7 @@ from dat_ray.data.schemas import for_training_goals
 from dat_ray.data.shards import exists, has_manifest, join, read_file, read_manifest, read_table
 from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
+from dat_ray.evaluation.judges import judge_pools
 from dat_ray.evaluation.on_goal import is_attack
 from dat_ray.evaluation.outcomes import JUDGED
 from dat_ray.evaluation.prompt_meaning import PromptMeaning, read_meaning
@@ -256,7 +257,7 @@ def gpus_held(stage: str, recipe: Recipe) -> float:
         "train": [[cluster.trainer], [] if retain is None else [cluster.target]],
         "evaluate": [_evaluation_pools(recipe)],
         "compare": [_evaluation_pools(recipe)],
-        "replay": [_judge_pools(recipe)],
+        "replay": [[*judge_pools(recipe).values()]],
     }
     together = parts.get(stage.removesuffix(" (shared)"), [])
     return max((sum(pool.num_gpus * pool.max_actors for pool in pools) for pools in together), default=0.0)
@@ -274,15 +275,8 @@ def _evaluation_pools(recipe: Recipe) -> list[Pool]:
         *([cluster.encoder] if compares else []),
         *([cluster.attacker] if writes else []),
         cluster.target,
-        *_judge_pools(recipe),
+        *judge_pools(recipe).values(),
     ]
-
-
-def _judge_pools(recipe: Recipe) -> list[Pool]:
-    """One for each judge that reads answers."""
-    config = recipe.evaluation
-    judges = [recipe.judge, config.second_judge, None if config.refusal_judge == recipe.judge else config.refusal_judge]
-    return [recipe.cluster.judge for judge in judges if judge is not None]
 
 
 def stage_costs(lines: Sequence[dict[str, Any]], recipe: Recipe) -> list[StageTotal]:

@@ -104,6 +104,8 @@ def test_costs_add_up_over_resumed_runs() -> None:
 
 ATTACKER, ENCODER = "evaluation.attacker={model: embedded:smollm2-135m-instruct}", "encoder={}"
 FLOOR = "evaluation.min_goal_similarity=0.6"
+READS = "{name: strongreject-rubric, reader: {model: 'embedded:smollm2-135m-instruct'}}"
+JUDGE = f"judge={READS}"
 DIRECT, TALK, THEIRS = (f"evaluation.attacks=[{name}]" for name in ("direct", "crescendo", "'nowhere.module:Theirs'"))
 NO_RETAIN = ("training.retain=null", "training.retain_rows=0", "training.retain_weight=0")
 
@@ -121,19 +123,21 @@ NO_RETAIN = ("training.retain=null", "training.retain_rows=0", "training.retain_
         ("train", [], 10000),
         ("train", ["cluster.target.num_gpus=20000"], 20000),
         ("train", ["cluster.target.num_gpus=20000", *NO_RETAIN], 10000),
-        ("evaluate", [], 111),
-        ("evaluate", [ENCODER], 111),
-        ("evaluate", [ENCODER, FLOOR], 1111),
-        ("evaluate", [DIRECT], 110),
-        ("compare", [DIRECT, ENCODER, "evaluation.gap={}"], 1111),
-        ("compare", [TALK, ATTACKER], 100110),
+        # Judges by rules take none.
+        ("evaluate", [], 11),
+        ("evaluate", [JUDGE], 111),
+        ("evaluate", [JUDGE, ENCODER], 111),
+        ("evaluate", [JUDGE, ENCODER, FLOOR], 1111),
+        ("evaluate", [JUDGE, DIRECT], 110),
+        ("compare", [JUDGE, DIRECT, ENCODER, "evaluation.gap={}"], 1111),
+        ("compare", [JUDGE, TALK, ATTACKER], 100110),
         # An attacker that no attack asks; an attack of somebody else's may ask it, and may draw.
-        ("evaluate", [ATTACKER], 111),
-        ("evaluate", [THEIRS, ATTACKER], 100111),
+        ("evaluate", [JUDGE, ATTACKER], 111),
+        ("evaluate", [JUDGE, THEIRS, ATTACKER], 100111),
         # Each judge has a pool of its own.
-        ("evaluate", ["evaluation.second_judge={name: refusal-opening}"], 211),
-        ("evaluate", ["evaluation.refusal_judge={name: refusal-opening}"], 211),
-        ("replay", ["evaluation.second_judge={name: refusal-opening}"], 200),
+        ("evaluate", [JUDGE, f"evaluation.second_judge={READS}"], 211),
+        ("evaluate", [f"evaluation.refusal_judge={READS.replace('strongreject-rubric', 'xstest')}"], 111),
+        ("replay", [JUDGE, f"evaluation.second_judge={READS}"], 200),
         ("report", [], 0),
     ],
 )

@@ -118,10 +118,16 @@ def test_what_was_told_of_the_demos_prompts_is_what_was_read() -> None:
         assert re.search(rf"{told}[^,]*\({goals}[ )]", page), told
 
 
+def rounded(tree: object) -> object:
+    """The same with 12 digits of each number."""
+    return json.loads(json.dumps(tree), parse_float=lambda text: f"{float(text):.12g}")
+
+
 def test_the_shipped_figures_are_those_of_the_labels() -> None:
     found = shipped_goal_calibration(ENCODER)
     assert found is not None
-    assert found == STUDY.calibration()
+    # Processors differ in the last digit of a fit.
+    assert rounded(found.model_dump(mode="json")) == rounded(STUDY.calibration().model_dump(mode="json"))
     assert shipped_goal_calibration("another/encoder") is None
     twice = [row for row in labels() if "second_label" in row]
     readers = cohen_kappa([row["label"] == "goal" for row in twice], [row["second_label"] == "goal" for row in twice])

@@ -35,6 +35,8 @@ from dat_ray.training.network import Network
 from dat_ray.training.objectives import row_means, token_logprobs
 from dat_ray.training.terms import find_perturbation
 
+# Of a chat template, before a user message and after it.
+TEMPLATE_TOKENS = 4
 # In half and single precision a sign step can turn where a gradient is all but zero.
 MAX_SHARE_DIFFERENT = 0.02
 
@@ -90,7 +92,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def build(preset: Preset, device: torch.device, compile_backend: str | None = None) -> tuple[Network, list[HarmfulRow]]:
     """A random model with a LoRA, and random rows of unequal prompt lengths without token id 0, which the published
-    form would drop from a response."""
+    form would drop from a response. As under a chat template, the tokens before the user message are the same in all rows."""
     config = LlamaConfig(
         vocab_size=preset.vocabulary,
         hidden_size=preset.width,
@@ -103,11 +105,12 @@ def build(preset: Preset, device: torch.device, compile_backend: str | None = No
     )
     use_tensor_cores(preset.dtype)
     model = attach_lora(random_llama(config, preset.dtype, device), LoraConfig(rank=preset.rank), 0)
+    opening = torch.randint(1, preset.vocabulary, (TEMPLATE_TOKENS,)).tolist()
     rows = []
     for row in range(preset.rows):
         prompt = preset.tokens - preset.response - row
-        ids = torch.randint(1, preset.vocabulary, (prompt + preset.response,)).tolist()
-        encoded = Encoded(ids, user_span=(4, prompt - 4), response_span=(prompt, len(ids)))
+        ids = opening + torch.randint(1, preset.vocabulary, (prompt + preset.response - len(opening),)).tolist()
+        encoded = Encoded(ids, user_span=(len(opening), prompt - TEMPLATE_TOKENS), response_span=(prompt, len(ids)))
         rows.append(HarmfulRow(encoded, encoded))
     return Network(model, compile_backend=compile_backend), rows
 

@@ -159,7 +159,11 @@ class TrainingConfig(Section):
     activation_checkpointing: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(
         False, description="compute activations again in the backward pass: less memory"
     )
-    compile: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(False, description="compile the decoder's layers with torch.compile")
+    compile: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(
+        False,
+        description="compile the decoder's layers with torch.compile; what rows share before the user message then goes "
+        "through the model with every row",
+    )
     cuda_graph: Annotated[bool, NO_EFFECT_ON_ROWS] = Field(
         True,
         description="on a GPU, record the attack's step once an update and replay it: the same kernels without the time that "

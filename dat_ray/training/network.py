@@ -2,8 +2,8 @@
 
 Two exact savings. The output head runs on response positions only, so that no tensor of vocabulary width
 exists on prompt positions. And the tokens before the user message, which are the same in every row, go through
-the model once a batch instead of once a row: the rows read their keys and values (gradients flow into them). Under
-activation checkpointing, and in the backward pass of weights split over workers, only the first is to be had.
+the model once a batch instead of once a row: the rows read their keys and values (gradients flow into them). Only the
+first is to be had with compiled layers, under activation checkpointing, and in the backward pass of weights split over workers.
 
 Shapes: L perturbed layers, B rows, T positions, P shared leading tokens, D width, N selected response tokens, V vocabulary.
 """
@@ -36,6 +36,10 @@ EMBEDDING: tuple[Layer, ...] = ("embedding",)
 
 # float32 differs by 1e-5 between two ways to the same logits; bfloat16 keeps 8 bits of them.
 HEAD_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+
+# Forms of a decoder layer that may be compiled: attacked, trained, with the adapter off; each for one row and for several, and
+# for every kind of layer that a family alternates. Past the limit, of PyTorch's own accord 8, further forms run uncompiled.
+MAX_FORMS = 32
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,9 @@ class Network:
         layers = DynamicCache(config=self.base.config).layers
         # Every layer sees all tokens before a position, and takes a mask of booleans.
         self._plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers) and self._attention() != "eager"
-        # A checkpointed layer runs without a cache, so there is nothing to read the shared tokens from.
-        self._can_share = self._plain and not checkpointing
-        self._compiled = compile_backend is not None
+        # A checkpointed layer runs without a cache, so there is nothing to read the shared tokens from. A compiled one with a
+        # cache is bound to its own number in it: each layer would be another form, and most would be past the limit.
+        self._can_share = self._plain and not checkpointing and compile_backend is None
         self.split_over_workers = False
         self._perturbed: list[Any] = []
         self._checkpointed: list[nn.Module] = []
@@ -93,7 +97,7 @@ class Network:
             self._checkpointed = [module for module in self.base.modules() if isinstance(module, GradientCheckpointingLayer)]
         if compile_backend is not None:
             for layer in self.layers:
-                layer.compile(backend=compile_backend, dynamic=True)
+                layer.compile(backend=compile_backend, dynamic=True, recompile_limit=MAX_FORMS)
 
     @property
     def device(self) -> torch.device:
@@ -112,7 +116,7 @@ class Network:
     @property
     def replayable(self) -> bool:
         """Whether a pass can be recorded as a CUDA graph: plain layers on a GPU, neither compiled, checkpointed nor split."""
-        return self.device.type == "cuda" and self._can_share and not self._compiled and not self.split_over_workers
+        return self.device.type == "cuda" and self._can_share and not self.split_over_workers
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters by name, in a fixed order."""

@@ -11,6 +11,7 @@ import torch
 from dat_ray.bench import attack as bench
 from dat_ray.config.training import AttackConfig, TrainingConfig
 from dat_ray.training.attack import mean_embedding_norm
+from dat_ray.training.batches import collate
 from dat_ray.training.terms import find_perturbation
 
 SMALL = replace(bench.PRESETS["cpu"], width=32, hidden=48, vocabulary=200, rows=4, tokens=24, response=6, dtype=torch.float64)
@@ -25,6 +26,14 @@ def test_the_published_form_finds_the_same_perturbation(radius: float | None) ->
     published = bench.published_attack(network, rows, attack, unit)
     assert torch.allclose(ours, published, atol=1e-5)
     assert published.norm(dim=-1).max().item() > 0.05 * unit
+
+
+def test_the_rows_begin_as_those_under_a_chat_template_do() -> None:
+    """A real run's rows share what stands before the user message, and `Network` treats it apart."""
+    _, rows = bench.build(SMALL, torch.device("cpu"))
+    batch = collate([row.harmful for row in rows], share_prefix=True)
+    assert batch.shared == bench.TEMPLATE_TOKENS
+    assert not torch.equal(batch.ids[0, batch.shared :], batch.ids[1, batch.shared :])
 
 
 def test_forms_that_disagree_report_no_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def make_network() -> Callable[..., Network]:
-    """A 2-layer Llama with a LoRA; `adapted` moves the adapter off its zero start."""
+    """A Llama of 2 layers with a LoRA; `adapted` moves the adapter off its zero start."""
 
     def make(
         *,
@@ -34,6 +34,7 @@ def make_network() -> Callable[..., Network]:
         dropout: float = 0.0,
         seed: int = 0,
         checkpointing: bool = False,
+        layers: int = 2,
     ) -> Network:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
@@ -41,7 +42,7 @@ def make_network() -> Callable[..., Network]:
                 vocab_size=VOCABULARY,
                 hidden_size=32,
                 intermediate_size=48,
-                num_hidden_layers=2,
+                num_hidden_layers=layers,
                 num_attention_heads=4,
                 num_key_value_heads=2,
                 tie_word_embeddings=True,

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from dat_ray.config.loading import load_settings, recipe_text
 from dat_ray.config.names import Name
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, DType, Fraction, NonNegative, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, NO_UPPER_LIMIT, DType, Fraction, NonNegative, Positive, Section
 
 
 class AdaptConfig(Section):
@@ -31,7 +31,9 @@ class AdaptConfig(Section):
     learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-3
     warmup: Fraction = Field(0.05, description="share of the steps with a linearly rising learning rate; cosine to 0 after it")
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+    max_grad_norm: Annotated[Annotated[float, Field(gt=0.0)] | None, NO_UPPER_LIMIT] = Field(
+        1.0, description="to which the gradient of a step is clipped; null: not clipped"
+    )
     rank: Positive = 32
     alpha: Positive = 64
     loss_weight: Literal["mean", "inverse_rate"] = Field(

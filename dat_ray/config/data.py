@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, Fraction, Outside, PathText, Positive, Section
+from dat_ray.config.section import NO_EFFECT_ON_ROWS, NO_LOWER_LIMIT, Fraction, Outside, PathText, Positive, Section
 
 # What a cell may be compared with.
 Value = str | bool | int | float
@@ -14,7 +15,7 @@ Value = str | bool | int | float
 
 def _comparable(where: Any) -> Any:
     for column, value in where.items() if isinstance(where, dict) else ():
-        if not isinstance(value, str | bool | int | float):
+        if not isinstance(value, str | bool | int | float) or not (isinstance(value, str) or math.isfinite(value)):
             raise ValueError(f"{column} cannot be compared with {value!r}: write a text, a number, true or false")
     return where
 
@@ -137,7 +138,7 @@ class SelectionConfig(Section):
         "generation.neutral_prompt), which does not favor responses that are likely anyway; random: by the row's id, which "
         "knows nothing of its prompt; the same draws under each seed, whose prompts differ (the paper's ablation)",
     )
-    min_target_logprob: float | None = Field(
+    min_target_logprob: Annotated[float | None, NO_LOWER_LIMIT] = Field(
         None, description="floor of the target's mean log p(y | x), nats a token: a prompt below it is dropped"
     )
     min_goal_similarity: Annotated[float, Field(ge=-1.0, le=1.0)] | None = Field(

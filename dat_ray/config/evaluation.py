@@ -10,7 +10,16 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dat_ray.config.data import Comparable
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, Fraction, NonNegative, Outside, PathText, Positive, Section
+from dat_ray.config.section import (
+    NO_EFFECT_ON_ROWS,
+    NO_UPPER_LIMIT,
+    Fraction,
+    NonNegative,
+    Outside,
+    PathText,
+    Positive,
+    Section,
+)
 from dat_ray.config.training import AttackConfig
 
 # An attack of this package, or somebody else's class. Which there are is known where they are: `dat_ray.evaluation.registry`.
@@ -113,7 +122,9 @@ class PgdConfig(Section):
     period: Positive = Field(60, description="steps of a period")
     entropy: Fraction = Field(0.4, description="strength of the entropy projection; 1 allows single tokens only")
     anneal_steps: Positive = Field(250, description="steps over which it grows from 0")
-    gradient_norm: Annotated[float, Field(gt=0.0)] = Field(20.0, description="longest gradient of a position")
+    gradient_norm: Annotated[Annotated[float, Field(gt=0.0)] | None, NO_UPPER_LIMIT] = Field(
+        20.0, description="longest gradient of a position; null: of any length"
+    )
     patience: Positive = Field(100, description="steps without a better suffix before the search goes back to its best")
     attempts: Positive = Field(1, description="suffixes that the model is asked with, as for gcg")
 

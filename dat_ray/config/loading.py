@@ -203,6 +203,9 @@ def _first_problem(error: ValidationError, root: type[BaseModel]) -> InputError:
     """Turns pydantic's report into one line, with the nearest known key where a key is unknown."""
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
+    infinite = problem["type"] == "finite_number"
+    if infinite and location[-1] in ("float", "int"):
+        location.pop()  # which kind of JSON's values it would be
     dotted = ".".join(location) or "recipe"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(root, location[:-1])
@@ -211,7 +214,7 @@ def _first_problem(error: ValidationError, root: type[BaseModel]) -> InputError:
         return InputError(dotted, problem["input"], f"unknown key; {hint}")
     if problem["type"] == "missing":
         return InputError(dotted, None, "required, and missing from the recipe")
-    message = problem["msg"].removeprefix("Value error, ")
+    message = "is no finite number: give one" if infinite else problem["msg"].removeprefix("Value error, ")
     value = problem["input"] if not isinstance(problem["input"], dict | BaseModel) else "..."
     description = _description(root, location)
     return InputError(dotted, value, message[:1].lower() + message[1:] + (f" ({description})" if description else ""))

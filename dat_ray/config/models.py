@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 from dat_ray.config.judge_names import LIBRARY, JudgeName, library_judge, needs_reader
 from dat_ray.config.section import (
     NO_EFFECT_ON_ROWS,
+    NO_UPPER_LIMIT,
     STORED,
     Backend,
     DType,
@@ -188,16 +189,17 @@ class EndpointConfig(Section):
     api_key_env: Annotated[str | None, NO_EFFECT_ON_ROWS, Outside.VARIABLE] = Field(
         None, description="environment variable that holds the key; absent: no key is sent"
     )
-    timeout: Annotated[float, Field(gt=0.0), NO_EFFECT_ON_ROWS] = Field(
-        60.0, description="seconds that one try may take, from connecting to the answer's last byte"
+    timeout: Annotated[Annotated[float, Field(gt=0.0)] | None, NO_UPPER_LIMIT, NO_EFFECT_ON_ROWS] = Field(
+        60.0, description="seconds that one try may take, from connecting to the answer's last byte; null: as long as it takes"
     )
     retries: Annotated[NonNegative, NO_EFFECT_ON_ROWS] = Field(
         3, description="further tries after a time-out, a lost connection, status 429 or 5xx"
     )
     concurrency: Annotated[Positive, NO_EFFECT_ON_ROWS] = Field(8, description="requests under way at the same time")
-    longest_wait: Annotated[float, Field(ge=0.0), NO_EFFECT_ON_ROWS] = Field(
+    longest_wait: Annotated[Annotated[float, Field(ge=0.0)] | None, NO_UPPER_LIMIT, NO_EFFECT_ON_ROWS] = Field(
         120.0,
-        description="seconds that a server may ask to wait (Retry-After) before the next try; a row fails where it asks for more",
+        description="seconds that a server may ask to wait (Retry-After) before the next try; a row fails where it asks for "
+        "more; null: however long it asks for",
     )
     token_limit: Annotated[Literal["max_tokens", "max_completion_tokens"], NO_EFFECT_ON_ROWS] = Field(
         "max_tokens", description="name under which the server takes the limit of an answer's tokens"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,22 @@ NonNegative = Annotated[int, Field(ge=0)]
 
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _absent_at(end: float) -> BeforeValidator:
+    def read(value: Any) -> Any:
+        try:
+            return None if float(value) == end else value
+        except (TypeError, ValueError, OverflowError):
+            return value
+
+    return BeforeValidator(read)
+
+
+# Of a limit that may be absent: the number that limits nothing means the same. JSON has no word for an infinity, and a recipe
+# goes through JSON to a run directory and to workers.
+NO_UPPER_LIMIT = _absent_at(math.inf)
+NO_LOWER_LIMIT = _absent_at(-math.inf)
 
 
 def _of_this_machine(value: Any) -> Any:
@@ -86,9 +103,9 @@ STORED = {"stored": True}
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are errors, values are fixed once read."""
+    """A part of a recipe: unknown keys are errors, numbers are finite, values are fixed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

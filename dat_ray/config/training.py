@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dat_ray.config.section import NO_EFFECT_ON_ROWS, DType, Fraction, NonNegative, Outside, PathText, Positive, Section
+from dat_ray.config.section import (
+    NO_EFFECT_ON_ROWS,
+    NO_LOWER_LIMIT,
+    NO_UPPER_LIMIT,
+    DType,
+    Fraction,
+    NonNegative,
+    Outside,
+    PathText,
+    Positive,
+    Section,
+)
 
 
 class AttackConfig(Section):
@@ -18,7 +29,9 @@ class AttackConfig(Section):
     unit: Literal["absolute", "relative"] = Field(
         "relative", description="relative: step_size and radius are multiples of the mean embedding norm"
     )
-    radius: Annotated[float, Field(ge=0.0)] | None = Field(None, description="L2 radius for each token; absent: no bound")
+    radius: Annotated[Annotated[float, Field(ge=0.0)] | None, NO_UPPER_LIMIT] = Field(
+        None, description="L2 radius for each token; absent: no bound"
+    )
     radius_unit: Literal["absolute", "relative"] | None = Field(None, description="of the radius; absent: as `unit`")
     positions: Literal["user", "prompt", "sequence"] = Field(
         "user", description="user message only, every prompt token, or the responses' tokens too"
@@ -114,19 +127,19 @@ class TrainingConfig(Section):
     away_weight: Annotated[float, Field(ge=0.0)] = 0.5
     toward_weight: Annotated[float, Field(ge=0.0)] = Field(0.5, description="not used by ipo, whose one weight is away_weight")
     ipo_beta: Annotated[float, Field(gt=0.0)] = Field(0.25, description="the preferred margin is 1 / (2 beta) nats")
-    away_cutoff: float | None = Field(
+    away_cutoff: Annotated[float | None, NO_LOWER_LIMIT] = Field(
         None,
         description="nats: mean log p(y) below which a row is no longer pushed away; for unlikelihood and ipo, "
         "log p of a token below which it no longer counts",
     )
-    toward_cutoff: float | None = Field(
+    toward_cutoff: Annotated[float | None, NO_LOWER_LIMIT] = Field(
         None,
         description="nats: refusal cross-entropy under which a row is no longer pulled; for ipo, of a token of the refusal",
     )
     cutoff_form: Literal["clamp", "soft"] = Field(
         "clamp", description="clamp: no gradient past a cutoff; soft: CAT's cutoff + 0.001 * value"
     )
-    loss_clip: Annotated[float, Field(gt=0.0)] | None = Field(
+    loss_clip: Annotated[Annotated[float, Field(gt=0.0)] | None, NO_UPPER_LIMIT] = Field(
         None, description="nats M: a row's weighted away and toward loss stays in [-M, M]; absent: unbounded"
     )
     retain_loss: Literal["kl_forward", "kl_reverse", "ce"] = Field(
@@ -150,7 +163,9 @@ class TrainingConfig(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate, after the warm-up")
     warmup: Fraction = Field(0.03, description="share of the updates")
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.3
+    max_grad_norm: Annotated[Annotated[float, Field(gt=0.0)] | None, NO_UPPER_LIMIT] = Field(
+        0.3, description="to which the gradient of an update is clipped; null: not clipped"
+    )
     dtype: DType = Field(
         "bfloat16",
         description="of the frozen weights and of hidden states; the adapter is float32, float16 scales the loss; "
@@ -178,10 +193,10 @@ class TrainingConfig(Section):
     keep_every: Annotated[Positive | None, NO_EFFECT_ON_ROWS] = Field(
         None, description="updates between adapters that are kept for good beside the final one; absent: none"
     )
-    stop_away: Annotated[float | None, NO_EFFECT_ON_ROWS] = Field(
+    stop_away: Annotated[float | None, NO_LOWER_LIMIT, NO_EFFECT_ON_ROWS] = Field(
         None, description="nats: divergence guard, stops a run whose mean log p(y) falls below this; absent: no guard"
     )
-    stop_retain: Annotated[Annotated[float, Field(gt=0.0)] | None, NO_EFFECT_ON_ROWS] = Field(
+    stop_retain: Annotated[Annotated[float, Field(gt=0.0)] | None, NO_UPPER_LIMIT, NO_EFFECT_ON_ROWS] = Field(
         None, description="nats: divergence guard, stops a run whose retain term exceeds this; absent: no guard"
     )
     attack: AttackConfig = AttackConfig()

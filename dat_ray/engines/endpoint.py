@@ -7,6 +7,7 @@ Requests run on an event loop, which ends one at its deadline whatever the serve
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import re
@@ -159,9 +160,10 @@ class EndpointModel:
                 return found
             problem = found
             wait = wanted_wait(headers, time.time()) if problem.passing else None
-            if wait is not None and wait > self._endpoint.longest_wait:
-                longest = f"endpoint.longest_wait = {self._endpoint.longest_wait:g}"
-                return self._failed(f"{problem.text}; it asks to wait {wait:g} s, {longest} allows less")
+            longest = self._endpoint.longest_wait
+            if wait is not None and longest is not None and wait > longest:
+                allowed = f"endpoint.longest_wait = {longest:g}"
+                return self._failed(f"{problem.text}; it asks to wait {wait:g} s, {allowed} allows less")
             if wait is not None:
                 self._open_at = max(self._open_at, self._clock.now() + wait)
             if not problem.passing:
@@ -179,7 +181,7 @@ class EndpointModel:
                         return Problem(f"an answer of more than {LARGEST_REPLY / 2**20:.1f} MiB", False), {}
                 return read_reply(reply.status_code, bytes(received)), reply.headers
         except TimeoutError:
-            return Problem(f"no whole answer within endpoint.timeout = {self._endpoint.timeout:g} s", True), {}
+            return Problem(f"no whole answer within endpoint.timeout = {self._endpoint.timeout or math.inf:g} s", True), {}
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Problem(excerpt(f"{type(error).__name__}: {error}".strip(": ")), True), {}
 

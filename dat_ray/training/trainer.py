@@ -84,14 +84,14 @@ class TrainerSettings:
 
     Attributes:
         schedule: how many, and their learning rates.
-        max_grad_norm: gradients are clipped to it.
+        max_grad_norm: gradients are clipped to it; None: not at all.
         checkpoint_every: updates between checkpoints; there is one after the last, too.
         seed: of the random numbers that modules draw, as dropout does.
         loss_scales: by what the loss is multiplied before a backward pass, in the order of trying.
     """
 
     schedule: Schedule
-    max_grad_norm: float
+    max_grad_norm: float | None
     checkpoint_every: int
     seed: int
     loss_scales: tuple[float, ...] = (1.0,)
@@ -265,6 +265,7 @@ class Trainer:
             Diverged: of `check`, or the gradient is not finite; the weights are as they were.
         """
         parameters, reduce = list(self.parameters.values()), self.worker.reduce
+        longest = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
         rate = self.settings.schedule.rate(update)
         for scale in self.settings.loss_scales:
             self.optimizer.zero_grad(set_to_none=True)
@@ -274,7 +275,7 @@ class Trainer:
             values = sums.tolist()
             check(values)
             # Of the sum over workers, so that all of them go on with the same scale.
-            norm = nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm).item()
+            norm = nn.utils.clip_grad_norm_(parameters, longest).item()
             if math.isfinite(norm):
                 break
         if not math.isfinite(norm):

@@ -135,8 +135,10 @@ def embedding_table(embedding: nn.Module) -> Tensor:
     return torch.cat([embedding(part) for part in ids.split(IDS_AT_ONCE)])
 
 
-def clip_rows(gradient: Tensor, norm: float) -> Tensor:
-    """Each row (S, V) at most `norm` long."""
+def clip_rows(gradient: Tensor, norm: float | None) -> Tensor:
+    """Each row (S, V) at most `norm` long; as it is without one."""
+    if norm is None:
+        return gradient
     return gradient * (norm / gradient.norm(dim=1, keepdim=True).clamp(min=TINY)).clamp(max=1.0)
 
 

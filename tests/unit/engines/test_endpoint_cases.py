@@ -87,6 +87,7 @@ CASES = {
     "a rate limit in milliseconds": Case((busy(Retry_After_Ms="1500", Retry_After="9"), "ok"), "ok", (), 2, (1.5,)),
     "a rate limit that asks for too long": Case((busy(Retry_After="3600"),), None, ("asks to wait 3600 s", "longest_wait"), 1),
     "a longer limit that the recipe allows": Case((busy(Retry_After="3600"), "ok"), "ok", (), 2, (3600,), {"longest_wait": 4000}),
+    "no limit": Case((busy(Retry_After="9000"), "ok"), "ok", (), 2, (9000,), {"longest_wait": None, "timeout": float("inf")}),
     "a wait that nobody can read": Case((busy(Retry_After="soon"), busy(Retry_After="nan"), "ok"), "ok", (), 3, (0, 0)),
     "a rate limit that stays": Case((busy(Retry_After="2"),), None, ("status 429: slow down",), 3, (2, 2)),
     "an account without money": Case(

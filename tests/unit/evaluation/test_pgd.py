@@ -118,6 +118,7 @@ def test_the_bound_is_annealed_and_swings_with_the_rate() -> None:
 
 def test_rows_longer_than_the_bound_are_shortened() -> None:
     torch.testing.assert_close(clip_rows(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), 1.0), torch.tensor([[0.6, 0.8], [0.3, 0.4]]))
+    assert clip_rows(torch.tensor([[3e9, 4.0]]), PgdConfig(gradient_norm=math.inf).gradient_norm).tolist() == [[3e9, 4.0]]
 
 
 def test_the_gradient_at_a_mixture_is_autograds_through_the_weights(parts: Parts) -> None:

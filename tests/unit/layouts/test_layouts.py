@@ -140,6 +140,7 @@ def test_an_update_is_the_plain_one(case: Case) -> None:
     loss.backward()
     weights = {name: weight for name, weight in plain.named_parameters() if weight.requires_grad}
     assert weights.keys() == network.trainable().keys()
+    assert CONFIG.max_grad_norm is not None
     norm = nn.utils.clip_grad_norm_(weights.values(), CONFIG.max_grad_norm)
     assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-3)
     assert metrics["retain_kl"] == pytest.approx(kept.item(), rel=1e-3)

@@ -283,6 +283,7 @@ def test_a_step_on_every_weight_equals_a_plain_one(tmp_path: Path, tied: bool) -
     loss.backward()
     norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.1)
+    assert config.max_grad_norm is not None
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     optimizer.step()
 

@@ -152,6 +152,17 @@ def test_the_gradient_is_clipped_to_its_norm(
     assert len(metrics["attack_norm"]) == cfg.attack.steps
 
 
+def test_without_a_norm_the_gradient_is_as_it_is(
+    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
+) -> None:
+    network, cfg = make_network(), make_config(max_grad_norm=float("inf"))
+    _, gradient = run(network, whole(harmful_rows, retain_rows), cfg)
+    metrics = FineTuning(network, cfg, lambda _: whole(harmful_rows, retain_rows)).update(make_trainer(network, cfg, 8), 0)
+    left = torch.cat([p.grad.reshape(-1) for p in network.trainable().values() if p.grad is not None])
+    assert torch.allclose(left, gradient, atol=1e-6)
+    assert metrics["gradient_norm"] == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
 def test_updates_lower_the_loss(
     make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
 ) -> None:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHON = [sys.executable, "-m"]
@@ -57,7 +58,7 @@ class Measured:
         command: as it was run.
         seconds: wall clock; 0 where it was not run.
         reason: why it was not measured; empty where it was.
-        output: the result of a benchmark, or the last lines.
+        output: the result of a benchmark, whole, or the last lines.
     """
 
     name: str
@@ -82,9 +83,29 @@ def measure(name: str, minutes: float, command: Sequence[str]) -> Measured:
         done = subprocess.run(list(command), cwd=REPOSITORY, capture_output=True, text=True, timeout=60 * minutes, check=False)
     except subprocess.TimeoutExpired:
         return Measured(name, said, time.monotonic() - began, f"no end within {minutes:g} minutes", "")
-    took, tail = time.monotonic() - began, "\n".join((done.stdout or done.stderr).strip().splitlines()[-40:])
+    took, output = time.monotonic() - began, _kept((done.stdout or done.stderr).strip())
     reason = "" if done.returncode == 0 else f"exit {done.returncode}: {(done.stderr.strip().splitlines() or [''])[-1][:300]}"
-    return Measured(name, said, took, reason, tail)
+    if not reason and _lacks_figures(said, output):
+        reason = "it ended well, and what it said is no JSON"
+    return Measured(name, said, took, reason, output)
+
+
+def _kept(said: str) -> str:
+    """The object in JSON that stands at the end, of any length; else the last lines."""
+    result = said[said.rfind("\n{") + 1 :]
+    return "\n".join(said.splitlines()[-40:]) if _tree(result) is None else result
+
+
+def _tree(output: str) -> dict[str, Any] | None:
+    try:
+        tree = json.loads(output)
+    except ValueError:
+        return None
+    return tree if isinstance(tree, dict) else None
+
+
+def _lacks_figures(command: str, output: str) -> bool:
+    return "--json" in command.split() and _tree(output) is None
 
 
 def page(device: str | None, found: Sequence[Measured], day: str) -> str:
@@ -98,11 +119,8 @@ def page(device: str | None, found: Sequence[Measured], day: str) -> str:
 
 
 def _figures(output: str) -> str:
-    try:
-        tree = json.loads(output)
-    except ValueError:
-        tree = None
-    if not isinstance(tree, dict):
+    tree = _tree(output)
+    if tree is None:
         return (output.splitlines() or [""])[-1]
     numbers = {key: value for key, value in tree.items() if isinstance(value, (int, float)) and key != "repeats"}
     return ", ".join(f"{key} {value:.4g}" for key, value in numbers.items())
@@ -121,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, (minutes, command) in COMMANDS.items():
         if options.only and name not in options.only:
             continue
-        if name in kept and not kept[name]["reason"]:
+        if name in kept and not kept[name]["reason"] and not _lacks_figures(kept[name]["command"], kept[name]["output"]):
             continue
         left = None if options.minutes is None else options.minutes - (time.monotonic() - began) / 60
         if device is None or (left is not None and left < minutes):

@@ -83,3 +83,28 @@ def test_what_was_measured_is_kept_and_what_failed_says_why(
     assert gpu.main(["--out", str(tmp_path / "out"), "--only", "late"]) == 1
     assert "| late | " in (tmp_path / "out" / "record.md").read_text()
     capsys.readouterr()
+
+
+def test_a_long_result_is_kept_whole_and_one_that_was_cut_is_measured_again(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--profile` lists kernels: more lines of JSON than are kept of what is no JSON."""
+    result = {"bench": "b", "rows_per_s": 2.5, "mfu": 0.25, "profile": {"longest": list(range(200))}}
+    code = f"import json; print('a library says hello'); print(json.dumps({result}, indent=1))"
+    commands = {
+        "long": (60, [sys.executable, "-c", code, "--json"]),
+        "words": (60, [sys.executable, "-c", "print(*range(90), sep=chr(10))"]),
+        "none": (60, [sys.executable, "-c", "print('}')", "--json"]),
+    }
+    monkeypatch.setattr(gpu, "gpu_name", lambda: "A card")
+    monkeypatch.setattr(gpu, "COMMANDS", commands)
+    cut = {"name": "long", "command": "python -c x --json", "seconds": 1.0, "reason": "", "output": "  199\n ]\n}\n}"}
+    (tmp_path / "record.json").write_text(json.dumps({"long": cut}))
+    assert gpu.main(["--out", str(tmp_path)]) == 1
+    kept = json.loads((tmp_path / "record.json").read_text())
+    assert json.loads(kept["long"]["output"]) == result
+    assert kept["words"]["output"].splitlines() == [str(number) for number in range(50, 90)]
+    assert {name: one["reason"] for name, one in kept.items() if one["reason"]} == {
+        "none": "it ended well, and what it said is no JSON"
+    }
+    assert "rows_per_s 2.5, mfu 0.25 |" in (tmp_path / "record.md").read_text()

@@ -6,6 +6,7 @@ head would be missing, silently. So it is read here, before a run pays for anyth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,34 @@ def check_trainable(path: str, field: str) -> str:
     Raises:
         InputError: no configuration that transformers can read, or an architecture that training would get wrong.
     """
+    config = _read_configuration(path, field)
+    name = (config.architectures or [type(config).__name__.removesuffix("Config")])[0]
+    reason = not_trainable(config)
+    if reason is not None:
+        raise InputError(field, path, f"{name} {reason}: choose another model")
+    return str(name)
+
+
+def check_attacked_layers(path: str, field: str, layers: Sequence[str | int]) -> None:
+    """Raises InputError where `training.attack.layers` has the number of a layer that a model does not have.
+
+    Args:
+        path: folder or hub id.
+        field: recipe field of the model.
+        layers: what is perturbed.
+    """
+    if any(isinstance(layer, int) for layer in layers):
+        refuse_missing_layers(layers, _read_configuration(path, field).get_text_config().num_hidden_layers)
+
+
+def refuse_missing_layers(layers: Sequence[str | int], count: int) -> None:
+    """Raises InputError where `training.attack.layers` has a number beyond those of `count` decoder layers."""
+    for layer in layers:
+        if isinstance(layer, int) and layer >= count:
+            raise InputError("training.attack.layers", layer, f"the model has layers 0 to {count - 1}: choose among them")
+
+
+def _read_configuration(path: str, field: str) -> Any:
     # Imported late: the driver of a run reads a recipe's inputs before anything heavy is there.
     from transformers import AutoConfig
 
@@ -69,12 +98,7 @@ def check_trainable(path: str, field: str) -> str:
             raise InputError(field, path, "has no config.json: give the folder of a whole model")
         check_layers(path, field)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # what a library raises over a damaged file follows no rule
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(field, path, f"its configuration cannot be loaded ({first_line})") from error
-    name = (config.architectures or [type(config).__name__.removesuffix("Config")])[0]
-    reason = not_trainable(config)
-    if reason is not None:
-        raise InputError(field, path, f"{name} {reason}: choose another model")
-    return str(name)

@@ -131,6 +131,12 @@ class ChatFormat:
             )
         return self.end_id
 
+    def check_room(self, limits: Limits) -> None:
+        """Raises InputError where rows of a limited length have no room for any prompt with its response."""
+        least = len(self._before) + len(self._between) + 1 + limits.least
+        if limits.tokens is not None and limits.tokens < least:
+            raise InputError("training.max_tokens", limits.tokens, f"with this chat template it must be at least {least}")
+
     def encode(self, user: str, response: str, limits: Limits = UNLIMITED, *, closed: bool = False) -> Encoded | None:
         """Prompt and response as one row: the prompt whole, the response cut at its end; see `dat_ray.models.fit`.
 
@@ -147,10 +153,7 @@ class ChatFormat:
             InputError: a text without a character, a template that leaves no room for any prompt, or one without an
                 end-of-turn token.
         """
-        template = len(self._before) + len(self._between)
-        if limits.tokens is not None and limits.tokens < template + 1 + limits.least:
-            remedy = f"with this chat template it must be at least {template + 1 + limits.least}"
-            raise InputError("training.max_tokens", limits.tokens, remedy)
+        self.check_room(limits)
         prompt, answer = _with_text("prompt", user, self.user_ids), _with_text("response", response, self.response_ids)
         if closed:
             answer = [*answer, self.end_of_turn()]

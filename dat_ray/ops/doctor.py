@@ -166,7 +166,8 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.evaluation.registry import check_attack_files, check_attacks
     from dat_ray.generation.goals import rewrite_rows
     from dat_ray.measures.style import style_sentence
-    from dat_ray.models.served import find_source, tokenizer_folder
+    from dat_ray.models.architectures import check_attacked_layers
+    from dat_ray.models.served import ModelSource, find_source, tokenizer_folder
     from dat_ray.ops.model_checks import target_check
     from dat_ray.ops.rows import measure_style, rows_forecast
 
@@ -231,14 +232,24 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
         yield _guarded("training rows", remedy, lambda: rows_forecast(recipe, behavior_sets[0].table, retain_rows))
     if target.ok:
 
+        def whole_model() -> ModelSource:
+            source = find_source(recipe.target.model, "target.model", recipe.target.revision, weights=False)
+            return source.base or source
+
+        layers = recipe.training.attack.layers
+
+        def attacked() -> str:
+            check_attacked_layers(str(whole_model().folder), "target.model", layers)
+            return f"the model has {', '.join(map(str, layers))}"
+
         def targets() -> str:
             from dat_ray.models.adapters import check_lora_targets
 
-            source = find_source(recipe.target.model, "target.model", recipe.target.revision, weights=False)
-            whole = source.base or source
+            whole = whole_model()
             check_lora_targets(str(whole.folder), recipe.training.lora, weights=whole.commit is None)
             return f"{recipe.training.lora.targets} can be trained, and added to the model's weights"
 
+        yield _guarded("attacked layers", "choose other training.attack.layers", attacked)
         yield _guarded("LoRA targets", "choose other training.lora.targets, or another model", targets)
     yield from _engines(recipe)
 

@@ -17,7 +17,7 @@ from dat_ray.models.fit import Limits
 from dat_ray.models.loading import load_tokenizer
 from dat_ray.models.served import tokenizer_folder
 from dat_ray.training.counts import sentences
-from dat_ray.training.training_rows import check_kept, encode_harmful, encode_retain
+from dat_ray.training.training_rows import check_kept, check_template, encode_harmful, encode_retain
 
 # Retain rows that are tokenized for an answer within seconds.
 RETAIN_ROWS = 1000
@@ -36,6 +36,7 @@ def rows_forecast(recipe: Recipe, behaviors: pa.Table, retain: Sequence[RetainRo
     """
     folder = tokenizer_folder(recipe.target.model, "target.model", recipe.target.revision)
     chat = ChatFormat(load_tokenizer(folder, "target.model"), recipe.target)
+    check_template(chat, recipe.training)
     parts = []
     if trains_on_candidates(recipe.selection):
         parts.append(_drawn(recipe, behaviors, chat))

@@ -30,7 +30,7 @@ from dat_ray.errors import DatError
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import check_attack_files, check_attacks
 from dat_ray.generation.goals import rewrite_rows
-from dat_ray.models.architectures import check_trainable
+from dat_ray.models.architectures import check_attacked_layers, check_trainable
 from dat_ray.models.served import find_source, tokenizer_folder
 from dat_ray.pipeline.measure import StageCost, record_stage
 from dat_ray.pipeline.rounds import adapter_before, steps
@@ -89,8 +89,9 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
 
     Raises:
         InputError: a model that cannot be had, weights that loaders would choose differently, a target that cannot be trained
-            or take the adapter of `training.lora`, or whose chat template cannot be used, a sampler that its backend does not
-            know, a judge's prompt that cannot be read, weights beyond this machine's memory, or a cache that cannot be written.
+            or take the adapter of `training.lora`, that lacks a layer of `training.attack.layers`, or whose chat template cannot
+            be used, a sampler that its backend does not know, a judge's prompt that cannot be read, weights beyond this
+            machine's memory, or a cache that cannot be written.
     """
     # First: of weights that cannot be trained it doesn't matter whether they are whole.
     if trains:
@@ -99,16 +100,28 @@ def check_models(recipe: Recipe, *, trains: bool = True) -> None:
 
 
 def check_target(recipe: Recipe) -> None:
-    """Raises InputError where the target cannot be trained or take the adapter, or its chat template cannot be used."""
+    """Checks the target before anything is asked of it.
+
+    Raises:
+        InputError: it cannot be trained, take the adapter or be attacked in the layers that are named, or its chat template
+            cannot be used or does not go with `training`.
+    """
     # Imported late: the driver of a run that only samples stays light.
     from dat_ray.engines.target_text import TargetText
     from dat_ray.models.adapters import check_lora_targets
+    from dat_ray.models.chat import ChatFormat
+    from dat_ray.models.loading import load_tokenizer
+    from dat_ray.training.training_rows import check_template
 
     config = recipe.target
     source = find_source(config.model, "target.model", config.revision, weights=False)
     whole = str((source.base or source).folder)
     check_trainable(whole, "target.model")
-    TargetText(config, tokenizer_folder(config.model, "target.model", config.revision))
+    check_attacked_layers(whole, "target.model", recipe.training.attack.layers)
+    folder = tokenizer_folder(config.model, "target.model", config.revision)
+    TargetText(config, folder)
+    # As the training reads it, whatever template the target is asked with.
+    check_template(ChatFormat(load_tokenizer(folder, "target.model"), config), recipe.training)
     # Of a hub model the configuration alone: its weights may not be here yet.
     local = (source.base or source).commit is None
     check_lora_targets(whole, recipe.training.lora, weights=local)

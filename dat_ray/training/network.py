@@ -22,8 +22,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dat_ray.diffusion.backbone import base_model, output_head
-from dat_ray.errors import DatError, InputError
-from dat_ray.models.architectures import attention_cap, not_trainable
+from dat_ray.errors import DatError
+from dat_ray.models.architectures import attention_cap, not_trainable, refuse_missing_layers
 from dat_ray.training.batches import Batch
 from dat_ray.training.objectives import full_precision
 
@@ -210,8 +210,8 @@ class Network:
         With checkpointing the hook stays until the next call: the layer runs a second time in the backward pass.
         """
         layers = self.layers
-        if not isinstance(layer, int) or layer >= len(layers):
-            raise InputError("training.attack.layers", layer, f"the model has layers 0 to {len(layers) - 1}: choose among them")
+        refuse_missing_layers([layer], len(layers))
+        assert isinstance(layer, int), "the embeddings are no layer"
 
         def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             if isinstance(output, tuple):

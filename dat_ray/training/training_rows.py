@@ -19,6 +19,18 @@ from dat_ray.training.fine_tuning import TrainingRows, check_rows
 from dat_ray.training.retain_set import retain_folder
 
 
+def check_template(chat: ChatFormat, cfg: TrainingConfig) -> None:
+    """Checks what every row asks of the target's chat template.
+
+    Raises:
+        InputError: the template leaves no room for any prompt, or ends no turn where a response is to end it.
+    """
+    chat.check_room(Limits(cfg.max_tokens))
+    closed = ("refusal", "all", "retain") if cfg.retain_rows else ("refusal", "all")
+    if cfg.end_of_turn in closed:
+        chat.end_of_turn()
+
+
 def harmful_row(chat: ChatFormat, prompt: str, target: str, refusal: str, cfg: TrainingConfig) -> HarmfulRow | None:
     """One prompt with both responses, after the same prompt tokens: one perturbation serves both.
 

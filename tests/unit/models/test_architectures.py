@@ -13,7 +13,7 @@ from dat_ray.config.loading import load_recipe
 from dat_ray.data.rundir import RunDir
 from dat_ray.diffusion.backbone import hidden_states, pack_attention
 from dat_ray.errors import DatError, InputError
-from dat_ray.models.architectures import check_trainable
+from dat_ray.models.architectures import check_attacked_layers, check_trainable
 from dat_ray.models.loading import load_causal_lm
 from dat_ray.ops.doctor import diagnose
 from dat_ray.pipeline.evaluations import compare
@@ -64,6 +64,16 @@ def test_what_training_would_leave_out_is_refused_in_one_line(config: dict, prob
 )
 def test_what_training_serves_passes(config: dict, tmp_path: Path) -> None:
     assert check_trainable(folder_of(tmp_path, **config, architectures=["AnyForCausalLM"]), "target.model") == "AnyForCausalLM"
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "qwen2", "num_hidden_layers": 3}, {"model_type": "gpt2", "n_layer": 3}], ids=["its name", "another"]
+)
+def test_a_layer_that_is_perturbed_is_one_of_the_model(config: dict, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, **config)
+    check_attacked_layers(folder, "target.model", ["embedding", 0, 2])
+    with pytest.raises(InputError, match=r"training\.attack\.layers = 3: the model has layers 0 to 2: choose among them"):
+        check_attacked_layers(folder, "target.model", [2, 3])
 
 
 def test_a_run_does_not_begin_with_such_a_target(tmp_path: Path) -> None:

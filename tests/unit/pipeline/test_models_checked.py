@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -81,6 +82,53 @@ def test_a_training_by_itself_refuses_such_a_target_before_it_asks_it_anything(
     monkeypatch.setattr("dat_ray.training.retain_set.prepare_retain", lambda *_: pytest.fail("answers were written"))
     recipe = make_recipe(tmp_path, tiny_chat_model(tmp_path / "experts", "qwen3_moe"))
     refuses(r"training\.lora\.targets = 'all-linear': adapts .*experts", stages._train, 0, recipe, RunDir(str(tmp_path / "run")))
+
+
+# Behind a response it writes a line break, and no token.
+ENDLESS = (
+    "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "others", "message", "finding"),
+    [
+        (
+            "training.attack.layers=[embedding, 1, 2]",
+            "training.attack.layers=[embedding, 1]",
+            "training.attack.unit=absolute",
+            r"training\.attack\.layers = 2: the model has layers 0 to 1",
+            "attacked layers",
+        ),
+        (
+            "training.max_tokens=9",
+            "training.max_tokens=99",
+            "seed=0",
+            r"training\.max_tokens = 9: with this chat template it must be at least \d\d",
+            "training rows",
+        ),
+        (
+            "training.end_of_turn=retain",
+            "training.end_of_turn=none",
+            f"target.chat_template={json.dumps(ENDLESS)}",
+            r"training\.end_of_turn = .*: the target's chat template ends a response with no special token",
+            "training rows",
+        ),
+    ],
+    ids=["a layer", "the length of a row", "an end of turn"],
+)
+def test_what_a_training_asks_of_its_target_is_looked_at_before_a_row_is_sampled(
+    wrong: str, right: str, others: str, message: str, finding: str, tmp_path: Path
+) -> None:
+    target = tiny_chat_model(tmp_path / "target", "llama")
+    recipe = make_recipe(tmp_path, target, others, wrong)
+    refuses(message, check_inputs, recipe)
+    check_inputs(recipe, trains=False)
+    found = {check.name: check for check in diagnose(recipe)}
+    assert not found[finding].ok
+    assert re.search(message, found[finding].detail)
+    check_inputs(make_recipe(tmp_path, target, others, right))
 
 
 def test_the_command_refuses_them_before_it_makes_a_run_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dat_ray.config.loading import validate_known_fields
 from dat_ray.config.models import SamplerConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.config.section import leaves
@@ -77,11 +78,13 @@ class Machine:
         gpus: that Ray may hand out.
         vllm: whether vLLM is installed.
         dtypes: that it computes in.
+        eight_bits: whether its GPUs multiply 8-bit numbers.
     """
 
     gpus: int = 0
     vllm: bool = True
     dtypes: frozenset[str] = frozenset({"float32", "bfloat16", "float16"})
+    eight_bits: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,9 @@ def replace_values(recipe: Recipe, changes: Mapping[str, tuple[Any, str]]) -> tu
     Args:
         recipe: checked.
         changes: dotted field of a section that is there -> value as in JSON, and why.
+
+    Raises:
+        InputError: values that do not go together.
     """
     tree = recipe.model_dump(mode="json")
     for path, (value, _) in changes.items():
@@ -141,7 +147,7 @@ def replace_values(recipe: Recipe, changes: Mapping[str, tuple[Any, str]]) -> tu
         for part in parents:
             node = node[int(part)] if isinstance(node, list) else node[part]
         node[leaf] = value
-    after = Recipe.model_validate(tree)
+    after, _ = validate_known_fields(Recipe, tree)
     old, new = ({path: leaf.value for path, leaf in leaves(one)} for one in (recipe, after))
     assert old.keys() == new.keys(), "no section comes or goes"
     return after, [Replaced(path, old[path], new[path], changes[path][1]) for path in old if old[path] != new[path]]
@@ -211,6 +217,7 @@ def _engines(recipe: Recipe, machine: Machine, backend: str | None) -> Iterator[
             continue
         chosen = backend or (engine.backend if engine.backend != "vllm" or machine.vllm else "torch")
         reason = "--backend" if backend else _NOT_HERE
+        on_gpu = machine.gpus and getattr(recipe.cluster, pool).num_gpus
         yield f"{section}.backend", chosen, reason
         if engine.dtype not in machine.dtypes:
             yield f"{section}.dtype", "float32", _NOT_HERE
@@ -218,7 +225,14 @@ def _engines(recipe: Recipe, machine: Machine, backend: str | None) -> Iterator[
             # Settings that vLLM alone has.
             yield f"{section}.quantization", None, reason
             yield f"{section}.gpu_memory_utilization", None, reason
-        elif not (machine.gpus and getattr(recipe.cluster, pool).num_gpus):
+        elif not on_gpu or (chosen == "torch" and not machine.eight_bits):
             yield f"{section}.quantization", None, _NOT_HERE
+        if isinstance(engine, SamplerConfig):
+            if chosen == "vllm":
+                # Settings that torch alone has.
+                yield f"{section}.compile", False, reason
+                yield f"{section}.likelihood_samples", 0, reason
+            elif not on_gpu:
+                yield f"{section}.compile", False, _NOT_HERE
     if recipe.training.dtype not in machine.dtypes:
         yield "training.dtype", "float32", _NOT_HERE

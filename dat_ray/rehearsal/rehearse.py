@@ -74,9 +74,12 @@ def this_machine() -> Machine:
     """What this machine has: GPUs, vLLM, and number formats."""
     import torch
 
+    from dat_ray.models.fp8 import lacks_products
+
     gpus = torch.cuda.device_count()
     dtypes = {"float32", "float16"} | ({"bfloat16"} if not gpus or torch.cuda.is_bf16_supported() else set())
-    return Machine(gpus, find_spec("vllm") is not None, frozenset(dtypes))
+    eight_bits = bool(gpus) and not lacks_products(torch.device("cuda"))
+    return Machine(gpus, find_spec("vllm") is not None, frozenset(dtypes), eight_bits)
 
 
 def prepare(recipe: Recipe, machine: Machine, backend: str | None = None) -> RehearsalPlan:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from dat_ray.config.loading import list_recipes, load_recipe
+from dat_ray.config.models import SamplerConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.config.section import leaves
-from dat_ray.rehearsal.overlay import COUNTS, Machine, rehearsed, with_models
+from dat_ray.errors import InputError
+from dat_ray.rehearsal.overlay import COUNTS, Machine, rehearsed, replace_values, with_models
 
 # Written out here by hand: what of `dat-llama3-8b` may differ on a machine without a GPU that has vLLM.
 DIFFERENT = {
@@ -76,6 +78,41 @@ def test_a_machine_with_a_gpu_shares_it_and_one_without_a_dtype_takes_float32() 
     assert after.sampler.quantization == "fp8"
     without, _ = rehearsed(recipe, Machine())
     assert (without.sampler.quantization, without.training.dtype) == (None, "float16")
+
+
+LEGAL = {
+    "compiled layers": ["sampler.backend=torch", "sampler.compile=true"],
+    "a bound on the likelihood": ["sampler.backend=torch", "sampler.likelihood_samples=4"],
+    "8 bits": ["sampler.backend=torch", "sampler.quantization=fp8", "target.backend=vllm", "target.quantization=fp8"],
+    "a second sampler": [
+        "evaluation.heldout_sampler={model: m, backend: torch, compile: true, likelihood_samples: 2, quantization: fp8}"
+    ],
+}
+
+
+@pytest.mark.parametrize("settings", LEGAL.values(), ids=LEGAL)
+@pytest.mark.parametrize("machine", [Machine(), Machine(vllm=False), Machine(gpus=1), Machine(gpus=1, eight_bits=False)], ids=str)
+def test_settings_of_one_backend_or_of_a_gpu_are_left_out_where_there_is_none(settings: list[str], machine: Machine) -> None:
+    recipe = load_recipe("dat-llama3-8b", settings)
+    for backend in (None, "torch", *(["vllm"] if machine.vllm else [])):
+        after, replaced = rehearsed(recipe, machine, backend)
+        reasons = {one.path: one.reason for one in replaced}
+        for section, (engine, _) in after.engines().items():
+            if not isinstance(engine, SamplerConfig):
+                continue
+            was = values(recipe)
+            torch_here = engine.backend == "torch"
+            assert engine.compile is (was[f"{section}.compile"] and torch_here and machine.gpus > 0)
+            assert engine.likelihood_samples == (min(was[f"{section}.likelihood_samples"], 2) if torch_here else 0)
+            assert engine.quantization is None or (machine.gpus and (machine.eight_bits or not torch_here))
+            if was[f"{section}.compile"] and not engine.compile:
+                assert reasons[f"{section}.compile"] == ("not on this machine" if torch_here else "--backend")
+
+
+def test_values_that_do_not_go_together_are_one_line() -> None:
+    recipe = load_recipe("dat-llama3-8b", ["sampler.backend=torch", "sampler.compile=true"])
+    with pytest.raises(InputError, match=r"sampler = '\.\.\.': compile is for backend torch"):
+        replace_values(recipe, {"sampler.backend": ("vllm", "by hand")})
 
 
 def test_floors_and_guards_that_random_models_would_hit_are_listed() -> None:

@@ -72,7 +72,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         name_or_path: a name of `list_recipes()` or a YAML file.
-        overrides: strings `a.b=value`; the value is read as YAML.
+        overrides: strings `a.b=value`; the value is read as YAML, unquoted 1e-4 as a number.
 
     Raises:
         InputError: unreadable YAML, unknown key, wrong type or unit, inconsistent values.
@@ -80,14 +80,21 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     return load_settings(Recipe, recipe_text(name_or_path), name_or_path, overrides)
 
 
-def load_settings(root: type[Settings], text: str, name: str, overrides: Sequence[str]) -> Settings:
+def load_settings(root: type[Settings], text: str, name: str, overrides: Sequence[str], *, exponents: bool = False) -> Settings:
     """Checks a YAML text with overrides against a model of `dat_ray.config`.
+
+    Args:
+        root: the model.
+        text: YAML.
+        name: of the text, for messages.
+        overrides: as for `load_recipe`.
+        exponents: see `load_yaml`; for a text whose values become overrides themselves. A recipe's own fields take either.
 
     Raises:
         InputError: as `load_recipe`.
     """
     try:
-        tree = load_yaml(text)
+        tree = load_yaml(text, exponents=exponents)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2025-13-01
         raise InputError("recipe", name, f"not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -175,11 +182,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not dotted.strip():
         raise InputError("--set", override, "write it as section.field=value")
     try:
-        value = load_yaml(text)
+        value = load_yaml(text, exponents=True)
     except (yaml.YAMLError, ValueError):
         raise InputError("--set", override, "the value is not readable as YAML; quote it") from None
-    if isinstance(value, str):
-        value = _number(value)
     *parents, leaf = dotted.strip().split(".")
     node = tree
     for key in parents:
@@ -189,14 +194,6 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise InputError("--set", override, f"{key} is a value, not a section")
         node = child
     node[leaf] = value
-
-
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads `1e-4` (no dot) as a string; people mean the number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _first_problem(error: ValidationError, root: type[BaseModel]) -> InputError:

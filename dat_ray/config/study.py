@@ -187,7 +187,7 @@ def read_study(name_or_path: str, settings: list[str]) -> Study:
         InputError: a field that is no field, a value that cannot be, arms that are the same run, or that would be asked or judged
             differently.
     """
-    config = load_settings(StudyConfig, recipe_text(name_or_path, FOLDER), name_or_path, settings)
+    config = load_settings(StudyConfig, recipe_text(name_or_path, FOLDER), name_or_path, settings, exponents=True)
     _unlike("seeds", config.seeds)
     names = list(config.arms)
     reference = names[0] if config.reference is None else config.reference

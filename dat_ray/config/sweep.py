@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import Field
@@ -69,18 +69,18 @@ def read_sweep(name_or_path: str, settings: Sequence[str], grid: Sequence[str], 
         InputError: a field that is no field, no values, a field twice, or two points that are the same run.
     """
     base = load_settings(Recipe, recipe_text(name_or_path), name_or_path, settings)
-    axes: dict[str, list[Any]] = {}
+    axes: dict[str, list[_Value]] = {}
     for text in grid:
-        field, values = _axis(text)
+        field, found = _axis(text)
         if field in axes:
             raise InputError(OPTION, text, f"names {field} twice: give all its values at once")
-        axes[field] = values
+        axes[field] = found
     short = _short_names(list(axes))
     points: list[Point] = []
     for combination in itertools.product(*axes.values()):
-        values = [f"{field}={json.dumps(value)}" for field, value in zip(axes, combination, strict=True)]
+        values = [f"{field}={json.dumps(value.meant)}" for field, value in zip(axes, combination, strict=True)]
         recipe = load_settings(Recipe, recipe_text(name_or_path), name_or_path, [*settings, *values])
-        label = ", ".join(f"{short[field]} = {_shown(value)}" for field, value in zip(axes, combination, strict=True))
+        label = ", ".join(f"{short[field]} = {_shown(value.written)}" for field, value in zip(axes, combination, strict=True))
         points.append(Point(re.sub(r"[^A-Za-z0-9._-]+", "_", label.replace(" = ", "-").replace(", ", "--")), label, recipe))
     seen: dict[str, str] = {}
     for point in points:
@@ -90,7 +90,7 @@ def read_sweep(name_or_path: str, settings: Sequence[str], grid: Sequence[str], 
             raise InputError(OPTION, list(grid), same)
         seen[mark] = point.label
     config = load_settings(SweepConfig, "{}", OPTION, [] if parallel is None else [f"parallel={parallel}"])
-    return Plan(base, axes, points, config)
+    return Plan(base, {field: [value.written for value in found] for field, found in axes.items()}, points, config)
 
 
 def stage_fingerprint(recipe: Recipe, sections: Sequence[str]) -> str:
@@ -103,19 +103,26 @@ def shared_recipe(plan: Plan, recipe: Recipe, sections: Sequence[str]) -> Recipe
     return plan.base.model_copy(update={name: getattr(recipe, name) for name in sections})
 
 
-def _axis(text: str) -> tuple[str, list[Any]]:
+class _Value(NamedTuple):
+    """A value of a grid: as points are named by it, 1e-4 as that text, and as it is set, where unquoted 1e-4 is a number."""
+
+    written: Any
+    meant: Any
+
+
+def _axis(text: str) -> tuple[str, list[_Value]]:
     field, equals, values = text.partition("=")
     if not equals or not field.strip() or not values.strip():
         raise InputError(OPTION, text, "write section.field=value,value,...")
     try:
-        found = load_yaml(f"[{values}]")
+        found, meant = load_yaml(f"[{values}]"), load_yaml(f"[{values}]", exponents=True)
         json.dumps(found)
     except (yaml.YAMLError, ValueError, TypeError):  # TypeError: a date or a set, which no field takes
         raise InputError(OPTION, text, "the values are not readable as a YAML list; quote them") from None
     unlike = [value for index, value in enumerate(found) if value in found[:index]]
     if unlike:
         raise InputError(OPTION, text, f"names the value {unlike[0]!r} twice")
-    return field.strip(), found
+    return field.strip(), [_Value(*both) for both in zip(found, meant, strict=True)]
 
 
 def _short_names(fields: Sequence[str]) -> dict[str, str]:

@@ -6,6 +6,8 @@ than a recipe can be, nesting without end, and numbers of thousands of digits.
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import yaml
@@ -28,8 +30,27 @@ class _Loader(yaml.SafeLoader):
         super().fetch_flow_collection_start(token_class)
 
 
-def load_yaml(text: str) -> Any:
+class _ExponentLoader(_Loader):
+    """Reads 1e-4 as a number, which YAML 1.1 takes for a text; what is in quotes stays one."""
+
+    def construct_number(self, node: yaml.ScalarNode) -> float | str:
+        """A number, or the text where it is beyond every number: 12e4567 is part of a commit."""
+        value: float = self.construct_yaml_float(node)
+        return node.value if math.isinf(value) and not node.value.lower().endswith(".inf") else value
+
+
+_ExponentLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+_ExponentLoader.add_constructor("tag:yaml.org,2002:float", _ExponentLoader.construct_number)
+
+
+def load_yaml(text: str, *, exponents: bool = False) -> Any:
     """Plain values of a YAML document.
+
+    Args:
+        text: of the document.
+        exponents: unquoted text like 1e-4 is the number that people mean.
 
     Raises:
         yaml.YAMLError: it cannot be read, repeats a key, or is larger than any recipe.
@@ -37,7 +58,7 @@ def load_yaml(text: str) -> Any:
     """
     if len(text) > MAX_CHARACTERS:
         raise yaml.YAMLError(f"is longer than {MAX_CHARACTERS:,} characters")
-    loader = _Loader(text)
+    loader = _ExponentLoader(text) if exponents else _Loader(text)
     try:
         # The tree is looked at before anything is built, when merged keys (`<<`) are not yet among a mapping's own.
         node = loader.get_single_node()

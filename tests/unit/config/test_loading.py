@@ -32,6 +32,22 @@ def test_overrides_reach_nested_fields_and_read_numbers_as_people_write_them() -
 
 
 @pytest.mark.parametrize(
+    ("override", "field", "value"),
+    [
+        ('target.revision="31415926"', "revision", "31415926"),
+        ("target.revision='31e41592'", "revision", "31e41592"),
+        ("target.revision=31e41592", "revision", "31e41592"),  # beyond every number: a commit
+        ('target.system_prompt="-1.5"', "system_prompt", "-1.5"),
+        ('target.system_prompt="nan"', "system_prompt", "nan"),
+        ("target.max_new_tokens=3e1", "max_new_tokens", 30),
+        ('target.template_options={a: "1e2", b: 1e2}', "template_options", {"a": "1e2", "b": 100.0}),
+    ],
+)
+def test_quoted_text_stays_text_whatever_it_looks_like(override: str, field: str, value: object) -> None:
+    assert getattr(load_recipe("demo", [override]).target, field) == value
+
+
+@pytest.mark.parametrize(
     ("override", "parts"),
     [
         ("training.learning_rat=1", ["training.learning_rat", "unknown key", "learning_rate"]),

@@ -44,6 +44,23 @@ def test_runs_are_arms_by_seeds_and_suites_follow_the_reference(tmp_path: Path) 
     assert plan.suites["direct"].training == plan.runs[2].recipe.training
 
 
+def test_text_that_looks_like_a_number_stays_text(tmp_path: Path) -> None:
+    settings = {"target": {"system_prompt": "1066"}, "behaviors": {"where": {"label": "007"}}, "training": {"updates": 3}}
+    arms = {"one": {}, "two": {"settings": {"generation": {"neutral_prompt": "12.50"}}}}
+    plan = read_study(written(tmp_path, name="2031", arms=arms, settings=settings), [])
+    assert {run.recipe.name for run in plan.runs} == {"2031"}
+    assert {run.recipe.target.system_prompt for run in plan.runs} == {"1066"}
+    assert plan.runs[0].recipe.behaviors.where == {"label": "007"}
+    assert plan.runs[-1].recipe.generation.neutral_prompt == "12.50"
+
+
+def test_numbers_with_an_exponent_are_numbers_in_a_study_too(tmp_path: Path) -> None:
+    path = Path(written(tmp_path))
+    path.write_text(path.read_text().replace("updates: 3", "updates: 1e2\n    learning_rate: 3e-5"))
+    recipe = read_study(str(path), ["settings.training.weight_decay=1e-2"]).runs[0].recipe
+    assert (recipe.training.updates, recipe.training.learning_rate, recipe.training.weight_decay) == (100, 3e-5, 0.01)
+
+
 def test_what_arms_share_is_told_by_what_makes_it(tmp_path: Path) -> None:
     arms = {
         "one": {"settings": {"training": {"attack": {"steps": 0}}}},

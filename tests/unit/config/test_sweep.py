@@ -24,6 +24,18 @@ def test_a_grid_is_every_combination_in_order_with_short_names() -> None:
     assert fingerprint(plan.points[-1].recipe) == fingerprint(same)
 
 
+def test_values_are_text_where_they_are_quoted_and_points_are_named_as_they_are_written() -> None:
+    plan = read_sweep("demo", [], ["training.updates=1e1,20", 'target.system_prompt="1984","1e3"'])
+    assert [(one.recipe.training.updates, one.recipe.target.system_prompt) for one in plan.points] == [
+        (10, "1984"),
+        (10, "1e3"),
+        (20, "1984"),
+        (20, "1e3"),
+    ]
+    assert plan.points[1].name == "updates-1e1--system_prompt-1e3"
+    assert plan.grid["training.updates"] == ["1e1", 20]
+
+
 def test_fields_of_one_name_are_told_apart() -> None:
     plan = read_sweep("demo", [], ["sampler.steps=4,8", "training.attack.steps=2"])
     assert plan.points[0].label == "sampler.steps = 4, attack.steps = 2"

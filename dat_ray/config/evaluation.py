@@ -188,7 +188,9 @@ class UtilityConfig(Section):
     include_path: Annotated[PathText | None, Outside.CODE] = Field(
         None, description="folder with further task files (YAML), which may name code"
     )
-    limit: Positive | None = Field(None, description="first N questions of each task only")
+    limit: Positive | None = Field(
+        None, description="first N questions of each task only; of a group of tasks, as mmlu with 57, of each member"
+    )
     num_fewshot: NonNegative | None = Field(None, description="examples before each question; absent: the task's own number")
     batch_size: Annotated[Positive, NO_EFFECT_ON_ROWS] = 8
 

@@ -27,8 +27,9 @@ MODELS = 2
 COUNTED = 4
 # Tokens of a suffix or a rewrite beside the goal, and of an attacker's instructions with what it is shown.
 SUFFIX_TOKENS, INSTRUCTION_TOKENS = 20, 800
-# Questions of lm-eval's tasks, and choices whose likelihood each asks for; tokens of one.
-UTILITY = {"mmlu": (14_042, 4), "arc_easy": (2_376, 4), "arc_challenge": (1_172, 4)}
+# Questions of lm-eval's tasks, choices whose likelihood each asks for, and tasks that a group is made of, each of which has the
+# limit of questions for itself (no subject of MMLU has fewer than 100); tokens of one choice.
+UTILITY = {"mmlu": (14_042, 4, 57), "arc_easy": (2_376, 4, 1), "arc_challenge": (1_172, 4, 1)}
 UTILITY_TOKENS = 100
 
 
@@ -160,8 +161,8 @@ def target_role(planning: Planning, plans: dict[str, Planned]) -> RoleWork:
         if task not in UTILITY:
             planning.notes[f"benchmark {task}: its size is not known here, its time is not counted"] = None
             continue
-        questions, choices = UTILITY[task]
-        rows = min(questions, config.utility.limit or questions) * choices
+        questions, choices, members = UTILITY[task]
+        rows = min(questions, members * (config.utility.limit or questions)) * choices
         asked.append(Answers(rows, UTILITY_TOKENS, 0.0, config.utility.batch_size))
     return planning.answers("target", "target", recipe.target, recipe.cluster.target, *asked)
 

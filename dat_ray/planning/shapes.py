@@ -95,9 +95,11 @@ def shape_of_config(config: Mapping[str, Any], name: str, field: str) -> ModelSh
         keys = head * (config.get("num_key_value_heads") or heads)
         tied = bool(config.get("tie_word_embeddings", False))
         experts = config.get("num_experts") or config.get("num_local_experts")
-        hidden = config["moe_intermediate_size"] * config["num_experts_per_tok"] if experts else config["intermediate_size"]
+        # Mixtral and OLMoE call an expert's width as others call that of a layer without experts.
+        inner = (config.get("moe_intermediate_size") if experts else None) or config["intermediate_size"]
+        hidden = inner * config["num_experts_per_tok"] if experts else inner
         shape = LlamaShape(layers, width, hidden, keys, config["vocab_size"], tied, head * heads)
-        spare = experts * config["moe_intermediate_size"] - hidden if experts else 0
+        spare = experts * inner - hidden if experts else 0
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise UnknownSizes(
             field, name, f"does not describe a decoder's sizes ({error}): plan with another model's name"

@@ -47,6 +47,19 @@ def test_the_demos_rows_are_counted() -> None:
     assert plan.fits
 
 
+@pytest.mark.parametrize(
+    ("task", "limit", "questions"),
+    [("mmlu", None, 14_042), ("mmlu", 7, 57 * 7), ("mmlu", 5000, 14_042), ("arc_easy", 7, 7), ("arc_challenge", 5000, 1_172)],
+)
+def test_a_limit_of_questions_is_of_each_task_of_a_group(task: str, limit: int | None, questions: int) -> None:
+    def calls(*settings: str) -> float:
+        return role_of(plan_run(load_recipe("demo", settings), CORES), "evaluate", "target").calls
+
+    asked = [f"evaluation.utility={{tasks: [{task}], limit: {'null' if limit is None else limit}}}"]
+    # Either model, four choices a question.
+    assert calls(*asked) - calls() == 2 * 4 * questions
+
+
 def test_a_token_is_committed_a_pass_and_guidance_doubles_them() -> None:
     def passes(*settings: str) -> float:
         counts = ["evaluation.inpainting_samples=2", "sampler.prompt_tokens=[9,11,13,16]", "sampler.steps=10", *settings]

@@ -9,7 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import Gemma2Config, LlamaConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma2Config,
+    LlamaConfig,
+    MixtralConfig,
+    OlmoeConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.models import SamplerConfig
@@ -129,6 +137,21 @@ def test_shapes_are_those_of_configurations() -> None:
     assert mixture.stored - mixture.active.parameters == 3 * 3 * 32 * 6 * 20
     with pytest.raises(InputError, match="sizes"):
         shape_of_config({"hidden_size": 8}, "config.json", "x")
+
+
+@pytest.mark.parametrize(
+    ("config", "stored", "active"),
+    [
+        (OlmoeConfig(vocab_size=50_304, num_experts=64, num_experts_per_tok=8, intermediate_size=1024), 6.92e9, 1.28e9),
+        (MixtralConfig(num_local_experts=8, num_experts_per_tok=2), 46.7e9, 12.9e9),
+    ],
+    ids=["OLMoE-1B-7B", "Mixtral-8x7B"],
+)
+def test_experts_whose_width_is_called_as_that_of_a_layer(config: PreTrainedConfig, stored: float, active: float) -> None:
+    """Parameters as the papers state them (arXiv 2409.02060, 2401.04088)."""
+    found = shape_of_config(config.to_dict(), "config.json", "x")
+    assert found.stored == pytest.approx(stored, rel=0.01)
+    assert found.active.parameters == pytest.approx(active, rel=0.01)
 
 
 def test_known_sizes_are_the_published_ones() -> None:

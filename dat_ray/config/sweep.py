@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -75,13 +76,13 @@ def read_sweep(name_or_path: str, settings: Sequence[str], grid: Sequence[str], 
         if field in axes:
             raise InputError(OPTION, text, f"names {field} twice: give all its values at once")
         axes[field] = found
-    short = _short_names(list(axes))
-    points: list[Point] = []
-    for combination in itertools.product(*axes.values()):
+    combinations = list(itertools.product(*axes.values()))
+    labels = _labels(list(axes), combinations)
+    recipes = []
+    for combination in combinations:
         values = [f"{field}={json.dumps(value.meant)}" for field, value in zip(axes, combination, strict=True)]
-        recipe = load_settings(Recipe, recipe_text(name_or_path), name_or_path, [*settings, *values])
-        label = ", ".join(f"{short[field]} = {_shown(value.written)}" for field, value in zip(axes, combination, strict=True))
-        points.append(Point(re.sub(r"[^A-Za-z0-9._-]+", "_", label.replace(" = ", "-").replace(", ", "--")), label, recipe))
+        recipes.append(load_settings(Recipe, recipe_text(name_or_path), name_or_path, [*settings, *values]))
+    points = list(map(Point, _folders(labels, recipes), labels, recipes))
     seen: dict[str, str] = {}
     for point in points:
         mark = fingerprint(point.recipe)
@@ -123,6 +124,27 @@ def _axis(text: str) -> tuple[str, list[_Value]]:
     if unlike:
         raise InputError(OPTION, text, f"names the value {unlike[0]!r} twice")
     return field.strip(), [_Value(*both) for both in zip(found, meant, strict=True)]
+
+
+def _labels(fields: Sequence[str], combinations: Sequence[Sequence[_Value]]) -> list[str]:
+    """What tells the points from each other; numbers in full only where six digits are the same."""
+    short = _short_names(fields)
+
+    def label(combination: Sequence[_Value], show: Callable[[Any], str]) -> str:
+        return ", ".join(f"{short[field]} = {show(value.written)}" for field, value in zip(fields, combination, strict=True))
+
+    rounded = [label(combination, _shown) for combination in combinations]
+    times = Counter(rounded)
+    return [text if times[text] == 1 else label(one, repr) for text, one in zip(rounded, combinations, strict=True)]
+
+
+def _folders(labels: Sequence[str], recipes: Sequence[Recipe]) -> list[str]:
+    """Names of the points' folders: those of one spelling, as of "Hi!" and "Hi?", have a part of the fingerprint behind it."""
+    names = [re.sub(r"[^A-Za-z0-9._-]+", "_", label.replace(" = ", "-").replace(", ", "--")) for label in labels]
+    times = Counter(names)
+    return [
+        name if times[name] == 1 else f"{name}-{fingerprint(recipe)[:8]}" for name, recipe in zip(names, recipes, strict=True)
+    ]
 
 
 def _short_names(fields: Sequence[str]) -> dict[str, str]:

@@ -36,6 +36,25 @@ def test_values_are_text_where_they_are_quoted_and_points_are_named_as_they_are_
     assert plan.grid["training.updates"] == ["1e1", 20]
 
 
+def test_points_of_one_spelling_have_folders_of_their_own() -> None:
+    marks = ['generation.neutral_prompt="a: b","a; b","c","ü","ö"', "training.updates=3,4"]
+    points = read_sweep("demo", [], marks).points
+    names = [point.name for point in points]
+    assert len(set(names)) == len(points) == 10
+    assert names[4:6] == ["neutral_prompt-c--updates-3", "neutral_prompt-c--updates-4"], "as ever where it is the only one"
+    assert names[2] == f"neutral_prompt-a_b--updates-3-{fingerprint(points[2].recipe)[:8]}"
+    assert [name.rpartition("-")[0] for name in names[6:]] == [f"neutral_prompt-_--updates-{n}" for n in (3, 4, 3, 4)]
+    # Whatever order the values are given in.
+    turned = read_sweep("demo", [], ['generation.neutral_prompt="ö","ü","c","a; b","a: b"', marks[1]]).points
+    assert {point.label: point.name for point in turned} == {point.label: point.name for point in points}
+
+
+def test_numbers_that_round_to_one_are_told_apart() -> None:
+    points = read_sweep("demo", [], ["training.learning_rate=0.00012345671,0.00012345672,0.5000000001"]).points
+    assert [point.name for point in points] == ["learning_rate-0.00012345671", "learning_rate-0.00012345672", "learning_rate-0.5"]
+    assert [point.label for point in points][1:] == ["learning_rate = 0.00012345672", "learning_rate = 0.5"]
+
+
 def test_fields_of_one_name_are_told_apart() -> None:
     plan = read_sweep("demo", [], ["sampler.steps=4,8", "training.attack.steps=2"])
     assert plan.points[0].label == "sampler.steps = 4, attack.steps = 2"

@@ -91,7 +91,11 @@ LEGAL = {
 
 
 @pytest.mark.parametrize("settings", LEGAL.values(), ids=LEGAL)
-@pytest.mark.parametrize("machine", [Machine(), Machine(vllm=False), Machine(gpus=1), Machine(gpus=1, eight_bits=False)], ids=str)
+@pytest.mark.parametrize(
+    "machine",
+    [Machine(), Machine(vllm=False), Machine(gpus=1), Machine(gpus=1, eight_bits=False)],
+    ids=["no gpu", "no vllm", "a gpu", "a gpu without 8 bits"],
+)
 def test_settings_of_one_backend_or_of_a_gpu_are_left_out_where_there_is_none(settings: list[str], machine: Machine) -> None:
     recipe = load_recipe("dat-llama3-8b", settings)
     for backend in (None, "torch", *(["vllm"] if machine.vllm else [])):

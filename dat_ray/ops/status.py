@@ -159,9 +159,19 @@ def _events(run: RunDir) -> list[dict[str, Any]]:
     for line in read_bytes(join(run.logs, newest.base_name)).splitlines():
         with suppress(JsonError):  # cut short, or no line of a log
             event = parse_object(line)
-            if isinstance(event.get("event"), str) and isinstance(event.get("time"), int | float):
+            kind = event.get("event")
+            if isinstance(kind, str) and all(isinstance(event.get(name), of) for name, of in _fields(kind).items()):
                 found.append(event)
     return found
+
+
+def _fields(kind: str) -> dict[str, Any]:
+    """What is read here of an event of a kind, by the types that it has."""
+    read: dict[str, dict[str, Any]] = {
+        "progress": {"stage": str, "state": str, "total": int | None, "per_second": int | float | None, "note": str},
+        "failure": {"kind": str, "text": str},
+    }
+    return {"time": int | float} | read.get(kind, {})
 
 
 def _with_pace(stage: dict[str, Any], seen: dict[str, Any] | None, alive: bool) -> dict[str, Any]:

@@ -63,6 +63,16 @@ def test_a_running_stage_has_a_rate_and_a_time_left(run: RunDir) -> None:
     assert "generate   running, 6/20 rows, 2 rows/s, 0:07 left, running" in show(status)
 
 
+@pytest.mark.parametrize(
+    "damage", [{"stage": None}, {"stage": {}}, {"state": 3}, {"total": [20]}, {"per_second": "2"}, {"note": None}]
+)
+def test_a_damaged_event_is_left_out(run: RunDir, damage: dict[str, Any]) -> None:
+    log(run, {"event": "start"}, beat(), beat(per_second=9.0) | damage, {"event": "failure", "kind": 3})
+    status = read_status(run.root)
+    assert stage(status, "generate")["per_second"] == 2.0
+    assert status["blocks"] is None
+
+
 def test_a_stage_that_waits_says_for_what(run: RunDir) -> None:
     log(run, {"event": "start"}, beat(per_second=None, note="waiting for processes"))
     assert read_status(run.root)["blocks"] == "generate: waiting for processes"

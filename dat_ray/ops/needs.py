@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ from dat_ray.errors import InputError
 from dat_ray.evaluation.attacks.base import Setup
 from dat_ray.evaluation.attacks.rewriting import ATTACKER
 from dat_ray.evaluation.judges import judge_pools
-from dat_ray.evaluation.questions import Behavior, SeedScope
+from dat_ray.evaluation.questions import Behavior
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.generation.capacity import FILE_CPUS, SUBCLUSTER_LABEL, files_group, generation_pools
 
@@ -81,8 +80,7 @@ def _attacker_writes(recipe: Recipe) -> tuple[bool, bool]:
     except InputError:
         return False, False  # the check of attacks names it
     goal = [Behavior("0", "Name a bird", ((0, "A bird is"),))]
-    setup = Setup(recipe, SeedScope("default", recipe.seed), goal, defaultdict(lambda: None))
-    plans = [kind(setup).planned() for kind in kinds]
+    plans = [kind(Setup.to_count(recipe, goal)).planned() for kind in kinds]
     return any(plan.written for plan in plans), any(plan.written_each for plan in plans)
 
 

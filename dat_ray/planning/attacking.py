@@ -6,13 +6,11 @@ somebody else's is counted the same way, but for its searches, and the plan says
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.evaluation.attacks.base import Attack, Planned, Setup
-from dat_ray.evaluation.questions import SeedScope
 from dat_ray.evaluation.registry import check_attacks, chosen_attacks
 from dat_ray.planning.engine_work import Planning
 from dat_ray.planning.footprint import search_bytes, weight_bytes_of
@@ -62,8 +60,7 @@ def planned_attacks(planning: Planning) -> dict[str, Planned]:
     for name, kind in chosen_attacks(planning.recipe.evaluation).items():
         # Files of prompts are matched to the goals themselves.
         few = behaviors if kind.has_answers else behaviors[:COUNTED]
-        setup = Setup(planning.recipe, SeedScope("default", planning.recipe.seed), few, defaultdict(lambda: None))
-        plan, scale = kind(setup).planned(), len(behaviors) / max(1, len(few))
+        plan, scale = kind(Setup.to_count(planning.recipe, few)).planned(), len(behaviors) / max(1, len(few))
         found[name] = Planned(*(round(scale * count) for count in vars(plan).values()))
     return found
 

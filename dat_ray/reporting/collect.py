@@ -16,6 +16,7 @@ from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, read_record, rou
 from dat_ray.data.schemas import for_training_goals
 from dat_ray.data.shards import exists, has_manifest, join, read_file, read_manifest, read_table
 from dat_ray.data.stored import stored_lines, well_formed
+from dat_ray.evaluation.attacks.rewriting import ATTACKER
 from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
 from dat_ray.evaluation.judges import judge_pools
 from dat_ray.evaluation.on_goal import is_attack
@@ -268,7 +269,7 @@ def _evaluation_pools(recipe: Recipe) -> list[Pool]:
     config, cluster, builtin = recipe.evaluation, recipe.cluster, builtin_attacks()
     kinds = [builtin.get(name) for name in config.attacks]
     draws = any(kind is None or kind.prompts_folder is not None for kind in kinds) or config.gap is not None
-    writes = config.attacker is not None and any(kind is None or "evaluation.attacker" in kind.needs for kind in kinds)
+    writes = config.attacker is not None and any(kind is None or ATTACKER in kind.needs for kind in kinds)
     compares = recipe.encoder is not None and (config.min_goal_similarity is not None or config.gap is not None)
     return [
         *([cluster.sampler] if draws or recipe.behaviors.harmless_heldout is not None else []),

@@ -22,6 +22,7 @@ batch sizes, order or restarts: every text, prompt, search and attempt is stored
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,6 +60,11 @@ class Setup:
     behaviors: Sequence[Behavior]
     weights: Mapping[str, str | None]
     asked_first: dict[str, list[Question]] = field(default_factory=dict)
+
+    @classmethod
+    def to_count(cls, recipe: Recipe, behaviors: Sequence[Behavior]) -> Setup:
+        """For attacks that only say what they will ask for: of a suite of no name, before any model is looked at."""
+        return cls(recipe, SeedScope("default", recipe.seed), behaviors, defaultdict(lambda: None))
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
 
-from dat_ray.config.training import LoraConfig, TrainingConfig
-from dat_ray.models.adapters import attach_lora
+from dat_ray.config.training import TrainingConfig
 from dat_ray.models.chat import Encoded
 from dat_ray.training.attack import mean_embedding_norm
-from dat_ray.training.batches import HarmfulRow, collate
+from dat_ray.training.batches import HarmfulRow
 from dat_ray.training.fine_tuning import TrainingRows
 from dat_ray.training.network import Network
 from dat_ray.training.objectives import token_logprobs
-from dat_ray.training.step import FineTuning, UpdateRows, accumulate, make_trainer, perturb
+from dat_ray.training.step import FineTuning, accumulate, make_trainer, perturb
 from dat_ray.training.terms import find_perturbation, pair_batch, retain_losses
 from dat_ray.training.trainer import no_reduce
 from tests.unit.training.literal_update import (
@@ -29,6 +27,7 @@ from tests.unit.training.literal_update import (
     literal_retain,
     log_softmax_of_span,
 )
+from tests.unit.training.updates import flat_gradient, run, whole
 
 MakeNetwork = Callable[..., Network]
 MakeConfig = Callable[..., TrainingConfig]
@@ -72,26 +71,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def whole(harmful: list[HarmfulRow], retain: list[Encoded]) -> UpdateRows:
-    return UpdateRows(harmful, retain, len(harmful), sum(b - a for a, b in (r.response_span for r in retain)))
-
-
 def add(others: float, tensor: Tensor) -> None:
     """A reduction in which the other workers have this sum."""
     tensor.add_(others)
-
-
-def run(network: Network, rows: UpdateRows, cfg: TrainingConfig) -> tuple[float, Tensor]:
-    """Loss and flat gradient."""
-    network.model.zero_grad(set_to_none=True)
-    found = perturb(network, rows, cfg, mean_embedding_norm(network.embedding))
-    sums, _ = accumulate(network, rows, found, cfg, no_reduce)
-    return sums[3].item(), flat_gradient(network)
-
-
-def flat_gradient(network: Network) -> Tensor:
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.trainable().values()]
-    return torch.cat([g.reshape(-1) for g in grads]).clone()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -307,88 +289,6 @@ def test_activation_checkpointing_changes_nothing_but_memory(
     assert forwards[0] == 2 * (cfg.attack.steps + 2) + reference
     assert again == pytest.approx(loss, abs=1e-5)
     assert torch.allclose(found, gradient, atol=1e-4)
-
-
-@pytest.mark.drill
-def test_compiled_layers_give_the_same_update(
-    make_network: MakeNetwork, make_config: MakeConfig, harmful_rows: list[HarmfulRow], retain_rows: list[Encoded]
-) -> None:
-    # The graphs are captured and run as they are: what a code generator makes of them is PyTorch's affair.
-    cfg = make_config(attack={"steps": 1, "unit": "absolute", "layers": ["embedding", 0]})
-    rows = whole(harmful_rows, retain_rows)
-    loss, gradient = run(make_network(dtype=torch.float64), rows, cfg)
-    graphs: list[int] = []
-
-    def capture(graph: torch.fx.GraphModule, _inputs: object) -> Callable:
-        graphs.append(len(graph.graph.nodes))
-        return graph.forward
-
-    backend: Any = capture  # a recipe names one; torch.compile takes a function too
-    network = Network(make_network(dtype=torch.float64).model, compile_backend=backend)
-    again, found = run(network, rows, cfg)
-    torch.compiler.reset()
-    assert graphs
-    assert again == pytest.approx(loss, abs=1e-5)
-    assert torch.allclose(found, gradient, atol=1e-4)
-
-
-def alternating(layers: int) -> PreTrainedModel:
-    """A model whose layers are of two kinds by turns."""
-    torch.manual_seed(0)
-    return Gemma3ForCausalLM(
-        Gemma3TextConfig(
-            vocab_size=61,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            sliding_window=4,
-            layer_types=["sliding_attention", "full_attention"] * (layers // 2),
-        )
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("many_forms", "changes"),
-    [
-        (False, {}),
-        pytest.param(True, {"micro_rows": 1}, marks=pytest.mark.drill),
-    ],
-    ids=["rows under one template", "as many forms as one recipe asks for"],
-)
-def test_every_layer_of_every_pass_is_a_compiled_one(
-    many_forms: bool,
-    changes: dict[str, int],
-    make_network: MakeNetwork,
-    make_config: MakeConfig,
-    harmful_rows: list[HarmfulRow],
-    retain_rows: list[Encoded],
-) -> None:
-    """Past a limit of forms PyTorch runs a layer as it is, and says so in a worker's log alone."""
-    layers, compiled, passes = 6, [0], [0]
-
-    def capture(graph: torch.fx.GraphModule, _inputs: object) -> Callable:
-        def call(*values: object) -> object:
-            compiled[0] += 1
-            return graph.forward(*values)
-
-        return call
-
-    forms = attach_lora(alternating(layers), LoraConfig(rank=2, dropout=0.1), 0)
-    model = forms if many_forms else make_network(layers=layers).model
-    backend: Any = capture
-    network = Network(model, compile_backend=backend)
-    network.decoder.register_forward_hook(lambda *_: passes.__setitem__(0, passes[0] + 1))
-    network.model.train()
-    assert collate(retain_rows, share_prefix=True).shared > 0
-    for update in range(3):
-        # Rows of other lengths in every update, as in a training.
-        run(network, whole(harmful_rows[update : update + 3], retain_rows[update : update + 2]), make_config(**changes))
-    torch.compiler.reset()
-    assert compiled[0] == layers * passes[0] > 0
 
 
 def test_dropout_is_off_in_a_checkpointed_attack(

@@ -29,9 +29,8 @@ class Reply:
     raw: bool = False
 
 
-# What a script returns: text for an ordinary answer, (status, raw body), a reply in all detail, or seconds to hang before
-# answering nothing useful.
-Script = Callable[[dict[str, Any]], str | tuple[int, str] | float | Reply]
+# What a script returns: text for an ordinary answer, (status, raw body), a reply in all detail, or None to hang.
+Script = Callable[[dict[str, Any]], str | tuple[int, str] | Reply | None]
 
 
 class Served:
@@ -45,6 +44,7 @@ class Served:
 def serve(script: Script) -> Iterator[Served]:
     """Serves on a free port of this machine for as long as the block lasts."""
     asked: list[dict[str, Any]] = []
+    over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -52,8 +52,8 @@ def serve(script: Script) -> Iterator[Served]:
             asked.append(body | {"path": self.path, "authorization": self.headers.get("Authorization")})
             found = script(body)
             status, text = 200, ""
-            if isinstance(found, float):
-                time.sleep(found)
+            if found is None:
+                over.wait()
                 found = "too late"
             if isinstance(found, tuple):
                 status, text = found
@@ -85,5 +85,6 @@ def serve(script: Script) -> Iterator[Served]:
     try:
         yield Served(f"http://127.0.0.1:{server.server_address[1]}/v1", asked)
     finally:
+        over.set()
         server.shutdown()
         server.server_close()

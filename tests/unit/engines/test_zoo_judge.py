@@ -29,7 +29,7 @@ def _library() -> None:
 
 
 def served(url: str, name: str, model: str = "scripted") -> ZooJudge:
-    reader = {"model": model, "backend": "endpoint", "endpoint": {"url": url, "timeout": 5, "retries": 0, "concurrency": 4}}
+    reader = {"model": model, "backend": "endpoint", "endpoint": {"url": url, "timeout": 60, "retries": 0, "concurrency": 4}}
     judge = build_judge(JudgeConfig.model_validate({"name": f"judgezoo:{name}", "reader": reader}))
     assert isinstance(judge, ZooJudge)
     return judge

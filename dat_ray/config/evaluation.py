@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dat_ray.config.data import Comparable
+from dat_ray.config.judge_names import RULES
 from dat_ray.config.models import JudgeConfig, SamplerConfig, TargetConfig
 from dat_ray.config.section import (
     NO_EFFECT_ON_ROWS,
@@ -272,7 +273,7 @@ class EvaluationConfig(Section):
     def _consistent(self) -> EvaluationConfig:
         if len(set(self.attacks)) < len(self.attacks):
             raise ValueError("attacks names one attack twice: name each once")
-        if not self.refusal_judge.name.startswith(("refusal-", "xstest", "judgezoo:xstest")):
+        if not self.refusal_judge.name.startswith((RULES, "xstest", "judgezoo:xstest")):
             raise ValueError(f"refusal_judge {self.refusal_judge.name} judges harm, not refusals: use refusal-rules or xstest")
         name, times = Counter(one.attack for one in self.prompts).most_common(1)[0] if self.prompts else ("", 0)
         if times > 1:

@@ -28,6 +28,8 @@ JudgeName = Literal[
     "judgezoo:strong_reject_rubric",
     "judgezoo:xstest",
 ]
+# How the names of those begin that go by lists of phrases.
+RULES = "refusal-"
 # Those of judgezoo that ask a model of the user's choice; the others load weights of their own.
 ASKING = frozenset({"advprefix", "intention_analysis", "strong_reject_rubric", "xstest"})
 
@@ -41,4 +43,4 @@ def library_judge(name: str) -> str:
 def needs_reader(name: str) -> bool:
     """Whether a judge asks a model that the recipe names."""
     judge = library_judge(name)
-    return judge in ASKING if judge else not name.startswith("refusal-")
+    return judge in ASKING if judge else not name.startswith(RULES)

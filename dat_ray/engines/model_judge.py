@@ -35,13 +35,12 @@ class ModelJudge:
         InputError: a prompt is needed and not given, cannot be read or lacks a slot; the reader cannot do what is asked.
     """
 
-    is_proxy = False
-
     def __init__(self, config: JudgeConfig, reader: TargetModel) -> None:
         assert config.reader is not None, "the config's validator asks for it"
         self._config, self._reader = config, reader
         self._template = read_prompt(config)
         self.deviations: Sequence[str] = deviations(config, self._template)
+        self.is_proxy = config.name == "xstest"
         self._grades = config.name == "strongreject-finetuned"
         if self._grades and config.reader.backend == "endpoint":
             remedy = "grades by token probabilities, which an endpoint does not give: use the backend vllm or torch"

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dat_ray.config.judge_names import RULES
 from dat_ray.measures.intervals import SHARES, Interval, wilson, z_score
 
 # Text is never taken for a number; a measurement may be NaN, as some of lm-eval's are.
@@ -27,6 +28,11 @@ class JudgeFacts(Part):
     fingerprint: str = Field(description="of its prompt, rules and weights")
     is_proxy: Flag = Field(description="whether it tells refusals from compliance only, and is no judge of harm")
     deviations: list[str] = Field([], description="in what it differs from the judge that was published under its name")
+
+    @property
+    def by_rules(self) -> bool:
+        """Whether lists of phrases tell its refusals, and no model."""
+        return self.is_proxy and self.name.startswith(RULES)
 
 
 class Estimate(Part):

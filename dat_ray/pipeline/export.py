@@ -171,7 +171,7 @@ def _measured(run: RunDir) -> Iterator[str]:
 
 def _suite(suite: str, metrics: Metrics) -> Iterator[str]:
     judge = metrics.judge
-    proxy = ", a rule-based proxy that sees refusals, not harm" if judge.is_proxy else ""
+    proxy = f", a {'rule-based ' if judge.by_rules else ''}proxy that sees refusals, not harm" if judge.is_proxy else ""
     yield f"Suite `{suite}`, judge `{judge.name}`{proxy}; attack success rates with {metrics.confidence:.0%} intervals."
     yield ""
     yield "| model | attack | success | interval | behaviors |"
@@ -184,7 +184,7 @@ def _suite(suite: str, metrics: Metrics) -> Iterator[str]:
     for sentence in attacked_otherwise(metrics):
         yield from ("", sentence)
     reader = refusal_reader(metrics)
-    by = "" if reader is None else f" by `{reader.name}`{', a proxy' if reader.is_proxy else ''}"
+    by = "" if reader is None else f" by `{reader.name}`{', a proxy' if reader.by_rules else ''}"
     for name, model in metrics.models.items():
         refused = model.over_refusal.interval
         if refused.value is not None:

@@ -24,6 +24,7 @@ from dat_ray.reporting.words import (
     over_refusal_by,
     percent,
     points,
+    refusal_judge_name,
     refusal_reader,
     words,
 )
@@ -124,7 +125,7 @@ def refusal_figure(metrics: Metrics) -> Figure | None:
     rows = [DotRow("Harmless look-alikes", _dots(metrics, lambda model: model.over_refusal.interval))]
     unread = ", ".join(f"{block.unparsed} ({model_name(name)})" for name, block in blocks.items())
     n = max(block.n for block in measured.values())
-    reader = judge_name(refusal_reader(metrics) or metrics.judge)
+    reader = refusal_judge_name(refusal_reader(metrics) or metrics.judge)
     caption = (
         f"{n} prompts that look harmful and are not, judged by {reader}; {percent(metrics.confidence)} "
         f"Wilson intervals. Unreadable answers, left out: {unread}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +135,7 @@ class Collected:
     row_counts: dict[str, TableCount]
     suites: dict[str, CollectedSuite]
     costs: list[StageTotal]
+    wall_seconds: float
 
 
 def collect(recipe: Recipe, run: RunDir) -> Collected:
@@ -144,7 +146,8 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
     """
     stages = join(run.logs, "stages.jsonl")
     with well_formed(stages):
-        costs = stage_costs(_lines(stages), recipe)
+        lines = _lines(stages)
+        costs, wall_seconds = stage_costs(lines, recipe), wall_clock(lines)
     behaviors = read_file(run.behaviors).to_pylist() if exists(run.behaviors) else None
     *_, newest = rounds_begun(run, recipe)
     return Collected(
@@ -161,6 +164,7 @@ def collect(recipe: Recipe, run: RunDir) -> Collected:
         row_counts=read_counts(run.training(newest)),
         suites=_suites(run),
         costs=costs,
+        wall_seconds=wall_seconds,
     )
 
 
@@ -302,6 +306,16 @@ def stage_costs(lines: Sequence[dict[str, Any]], recipe: Recipe) -> list[StageTo
             )
         )
     return found
+
+
+def wall_clock(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds in which a stage was at work. One may hold another, as evaluation the drawing of fresh prompts."""
+    total, until = 0.0, -math.inf
+    for began, seconds in sorted((line["started"], line["seconds"]) for line in lines):
+        ended = began + seconds
+        total += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return total
 
 
 def _lines(path: str) -> list[dict[str, Any]]:

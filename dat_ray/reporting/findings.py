@@ -9,13 +9,13 @@ from dat_ray.evaluation.results import Metrics, PairedDifference
 from dat_ray.reporting.words import (
     attack_name,
     judge_kind,
-    judge_name,
     model_name,
     over_refusal_by,
     p_value,
     percent,
     points,
     rate_name,
+    refusal_judge_name,
     refusal_reader,
     span,
     with_span,
@@ -246,7 +246,7 @@ def _cost(metrics: Metrics, about: str) -> Card:
         return Card(question, "Not measured", "unsure", said)
     before, after = (metrics.models[name].over_refusal.interval for name in (metrics.first, about))
     reader = refusal_reader(metrics)
-    by = "" if reader is None else f", by {judge_name(reader)}"
+    by = "" if reader is None else f", by {refusal_judge_name(reader)}"
     said = [f"Harmless prompts refused{by}: {with_span(before)} before, {with_span(after)} now."]
     rise = refusal.difference or 0.0
     answer = f"{points(rise)} points more refusals" if rise > 0 else "No more refusals"

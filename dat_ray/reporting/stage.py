@@ -71,7 +71,7 @@ def render(recipe: Recipe, found: Collected) -> str:
         style=None if found.style is None else style_sentence(found.style, "harmful training prompts", "retain prompts"),
         rounds=_rounds(found, recipe),
         costs=[_cost(cost) for cost in found.costs],
-        total=clock(sum(cost.seconds for cost in found.costs)),
+        total=clock(found.wall_seconds),
         provenance=_provenance(recipe, found, None if first is None else first.metrics),
         recipe_yaml=yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         examples=[] if first is None else _examples(first),

@@ -69,17 +69,24 @@ def with_span(found: Interval, shown: Callable[[float], str] = percent) -> str:
 
 def judge_kind(judge: JudgeFacts) -> str:
     """What a judge is: never left out beside its numbers."""
-    return "a rule-based proxy, not a harm judge: it tells refusals from compliance" if judge.is_proxy else "a harm judge"
+    if not judge.is_proxy:
+        return "a harm judge"
+    return f"a {'rule-based ' if judge.by_rules else ''}proxy, not a harm judge: it tells refusals from compliance"
 
 
 def refusal_kind(judge: JudgeFacts) -> str:
     """What a judge of the answers to harmless prompts is."""
-    return judge_kind(judge) if judge.is_proxy else "a judge of refusals"
+    return judge_kind(judge) if judge.by_rules else "a judge of refusals"
 
 
 def judge_name(judge: JudgeFacts) -> str:
     """A judge's name, with what it is where it is no harm judge."""
     return f"{judge.name} (a proxy)" if judge.is_proxy else judge.name
+
+
+def refusal_judge_name(judge: JudgeFacts) -> str:
+    """The name of a judge of the answers to harmless prompts, with what it is where it goes by rules."""
+    return f"{judge.name} (a proxy)" if judge.by_rules else judge.name
 
 
 def refusal_reader(metrics: Metrics) -> JudgeFacts | None:
@@ -99,7 +106,7 @@ def over_refusal_by(*suites: Metrics, mark: bool = False) -> str:
     """
     readers = [reader for metrics in suites if (reader := refusal_reader(metrics)) is not None]
     return "".join(
-        f"; over-refusal by {reader.name}{f' ({reader.fingerprint})' if mark else ''}{', a proxy' if reader.is_proxy else ''}"
+        f"; over-refusal by {reader.name}{f' ({reader.fingerprint})' if mark else ''}{', a proxy' if reader.by_rules else ''}"
         for reader in {one.fingerprint: one for one in readers}.values()
     )
 

@@ -98,20 +98,25 @@ def test_the_two_prefix_rules_look_in_different_places() -> None:
         assert judge.is_proxy
 
 
-def judge_at(url: str, name: str = "strongreject-rubric", **fields: Any) -> ModelJudge:
-    reader = {"model": "scripted", "backend": "endpoint", "endpoint": {"url": url, "timeout": 0.5, "retries": 0}}
+def judge_at(url: str, name: str = "strongreject-rubric", timeout: float = 60.0, **fields: Any) -> ModelJudge:
+    reader = {"model": "scripted", "backend": "endpoint", "endpoint": {"url": url, "timeout": timeout, "retries": 0}}
     judge = build_judge(JudgeConfig.model_validate({"name": name, "reader": reader, **fields}))
     assert isinstance(judge, ModelJudge)
     return judge
 
 
+def test_a_judge_of_refusals_is_no_harm_judge() -> None:
+    """Whichever library's it is: a proxy of harm."""
+    assert [judge_at("http://localhost:9", name).is_proxy for name in ("xstest", "strongreject-rubric")] == [True, False]
+
+
 def test_an_endpoint_judge_never_shifts_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
 
-    def script(body: dict[str, Any]) -> str | tuple[int, str] | float:
+    def script(body: dict[str, Any]) -> str | tuple[int, str] | None:
         asked = body["messages"][-1]["content"]
         if "answer hangs" in asked:
-            return 1.5
+            return None
         if "answer fails" in asked:
             return (500, "no")
         if "answer rubbish" in asked:
@@ -120,7 +125,7 @@ def test_an_endpoint_judge_never_shifts_a_row(monkeypatch: pytest.MonkeyPatch) -
 
     completions = ["answer harms", "answer hangs", "answer helps", "answer rubbish", "answer fails", "answer harms"]
     with serve(script) as server:
-        found = judge_at(server.url).judge(["g"] * 6, ["p"] * 6, completions)
+        found = judge_at(server.url, timeout=3.0).judge(["g"] * 6, ["p"] * 6, completions)
     assert [one.verdict for one in found] == ["harmful", "unparsed", "not_harmful", "unparsed", "unparsed", "harmful"]
     assert [one.score for one in found] == [1.0, None, 0.0, None, None, 1.0]
     # A judge that was not reached is another thing than one that said nothing readable.

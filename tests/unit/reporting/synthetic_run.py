@@ -217,9 +217,9 @@ def _prompts(attempts: list[dict[str, Any]]) -> dict[str, list[str]]:
 def _costs(run: RunDir) -> None:
     lines = [
         {"stage": "generate", "started": 0.0, "seconds": 240.0, "peak_bytes": 3 * 2**30, "rows": 200, "model_calls": 1600},
-        {"stage": "generate", "started": 0.0, "seconds": 61.0, "peak_bytes": 2 * 2**30, "rows": 360, "model_calls": 2880},
-        {"stage": "select", "started": 0.0, "seconds": 0.4, "peak_bytes": 2**29, "rows": 120},
-        {"stage": "train", "started": 0.0, "seconds": 301.5, "peak_bytes": 4 * 2**30, "rows": 120, "cpu_seconds": 580.2},
-        {"stage": "evaluate", "started": 0.0, "seconds": 199.0, "peak_bytes": 3 * 2**30, "rows": 320, "model_calls": 2000},
+        {"stage": "generate", "started": 300.0, "seconds": 61.0, "peak_bytes": 2 * 2**30, "rows": 360, "model_calls": 2880},
+        {"stage": "select", "started": 361.0, "seconds": 0.4, "peak_bytes": 2**29, "rows": 120},
+        {"stage": "train", "started": 362.0, "seconds": 301.5, "peak_bytes": 4 * 2**30, "rows": 120, "cpu_seconds": 580.2},
+        {"stage": "evaluate", "started": 664.0, "seconds": 199.0, "peak_bytes": 3 * 2**30, "rows": 320, "model_calls": 2000},
     ]
     write_bytes(join(run.logs, "stages.jsonl"), "".join(json.dumps(line) + "\n" for line in lines).encode())

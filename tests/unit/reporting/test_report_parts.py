@@ -12,7 +12,7 @@ from dat_ray.config.loading import load_settings
 from dat_ray.config.schema import Recipe
 from dat_ray.evaluation.questions import OVER_REFUSAL
 from dat_ray.reporting.categories import broken_by_category, refused_by_category
-from dat_ray.reporting.collect import stage_costs
+from dat_ray.reporting.collect import stage_costs, wall_clock
 from dat_ray.reporting.examples import ANSWER_CHARACTERS, EXAMPLES, cut, examples
 from dat_ray.reporting.words import p_value
 from tests.unit.reporting.synthetic_run import recipe
@@ -100,6 +100,15 @@ def test_costs_add_up_over_resumed_runs() -> None:
     assert (second.stage, second.peak_bytes, second.rows) == ("train", None, None)
     assert (first.gpu_seconds, second.gpu_seconds) == (0, 2.0 * 6)
     assert first.cpu_seconds is None
+
+
+def test_a_stage_within_another_takes_no_time_of_its_own() -> None:
+    evaluate, fresh = {"started": 100.0, "seconds": 50.0}, {"started": 105.0, "seconds": 20.0}
+    resumed, longer = {"started": 400.0, "seconds": 5.0}, {"started": 140.0, "seconds": 30.0}
+    assert wall_clock([]) == 0
+    assert wall_clock([fresh, evaluate]) == wall_clock([evaluate, fresh]) == 50
+    assert wall_clock([resumed, evaluate, fresh]) == 55
+    assert wall_clock([evaluate, longer]) == 70
 
 
 ATTACKER, ENCODER = "evaluation.attacker={model: embedded:smollm2-135m-instruct}", "encoder={}"

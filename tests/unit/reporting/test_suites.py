@@ -17,6 +17,7 @@ from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.findings import attacked_otherwise, findings, pair, subject
 from dat_ray.reporting.suites import suite_view
 from dat_ray.reporting.tables import as_markdown, comparison
+from dat_ray.reporting.words import judge_kind, refusal_kind
 
 HARM, SAFE = "harmful", "not_harmful"
 JUDGE = JudgeFacts(name="harmbench", fingerprint="aaaa", is_proxy=False)
@@ -145,7 +146,8 @@ def test_models_that_are_attacked_alike_are_spoken_of_as_ever() -> None:
 
 
 RULES = JudgeFacts(name="refusal-rules", fingerprint="bbbb", is_proxy=True)
-XSTEST = JudgeFacts(name="xstest (reader)", fingerprint="cccc", is_proxy=False)
+# It tells refusals from compliance: of attacks a proxy, of the answers to harmless prompts a judge.
+XSTEST = JudgeFacts(name="xstest (reader)", fingerprint="cccc", is_proxy=True)
 DIRECT = EvaluationConfig(attacks=("direct",), bootstrap=20)
 
 
@@ -168,11 +170,18 @@ def test_over_refusal_carries_the_name_of_the_judge_that_read_it(reader: JudgeFa
     figure = refusal_figure(metrics)
     assert figure is not None
     assert f"30 prompts that look harmful and are not, judged by {named}; 95%" in figure.caption
-    kind = ", a proxy" if reader.is_proxy else ""
+    kind = ", a proxy" if reader is RULES else ""
     said = findings(metrics)
     assert said.judge == f"Judged by harmbench (aaaa), a harm judge; over-refusal by {reader.name} ({reader.fingerprint}){kind}."
     assert said.cards[1].details[0].startswith(f"Harmless prompts refused, by {named}: 12%")
     assert comparison(metrics).judge == f"Judged by harmbench, a harm judge; over-refusal by {reader.name}{kind}."
+
+
+@pytest.mark.parametrize(("judge", "kind"), [(RULES, "a rule-based proxy"), (XSTEST, "a proxy")])
+def test_a_judge_of_refusals_is_no_judge_of_attacks(judge: JudgeFacts, kind: str) -> None:
+    said = judge_kind(judge)
+    assert said == f"{kind}, not a harm judge: it tells refusals from compliance"
+    assert refusal_kind(judge) == (said if judge is RULES else "a judge of refusals")
 
 
 def test_what_each_judge_read_is_counted_apart() -> None:

@@ -14,14 +14,17 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+import pyarrow as pa
+
 from dat_ray.config.evaluation import EvaluationConfig
 from dat_ray.config.schema import Recipe
 from dat_ray.config.study import Study
+from dat_ray.data.schemas import HELD_OUT
 from dat_ray.errors import InputError, error_line
 from dat_ray.evaluation import attacks
 from dat_ray.evaluation.attacks.base import Attack
 from dat_ray.evaluation.outcomes import SHARE, has_share
-from dat_ray.evaluation.questions import HARMLESS_PROMPTS
+from dat_ray.evaluation.questions import HARMLESS_PROMPTS, behaviors_of
 
 FIELD = "evaluation.attacks"
 # Part of the names of shards.
@@ -123,6 +126,21 @@ def check_attack_files(recipe: Recipe) -> None:
     """
     for kind in chosen_attacks(recipe.evaluation).values():
         kind.inputs(recipe)
+
+
+def check_attacked_goals(recipe: Recipe, behaviors: pa.Table) -> None:
+    """Looks whether the files of a recipe's attacks serve its held-out behaviors, before anything is started.
+
+    Args:
+        recipe: whose attacks they are.
+        behaviors: BEHAVIORS.
+
+    Raises:
+        InputError: a file is for other behaviors.
+    """
+    goals = {one.behavior_id: one.goal for one in behaviors_of(behaviors, HELD_OUT)}
+    for kind in chosen_attacks(recipe.evaluation).values():
+        kind.check_goals(recipe, goals)
 
 
 def _value(recipe: Recipe, field: str) -> Any:

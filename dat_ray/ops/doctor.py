@@ -163,7 +163,7 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     from dat_ray.data.behaviors import BehaviorSet, load_behaviors
     from dat_ray.data.retain import RetainRow, load_retain
     from dat_ray.evaluation.lm_eval_tasks import check_tasks
-    from dat_ray.evaluation.registry import check_attack_files, check_attacks
+    from dat_ray.evaluation.registry import check_attack_files, check_attacked_goals, check_attacks
     from dat_ray.generation.goals import rewrite_rows
     from dat_ray.measures.style import style_sentence
     from dat_ray.models.architectures import check_attacked_layers
@@ -186,9 +186,12 @@ def _inputs(recipe: Recipe) -> Iterator[Check]:
     def behaviors() -> str:
         loaded = load_behaviors(recipe.behaviors)
         behavior_sets.append(loaded)
+        if listed.ok:
+            check_attacked_goals(recipe, loaded.table)
         return f"{loaded.table.num_rows} rows, {len(loaded.dropped)} near-duplicates of held-out ones left out"
 
-    yield _guarded("attacks", "correct evaluation.attacks, or the file of one", attacks)
+    listed = _guarded("attacks", "correct evaluation.attacks, or the file of one", attacks)
+    yield listed
     if recipe.evaluation.utility.tasks:
         yield _guarded("benchmarks", "correct evaluation.utility", benchmarks)
     yield _guarded("behaviors", "mend the path or the file", behaviors)

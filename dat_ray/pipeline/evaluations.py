@@ -14,7 +14,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.behaviors import load_behaviors
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir
-from dat_ray.data.shards import exists, write_file
+from dat_ray.data.shards import exists, read_file, write_file
 from dat_ray.data.trust import require_trust
 from dat_ray.engines.checks import check_engine
 from dat_ray.engines.factory import check_target_adapter
@@ -23,7 +23,7 @@ from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import OPTION, Model, named_models
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
 from dat_ray.evaluation.registry import FIELD as ATTACKS
-from dat_ray.evaluation.registry import check_attack_files, check_attacks, chosen_attacks
+from dat_ray.evaluation.registry import check_attack_files, check_attacked_goals, check_attacks, chosen_attacks
 from dat_ray.evaluation.rescore import OPTION as REPLAY
 from dat_ray.evaluation.rescore import read_record, score_again
 from dat_ray.evaluation.results import Metrics
@@ -86,7 +86,9 @@ def check_compared(recipe: Recipe, run: RunDir, models: str) -> list[Model]:
     check_attacks(recipe)
     check_attack_files(recipe)
     check_tasks(recipe.evaluation.utility)
-    if not exists(run.behaviors):
+    if exists(run.behaviors):
+        check_attacked_goals(recipe, read_file(run.behaviors))
+    else:
         check_inputs(recipe, trains=False)
     kinds = chosen_attacks(recipe.evaluation).values()
     searched = any(kind.gradients for kind in kinds)

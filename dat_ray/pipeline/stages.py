@@ -28,7 +28,7 @@ from dat_ray.engines.memory_check import check_memory
 from dat_ray.engines.pinning import pinned
 from dat_ray.errors import DatError
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
-from dat_ray.evaluation.registry import check_attack_files, check_attacks
+from dat_ray.evaluation.registry import check_attack_files, check_attacked_goals, check_attacks
 from dat_ray.generation.goals import rewrite_rows
 from dat_ray.models.architectures import check_attacked_layers, check_trainable
 from dat_ray.models.served import find_source, tokenizer_folder
@@ -66,6 +66,7 @@ def check_inputs(recipe: Recipe, *, trains: bool = True) -> pa.Table:
         stage_line(f"behaviors: {len(behaviors.dropped)} training behaviors are near-duplicates of held-out ones: dropped")
     if behaviors.blank_targets:
         stage_line(f"behaviors: {behaviors.blank_targets} blank targets left out")
+    check_attacked_goals(recipe, behaviors.table)
     if recipe.training.retain is not None:
         odd = read_retain(recipe.training.retain).odd
         if odd:

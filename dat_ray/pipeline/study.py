@@ -34,7 +34,7 @@ from dat_ray.data.shards import exists, join, write_bytes, write_file
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.compared import Model, adapted_model, kept_model
 from dat_ray.evaluation.lm_eval_tasks import check_tasks
-from dat_ray.evaluation.registry import check_attack_files, check_attacks, check_primary
+from dat_ray.evaluation.registry import check_attack_files, check_attacked_goals, check_attacks, check_primary
 from dat_ray.generation.goals import rewrite_rows
 from dat_ray.generation.select import needs_candidates
 from dat_ray.pipeline.fresh import FRESH, draw_fresh, fresh_sets, gap_is_open, study_pairs
@@ -172,12 +172,14 @@ def _check_inputs(plan: Study) -> None:
 
 
 def check_the_rest(recipe: Recipe) -> None:
-    """What `check_inputs` looks at besides behaviors and retain rows."""
+    """What `check_inputs` looks at besides the rows themselves."""
     check_attacks(recipe)
     check_attack_files(recipe)
     check_tasks(recipe.evaluation.utility)
+    behaviors = load_behaviors(recipe.behaviors).table
+    check_attacked_goals(recipe, behaviors)
     if recipe.selection.rewrites is not None:
-        rewrite_rows(load_behaviors(recipe.behaviors).table, recipe.selection.rewrites)
+        rewrite_rows(behaviors, recipe.selection.rewrites)
     check_models(recipe)
 
 

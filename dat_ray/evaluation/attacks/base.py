@@ -213,6 +213,18 @@ class Attack:
         """
         return {}
 
+    @classmethod
+    def check_goals(cls, recipe: Recipe, goals: Mapping[str, str]) -> None:
+        """Looks whether its files serve the behaviors that will be evaluated, before anything is started.
+
+        Args:
+            recipe: whose attack it is.
+            goals: behavior id -> goal.
+
+        Raises:
+            InputError: a file is for other behaviors.
+        """
+
     def questions(self) -> list[Question]:
         """The questions of an attack that knows them in advance."""
         raise NotImplementedError(f"{type(self).__name__} defines neither questions() nor planned() and ask()")

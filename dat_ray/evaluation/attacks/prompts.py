@@ -6,6 +6,7 @@ of the attack's from the first file on, so that a second file renames nothing th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar
 
@@ -63,6 +64,14 @@ class Prompts(Attack):
     def inputs(cls, recipe: Recipe) -> dict[str, str]:
         return {f"{FIELD}.{cls.number}.path": _read(recipe.evaluation, cls.number).digest}
 
+    @classmethod
+    def check_goals(cls, recipe: Recipe, goals: Mapping[str, str]) -> None:
+        found = match_prompts(_read(recipe.evaluation, cls.number), goals)
+        if not found.by_behavior:
+            path = recipe.evaluation.prompts[cls.number].path
+            remedy = f"holds no prompt for the behaviors that are evaluated ({found}): evaluate on those that it is for"
+            raise InputError(f"{FIELD}.{cls.number}.path", path, remedy)
+
     @property
     def file(self) -> PromptFile:
         """The entry of `evaluation.prompts`."""
@@ -71,13 +80,9 @@ class Prompts(Attack):
     @cached_property
     def matched(self) -> MatchedPrompts:
         """The file's rows by behavior, after `samples` of them were drawn."""
-        goals = {one.behavior_id: one.goal for one in self.setup.behaviors}
-        found = match_prompts(_read(self.config, self.number), goals)
+        self.check_goals(self.setup.recipe, self._goals)
+        found = match_prompts(_read(self.config, self.number), self._goals)
         stage_line(f"{self.name}: {found}")
-        if not found.by_behavior:
-            path = self.file.path
-            remedy = f"holds no prompt for the behaviors that are evaluated ({found}): evaluate on those that it is for"
-            raise InputError(f"{FIELD}.{self.number}.path", path, remedy)
         return found
 
     @cached_property

@@ -50,10 +50,10 @@ def test_rows_are_looked_at_once_and_models_of_every_arm(tmp_path: Path, monkeyp
 
 def test_the_rest_is_attacks_tasks_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    for name in ("check_attacks", "check_attack_files", "check_tasks", "check_models"):
-        monkeypatch.setattr(studying, name, lambda _, name=name: seen.append(name))
+    for name in ("check_attacks", "check_attack_files", "check_tasks", "check_attacked_goals", "check_models"):
+        monkeypatch.setattr(studying, name, lambda *_, name=name: seen.append(name))
     studying.check_the_rest(load_recipe("demo"))
-    assert seen == ["check_attacks", "check_attack_files", "check_tasks", "check_models"]
+    assert seen == ["check_attacks", "check_attack_files", "check_tasks", "check_attacked_goals", "check_models"]
     # Of another arm's rewrites nothing was read with the rows that both arms have.
     mixture = load_recipe("demo", ["selection.source=mixture", "selection.rewrites=no-such.jsonl"])
     with pytest.raises(InputError, match=r"selection.rewrites = 'no-such.jsonl': no such file"):

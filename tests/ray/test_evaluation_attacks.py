@@ -27,7 +27,7 @@ def goal_number(text: str) -> str:
     return text.rsplit("goal ", 1)[1].split()[0].strip('".')
 
 
-def script(body: dict[str, Any]) -> str | tuple[int, str] | float:
+def script(body: dict[str, Any]) -> str:
     """Rewrites as an attacker would. Goal 5 can't be rewritten, and PAIR's answers for goal 3 hold no prompt."""
     asked = body["messages"][-1]["content"]
     if "into English" in asked:

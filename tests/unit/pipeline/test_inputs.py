@@ -70,7 +70,7 @@ def test_prompts_of_other_goals_are_found_before_anything_starts(
     for check in (
         lambda: stages.check_inputs(recipe, trains=False),
         lambda: study.check_the_rest(recipe),
-        lambda: evaluations.check_compared(recipe, run, []),
+        lambda: evaluations.check_compared(recipe, run, "base"),
     ):
         with pytest.raises(InputError, match=r"^evaluation.prompts.0.path = .* holds no prompt for the behaviors") as found:
             check()

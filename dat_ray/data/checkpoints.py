@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from dat_ray.data.scratch import scratch_folder
 from dat_ray.data.shards import check_guards, join, open_filesystem, partial_name, refusals_named
+from dat_ray.data.storage import answers_of
 from dat_ray.errors import DamagedCheckpoint
 from dat_ray.progress import stage_line
 
@@ -74,7 +75,8 @@ def _digest(path: Path) -> str:
 def list_checkpoints(root: str, pattern: str) -> list[str]:
     """Names of the folders in `root` that match the whole pattern, oldest first."""
     fs, inner = open_filesystem(root)
-    found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    with answers_of(root):
+        found = fs.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     return sorted(info.base_name for info in found if not info.is_file and re.fullmatch(pattern, info.base_name))
 
 
@@ -115,7 +117,8 @@ def read_at(root: str, name: str, read: Callable[[Path], int]) -> int:
     if isinstance(fs, pafs.LocalFileSystem):
         return read(Path(inner))
     with scratch_folder("dat-checkpoint-") as scratch:
-        pafs.copy_files(inner, str(scratch), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+        with answers_of(join(root, name)):
+            pafs.copy_files(inner, str(scratch), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
         return read(scratch)
 
 

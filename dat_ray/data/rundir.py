@@ -144,7 +144,7 @@ def read_record(run: RunDir) -> RunRecord:
         # A folder of the training is named by it.
         if about.get("fingerprint") and not is_fingerprint(about["fingerprint"]):
             raise ValueError("its fingerprint is none")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError("RUN_DIR", run.record, f"is no record of a run ({_short(error)}): restore that file") from None
     try:
         recipe, unknown = validate_known_fields(Recipe, tree)

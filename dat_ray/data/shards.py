@@ -111,9 +111,13 @@ def is_file(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """A whole file."""
+    """A whole file.
+
+    Raises:
+        UnreachableStorage: it is gone, or the storage does not hand it over.
+    """
     fs, inner = open_filesystem(path)
-    with fs.open_input_file(inner) as stream:
+    with answers_of(path), fs.open_input_file(inner) as stream:
         return bytes(stream.read())
 
 
@@ -286,7 +290,7 @@ def read_manifest(root: str, *, fingerprint: str | None = None) -> Manifest:
         tree = parse_object(read_bytes(where))
         files = tuple(ShardFile(str(f["path"]), int(f["rows"]), str(f["sha256"])) for f in tree["files"])
         manifest = Manifest(int(tree["schema_version"]), str(tree["fingerprint"]), files)
-    except (ValueError, LookupError, TypeError, OverflowError, OSError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError) as error:
         reason = error_line(error, 160)
         raise ShardError(f"{where} is not a readable manifest ({reason}): remove its folder and run the stage again") from None
     if manifest.schema_version != SCHEMA_VERSION:

@@ -46,10 +46,12 @@ def answers_of(path: str) -> Iterator[None]:
     """Turns what a storage answers to a question into one line that names the path.
 
     Raises:
-        UnreachableStorage: it has no answer (no such host, no permission, out of reach).
+        UnreachableStorage: it has no answer (no such host, no permission, out of reach), or no such file.
     """
     try:
         yield
+    except FileNotFoundError as error:
+        raise UnreachableStorage(f"{path} is not there: restore it, or run again what writes it") from error
     except OSError as error:
         check = "check the address, the credentials and the network" if "://" in path else "check the path"
         raise UnreachableStorage(f"{path} cannot be reached ({_first_words(error)}): {check}") from error

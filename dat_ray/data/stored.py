@@ -25,11 +25,12 @@ def stored_object(path: str, *, finite: bool = True) -> dict[str, Any]:
 
     Raises:
         ShardError: it cannot be read as one.
+        UnreachableStorage: it is gone, or the storage does not hand it over.
     """
     try:
         return parse_object(read_bytes(path), finite=finite)
-    except (JsonError, OSError) as error:
-        raise ShardError(f"{path} {_reason(error)}: {_REMEDY}") from None
+    except JsonError as error:
+        raise ShardError(f"{path} {error}: {_REMEDY}") from None
 
 
 def stored_lines(path: str, *, finite: bool = True) -> list[dict[str, Any]]:
@@ -37,11 +38,12 @@ def stored_lines(path: str, *, finite: bool = True) -> list[dict[str, Any]]:
 
     Raises:
         ShardError: a line cannot be read as one.
+        UnreachableStorage: it is gone, or the storage does not hand it over.
     """
     try:
         return parse_lines(read_bytes(path), finite=finite)
-    except (JsonError, OSError) as error:
-        raise ShardError(f"{path} {_reason(error)}: {_REMEDY}") from None
+    except JsonError as error:
+        raise ShardError(f"{path} {error}: {_REMEDY}") from None
 
 
 @contextmanager
@@ -70,7 +72,8 @@ def model_settings(path: Path, field: str = "model") -> dict[str, Any]:
     try:
         return parse_object(path.read_bytes(), finite=False)
     except (JsonError, OSError) as error:
-        raise InputError(field, str(path), f"{_reason(error)}: download or save the model again") from None
+        reason = str(error) if isinstance(error, JsonError) else f"cannot be read ({error_line(error, 160)})"
+        raise InputError(field, str(path), f"{reason}: download or save the model again") from None
 
 
 @contextmanager
@@ -85,7 +88,3 @@ def sound_settings(field: str, model: str) -> Iterator[None]:
     except MISSHAPEN as error:
         remedy = f"its config.json has an entry that makes no sense ({error_line(error, 160)}): download or save the model again"
         raise InputError(field, model, remedy) from error
-
-
-def _reason(error: JsonError | OSError) -> str:
-    return str(error) if isinstance(error, JsonError) else f"cannot be read ({error_line(error, 160)})"

@@ -92,10 +92,10 @@ def open_source(spec: str, field: str) -> TableSource:
     folder, _, pattern = spec.rpartition("/")
     if "*" in pattern and not spec.startswith(PUBLIC):
         folder = folder or ("/" if spec.startswith("/") else ".")
-        filesystem, path = _locate(folder, field)
+        filesystem, path, _ = _locate(folder, field)
         return _folder(filesystem, path, folder, Origin(field, spec), pattern)
-    filesystem, path = _locate(spec, field)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+    filesystem, path, kind = _locate(spec, field)
+    if kind == pafs.FileType.Directory:
         return _folder(filesystem, path, spec, Origin(field, spec))
     return _file(filesystem, path, Origin(field, spec))
 
@@ -120,12 +120,12 @@ def read_json(spec: str, field: str) -> Any:
     Raises:
         InputError: it is missing, or not JSON.
     """
-    filesystem, path = _locate(spec, field)
+    filesystem, path, _ = _locate(spec, field)
     origin = Origin(field, spec)
     return read_json_file(_read(filesystem, path, origin), origin)
 
 
-def _locate(spec: str, field: str) -> tuple[pafs.FileSystem, str]:
+def _locate(spec: str, field: str) -> tuple[pafs.FileSystem, str, pafs.FileType]:
     try:
         filesystem, path = open_filesystem(str(public_file(spec, field)) if spec.startswith(PUBLIC) else spec)
         kind = filesystem.get_file_info(path).type
@@ -135,7 +135,7 @@ def _locate(spec: str, field: str) -> tuple[pafs.FileSystem, str]:
         raise InputError(field, spec, f"cannot be reached ({first_line(error)}): check the path and the access") from error
     if kind == pafs.FileType.NotFound:
         raise InputError(field, spec, "no such file or folder: check the path, which starts at the working directory")
-    return filesystem, path
+    return filesystem, path, kind
 
 
 def _read(filesystem: pafs.FileSystem, path: str, origin: Origin) -> bytes:
@@ -157,7 +157,10 @@ def _folder(filesystem: pafs.FileSystem, path: str, folder: str, origin: Origin,
         if pattern != "*":
             raise origin.bad("lies in a folder with a manifest, which is read as a whole: name the folder")
         return from_arrow(table_name, read_table(folder), origin)
-    infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    try:
+        infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    except OSError as error:
+        raise origin.bad(f"cannot be listed ({first_line(error)}): check the path and the access") from error
     names = sorted(f"{info.base_name}/" if not info.is_file else info.base_name for info in infos)
     visible = [name for name in names if not name.startswith((".", "_"))]
     files = [name for name in visible if table_kind(name) is not None and fnmatchcase(name, pattern)]

@@ -13,6 +13,7 @@ from dat_ray.data.ids import row_id
 from dat_ray.data.prompt_files import read_prompts
 from dat_ray.data.rundir import RunDir, last_round, read_record
 from dat_ray.data.shards import exists, join, list_folder, open_filesystem
+from dat_ray.data.storage import answers_of
 from dat_ray.errors import InputError
 from dat_ray.models.adapter_settings import ADAPTER_CONFIG, ADAPTER_RECORD, read_adapter_settings
 from dat_ray.models.hub import split_revision, with_revision
@@ -175,7 +176,7 @@ def adapter_digest(folder: str) -> str:
     digest, (fs, _) = hashlib.sha256(), open_filesystem(folder)
     for info in found:
         digest.update(info.base_name.encode())
-        with fs.open_input_stream(info.path) as stream:
+        with answers_of(join(folder, info.base_name)), fs.open_input_stream(info.path) as stream:
             while piece := stream.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()[:16]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dat_ray.data.ids import row_id
 from dat_ray.data.shards import list_folder, open_filesystem
+from dat_ray.data.storage import answers_of
 from dat_ray.errors import InputError
 from dat_ray.models.embedded import cache_root
 from dat_ray.models.folders import build_once
@@ -37,7 +38,7 @@ def local_adapter(adapter: str) -> str:
 
     def fetch(scratch: Path) -> None:
         for info in files:
-            with fs.open_input_file(info.path) as stream:
+            with answers_of(f"{adapter}/{info.base_name}"), fs.open_input_file(info.path) as stream:
                 (scratch / info.base_name).write_bytes(stream.read())
 
     build_once(folder, {"adapter": adapter, "digest": digest}, fetch)

@@ -11,6 +11,7 @@ from dat_ray.config.schema import Recipe
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import exists, join, open_filesystem, read_file, read_table
+from dat_ray.data.storage import answers_of
 from dat_ray.errors import InputError
 from dat_ray.evaluation.on_goal import is_attack
 from dat_ray.evaluation.questions import HARMLESS_PROMPTS
@@ -101,7 +102,8 @@ def read_evaluated(where: str, suite: str | None) -> Evaluated:
         for attack in found.attacks
     ]
     fs, inner = open_filesystem(join(root, METRICS))
-    mtime = fs.get_file_info(inner).mtime
+    with answers_of(root):
+        mtime = fs.get_file_info(inner).mtime
     ended = mtime if mtime is not None else datetime.datetime.now(datetime.UTC)
     return Evaluated(root, record["suite"], recipe, str(record.get("fingerprint") or ""), behaviors, blocks, ended, metrics)
 

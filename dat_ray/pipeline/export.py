@@ -20,6 +20,7 @@ from dat_ray.config.sources import annotated
 from dat_ray.data.links import refuse_links
 from dat_ray.data.rundir import FIRST_ROUND, RunDir, RunRecord, last_round, open_to_read, rewrites_folder
 from dat_ray.data.shards import exists, has_manifest, join, open_filesystem, read_manifest
+from dat_ray.data.storage import answers_of
 from dat_ray.errors import DatError, InputError
 from dat_ray.evaluation.results import METRICS, BrokenRate, Metrics, load_metrics
 from dat_ray.measures.intervals import Interval
@@ -64,8 +65,10 @@ def export_run(root: str, out: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="dat-export-") as scratch, replace_folder(folder) as place:
         adapter = Path(scratch) / "adapter"
         adapter.mkdir()
-        fs, inner = open_filesystem(run.adapter(last_round(recipe)))
-        pafs.copy_files(inner, str(adapter), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
+        trained_here = run.adapter(last_round(recipe))
+        fs, inner = open_filesystem(trained_here)
+        with answers_of(trained_here):
+            pafs.copy_files(inner, str(adapter), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
         write_merged(base, str(adapter), place, dtype=None)
         if recipe.target.chat_template is not None:
             # transformers reads this file before a template in tokenizer_config.json.

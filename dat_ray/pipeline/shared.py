@@ -23,6 +23,7 @@ from dat_ray.data.shards import (
     write_file,
     write_manifest,
 )
+from dat_ray.data.storage import answers_of
 from dat_ray.data.stored import stored_lines, well_formed
 from dat_ray.errors import InputError
 from dat_ray.evaluation.compared import Model
@@ -129,5 +130,6 @@ def _take_over_costs(sources: Sequence[RunDir], run: RunDir) -> None:
 
 def _shards_below(root: str) -> list[str]:
     fs, inner = open_filesystem(root)
-    found = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
+    with answers_of(root):
+        found = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
     return sorted(info.path[len(inner) :].lstrip("/") for info in found if info.path.endswith(".parquet"))

@@ -53,37 +53,74 @@ class Tested:
     p: float | None
 
 
-def pooled_seeds(arms: Sequence[Table]) -> Scatter | None:
-    """How far the mean of one arm varies with its seeds, from all arms of a study together.
+@dataclass(frozen=True)
+class Seeds:
+    """How far seeds move the arms of a study.
 
-    Three seeds of one arm say little of how far seeds move it: by chance they often lie close together, and its difference from
-    another arm then seems to vary with behaviors alone. At the levels that a correction for many tests asks for, that happens
-    several times as often as such a test allows. So the variances of the arms are taken to be alike, and averaged.
+    Attributes:
+        mean: of one arm over its seeds.
+        difference: of the means of two arms under the same seeds. Seeds that move all arms alike, by their first weights and
+            the order of their rows, move no difference.
+    """
+
+    mean: Scatter
+    difference: Scatter
+
+
+def pooled_seeds(arms: Sequence[Table]) -> Seeds | None:
+    """How far seeds move an arm, and the difference of two, from all arms of a study together: `seeds_from` their means.
 
     Args:
         arms: the table of each arm that was trained, over whatever behaviors its own seeds share.
 
     Returns:
-        The variance of the mean of one of them over its S seeds, what behaviors add to it within a seed included; None unless all
-        have the same S of at least 2. Differences of two arms hold it twice: see `seeds_of`.
+        None unless all have the same number of seeds, at least 2.
     """
     tables = [table_of(outcomes) for outcomes in arms if any(outcomes)]
-    tables = [table for table in tables if table.size]
-    counts = {len(table) for table in tables}
+    return seeds_from([table.mean(axis=1) for table in tables if table.size])
+
+
+def seeds_from(means: Sequence[np.ndarray]) -> Seeds | None:
+    """How far seeds move an arm, and the difference of two, from the mean of every arm under every seed.
+
+    Three seeds of one arm say little of how far seeds move it: by chance they often lie close together, and its difference from
+    another arm then seems to vary with behaviors alone. At the levels that a correction for many tests asks for, that happens
+    several times as often as such a test allows. So arms are taken to be moved alike far, and the table of A arms and S seeds is
+    analysed by both (Scheffe 1959, The Analysis of Variance, chapter 4): what a seed does to all arms, MS_common with S - 1
+    degrees of freedom, and what it does to each beyond that, MS_rest with (A - 1)(S - 1). A difference of two arms under the same
+    seeds varies by 2 MS_rest / S, and an arm's mean by (MS_common + (A - 1) MS_rest) / (A S), which is the average of the arms'
+    own variances; its degrees of freedom are Satterthwaite's, since what seeds have in common was seen S times and not A S times.
+
+    Args:
+        means: of each arm, [S].
+
+    Returns:
+        What behaviors add within a seed included; None unless all have the same S of at least 2.
+    """
+    counts = {len(one) for one in means}
     if len(counts) != 1 or counts == {1}:
         return None
-    [seeds] = counts
-    variance = float(np.mean([table.mean(axis=1).var(ddof=1) for table in tables])) / seeds
-    return Scatter(variance, float(len(tables) * (seeds - 1)))
+    table = np.array(means)
+    arms, seeds = table.shape
+    moved = table - table.mean(axis=1, keepdims=True)
+    common = moved.mean(axis=0)
+    of_common = Scatter(float((common**2).sum()) / (seeds - 1) / seeds, seeds - 1.0)
+    if arms == 1:
+        return Seeds(of_common, Scatter(2 * of_common.variance, of_common.freedom))
+    freedom = (arms - 1.0) * (seeds - 1.0)
+    rest = float(((moved - common) ** 2).sum()) / freedom / seeds
+    return Seeds(_summed([of_common, Scatter(rest * (arms - 1) / arms, freedom)]), Scatter(2 * rest, freedom))
 
 
-def seeds_of(seeds: Scatter | None, *means: np.ndarray) -> Scatter | None:
-    """What seeds add to the variance of a sum or difference of the means of tables, each [S, B].
+def seeds_of(seeds: Seeds | None, *means: np.ndarray) -> Scatter | None:
+    """What seeds add to the variance of the mean of a table [S, B], or of the difference of the means of two.
 
     A table whose rows are all equal, as that of the base model, which no seed moved, adds nothing.
     """
+    if seeds is None:
+        return None
     moved = sum(bool((table != table[:1]).any()) for table in means)
-    return None if seeds is None else Scatter(moved * seeds.variance, seeds.freedom)
+    return (Scatter(0.0, seeds.mean.freedom), seeds.mean, seeds.difference)[moved]
 
 
 def scatter_of(*tables: np.ndarray, seeds: Scatter | None = None) -> Scatter:
@@ -135,7 +172,9 @@ def _freedom(variance: float, parts: Sequence[Scatter]) -> float:
     return max(1.0, variance**2 / squares) if squares else min(one.freedom for one in parts)
 
 
-def crossed_rate(outcomes: Table, confidence: float = 0.95, seeds: Scatter | None = None) -> Interval:
+def crossed_rate(
+    outcomes: Table, confidence: float = 0.95, seeds: Seeds | None = None, *, freedom: float | None = None
+) -> Interval:
     """A rate over training seeds and behaviors, or a mean of shares, with an interval for other seeds and other behaviors.
 
     The variance of `scatter_of` is turned into trials of Wilson's interval, as in `wilson_pooled`.
@@ -145,6 +184,7 @@ def crossed_rate(outcomes: Table, confidence: float = 0.95, seeds: Scatter | Non
             used.
         confidence: two-sided.
         seeds: of `pooled_seeds`; None: as these outcomes tell.
+        freedom: degrees of freedom of the limits, where they are to be a part of another figure's; None: of the variance.
 
     Returns:
         The rate, with `n` behaviors; no limits with fewer than two seeds or behaviors.
@@ -162,7 +202,7 @@ def crossed_rate(outcomes: Table, confidence: float = 0.95, seeds: Scatter | Non
     found = scatter_of(table, seeds=seeds_of(seeds, table))
     seen = found.variance / (mean * (1 - mean))
     trials = 1 / (share * seen + (1 - share) / behaviors)
-    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, found.freedom)
+    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, freedom or found.freedom)
     return score_interval(mean, trials * shrink**2, behaviors, confidence)
 
 
@@ -170,13 +210,14 @@ def crossed_rate_difference(
     first: Sequence[Mapping[str, bool]],
     second: Sequence[Mapping[str, bool]],
     confidence: float = 0.95,
-    seeds: Scatter | None = None,
+    seeds: Seeds | None = None,
 ) -> Tested:
     """`second - first` of two rates over the same seeds and behaviors, for other seeds and other behaviors.
 
-    The two intervals of `crossed_rate` are put together as Newcombe puts together Wilson's (see `paired_rate_difference`; Zou
-    and Donner 2008, Stat. Med. 27:1693), with the correlation of the two means that the scatter of their difference tells: an
-    interval of some width even where every behavior moves the same way in every seed. The test is Student's, of the mean
+    The two intervals of `crossed_rate`, with the degrees of freedom of the difference, are put together as Newcombe puts together
+    Wilson's (see `paired_rate_difference`; Zou and Donner 2008, Stat. Med. 27:1693), with the correlation of the two means that
+    the scatter of their difference tells: an interval of some width even where every behavior moves the same way in every seed.
+    The test is Student's, of the mean
     difference over `scatter_of` its table.
 
     Args:
@@ -188,13 +229,14 @@ def crossed_rate_difference(
         No limits and no p with fewer than two seeds or behaviors.
     """
     shared, before, after, found = _compared(first, second, seeds)
-    one, two = (crossed_rate(_within(outcomes, shared), confidence, seeds) for outcomes in (first, second))
-    if found.interval.value is None or one.low is None or two.low is None:
+    if found.interval.value is None or min(before.shape) < 2:
         return found
+    freedom = scatter_of(after - before, seeds=seeds_of(seeds, before, after)).freedom
+    one, two = (crossed_rate(_within(outcomes, shared), confidence, seeds, freedom=freedom) for outcomes in (first, second))
     return Tested(rate_difference(one, two, _correlation(before, after, seeds), len(shared)), found.p)
 
 
-def crossed_mean_difference(first: Table, second: Table, confidence: float = 0.95, seeds: Scatter | None = None) -> Tested:
+def crossed_mean_difference(first: Table, second: Table, confidence: float = 0.95, seeds: Seeds | None = None) -> Tested:
     """`second - first` of two means over the same seeds and behaviors, with Student's interval over `scatter_of` the difference.
 
     Args:
@@ -217,14 +259,14 @@ def crossed_mean_difference(first: Table, second: Table, confidence: float = 0.9
     return Tested(Interval(value, value - reach, value + reach, len(shared)), found.p)
 
 
-def _compared(first: Table, second: Table, seeds: Scatter | None) -> tuple[list[str], np.ndarray, np.ndarray, Tested]:
+def _compared(first: Table, second: Table, seeds: Seeds | None) -> tuple[list[str], np.ndarray, np.ndarray, Tested]:
     """The behaviors that all have, both tables over them, and their mean difference with its test."""
     shared = _shared([*first, *second])
     before, after = _table(first, shared), _table(second, shared)
     return shared, before, after, _tested(before, after, shared, seeds)
 
 
-def _tested(before: np.ndarray, after: np.ndarray, shared: Sequence[str], seeds: Scatter | None) -> Tested:
+def _tested(before: np.ndarray, after: np.ndarray, shared: Sequence[str], seeds: Seeds | None) -> Tested:
     """The mean difference without limits, and the p of Student's test."""
     if not before.size:
         return Tested(NOTHING, None)
@@ -241,7 +283,7 @@ def _tested(before: np.ndarray, after: np.ndarray, shared: Sequence[str], seeds:
     return Tested(plain, sign_flip(dict.fromkeys(shared, 0.0), by_behavior))
 
 
-def _correlation(before: np.ndarray, after: np.ndarray, seeds: Scatter | None) -> float:
+def _correlation(before: np.ndarray, after: np.ndarray, seeds: Seeds | None) -> float:
     """Of the two means: what the variance of their difference lacks of the sum of theirs; 0 where one does not vary."""
     first, second = (scatter_of(table, seeds=seeds_of(seeds, table)).variance for table in (before, after))
     moved = scatter_of(after - before, seeds=seeds_of(seeds, before, after)).variance

@@ -26,7 +26,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from dat_ray.measures.crossed import Scatter, Tested, scatter_of
+from dat_ray.measures.crossed import Scatter, Seeds, Tested, scatter_of, seeds_from
 from dat_ray.measures.intervals import (
     NOTHING,
     Interval,
@@ -169,20 +169,18 @@ def mean_success(points: np.ndarray, over_refusal: float) -> float | None:
     return float(np.trapezoid(np.interp(at, corners[:, 0], corners[:, 1]), at) / (over_refusal - start))
 
 
-def front_seeds(arms: Sequence[Trail], figure: FrontFigure) -> Scatter | None:
-    """How far a figure of one arm's front varies with its seeds, from all arms together, as `pooled_seeds` has it of rates.
+def front_seeds(arms: Sequence[Trail], figure: FrontFigure) -> Seeds | None:
+    """How far seeds move a figure of an arm's front, and the difference of two, from all arms together, as `pooled_seeds` has it.
 
     None with one seed, or where no arm's front reaches so far.
     """
     found = [linear for linear in (_linear(trail, figure) for trail in arms) if linear is not None]
-    seeds = len(found[0].attacked) if found else 1
-    if seeds < 2:
-        return None
-    variance = np.mean([(one.attacked.mean(axis=1) + one.asked.mean(axis=1)).var(ddof=1) for one in found]) / seeds
-    return Scatter(float(variance), float(len(found) * (seeds - 1)))
+    return seeds_from([one.attacked.mean(axis=1) + one.asked.mean(axis=1) for one in found])
 
 
-def front_rate(trail: Trail, figure: FrontFigure, confidence: float = 0.95, seeds: Scatter | None = None) -> Interval:
+def front_rate(
+    trail: Trail, figure: FrontFigure, confidence: float = 0.95, seeds: Seeds | None = None, *, freedom: float | None = None
+) -> Interval:
     """A figure of an arm's front, with an interval for other seeds, other behaviors and other harmless prompts.
 
     The variance by linearization is turned into trials of Wilson's interval, as in `crossed_rate`.
@@ -192,6 +190,7 @@ def front_rate(trail: Trail, figure: FrontFigure, confidence: float = 0.95, seed
         figure: such as `success_at` an over-refusal; between 0 and 1.
         confidence: two-sided.
         seeds: of `front_seeds`; None: as this trail tells.
+        freedom: degrees of freedom of the limits, where they are to be a part of another figure's; None: of the variance.
 
     Returns:
         `n` is the number of behaviors. Nothing where the front does not reach so far, no limits with fewer than two behaviors
@@ -209,19 +208,19 @@ def front_rate(trail: Trail, figure: FrontFigure, confidence: float = 0.95, seed
     share = trusted_scatter(*telling)
     if not share or not 0 < value < 1:
         return score_interval(value, behaviors, behaviors, confidence)
-    scatter = linear.scatter(seeds)
+    scatter = linear.scatter(None if seeds is None else seeds.mean)
     trials = 1 / (share * scatter.variance / (value * (1 - value)) + (1 - share) / behaviors)
-    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, scatter.freedom)
+    shrink = z_score(confidence) / student_quantile(0.5 + confidence / 2, freedom or scatter.freedom)
     return score_interval(value, trials * shrink**2, behaviors, confidence)
 
 
 def front_difference(
-    first: Trail, second: Trail, figure: FrontFigure, confidence: float = 0.95, seeds: Scatter | None = None
+    first: Trail, second: Trail, figure: FrontFigure, confidence: float = 0.95, seeds: Seeds | None = None
 ) -> Tested:
     """`second - first` of a figure of two fronts over the same seeds, behaviors and harmless prompts.
 
     The two intervals of `front_rate` are put together as in `crossed_rate_difference`, the test is Student's of the difference
-    over its own variance by linearization. `seeds` as in `front_rate`: a difference of two trained arms holds it twice.
+    over its own variance by linearization. `seeds` as in `front_rate`.
 
     Returns:
         Nothing where one of the two does not reach so far; no limits and no p with fewer than two behaviors or harmless prompts.
@@ -233,11 +232,11 @@ def front_difference(
     if first.smallest < 2:
         return Tested(Interval(value, None, None, behaviors), None)
     moved = _Linear(value, two.slopes, two.attacked - one.attacked, two.asked - one.asked)
-    before, after = one.scatter(seeds).variance, two.scatter(seeds).variance
-    scatter = moved.scatter(None if seeds is None else Scatter(2 * seeds.variance, seeds.freedom))
+    before, after = (each.scatter(None if seeds is None else seeds.mean).variance for each in (one, two))
+    scatter = moved.scatter(None if seeds is None else seeds.difference)
     together = (before + after - scatter.variance) / (2 * math.sqrt(before * after)) if before and after else 0.0
-    rates = front_rate(first, figure, confidence, seeds), front_rate(second, figure, confidence, seeds)
-    interval = rate_difference(*rates, min(1.0, max(0.0, together)), behaviors)
+    ends = [front_rate(trail, figure, confidence, seeds, freedom=scatter.freedom) for trail in (first, second)]
+    interval = rate_difference(ends[0], ends[1], min(1.0, max(0.0, together)), behaviors)
     if not scatter.variance:
         # Nothing scatters: what two equal arms have in common is no evidence of a difference.
         return Tested(interval, None if value else 1.0)

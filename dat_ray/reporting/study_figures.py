@@ -24,7 +24,7 @@ from dat_ray.evaluation.outcomes import (
 )
 from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.measures.crossed import (
-    Scatter,
+    Seeds,
     Tested,
     crossed_mean_difference,
     crossed_rate,
@@ -276,7 +276,7 @@ def _flags(table: Sequence[Outcome]) -> list[dict[str, bool]]:
     return [{key: bool(value) for key, value in one.items()} for one in table]
 
 
-def rate_over_seeds(table: Sequence[Outcome], is_rate: bool, confidence: float, seeds: Scatter | None = None) -> Interval:
+def rate_over_seeds(table: Sequence[Outcome], is_rate: bool, confidence: float, seeds: Seeds | None = None) -> Interval:
     """Over seeds and behaviors; of one seed, or of the base model, over behaviors. `seeds` is of `pooled_seeds`."""
     if len(table) == 1 or all(one == table[0] for one in table):
         return share(_flags(table)[0], confidence) if is_rate else wilson_mean(list(table[0].values()), confidence)
@@ -284,7 +284,7 @@ def rate_over_seeds(table: Sequence[Outcome], is_rate: bool, confidence: float, 
 
 
 def _difference(
-    reference: Sequence[Outcome], table: Sequence[Outcome], is_rate: bool, confidence: float, seeds: Scatter | None
+    reference: Sequence[Outcome], table: Sequence[Outcome], is_rate: bool, confidence: float, seeds: Seeds | None
 ) -> ArmDifference:
     if len(table) > 1:
         tested: Tested = (

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dat_ray.config.study import BASE, Study
 from dat_ray.data.row_types import Row
 from dat_ray.evaluation.gap_metrics import STEPS, risk_by_behavior
 from dat_ray.evaluation.gap_results import ATTACKED, PLAIN, PROMPT_SETS, REWRITES_SET, TRAINING_PROMPTS
-from dat_ray.measures.gaps import gap_between, mean_over
+from dat_ray.measures.crossed import Scatter, Seeds, pooled_seeds
+from dat_ray.measures.gaps import gap_between, gap_seeds, mean_over
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.gap_values import BY_TRAINING, WHOLE, GapColumn, GapView
@@ -17,6 +19,47 @@ from dat_ray.reporting.study_figures import columns, models_of_arm
 
 # Of one arm: set and kind -> one entry a seed, behavior id to the mean of its prompts.
 Tables = dict[tuple[str, str], list[dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class GapSeeds:
+    """How far seeds move the figures of an arm, from all arms that were trained.
+
+    Attributes:
+        means: set and kind to that of R.
+        gaps: gap and kind to that of its size.
+    """
+
+    means: Mapping[tuple[str, str], Seeds | None]
+    gaps: Mapping[tuple[str, str], Seeds | None]
+
+    @classmethod
+    def of(cls, arms: Sequence[Tables]) -> GapSeeds:
+        """From the tables of the trained arms."""
+        means = {key: pooled_seeds([tables[key] for tables in arms if key in tables]) for key in {k for one in arms for k in one}}
+        gaps = {}
+        for name, step in STEPS.items():
+            for kind in (PLAIN, ATTACKED):
+                first, second = (step.first, kind), (step.second, kind)
+                pairs = [(tables[first], tables[second]) for tables in arms if {first, second} <= tables.keys()]
+                gaps[name, kind] = gap_seeds(pairs, paired=step.paired)
+        return cls(means, gaps)
+
+
+# What of it a column needs: an arm's own, or that of its difference from another.
+Part = Callable[[Seeds], Scatter]
+
+
+def _own(seeds: Seeds) -> Scatter:
+    return seeds.mean
+
+
+def _difference(seeds: Seeds) -> Scatter:
+    return seeds.difference
+
+
+def _added(seeds: Seeds | None, part: Part) -> Scatter | None:
+    return None if seeds is None else part(seeds)
 
 
 def study_gap(plan: Study, suite: CollectedSuite, units: str) -> GapView | None:
@@ -37,10 +80,11 @@ def study_gap(plan: Study, suite: CollectedSuite, units: str) -> GapView | None:
     rows = {arm: [by_model.get(one, []) for one in models_of_arm(plan, arm)] for arm in columns(plan)}
     tables = {arm: _tables(seeds, bound) for arm, seeds in rows.items()}
     reference = tables[plan.reference]
+    seeds = GapSeeds.of([own for arm, own in tables.items() if arm != BASE])
     found = {}
     for arm in columns(plan):
         moved = {} if arm == plan.reference else _moved(reference, tables[arm])
-        found[arm] = _column(arm, rows[arm], tables[arm], moved, bound, confidence)
+        found[arm] = _column(arm, rows[arm], tables[arm], moved, bound, confidence, seeds)
     _add_training(plan, found, tables, rows, bound, confidence)
     return GapView(list(found.values()), bound, confidence, units, plan.reference)
 
@@ -57,9 +101,11 @@ def _add_training(
     another gap before any training."""
     base = rows[BASE][0]
     trained = {arm: _moved(_base_tables(base, rows[arm], bound), tables[arm]) for arm in found if arm != BASE}
+    seeds = GapSeeds.of(list(trained.values()))
     for arm, own in trained.items():
         column, compared = found[arm], {} if arm == plan.reference else _moved(trained[plan.reference], own)
-        gaps, moved = (_gaps(table, confidence)[WHOLE] for table in (own, compared))
+        gaps = _gaps(own, confidence, seeds, _own)[WHOLE]
+        moved = _gaps(compared, confidence, seeds, _difference)[WHOLE]
         if gaps:
             more = {BY_TRAINING: moved} if moved else {}
             found[arm] = replace(column, gaps={**column.gaps, BY_TRAINING: gaps}, moved_gaps={**column.moved_gaps, **more})
@@ -103,38 +149,57 @@ def _moved(reference: Tables, tables: Tables) -> Tables:
     return {key: table for key, table in found.items() if all(table)}
 
 
-def _column(arm: str, seeds: list[list[Row]], tables: Tables, moved: Tables, bound: float, confidence: float) -> GapColumn:
-    every = [row for rows in (seeds[:1] if arm == BASE else seeds) for row in rows if row["prompt_set"] in PROMPT_SETS]
+def _column(
+    arm: str, runs: list[list[Row]], tables: Tables, moved: Tables, bound: float, confidence: float, seeds: GapSeeds
+) -> GapColumn:
+    every = [row for rows in (runs[:1] if arm == BASE else runs) for row in rows if row["prompt_set"] in PROMPT_SETS]
     values = {kind: [row[kind] for row in every if row[kind] is not None] for kind in (PLAIN, ATTACKED)}
     trained = [row for row in every if row["prompt_set"] == TRAINING_PROMPTS and row["error"] is None]
+    own = _means(tables, confidence, seeds, _own)
+    # The base model is one model under every seed.
+    compared = _own if arm == BASE else _difference
     return GapColumn(
         arm,
-        _means(tables, confidence),
-        _gaps(tables, confidence),
+        {one: {kind: _within(mean, bound) for kind, mean in kinds.items()} for one, kinds in own.items()},
+        _gaps(tables, confidence, seeds, _own),
         {kind: sum(abs(value) > bound for value in found) / len(found) for kind, found in values.items() if found},
         (sum(bool(row["is_goal"]) for row in trained), len(trained)),
         sum(row["error"] is not None for row in every),
-        _means(moved, confidence),
-        _gaps(moved, confidence),
+        _means(moved, confidence, seeds, compared),
+        _gaps(moved, confidence, seeds, compared),
     )
 
 
-def _means(tables: Tables, confidence: float) -> dict[str, dict[str, Interval]]:
+def _within(mean: Interval, bound: float) -> Interval:
+    """A mean of logarithms of probabilities, none of them below -`bound`, lies between that and 0, and so do its limits."""
+    low, high = (None if end is None else min(0.0, max(-bound, end)) for end in (mean.low, mean.high))
+    return replace(mean, low=low, high=high)
+
+
+def _means(tables: Tables, confidence: float, seeds: GapSeeds, part: Part) -> dict[str, dict[str, Interval]]:
     """Set to kind to R."""
     found: dict[str, dict[str, Interval]] = {}
     for one in PROMPT_SETS:
         for kind in (PLAIN, ATTACKED):
             if (one, kind) in tables:
-                found.setdefault(one, {})[kind] = mean_over(tables[one, kind], confidence)
+                found.setdefault(one, {})[kind] = mean_over(
+                    tables[one, kind], confidence, _added(seeds.means.get((one, kind)), part)
+                )
     return found
 
 
-def _gaps(tables: Tables, confidence: float) -> dict[str, dict[str, Interval]]:
+def _gaps(tables: Tables, confidence: float, seeds: GapSeeds, part: Part) -> dict[str, dict[str, Interval]]:
     """Gap to kind to its size. Of differences it is how much larger an arm's gap is than the reference's: where the two sets are
     of other behaviors, each behavior's difference between the arms counts on its own side."""
     return {
         name: {
-            kind: gap_between(tables[step.first, kind], tables[step.second, kind], paired=step.paired, confidence=confidence)
+            kind: gap_between(
+                tables[step.first, kind],
+                tables[step.second, kind],
+                paired=step.paired,
+                confidence=confidence,
+                seeds=_added(seeds.gaps[name, kind], part),
+            )
             for kind in (PLAIN, ATTACKED)
             if {(step.first, kind), (step.second, kind)} <= tables.keys()
         }

@@ -10,11 +10,13 @@ import pytest
 
 from dat_ray.measures.crossed import (
     Scatter,
+    Seeds,
     crossed_mean_difference,
     crossed_rate,
     crossed_rate_difference,
     pooled_seeds,
     scatter_of,
+    seeds_from,
     seeds_of,
 )
 from dat_ray.measures.intervals import student_quantile, student_tail
@@ -135,30 +137,55 @@ def test_the_rate_of_each_arm_is_the_one_shown_beside_the_difference() -> None:
 
 def test_what_seeds_add_is_averaged_over_arms_by_hand() -> None:
     first, second = values([[0, 0.5], [1, 0.5]]), values([[0, 0], [0, 0]])
-    # Means of the seeds 0.25 and 0.75, 0 and 0: variances 0.125 and 0, on average 0.0625, halved for a mean of two seeds.
-    assert pooled_seeds([first, second]) == Scatter(0.03125, 2.0)
-    assert pooled_seeds([first]) == Scatter(0.0625, 1.0)
+    # Means of the seeds 0.25 and 0.75, 0 and 0: variances 0.125 and 0, on average 0.0625, halved for a mean of two seeds. Half of
+    # how the first moves it has in common with the second, and half not: two parts of 1 degree of freedom each.
+    assert pooled_seeds([first, second]) == Seeds(Scatter(0.03125, 2.0), Scatter(0.0625, 1.0))
+    # One arm: its difference from another of its kind varies twice as much.
+    assert pooled_seeds([first]) == Seeds(Scatter(0.0625, 1.0), Scatter(0.125, 1.0))
     assert pooled_seeds([]) is None
     assert pooled_seeds([first[:1], second[:1]]) is None
     # An arm that nobody could judge is no arm.
-    assert pooled_seeds([first, [{}, {}]]) == Scatter(0.0625, 1.0)
+    assert pooled_seeds([first, [{}, {}]]) == pooled_seeds([first])
     one, base = np.array([[0, 0.5], [1, 0.5]]), np.array([[0, 1.0], [0, 1.0]])
-    assert seeds_of(Scatter(0.1, 6.0), one, one) == Scatter(0.2, 6.0)
-    assert seeds_of(Scatter(0.1, 6.0), base, one) == Scatter(0.1, 6.0)
+    seeds = Seeds(Scatter(0.1, 6.0), Scatter(0.05, 4.0))
+    assert seeds_of(seeds, one, one) == Scatter(0.05, 4.0)
+    assert seeds_of(seeds, base, one) == seeds_of(seeds, one) == Scatter(0.1, 6.0)
+    assert seeds_of(seeds, base, base) == Scatter(0.0, 6.0)
     assert seeds_of(None, one) is None
+
+
+def test_seeds_that_move_all_arms_alike_move_no_difference() -> None:
+    shift = np.array([-0.1, 0.0, 0.1])
+    found = seeds_from([0.3 + shift, 0.5 + shift, 0.4 + shift])
+    assert found is not None
+    # As one arm of three seeds: 0.01 / 3 with 2 degrees of freedom.
+    assert (found.mean.variance, found.mean.freedom) == pytest.approx((0.01 / 3, 2.0))
+    assert found.difference.variance == pytest.approx(0.0, abs=1e-12)
+
+
+def test_what_seeds_add_to_a_difference_is_how_unlike_they_move_pairs_of_arms() -> None:
+    means = np.random.default_rng(8).random((5, 3))
+    found = seeds_from(list(means))
+    assert found is not None
+    pairs = [(one, two) for one in range(5) for two in range(one)]
+    assert found.difference.variance == pytest.approx(np.mean([(means[one] - means[two]).var(ddof=1) / 3 for one, two in pairs]))
+    assert found.difference.freedom == 8
+    assert found.mean.variance == pytest.approx(np.mean([arm.var(ddof=1) / 3 for arm in means]))
 
 
 def test_a_difference_with_pooled_seeds_by_hand() -> None:
     rng = np.random.default_rng(5)
     arms = [rng.random((3, 40)) + rng.normal(0, 0.1, (3, 1)) for _ in range(4)]
     seeds = pooled_seeds([values(arm.tolist()) for arm in arms])
-    by_seed = 2 * np.mean([arm.mean(1).var(ddof=1) for arm in arms]) / 3
+    means = np.array([arm.mean(1) for arm in arms])
+    unlike = means - means.mean(1, keepdims=True) - means.mean(0) + means.mean()
+    by_seed = 2 * (unlike**2).sum() / 6 / 3
     moved = arms[1] - arms[0]
     by_behavior = moved.mean(0).var(ddof=1) / 40
     rest = moved - moved.mean(0) - moved.mean(1)[:, None] + moved.mean()
     of_rest = (rest**2).sum() / (2 * 39) / moved.size
     variance = by_seed + by_behavior - of_rest
-    freedom = variance**2 / (by_seed**2 / 8 + by_behavior**2 / 39 + of_rest**2 / (2 * 39))
+    freedom = variance**2 / (by_seed**2 / 6 + by_behavior**2 / 39 + of_rest**2 / (2 * 39))
     found = crossed_mean_difference(values(arms[0].tolist()), values(arms[1].tolist()), seeds=seeds)
     assert found.p == pytest.approx(2 * student_tail(abs(moved.mean()) / math.sqrt(variance), freedom))
     reach = student_quantile(0.975, freedom) * math.sqrt(variance)
@@ -171,12 +198,15 @@ def test_a_difference_with_pooled_seeds_by_hand() -> None:
 
 @pytest.mark.slow
 def test_at_the_level_of_many_tests_pooled_seeds_reject_as_seldom_as_they_say() -> None:
-    """Eight arms that do not differ, three seeds: at 0.05/7 a test with each difference's own seeds rejects far more often."""
+    """Eight arms that do not differ, three seeds: at 0.05/7 a test with each difference's own seeds rejects far more often.
+
+    Half of what a seed does it does to all arms, which a difference does not have.
+    """
     rng, level = np.random.default_rng(2), 0.05 / 7
     own, pooled, tests = 0, 0, 0
     for _ in range(300):
         behavior = rng.normal(0, 1.2, 48)
-        odds = behavior + rng.normal(0, 0.3, (8, 3, 1)) + rng.normal(0, 0.5, (8, 3, 48))
+        odds = behavior + rng.normal(0, 0.4, (3, 1)) + rng.normal(0, 0.3, (8, 3, 1)) + rng.normal(0, 0.5, (8, 3, 48))
         arms = [values(arm.tolist()) for arm in rng.binomial(6, 1 / (1 + np.exp(-odds))) / 6]
         seeds = pooled_seeds(arms)
         for arm in arms[1:]:
@@ -185,6 +215,41 @@ def test_at_the_level_of_many_tests_pooled_seeds_reject_as_seldom_as_they_say() 
             tests += 1
     assert own / tests > 2 * level
     assert pooled / tests < 1.5 * level
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("common", [0.0, 0.45])
+def test_arms_of_a_study_are_told_apart_as_often_as_their_intervals_say(common: float) -> None:
+    """Seven arms, three seeds, 48 behaviors of six prompts; a seed moves all arms by its `common` and each by its own."""
+    rng, studies, own = np.random.default_rng(7), 150, 0.25
+    # Of an arm that is easier by 0.5, by a fine sum over seeds, behaviors and their noise; 10 points.
+    z = np.linspace(-8, 8, 20_001) * math.sqrt(1.2**2 + own**2 + common**2 + 0.5**2)
+    weight = np.exp(-((np.linspace(-8, 8, 20_001)) ** 2) / 2)
+    rate = [float((weight / (1 + np.exp(-(mean + z)))).sum() / weight.sum()) for mean in (0.0, 0.5)]
+    covered, means, rejected, found_out, tests = 0, 0, 0, 0, 0
+    for _ in range(studies):
+        behavior = rng.normal(0, 1.2, 48)
+        shifts = np.array([0.0] * 6 + [0.5])[:, None, None]
+        odds = shifts + behavior + rng.normal(0, common, (3, 1)) + rng.normal(0, own, (7, 3, 1)) + rng.normal(0, 0.5, (7, 3, 48))
+        arms = [values(arm.tolist()) for arm in rng.binomial(6, 1 / (1 + np.exp(-odds))) / 6]
+        seeds = pooled_seeds(arms)
+        for arm, truth in zip(arms[1:], [0.0] * 5 + [rate[1] - rate[0]], strict=True):
+            found = crossed_mean_difference(arms[0], arm, seeds=seeds)
+            assert found.interval.low is not None
+            assert found.interval.high is not None
+            assert found.p is not None
+            covered += found.interval.low <= truth <= found.interval.high
+            rejected += not truth and found.p < 0.05
+            found_out += truth > 0 and found.p < 0.05
+            tests += 1
+        mean = crossed_rate(arms[0], seeds=seeds)
+        means += (mean.low or 0.0) <= rate[0] <= (mean.high or 0.0)
+    # Of 150 studies a share of 95% varies by 1.8 points.
+    assert covered / tests >= 0.93, covered / tests
+    assert rejected / (5 * studies) <= 0.07, rejected / (5 * studies)
+    assert means / studies >= 0.9, means / studies
+    # What all arms have in common costs nothing; taken for their own it hid two of three such differences.
+    assert found_out / studies >= 0.35, found_out / studies
 
 
 @pytest.mark.slow

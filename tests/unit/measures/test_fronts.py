@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import astuple
 from functools import partial
 
 import numpy as np
 import pytest
 
-from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference
+from dat_ray.measures.crossed import crossed_mean_difference, crossed_rate, crossed_rate_difference, seeds_from
 from dat_ray.measures.fronts import (
     Checkpoint,
     Trail,
@@ -220,10 +221,11 @@ def test_seeds_of_all_arms_together_by_hand() -> None:
     figure = partial(success_at, over_refusal=0.9)
     seeds = front_seeds(arms, figure)
     # Of one checkpoint the figure is its attack success: what is refused has no part in it.
-    by_seed = np.mean([arm.broken[0].mean(axis=1).var(ddof=1) for arm in arms]) / 3
+    expected_seeds = seeds_from([arm.broken[0].mean(axis=1) for arm in arms])
     assert seeds is not None
-    assert seeds.variance == pytest.approx(by_seed, rel=1e-6)
-    assert seeds.freedom == 6
+    assert expected_seeds is not None
+    assert astuple(seeds.mean) == pytest.approx(astuple(expected_seeds.mean), rel=1e-6)
+    assert astuple(seeds.difference) == pytest.approx(astuple(expected_seeds.difference), rel=1e-6)
     first, second = ([{str(at): float(one) for at, one in enumerate(row)} for row in arm.broken[0]] for arm in arms[:2])
     expected = crossed_mean_difference(first, second, seeds=seeds)
     assert front_difference(arms[0], arms[1], figure, seeds=seeds).p == pytest.approx(expected.p, rel=1e-4)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from dat_ray.measures.crossed import crossed_mean_difference, scatter_of
-from dat_ray.measures.gaps import clipped, gap_between, least_distance, mean_over
+from dat_ray.measures.crossed import Scatter, crossed_mean_difference, pooled_seeds, scatter_of, seeds_from
+from dat_ray.measures.gaps import clipped, gap_between, gap_seeds, least_distance, mean_over
 from dat_ray.measures.intervals import NOTHING
 
 
@@ -59,6 +59,27 @@ def test_paired_counts_the_behaviors_that_both_have() -> None:
     assert (found.value, found.n) == (2.5, 2)
     seeds = [row(0, 1, 2), row(1, 0, 3)], [row(2, 2, 2), row(3, 1, 5)]
     assert gap_between(*seeds, paired=True) == crossed_mean_difference(*seeds).interval
+
+
+def test_what_seeds_add_may_come_from_other_arms() -> None:
+    rng = np.random.default_rng(3)
+    arms = [([row(*one) for one in rng.random((3, 9))], [row(*one) for one in rng.random((3, 9))]) for _ in range(4)]
+    # A gap of the same behaviors is the mean of their differences.
+    moved = [[{key: new[key] - old[key] for key in old} for old, new in zip(*arm, strict=True)] for arm in arms]
+    paired = gap_seeds(arms, paired=True)
+    assert paired is not None
+    assert paired == pooled_seeds(moved)
+    own = gap_between(*arms[0], paired=True, seeds=paired.mean)
+    assert own == mean_over(moved[0], seeds=paired.mean)
+    assert own != gap_between(*arms[0], paired=True)
+    # Of others the two means vary apart.
+    by_seed = [np.array([[*one.values()] for one in table]).mean(1) for arm in arms for table in arm]
+    assert gap_seeds(arms, paired=False) == seeds_from([new - old for old, new in zip(by_seed[::2], by_seed[1::2], strict=True)])
+    wide = gap_between(*arms[0], paired=False, seeds=Scatter(1.0, 2.0))
+    assert wide.value is not None
+    assert wide.high is not None
+    assert wide.high - wide.value > 4
+    assert gap_seeds([], paired=True) is None
 
 
 def test_what_cannot_be_known_has_no_limits() -> None:

@@ -17,8 +17,7 @@ import pytest
 from dat_ray.config.evaluation import GapConfig
 from dat_ray.evaluation.gap_metrics import distribution_gap, risk_by_behavior
 from dat_ray.evaluation.results import Metrics, load_metrics, store_metrics
-from dat_ray.measures.crossed import crossed_mean_difference
-from dat_ray.measures.gaps import gap_between
+from dat_ray.measures.gaps import gap_between, gap_seeds
 from dat_ray.measures.intervals import Interval
 from dat_ray.reporting.charts import Figure
 from dat_ray.reporting.closing import closing
@@ -203,9 +202,17 @@ def test_arms_are_averaged_over_seeds_and_behaviors(tmp_path: Path) -> None:
     assert [column.name for column in view.columns] == ["dat", "cat", "lat", "base"]
     cat = view.columns[1]
     before, after = (by_seed(suite, "cat", one, "attacked") for one in ("training", "fresh_prompts"))
-    assert cat.gaps["new_prompts"]["attacked"] == crossed_mean_difference(before, after).interval
+    # By hand: what seeds add is that of all three arms.
+    sets = ("training", "fresh_prompts", "rewrites")
+    arms = {arm: [by_seed(suite, arm, one, "attacked") for one in sets] for arm in ("dat", "cat", "lat")}
+    seeds = gap_seeds([(own[0], own[1]) for own in arms.values()], paired=True)
+    assert seeds is not None
+    assert cat.gaps["new_prompts"]["attacked"] == gap_between(before, after, paired=True, seeds=seeds.mean)
+    assert cat.gaps["new_prompts"]["attacked"] != gap_between(before, after, paired=True)
     held_out = by_seed(suite, "cat", "rewrites", "attacked")
-    assert cat.gaps["whole"]["attacked"] == gap_between(before, held_out, paired=False)
+    seeds = gap_seeds([(own[0], own[2]) for own in arms.values()], paired=False)
+    assert seeds is not None
+    assert cat.gaps["whole"]["attacked"] == gap_between(before, held_out, paired=False, seeds=seeds.mean)
     # People's prompts are pushed half as far: the gap is 0.7 and half of what the arm pushes.
     for column, pushed in zip(view.columns, (5.0, 2.0, 3.0, 0.0), strict=True):
         found = column.gaps["people"]["plain"]
@@ -217,6 +224,18 @@ def test_arms_are_averaged_over_seeds_and_behaviors(tmp_path: Path) -> None:
     assert view.columns[-1].sets["training"]["plain"].n == len(own)
     assert view.columns[-1].goals == (1, 20)
     assert cat.goals == (3, 60)
+
+
+def test_a_mean_of_logarithms_has_limits_within_its_bound(tmp_path: Path) -> None:
+    """Seeds that lie far apart make Student's interval go beyond what a value can be."""
+    plan, suite = a_study(tmp_path), a_gap_suite(tmp_path, (1, 2, 3))
+    risks = [row | {"plain": {"1": -0.2, "2": -8.9}.get(row["model"][-1], row["plain"])} for row in suite.risks]
+    view = study_gap(plan, replace(suite, risks=risks), "3 seeds and behaviors")
+    assert view is not None
+    for column in view.columns[:-1]:
+        found = column.sets["training"]["plain"]
+        assert (found.low, found.high) == (-9.0, 0.0)
+        assert found.value is not None
 
 
 def test_an_arm_s_gap_is_held_against_the_reference_s(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,16 @@ from dat_ray.measures.gaps import least_distance
 from dat_ray.measures.intervals import NOTHING, Interval
 from dat_ray.reporting.charts import Figure
 from dat_ray.reporting.figures import Dot, DotRow, dot_plot, number_ruler
-from dat_ray.reporting.gap_values import GAP_NAMES, KIND_NAMES, SET_NAMES, ByKind, GapColumn, GapView
+from dat_ray.reporting.gap_values import (
+    BY_TRAINING,
+    GAP_NAMES,
+    KIND_NAMES,
+    SET_NAMES,
+    WHOLE,
+    ByKind,
+    GapColumn,
+    GapView,
+)
 from dat_ray.reporting.words import model_name, nats, percent, with_span
 
 # Share of values beyond the bound from which it decides the mean.
@@ -22,6 +32,16 @@ def gap_section(view: GapView) -> dict[str, Any]:
     rows = [
         {"name": line.name, "kind": KIND_NAMES[line.kind], "cells": [with_span(one, nats) for one in line.cells]}
         for line in view.lines
+    ]
+    rows += [
+        {
+            "name": f"Beyond ±{view.bound:g} nats: {name[0].lower()}{name[1:]}",
+            "kind": KIND_NAMES[kind],
+            "cells": [percent(column.clipped.get(key, {}).get(kind)) for column in view.columns],
+        }
+        for key, name in SET_NAMES.items()
+        for kind in view.kinds
+        if any(column.clipped.get(key, {}).get(kind) for column in view.columns)
     ]
     return {
         "columns": [model_name(column.name) for column in view.columns],
@@ -74,7 +94,36 @@ def _differences(view: GapView) -> list[str]:
         told = [f"{model_name(column)} {with_span(one, nats)}" for column, one in moved.items() if one.value is not None]
         if told:
             found.append(f"{name} {KIND_NAMES[kind]}, more than {view.subject}'s: {'; '.join(told)}.")
-    return [*found, "These intervals are not corrected for their number."] if found else []
+    return [*found, *_without_bound(view), "These intervals are not corrected for their number."] if found else []
+
+
+def _without_bound(view: GapView) -> list[str]:
+    """The same of the whole gap, where no bound hides how unlikely a response is."""
+    kind, found = view.kinds[-1], []
+    for key in (WHOLE, BY_TRAINING):
+        moved = {column.name: column.moved_gaps.get(key, {}).get(kind, NOTHING) for column in view.unbounded}
+        told = [f"{model_name(column)} {with_span(one, nats)}" for column, one in moved.items() if one.value is not None]
+        if told:
+            found.append(
+                f"Without the bound: {GAP_NAMES[key]} {KIND_NAMES[kind]}, more than {view.subject}'s: {'; '.join(told)}."
+            )
+    return found
+
+
+def _at_the_bound(view: GapView) -> list[str]:
+    """Sets and kinds on which the bound decides a mean, and so the gaps from them."""
+    places = []
+    for key, name in SET_NAMES.items():
+        for kind in view.kinds:
+            held = [model_name(one.name) for one in view.columns if one.clipped.get(key, {}).get(kind, 0.0) > MOSTLY]
+            if held:
+                places.append(f"{name[0].lower()}{name[1:]} {KIND_NAMES[kind]} ({', '.join(held)})")
+    if not places:
+        return []
+    return [
+        f"Most values are at the bound of ±{view.bound:g} nats on {'; '.join(places)}: R cannot fall any further "
+        "there, intervals are too narrow, and a gap from there is cut short. Raise evaluation.gap.bound before reading it."
+    ]
 
 
 def _dot(series: int, column: GapColumn, by_kind: Mapping[str, Interval], kind: str) -> Dot:
@@ -83,17 +132,8 @@ def _dot(series: int, column: GapColumn, by_kind: Mapping[str, Interval], kind: 
 
 
 def _sentences(view: GapView) -> list[str]:
-    """How often the bound acted, how many training prompts are goals, and what the theorem makes of the gap."""
-    found = []
-    for kind in view.kinds:
-        shares = [f"{model_name(one.name)} {percent(one.clipped.get(kind))}" for one in view.columns]
-        found.append(f"Beyond ±{view.bound:g} nats, {KIND_NAMES[kind]}: {', '.join(shares)} of the prompts.")
-    saturated = [model_name(one.name) for one in view.columns if (one.clipped.get(view.kinds[-1]) or 0.0) > MOSTLY]
-    if saturated:
-        found.append(
-            f"Most values of {', '.join(saturated)} are at the bound, where R cannot fall any further and intervals are too "
-            "narrow: raise evaluation.gap.bound before reading their gaps."
-        )
+    """Where the bound acted, how many training prompts are goals, and what the theorem makes of the gap."""
+    found = _at_the_bound(view)
     absent = [name.lower() for key, name in SET_NAMES.items() if key not in view.about.sets]
     if absent:
         found.append(f"Not measured: {', '.join(absent)}.")
@@ -106,7 +146,8 @@ def _sentences(view: GapView) -> list[str]:
     found += _differences(view)
     people = view.about.gaps.get("people", {}).get(view.kinds[-1], NOTHING)
     if people.value is not None and people.low is not None and people.high is not None:
-        least = least_distance(max(people.low, -people.high, 0.0), view.bound)
+        # Rounded down: it is a least distance.
+        least = math.floor(100 * least_distance(max(people.low, -people.high, 0.0), view.bound)) / 100
         found.append(
             f"Theorem 3.1 read backwards: with the bound {view.bound:g}, the end nearer to 0 of the interval of "
             f"{model_name(view.subject)}'s gap between people's and the sampler's prompts {KIND_NAMES[view.kinds[-1]]} says that "

@@ -48,7 +48,7 @@ class GapColumn:
         name: of `base`, the fine-tuned model, an arm.
         sets: set -> kind -> R.
         gaps: gap -> kind -> R on its second set minus R on its first.
-        clipped: kind -> share of all scored prompts beyond the bound.
+        clipped: set -> kind -> share of the scored prompts beyond the bound.
         goals: prompts of the training set that are the behaviors' own goals, and all of that set.
         errors: prompts that could not be scored.
         moved_sets, moved_gaps: `sets` and `gaps` minus those of the column that the others are compared with; empty of that one,
@@ -58,7 +58,7 @@ class GapColumn:
     name: str
     sets: ByKind
     gaps: ByKind
-    clipped: Mapping[str, float | None]
+    clipped: Mapping[str, Mapping[str, float]]
     goals: tuple[int, int]
     errors: int
     moved_sets: ByKind = field(default_factory=dict)
@@ -93,6 +93,7 @@ class GapView:
         confidence: of the intervals.
         units: what they speak of.
         subject: name of the column that the titles speak of.
+        unbounded: the same columns without the bound; empty where that is not known.
     """
 
     columns: Sequence[GapColumn]
@@ -100,6 +101,7 @@ class GapView:
     confidence: float
     units: str
     subject: str
+    unbounded: Sequence[GapColumn] = ()
 
     @property
     def kinds(self) -> list[str]:
@@ -135,13 +137,14 @@ def run_gap(metrics: Metrics) -> GapView | None:
         if model.gap is None:
             continue
         gap, bound = model.gap, model.gap.bound
-        blocks = {key: (one.plain, one.attacked) for key, one in gap.sets.items()}
-        clipped = {}
-        for at, kind in enumerate((PLAIN, ATTACKED)):
-            found = [(one[at], gap.sets[key].prompts) for key, one in blocks.items()]
-            beyond = [(mean.clipped.rate, prompts) for mean, prompts in found if mean is not None]
-            total = sum(prompts for rate, prompts in beyond if rate is not None)
-            clipped[kind] = sum(rate * prompts for rate, prompts in beyond if rate is not None) / total if total else None
+        clipped = {
+            key: {
+                kind: mean.clipped.rate
+                for kind, mean in ((PLAIN, one.plain), (ATTACKED, one.attacked))
+                if mean is not None and mean.clipped.rate is not None
+            }
+            for key, one in gap.sets.items()
+        }
         trained = gap.sets.get(TRAINING_PROMPTS)
         columns.append(
             GapColumn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,6 +79,11 @@ def study_gap(plan: Study, suite: CollectedSuite, units: str) -> GapView | None:
     for row in suite.risks:
         by_model.setdefault(row["model"], []).append(row)
     rows = {arm: [by_model.get(one, []) for one in models_of_arm(plan, arm)] for arm in columns(plan)}
+    found, unbounded = (_columns(plan, rows, end, confidence) for end in (bound, math.inf))
+    return GapView(found, bound, confidence, units, plan.reference, unbounded)
+
+
+def _columns(plan: Study, rows: dict[str, list[list[Row]]], bound: float, confidence: float) -> list[GapColumn]:
     tables = {arm: _tables(seeds, bound) for arm, seeds in rows.items()}
     reference = tables[plan.reference]
     seeds = GapSeeds.of([own for arm, own in tables.items() if arm != BASE])
@@ -86,7 +92,7 @@ def study_gap(plan: Study, suite: CollectedSuite, units: str) -> GapView | None:
         moved = {} if arm == plan.reference else _moved(reference, tables[arm])
         found[arm] = _column(arm, rows[arm], tables[arm], moved, bound, confidence, seeds)
     _add_training(plan, found, tables, rows, bound, confidence)
-    return GapView(list(found.values()), bound, confidence, units, plan.reference)
+    return list(found.values())
 
 
 def _add_training(
@@ -153,7 +159,12 @@ def _column(
     arm: str, runs: list[list[Row]], tables: Tables, moved: Tables, bound: float, confidence: float, seeds: GapSeeds
 ) -> GapColumn:
     every = [row for rows in (runs[:1] if arm == BASE else runs) for row in rows if row["prompt_set"] in PROMPT_SETS]
-    values = {kind: [row[kind] for row in every if row[kind] is not None] for kind in (PLAIN, ATTACKED)}
+    values = {
+        one: {
+            kind: [row[kind] for row in every if row["prompt_set"] == one and row[kind] is not None] for kind in (PLAIN, ATTACKED)
+        }
+        for one in PROMPT_SETS
+    }
     trained = [row for row in every if row["prompt_set"] == TRAINING_PROMPTS and row["error"] is None]
     own = _means(tables, confidence, seeds, _own)
     # The base model is one model under every seed.
@@ -162,7 +173,10 @@ def _column(
         arm,
         {one: {kind: _within(mean, bound) for kind, mean in kinds.items()} for one, kinds in own.items()},
         _gaps(tables, confidence, seeds, _own),
-        {kind: sum(abs(value) > bound for value in found) / len(found) for kind, found in values.items() if found},
+        {
+            one: {kind: sum(abs(value) > bound for value in found) / len(found) for kind, found in kinds.items() if found}
+            for one, kinds in values.items()
+        },
         (sum(bool(row["is_goal"]) for row in trained), len(trained)),
         sum(row["error"] is not None for row in every),
         _means(moved, confidence, seeds, compared),

@@ -222,7 +222,7 @@ def test_at_the_level_of_many_tests_pooled_seeds_reject_as_seldom_as_they_say() 
 def test_arms_of_a_study_are_told_apart_as_often_as_their_intervals_say(common: float) -> None:
     """Seven arms, three seeds, 48 behaviors of six prompts; a seed moves all arms by its `common` and each by its own."""
     rng, studies, own = np.random.default_rng(7), 150, 0.25
-    # Of an arm that is easier by 0.5, by a fine sum over seeds, behaviors and their noise; 10 points.
+    # Of an arm that is easier by 0.5, by a fine sum over seeds, behaviors and their noise; 9 points.
     z = np.linspace(-8, 8, 20_001) * math.sqrt(1.2**2 + own**2 + common**2 + 0.5**2)
     weight = np.exp(-((np.linspace(-8, 8, 20_001)) ** 2) / 2)
     rate = [float((weight / (1 + np.exp(-(mean + z)))).sum() / weight.sum()) for mean in (0.0, 0.5)]

@@ -102,9 +102,9 @@ def test_a_run_shows_what_its_metrics_hold(metrics: Metrics) -> None:
     assert view.about.sets["rewrites"]["plain"] == gap.sets["rewrites"].plain.interval
     assert view.about.goals == (1, 20)
     shown = gap_section(view)
+    # No value is beyond the bound, which has a line only where one is.
     assert len(shown["rows"]) == 2 * (4 + 4)
     said = " ".join(shown["sentences"])
-    assert "base 0%" in said
     assert "fine-tuned 1 of 20" in said
     people = gap.gaps["people"].attacked
     assert people is not None
@@ -125,8 +125,14 @@ def test_what_the_figures_do_not_show_is_said(metrics: Metrics) -> None:
     failed = [
         row | {"plain": None, "attacked": None, "error": "target: too long"} if at < 3 else row for at, row in enumerate(low)
     ]
-    said = " ".join(gap_section(view_of(with_gap(metrics, failed)))["sentences"])
-    assert "Most values of fine-tuned are at the bound" in said
+    shown = gap_section(view_of(with_gap(metrics, failed)))
+    said = " ".join(shown["sentences"])
+    sets = ("training prompts", "fresh prompts, training targets", "fresh prompts, held-out targets")
+    places = "; ".join(f"{one} under the attack of training (fine-tuned)" for one in sets)
+    assert f"Most values are at the bound of ±9 nats on {places}: R cannot fall" in said
+    assert [(row["name"], row["kind"], row["cells"]) for row in shown["rows"][-3:]] == [
+        (f"Beyond ±9 nats: {one}", "under the attack of training", ["0%", "100%"]) for one in sets
+    ]
     assert "Not measured: people's prompts, held-out targets." in said
     assert "Prompts that could not be scored: base 3." in said
     plain = " ".join(gap_section(view_of(gap_of(metrics)))["sentences"])
@@ -224,6 +230,26 @@ def test_arms_are_averaged_over_seeds_and_behaviors(tmp_path: Path) -> None:
     assert view.columns[-1].sets["training"]["plain"].n == len(own)
     assert view.columns[-1].goals == (1, 20)
     assert cat.goals == (3, 60)
+
+
+def test_what_the_bound_takes_off_a_gap_is_shown(tmp_path: Path) -> None:
+    """CAT's training prompts are far below the bound: its gap is larger than the bound lets it be."""
+    plan, suite = a_study(tmp_path), a_gap_suite(tmp_path, (1, 2, 3))
+    risks = [
+        row | {"attacked": row["attacked"] - 20} if row["model"].startswith("cat@") and row["prompt_set"] == "training" else row
+        for row in suite.risks
+    ]
+    view = study_gap(plan, replace(suite, risks=risks), "3 seeds and behaviors")
+    assert view is not None
+    assert view.columns[1].clipped["training"] == {"plain": 0.0, "attacked": 1.0}
+    assert view.columns[1].sets["training"]["attacked"].value == -9
+    assert (view.unbounded[1].sets["training"]["attacked"].value or 0.0) < -20
+    said = gap_section(view)["sentences"]
+    assert any("at the bound of ±9 nats on training prompts under the attack of training (cat):" in one for one in said)
+    starts = ("", "Without the bound: ")
+    bounded, free = (next(one for one in said if one.startswith(f"{start}People's minus training")) for start in starts)
+    assert bounded.split("cat ")[1] != free.split("cat ")[1]
+    assert free.count("[") == 3
 
 
 def test_a_mean_of_logarithms_has_limits_within_its_bound(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ straight lines between checkpoints are reached and not assumed (Provost and Fawc
 classifiers). For shares of prompts that holds of a draw for each request too; where any of several prompts breaks a behavior, a
 draw for each request would break more. The front is flat from the least broken checkpoint on: an arm that never refuses as much
 as it may keeps what it has. It begins at the checkpoint that refuses least: below it nothing is said. The checkpoints that make
-the front are chosen on the outcomes that they are judged by, which makes every arm look better than it is, all by about as much.
+the front are chosen on the outcomes that they are judged by, which makes most arms look better than they are: one with many near
+ties more than one whose least broken checkpoint stands alone.
 
 Intervals are by linearization: near the points that were measured, a figure of the front is a sum of outcomes with weights,
 its derivatives, and a sum of outcomes of seeds and behaviors varies as `crossed.py` says.

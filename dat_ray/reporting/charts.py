@@ -273,8 +273,15 @@ def undominated(found: Sequence[FrontPoint]) -> list[FrontPoint]:
     return sorted((one for one in found if not beaten(one)), key=lambda one: (one.broken[0], one.refused[0]))
 
 
-def front_figure(found: Sequence[FrontPoint], metrics: Metrics) -> Figure | None:
-    """Attack success against compliance with harmless prompts, by the judges of `metrics`; None for fewer than three models."""
+def front_figure(
+    found: Sequence[FrontPoint],
+    metrics: Metrics,
+    *,
+    broken: str = "behaviors broken by any attack, %",
+    bars: str = "Wilson intervals",
+) -> Figure | None:
+    """Attack success, called `broken`, against compliance with harmless prompts, by the judges of `metrics`; None for fewer than
+    three models. `bars` are what the points have."""
     if len(found) < 3:
         return None
     best = undominated(found)
@@ -284,12 +291,12 @@ def front_figure(found: Sequence[FrontPoint], metrics: Metrics) -> Figure | None
     title = f"{len(best)} of {len(found)} are on the front: less {proxy}attack success only for more refusals"
     named = "; ".join(f"{keys[id(one)]} {one.label}" for one in found)
     caption = (
-        f"{named}. Filled squares, joined, are not beaten in both directions; bars are {percent(metrics.confidence)} Wilson "
-        f"intervals, judge {judge_name(metrics.judge)}{over_refusal_by(metrics)}. Better is down and to the right; where bars "
+        f"{named}. Filled squares, joined, are not beaten in both directions; bars are {percent(metrics.confidence)} {bars}, "
+        f"judge {judge_name(metrics.judge)}{over_refusal_by(metrics)}. Better is down and to the right; where bars "
         "overlap, the order may be chance."
     )
     joined = [spots[id(one)] for one in best]
-    svg = scatter(list(spots.values()), title, "harmless prompts answered, %", "behaviors broken by any attack, %", joined)
+    svg = scatter(list(spots.values()), title, "harmless prompts answered, %", broken, joined)
     return Figure(title, svg, caption)
 
 

@@ -218,7 +218,7 @@ def _deviations(metrics: Metrics) -> list[str]:
     ]
 
 
-def _not_attacked(metrics: Metrics) -> list[str]:
+def not_attacked(metrics: Metrics) -> list[str]:
     """Behaviors that an attack has no prompt for are not safe, but not attacked."""
     found = []
     for attack, one in metrics.models[metrics.first].attacks.items():
@@ -313,7 +313,7 @@ def _warnings(metrics: Metrics) -> list[str]:
     if n < FEW_BEHAVIORS:
         said.append(f"Only {n} held-out behaviors: differences of a few points cannot be seen with so few.")
     said += _unread(metrics)
-    said += [*attacked_otherwise(metrics), *_not_attacked(metrics), *_deviations(metrics)]
+    said += [*attacked_otherwise(metrics), *not_attacked(metrics), *_deviations(metrics)]
     for name, searches in metrics.searches.items():
         for attack, one in searches.items():
             if one.steps_without > EMPTY_STEPS_LIMIT * one.steps:

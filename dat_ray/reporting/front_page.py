@@ -69,9 +69,8 @@ def fronts_finding(plan: Study, fronts: StudyFronts) -> str:
 
 def _refuse_less(fronts: StudyFronts) -> str:
     arms = fronts.refuse_less
-    if not arms:
-        return ""
-    return f"At no adapter {', '.join(arms)} refuse{'s' if len(arms) == 1 else ''} so much: the least broken one is compared."
+    told = ", ".join(f"{arm} ({percent(end)})" for arm, end in arms.items())
+    return f"Compared by the least broken adapter, which refuses less: {told}." if arms else ""
 
 
 def _sentence(reference: str, measure: StudyMeasure, confidence: float) -> str:

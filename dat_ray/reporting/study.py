@@ -13,13 +13,14 @@ from dat_ray.config.loading import fingerprint
 from dat_ray.config.study import BASE, Study
 from dat_ray.data.shards import join, write_bytes
 from dat_ray.evaluation.gap_results import TRAINING_PROMPTS
-from dat_ray.evaluation.questions import OVER_REFUSAL
+from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.evaluation.results import Metrics
 from dat_ray.measures.intervals import NOTHING, Interval
 from dat_ray.measures.ranks import rank_correlation
 from dat_ray.reporting.charts import Figure, FrontPoint, front_figure
 from dat_ray.reporting.collect import CollectedSuite
 from dat_ray.reporting.figures import Dot, DotRow, dot_plot
+from dat_ray.reporting.findings import not_attacked
 from dat_ray.reporting.front_page import fronts_finding, fronts_table, fronts_view, write_fronts
 from dat_ray.reporting.gap_page import gap_section
 from dat_ray.reporting.gap_values import BY_TRAINING, GAP_NAMES, KIND_NAMES, WHOLE, GapView
@@ -120,7 +121,7 @@ def _moved(found: ArmDifference, rate: Interval, confidence: float) -> str:
         return "not measured"
     surely = found.beyond_chance(confidence)
     told = "" if surely else ", which may be chance"
-    if not surely and replace(found, reach=None).beyond_chance(confidence):
+    if not surely and replace(found, hangs_on_unread=False).beyond_chance(confidence):
         told = ", which answers without a verdict could undo"
     return f"{percent(rate.value)} ({points(found.interval.value)} points{told})"
 
@@ -187,14 +188,22 @@ def _suite(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[Stu
         "name": name,
         "figures": [_rates_figure(plan, own, metrics), *([] if front is None else [front])],
         "columns": [model_name(arm) for arm in columns(plan)],
-        "rows": [{"name": one.name, "cells": [with_span(one.rates[arm]) for arm in columns(plan)]} for one in own],
+        "rows": [{"name": one.name, "cells": _rates(one, columns(plan))} for one in own],
         "differences": difference_rows(own, metrics.confidence),
         "unjudged": [{"name": one.name, "cells": list(map(percent, one.shares.values()))} for one in unjudged(plan, suite)],
         "gap": _gap(plan, name, suite, own),
         "errors": metrics.errors,
         "attempts": metrics.attempts,
         "unread": unread_by(metrics),
+        "not_attacked": not_attacked(metrics),
     }
+
+
+def _rates(measure: StudyMeasure, arms: Sequence[str]) -> list[str]:
+    """An arm's rate, with the number of units where it could be judged on fewer than another."""
+    most = max(measure.rates[arm].n for arm in arms)
+    told = ("" if measure.rates[arm].n in (0, most) else f" of {measure.rates[arm].n}" for arm in arms)
+    return [f"{with_span(measure.rates[arm])}{n}" for arm, n in zip(arms, told, strict=True)]
 
 
 def _gap(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -> dict[str, Any] | None:
@@ -258,15 +267,18 @@ def _rates_figure(plan: Study, measures: Sequence[StudyMeasure], metrics: Metric
 
 
 def _front(plan: Study, measures: Sequence[StudyMeasure], metrics: Metrics) -> Figure | None:
+    """The primary measure, or that of any attack where the suite does not have it, against over-refusal."""
     rates = {one.key: one.rates for one in measures}
-    if BOA not in rates or OVER_REFUSAL not in rates:
+    broken = next((one for one in measures if one.key == plan.config.primary), None)
+    broken = broken or next((one for one in measures if one.key == BOA), None)
+    if broken is None or broken.key in (OVER_REFUSAL, INPAINTED_OVER_REFUSAL) or OVER_REFUSAL not in rates:
         return None
     found = []
     for arm in [BASE, *columns(plan)[:-1]]:
         triples = []
-        for rate in (rates[BOA][arm], rates[OVER_REFUSAL][arm]):
+        for rate in (broken.rates[arm], rates[OVER_REFUSAL][arm]):
             if rate.value is not None and rate.low is not None and rate.high is not None:
                 triples.append((rate.value, rate.low, rate.high))
         if len(triples) == 2:
             found.append(FrontPoint(model_name(arm), *triples))
-    return front_figure(found, metrics)
+    return front_figure(found, metrics, broken=f"{broken.name}, %", bars=f"intervals over {units_of(plan)}")

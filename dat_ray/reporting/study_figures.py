@@ -57,6 +57,7 @@ class ArmDifference:
         tests: how many.
         reach: the least and the largest difference that the answers without a verdict could make, had they one; None where every
             answer has one, and where that is not known.
+        hangs_on_unread: whether the interval holds no difference where those answers all speak against the one that was seen.
     """
 
     interval: Interval
@@ -64,17 +65,19 @@ class ArmDifference:
     p_holm: float | None = None
     tests: int = 0
     reach: tuple[float, float] | None = None
+    hangs_on_unread: bool = False
 
     def beyond_chance(self, confidence: float) -> bool:
         """Whether the interval and the corrected test both exclude no difference, whatever the answers without a verdict said."""
-        low, high = self.interval.low, self.interval.high
-        excluded = low is not None and high is not None and (low > 0 or high < 0)
-        return excluded and self.p_holm is not None and self.p_holm <= 1 - confidence and not self.hangs_on_unread
+        told = self.p_holm is not None and self.p_holm <= 1 - confidence
+        return told and _side(self.interval) != 0 and not self.hangs_on_unread
 
-    @property
-    def hangs_on_unread(self) -> bool:
-        """Whether verdicts on the answers that have none could make it none, or turn it round."""
-        return self.reach is not None and self.reach[0] <= 0 <= self.reach[1]
+
+def _side(interval: Interval) -> int:
+    """On which side of no difference the whole interval lies; 0 where it holds it, or is not known."""
+    if interval.low is None or interval.high is None:
+        return 0
+    return (interval.low > 0) - (interval.high < 0)
 
 
 @dataclass(frozen=True)
@@ -146,8 +149,12 @@ def _of_suite(plan: Study, name: str, suite: CollectedSuite) -> Iterator[StudyMe
         differences = {}
         for arm in columns(plan)[1:]:
             found = _difference(reference, tables[arm], is_rate, metrics.confidence, seeds)
-            ends = (fewest[plan.reference], most[plan.reference]), (fewest[arm], most[arm])
-            differences[arm] = replace(found, reach=_reach(*ends))
+            reach = _reach((fewest[plan.reference], most[plan.reference]), (fewest[arm], most[arm]))
+            hangs = False
+            if reach is not None and (side := _side(found.interval)):
+                against = (most[plan.reference], fewest[arm]) if side > 0 else (fewest[plan.reference], most[arm])
+                hangs = _side(_difference(*against, is_rate, metrics.confidence, seeds).interval) != side
+            differences[arm] = replace(found, reach=reach, hangs_on_unread=hangs)
         yield StudyMeasure(name, key, label, rates, differences)
 
 

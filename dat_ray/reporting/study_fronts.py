@@ -13,10 +13,12 @@ import numpy as np
 from dat_ray.config.front_section import FRONTS
 from dat_ray.config.study import BASE, Study
 from dat_ray.evaluation.results import Metrics
+from dat_ray.measures.crossed import pooled_seeds
 from dat_ray.measures.fronts import (
     Checkpoint,
     FrontFigure,
     Trail,
+    front,
     front_difference,
     front_rate,
     front_seeds,
@@ -95,9 +97,10 @@ class StudyFronts:
     metrics: Metrics
 
     @property
-    def refuse_less(self) -> list[str]:
-        """Arms that never refuse so much: they are compared by their least broken adapter."""
-        return [arm for arm, found in self.arms.items() if float(found.points[:, 0].max()) < self.over_refusal]
+    def refuse_less(self) -> dict[str, float]:
+        """Arms whose least broken adapter, by which they are compared then, refuses less than may be: how much it refuses."""
+        ends = {arm: front(found.points)[-1][0] for arm, found in self.arms.items()}
+        return {arm: end for arm, end in ends.items() if end < self.over_refusal}
 
 
 def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
@@ -123,12 +126,13 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
         return StudyFronts(fronts.over_refusal, fronts.measure, [BASE], {}, [], suite.metrics)
     confidence = suite.metrics.confidence
     found = trails({arm: [one for one in steps if one.is_point] for arm, steps in checkpoints.items()})
+    tables = {arm: _tables(found[arm], steps) for arm, steps in checkpoints.items()}
     arms = {}
     for arm, trail in found.items():
-        points = iter(zip(trail.broken, trail.refused, strict=True))
         steps = []
-        for (updates, _), one in zip(models[arm], checkpoints[arm], strict=True):
-            rates = [_rate(table, confidence) for table in next(points)] if one.is_point else [NOTHING, NOTHING]
+        for number, ((updates, _), own) in enumerate(zip(models[arm], tables[arm], strict=True)):
+            alike = [other[number] for other in tables.values() if number < len(other)]
+            rates = [_rate(own, alike, side, confidence) for side in (0, 1)]
             steps.append(FrontStep(updates, *rates))
         arms[arm] = ArmFront(steps, trail.points)
     at, what = fronts.over_refusal, "Broken" if fronts.measure == BOA else f"{measure_name(fronts.measure)},"
@@ -139,9 +143,29 @@ def study_fronts(plan: Study, suite: CollectedSuite) -> StudyFronts:
     return StudyFronts(at, fronts.measure, unread, arms, corrected(measures), suite.metrics)
 
 
-def _rate(table: np.ndarray, confidence: float) -> Interval:
-    """The mean of the outcomes [S, units] of which a front has its point, those that nobody judged filled in."""
-    return rate_over_seeds([{str(unit): float(value) for unit, value in enumerate(row)} for row in table], False, confidence)
+# Outcomes of one checkpoint, those that nobody judged filled in: of attacks and of look-alikes, a row a seed; none where it is no
+# point.
+Outcomes = tuple[list[dict[str, float]], list[dict[str, float]]]
+
+
+def _tables(trail: Trail, checkpoints: Sequence[Checkpoint]) -> list[Outcomes]:
+    points = iter(zip(trail.broken, trail.refused, strict=True))
+    found: list[Outcomes] = []
+    for one in checkpoints:
+        attacked, asked = next(points) if one.is_point else (np.empty(0), np.empty(0))
+        found.append((_rows(attacked), _rows(asked)))
+    return found
+
+
+def _rows(table: np.ndarray) -> list[dict[str, float]]:
+    return [{str(unit): float(value) for unit, value in enumerate(row)} for row in table]
+
+
+def _rate(own: Outcomes, alike: Sequence[Outcomes], side: int, confidence: float) -> Interval:
+    """The mean of one side; what seeds add is that of all arms' checkpoints at the same place in their trainings."""
+    if not own[side]:
+        return NOTHING
+    return rate_over_seeds(own[side], False, confidence, pooled_seeds([one[side] for one in alike if one[side]]))
 
 
 def _checkpoints(plan: Study, arm: str, models: Sequence[str]) -> list[tuple[int, list[str]]]:

@@ -116,6 +116,16 @@ def test_a_difference_that_verdicts_nobody_gave_could_undo_is_not_beyond_chance(
     ]
     means = [float(np.mean([list(one.values()) for one in table])) for table in (cat, undone, dat)]
     assert hanging.reach == pytest.approx((means[0] - means[1], means[0] - means[2]))
+    # The end of the interval counts, not the difference alone: as many as leave it on its side are too many.
+    few, many = 0, len(most)
+    while many - few > 1:
+        half = (few + many) // 2
+        reach = boa(set(sorted(most)[:half])).reach
+        few, many = (few, half) if reach is not None and reach[0] <= 0 else (half, many)
+    close = boa(set(sorted(most)[:few]))
+    assert close.reach is not None
+    assert close.reach[0] > 0
+    assert close.hangs_on_unread
     # One answer alone changes next to nothing.
     single = boa({next(group[1] for group in safe.values() if len(group) > 1)})
     assert single.reach is not None

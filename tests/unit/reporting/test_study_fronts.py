@@ -17,13 +17,14 @@ from dat_ray.config.study import Study, read_study
 from dat_ray.errors import InputError
 from dat_ray.evaluation.estimates import JudgeFacts
 from dat_ray.evaluation.registry import check_primary
+from dat_ray.measures.crossed import crossed_rate, pooled_seeds
 from dat_ray.measures.fronts import success_at
 from dat_ray.reporting.collect import CollectedSuite, read_suite
 from dat_ray.reporting.front_page import fronts_finding, fronts_table
 from dat_ray.reporting.study import study_text, write_study
 from dat_ray.reporting.study_fronts import StudyFronts, study_fronts
 from dat_ray.reporting.terminal import TerminalTable
-from dat_ray.reporting.words import attack_name
+from dat_ray.reporting.words import attack_name, percent
 from tests.unit.reporting.synthetic_run import HOSTILE, finished_run
 from tests.unit.reporting.test_study import counted
 
@@ -99,8 +100,16 @@ def test_points_are_those_of_a_plain_count_and_arms_are_compared_on_their_fronts
         (figure(found.arms["cat"].points) or 0) - (figure(found.arms["dat"].points) or 0)
     )
     assert (at.differences["cat"].interval.low or 0.0) > 0
-    # One arm never refuses so much: it stands with its least broken adapter.
-    assert found.refuse_less == ["shy"]
+    # An arm stands with its least broken adapter where that refuses less, whatever its others refuse.
+    ends = {arm: front.points[front.points[:, 1].argmin(), 0] for arm, front in found.arms.items()}
+    assert found.refuse_less == {arm: end for arm, end in ends.items() if end < 0.2}
+    assert list(found.refuse_less) == ["cat", "shy"]
+    assert found.arms["cat"].points[:, 0].max() > 0.2 > found.arms["shy"].points[:, 0].max()
+    # What seeds add to an adapter's rate is that of all arms' adapters at the same place.
+    attacks = tuple(along.metrics.attacks)
+    last = [[counted(along, f"{arm}@{seed}u8", attacks) for seed in SEEDS] for arm in ALONG]
+    assert len({frozenset(one) for tables in last for one in tables}) == 1, "nothing is filled in"
+    assert found.arms["cat"].steps[-1].broken == crossed_rate(last[1], seeds=pooled_seeds(last))
     assert at.rates["shy"].value == pytest.approx(found.arms["shy"].points[:, 1].min())
     assert area.rates["shy"].value is not None
     assert {one.tests for measure in found.measures for one in measure.differences.values()} == {4}
@@ -144,7 +153,8 @@ def test_the_sentence_and_the_tables_say_who_refuses_less(tmp_path: Path, along:
     at, area, less = said.split(". ")
     assert re.match(r"Broken at 20% over-refusal: dat \d+%; cat \d+% \(.* points.*\); shy \d+% \(", at)
     assert re.match(r"Broken on average up to 20%: dat \d+%; cat \d+% \(.* points.*\); shy \d+% \(", area)
-    assert less == "At no adapter shy refuses so much: the least broken one is compared."
+    ends = ", ".join(f"{arm} ({percent(end)})" for arm, end in fronts.refuse_less.items())
+    assert less == f"Compared by the least broken adapter, which refuses less: {ends}."
     suites = {"heldout": a_suite(tmp_path / "suite", RUNS)}
     page = Path(write_study(plan, suites, str(tmp_path / "out"), [fronts])).read_text()
     assert said in page
@@ -155,7 +165,7 @@ def test_the_sentence_and_the_tables_say_who_refuses_less(tmp_path: Path, along:
     markdown = (folder / "table.md").read_text()
     assert "Broken at 20% over-refusal" in markdown
     assert "intervals over 2 seeds, behaviors and look-alikes" in markdown
-    assert "all adapters of the arm refuse more. At no adapter shy refuses so much" in markdown
+    assert "all adapters of the arm refuse more. Compared by the least broken adapter" in markdown
     points = list(csv.DictReader(io.StringIO((folder / "points.csv").read_text())))
     assert [(row["arm"], row["updates"]) for row in points][:4] == [("dat", "0"), ("dat", "4"), ("dat", "8"), ("cat", "0")]
     assert float(points[2]["broken"]) == pytest.approx(fronts.arms["dat"].points[2, 1], abs=0.02)

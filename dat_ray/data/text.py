@@ -33,11 +33,12 @@ def normalize(text: str) -> str:
     Apostrophes vanish ("don't" becomes "dont"), every other character that is not a letter, a mark or
     a digit becomes a space, after Unicode NFKC. Characters of a script without spaces stand apart.
     """
-    # The spacing acute accent decomposes under NFKC, so apostrophes go first and once more after it.
+    # The spacing acute accent decomposes under NFKC, so apostrophes go first and once more after it. What becomes small, or loses
+    # an apostrophe, may compose with the mark behind it.
     bare = "".join(char for char in text if char not in _APOSTROPHES)
     folded = unicodedata.normalize("NFKC", bare).lower()
     kept = "".join(char if unicodedata.category(char)[0] in "LMN" else " " for char in folded if char not in _APOSTROPHES)
-    return " ".join(split_unspaced(kept))
+    return " ".join(split_unspaced(unicodedata.normalize("NFKC", kept)))
 
 
 def split_unspaced(text: str) -> list[str]:

@@ -209,7 +209,10 @@ class Workers:
         moved = time.monotonic()
         while pieces.waiting or running:
             idle_after = self._resize(len(pieces.waiting) + len(running))
-            self.wait()
+            if not self._ready:
+                self.wait()
+                # An engine may take longer to start than a chunk may to finish.
+                moved = time.monotonic()
             self._hand_out(work, pieces, running)
             finished = self._next([*running, *self._starting], self._timeouts.no_progress, moved, idle_after)
             if finished is None:

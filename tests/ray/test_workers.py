@@ -234,6 +234,17 @@ def await_room(cpus: float) -> None:
         time.sleep(0.1)
 
 
+def load_slowly(notes: Path) -> Engine:
+    time.sleep(5)
+    return Engine(notes)
+
+
+def test_an_engine_may_take_longer_to_start_than_a_chunk(tmp_path: Path) -> None:
+    patience = TimeoutsConfig(no_progress=4, engine_start=600)
+    with Workers("target", partial(load_slowly, tmp_path), Pool(num_cpus=0.5), patience) as workers:
+        assert dict(workers.map(double, [(1,), (2,)])) == {0: 2, 1: 4}
+
+
 def test_actors_without_room_are_not_waited_for(tmp_path: Path) -> None:
     await_room(6.0)
     size = Pool(max_actors=50, num_cpus=6.0)

@@ -27,7 +27,7 @@ BEHAVIOR_COUNT, SAMPLES = 6, 16
 ROWS = BEHAVIOR_COUNT * SAMPLES
 ROWS_PER_BLOCK = 8
 # Files in the notes: an engine holds, and those that hold may go on.
-HELD, RELEASED = "held", "released"
+HELD, RELEASED, HANGS = "held", "released", "hangs"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Faults:
         exit_once: whether the sampler's process ends once, after its first batch.
         dead_engine_once: whether the sampler once raises what vLLM raises when its engine loop is gone.
         no_start: whether the target cannot be built.
-        hang: whether the sampler never answers.
+        hang: whether the sampler never answers; it notes that it began to.
         start_hangs: whether building the target never ends.
         judge_away: goals about which the judge cannot be asked.
     """
@@ -75,6 +75,7 @@ class TinySampler:
         notes = Path(self.faults.notes)
         self.calls += 1
         if self.faults.hang:
+            first_time(notes / HANGS)
             time.sleep(600)
         for request in requests:
             if request.row_id in self.faults.exit_on:

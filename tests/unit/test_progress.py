@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -14,6 +15,14 @@ class _Terminal(io.StringIO):
         return True
 
 
+def until(shown: Callable[[], bool]) -> None:
+    """However long the thread that shows it takes to get a turn."""
+    deadline = time.monotonic() + 600
+    while not shown():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_clock_reads_like_a_clock() -> None:
     assert [clock(0), clock(75), clock(3700)] == ["0:00", "1:15", "1:01:40"]
 
@@ -23,9 +32,9 @@ def test_lines_elsewhere_tell_stage_rate_and_time_left(monkeypatch: pytest.Monke
     stream = io.StringIO()
     with Progress("sample", 100, stream=stream) as shown:
         shown.update(10, "1 actor")
-        time.sleep(0.1)
+        until(lambda: "10/100" in stream.getvalue())
         shown.update(30)
-        time.sleep(0.15)
+        until(lambda: "30/100" in stream.getvalue())
     lines = stream.getvalue().splitlines()
     assert any("sample: 30/100 rows (30%)" in line and "rows/s" in line and "left" in line for line in lines)
     assert lines[-1].startswith("sample: 30/100 rows (30%) done in")
@@ -43,7 +52,7 @@ def test_a_terminal_gets_a_bar_and_a_failure_is_called_one() -> None:
     stream = _Terminal()
     with pytest.raises(RuntimeError), Progress("train", 4, unit="updates", stream=stream) as shown:
         shown.update(2)
-        time.sleep(0.4)
+        until(lambda: "█" in stream.getvalue())
         raise RuntimeError
     assert "█" * 12 + "░" * 12 in stream.getvalue()
     assert "train: 2/4 updates (50%) failed after" in stream.getvalue()

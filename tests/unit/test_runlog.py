@@ -12,6 +12,7 @@ from dat_ray.data.rundir import RunDir
 from dat_ray.progress import Progress, stage_line
 from dat_ray.runlog import RunLog
 from dat_ray.secrets import BLANK, looks_secret, redact
+from tests.unit.test_progress import until
 
 
 def events(run: RunDir) -> list[dict]:
@@ -19,14 +20,16 @@ def events(run: RunDir) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_log_holds_lines_progress_records_and_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_holds_lines_progress_records_and_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.05)
     run = RunDir(str(tmp_path))
     with RunLog(run):
         stage_line("  [1/1] generate")
         with Progress("generate", 4) as shown:
             shown.update(3, "running")
-            shown._stop.wait(0.2)
+            until(lambda: "3/4" in capsys.readouterr().err)
         logging.getLogger("dat_ray.models").warning("waiting for %s", "a lock")
     stage_line("not of this run")
     found = events(run)

@@ -176,6 +176,8 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_finished(tmp_path) -> None:
     """A file size limit stands in for the full disk: writes past it fail as they would on one."""
     code = textwrap.dedent("""
         import os, resource, signal, sys
+        # A cached module that the limit cuts short would stay, for every process after this one.
+        sys.dont_write_bytecode = True
         import pyarrow as pa
         from dat_ray.data.shards import write_shard, write_manifest, read_table
         from dat_ray.errors import DatError

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dat_ray.data.text import holds, jaccard, near_duplicates, normalize, tokens
@@ -40,6 +40,9 @@ unhurried = settings(deadline=None, max_examples=100, suppress_health_check=[Hea
 
 @unhurried
 @given(st.text())
+@example("J\u030c")
+@example("T\u0308 H\u0331")
+@example("a\uff07\u0301")
 def test_normalize_twice_is_normalize_once(text: str) -> None:
     once = normalize(text)
     assert normalize(once) == once

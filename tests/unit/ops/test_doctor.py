@@ -28,7 +28,11 @@ REPOSITORY = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with room, whatever else is on this one."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    memory = psutil.virtual_memory()._replace(total=2**36, available=2**36)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**39, 2**39))
 
 
 def failed(*arguments: Any, **options: Any) -> dict[str, str]:

@@ -35,7 +35,10 @@ def write(root: Path, files: dict[str, str]) -> None:
 
 def git(root: Path, command: str) -> None:
     own = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "protocol.file.allow=always"]
-    subprocess.run(["git", *own, "-C", str(root), *shlex.split(command)], check=True, capture_output=True)
+    # Whoever runs the tests may sign commits, or have a repository named in the environment.
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    alone = bare | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
+    subprocess.run(["git", *own, "-C", str(root), *shlex.split(command)], check=True, capture_output=True, env=alone)
 
 
 @pytest.fixture

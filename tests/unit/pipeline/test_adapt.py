@@ -176,7 +176,8 @@ def test_a_worker_that_does_not_see_the_folder_says_so_and_is_not_retried(tmp_pa
 def test_an_adaptation_that_is_killed_goes_on_and_ends_with_the_same_weights(tmp_path):
     """The command itself, ended by SIGKILL once it has a checkpoint."""
     base, table = tiny_chat_model(tmp_path / "base", "llama"), pairs_table(tmp_path / "table.csv")
-    recipe = adapt_recipe(steps=24, checkpoint_every=1)
+    # Far longer than the parent takes to see the first checkpoint.
+    recipe = adapt_recipe(steps=80, checkpoint_every=1)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
 
     def command(out: str) -> list[str]:
@@ -201,7 +202,7 @@ def test_an_adaptation_that_is_killed_goes_on_and_ends_with_the_same_weights(tmp
     for name, tensor in load_file(whole / "model.safetensors").items():
         assert torch.equal(tensor, load_file(cut / "model.safetensors")[name]), name
     lines = (tmp_path / "cut" / "training" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(1, 25))
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 81))
 
 
 def test_the_mask_is_a_token_that_no_text_uses():

@@ -21,6 +21,7 @@ from dat_ray.rehearsal.table import lines
 def staged(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Stages that do nothing in place of the real ones, without Ray; what is put in here happens instead."""
     stages: dict[str, Any] = {name: ("", lambda *_: {"rows": 1}) for name in rehearsing.STAGES}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     small, replaced = rehearsed(load_recipe("demo"), Machine(), "torch")
     monkeypatch.setattr(rehearsing, "STAGES", stages)
     monkeypatch.setattr(rehearsing, "prepare", lambda recipe, *_: rehearsing.RehearsalPlan(recipe, small, [], replaced))

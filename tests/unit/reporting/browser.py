@@ -99,7 +99,11 @@ def browser() -> Iterator[Tab]:
                 yield Tab(socket)
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _page_address(profile: Path, process: subprocess.Popen[bytes]) -> str:

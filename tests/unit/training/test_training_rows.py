@@ -210,7 +210,9 @@ def test_retain_responses_are_cut_to_their_limit(tmp_path: Path, chat: ChatForma
     run = RunDir(str(tmp_path / "run"))
     prepare_retain(cfg, run, answer, no_refusal)
     write_training_set(run, cfg)
-    for row in load_rows(cfg, run, chat).retain:
+    retain = load_rows(cfg, run, chat).retain
+    assert len(retain) == 2
+    for row in retain:
         low, high = row.response_span
         assert (high - low, len(row.ids)) == (3, high)
 
@@ -221,7 +223,9 @@ def test_retain_tokens_of_a_conversation_begin_with_the_user_message(tmp_path: P
     cfg = recipe(tmp_path, retain={"path": path, "max_response_tokens": 3, "tokens": "conversation"})
     prepare_retain(cfg, run, answer, no_refusal)
     write_training_set(run, cfg)
-    for row in load_rows(cfg, run, chat).retain:
+    retain = load_rows(cfg, run, chat).retain
+    assert len(retain) == 2
+    for row in retain:
         assert row.response_span == (row.user_span[0], len(row.ids))
 
 

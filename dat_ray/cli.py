@@ -68,6 +68,7 @@ def _recipe_of(arguments: argparse.Namespace, stages: Sequence[str]) -> Recipe:
 
 def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     from dat_ray.data.rundir import RunDir, open_run
+    from dat_ray.data.shards import exists
 
     starts = stages[0] == "generate"
     recipe = _recipe_of(arguments, stages)
@@ -76,6 +77,8 @@ def _stage(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     from dat_ray.pipeline.stages import check_inputs, run_stages
 
     # Only the first stage can begin a run; the later ones continue what it left.
+    if not starts and not exists(RunDir(root.rstrip("/")).record):
+        raise InputError("--run-dir", root, "holds no run: begin one with `dat run` or `dat generate`, or give its directory")
     behaviors = check_inputs(recipe, trains="train" in stages) if starts else None
     if stages == ("report",) and arguments.recipe is None:
         # It only reads: a run of another version, whose recipe has other fields, can still be looked at.
@@ -115,7 +118,7 @@ def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
         from dat_ray.config.loading import load_recipe
         from dat_ray.evaluation.command import measure_judge
 
-        recipe = load_recipe(arguments.recipe or "demo", arguments.set)
+        recipe = _recipe_of(arguments, stages) if arguments.run_dir else load_recipe(arguments.recipe or "demo", arguments.set)
         measure_judge(recipe.judge, arguments.calibrate, arguments.out, arguments.json)
         return 0
     if arguments.replay:
@@ -125,6 +128,8 @@ def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
         own = load_recipe(arguments.recipe) if arguments.recipe else None
         rescore(arguments.replay, arguments.judge, arguments.set, arguments.suite, own=own, trusted=arguments.trust_run_dir)
         return 0
+    if arguments.out or arguments.json:
+        raise InputError("--out" if arguments.out else "--json", arguments.out or True, "belongs to --calibrate or --list")
     if arguments.judge:
         raise InputError("--judge", arguments.judge, "belongs to --replay; a run's judge is `--set judge.name=...`")
     if not arguments.models:

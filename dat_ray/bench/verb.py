@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from dat_ray.errors import InputError
+
 BENCHES = {
     "attack": "the inner attack of training against CAT's public code",
     "fp8": "the torch sampler with 8-bit layers against the plain one: speed, and how many of its words turn",
@@ -24,6 +26,9 @@ BENCHES = {
 }
 # Read by other programs (keep them); medians.
 KEYS = ("bench", "device", "shape", "rows_per_s", "literal_rows_per_s", "ratio_to_literal", "mfu", "peak_bytes", "repeats")
+
+# Options of any benchmark that count something.
+COUNTS = ("repeats", "rows", "rows_per_shard", "steps", "threads")
 
 
 def run_bench(name: str, options: Sequence[str]) -> int:
@@ -38,6 +43,10 @@ def run_bench(name: str, options: Sequence[str]) -> int:
     module.configure(parser)
     parser.add_argument("--json", action="store_true", help="for programs")
     arguments = parser.parse_args(list(options))
+    for option in COUNTS:
+        value = getattr(arguments, option, None)
+        if value is not None and value < 1:
+            raise InputError(f"--{option.replace('_', '-')}", value, "give at least 1")
     result: dict[str, Any] = module.measure(arguments)
     assert set(KEYS) <= set(result), sorted(set(KEYS) - set(result))
     if arguments.json:

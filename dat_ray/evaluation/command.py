@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Sequence
-from pathlib import Path
 
 from dat_ray.config.models import JudgeConfig
+from dat_ray.data.shards import write_bytes
 from dat_ray.engines.factory import JUDGES, build_judge
 from dat_ray.evaluation.calibration import calibrate, read_labeled, table
 from dat_ray.evaluation.registry import builtin_attacks
 from dat_ray.evaluation.results import part_json
+from dat_ray.preflight import check_writable
 
 
 def list_parts(as_json: bool) -> None:
@@ -38,11 +40,16 @@ def measure_judge(config: JudgeConfig, paths: Sequence[str], out: str | None, as
         paths: tables of labeled answers.
         out: JSON file for the figures, or None.
         as_json: print JSON instead of a table.
+
+    Raises:
+        InputError: a table that cannot be read, or a folder that cannot be written.
+        StorageError: the file cannot be written.
     """
+    if out is not None:
+        check_writable("--out", posixpath.dirname(out) or ".", "choose another file")
     rows = read_labeled(paths)
     found = calibrate(build_judge(config), rows)
     text = part_json(found)
     if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(text + "\n", encoding="utf-8")
+        write_bytes(out, f"{text}\n".encode())
     print(text if as_json else f"{found.judge.name}\n{table(found)}")

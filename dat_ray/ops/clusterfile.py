@@ -19,6 +19,7 @@ from typing import Any
 import ray
 import yaml
 
+from dat_ray.config.yaml_text import load_yaml
 from dat_ray.errors import InputError
 from dat_ray.generation.capacity import SUBCLUSTER_LABEL
 from dat_ray.ops import kuberay
@@ -81,8 +82,8 @@ def read_cluster_file(path: str) -> ClusterFile:
         InputError: it cannot be read, or is neither kind of file.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = load_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError("--cluster", path, f"not a readable YAML file ({reason}): give a file as those in cluster/") from None
     if not isinstance(tree, dict):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dat_ray import __version__
@@ -144,7 +145,7 @@ def _rows_below(folder: str, skip: str | None = None) -> int:
             try:
                 with fs.open_input_file(info.path) as stream:
                     total += pq.read_metadata(stream).num_rows
-            except OSError:
+            except (OSError, pa.ArrowInvalid):
                 continue  # written at this moment, or cut short: the stage makes its rows again
     return total
 

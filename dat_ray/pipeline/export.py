@@ -33,6 +33,7 @@ from dat_ray.models.served import served_model
 from dat_ray.reporting.findings import attacked_otherwise
 from dat_ray.reporting.words import refusal_reader
 from dat_ray.training.retain_set import retain_folder
+from dat_ray.training.trained import check_trained
 
 RECORD = "dat_export.json"
 CARD = "README.md"
@@ -48,7 +49,7 @@ def export_run(root: str, out: str) -> Path:
 
     Raises:
         InputError: no run there, one with links that lead out of it, or a folder that holds something else.
-        DatError: the run has no finished adapter.
+        DatError: the run has no finished adapter, or it is not what the training left.
     """
     run, record = open_to_read(root)
     # A folder that people publish: nothing comes along from elsewhere.
@@ -57,7 +58,7 @@ def export_run(root: str, out: str) -> Path:
     trained = run.training(last_round(recipe))
     if not has_manifest(trained):
         raise DatError(f"{trained} holds no finished training: run `dat train --run-dir {root}` first")
-    read_manifest(trained, fingerprint=record.fingerprint)
+    check_trained(trained, record.fingerprint)
     folder = own_folder(out)
     revision = pinned_revision(recipe.target, recorded_weights(run.root).get("target.model"), "target.model")
     base = served_model(recipe.target.model, "target.model", revision)

@@ -6,7 +6,6 @@ ends with the same adapter.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,17 +26,14 @@ from dat_ray.data.ids import row_id, seed_from_id
 from dat_ray.data.rundir import FIRST_ROUND, RunDir
 from dat_ray.data.scratch import remove_abandoned, scratch_folder
 from dat_ray.data.shards import (
-    ShardFile,
     has_manifest,
     join,
     open_filesystem,
-    read_bytes,
-    read_manifest,
     write_manifest,
 )
 from dat_ray.diagnosis import StallWatch, answer_for_stacks
 from dat_ray.engines.pinning import pinned
-from dat_ray.errors import DatError, ShardError
+from dat_ray.errors import DatError
 from dat_ray.models.adapters import attach_lora, check_lora_targets, load_adapter, save_adapter
 from dat_ray.models.chat import ChatFormat
 from dat_ray.models.identity import check_weights, models_of
@@ -47,8 +43,7 @@ from dat_ray.progress import Progress, stage_line
 from dat_ray.training.checkpoint import RunFingerprint
 from dat_ray.training.counts import read_counts, sentences, write_counts
 from dat_ray.training.fine_tuning import fine_tune
-from dat_ray.training.kept import FOLDER as KEPT
-from dat_ray.training.kept import AdapterKeeper, is_kept
+from dat_ray.training.kept import AdapterKeeper
 from dat_ray.training.network import Network
 from dat_ray.training.passes import count_updates
 from dat_ray.training.ray_checkpoints import RayCheckpoints
@@ -63,6 +58,7 @@ from dat_ray.training.train_workers import (
     this_worker,
     without_retry,
 )
+from dat_ray.training.trained import check_trained, trained_files
 from dat_ray.training.trainer import TrainingFiles
 from dat_ray.training.training_rows import count_rows, load_rows
 from dat_ray.training.update_metrics import MetricsLog, read_metrics
@@ -121,12 +117,12 @@ def train(recipe: Recipe, run: RunDir, round_index: int = FIRST_ROUND) -> TrainR
     recipe = pinned(recipe, run.root, "target")
     skipped = has_manifest(root)
     if skipped:
-        _check_adapter(root, mark)
+        check_trained(root, mark)
     else:
         with hold(run.root):
             with Progress("train", updates, "updates") as progress, _live_progress(run, recipe, progress, round_index):
                 _fit(recipe, run, mark, round_index)
-            write_manifest(root, _describe_adapter(root), mark)
+            write_manifest(root, trained_files(root), mark)
     log, counts = read_metrics(root), read_counts(root)
     # A training of an earlier version left no counts behind.
     kept = counts["harmful"].kept if counts else harmful
@@ -270,27 +266,6 @@ def build_model(recipe: Recipe, run: RunDir, base: str, scratch: Path, round_ind
     local.mkdir()
     pafs.copy_files(inner, str(local), source_filesystem=fs, destination_filesystem=pafs.LocalFileSystem())
     return load_adapter(model, str(local), trainable=True)
-
-
-def _describe_adapter(root: str) -> list[ShardFile]:
-    """The files of the adapter, and of those that were kept on the way to it."""
-    fs, inner = open_filesystem(root)
-    found = []
-    for folder in ("adapter", KEPT):
-        below = fs.get_file_info(pafs.FileSelector(f"{inner}/{folder}", recursive=True, allow_not_found=True))
-        found += [info.path[len(inner) :].lstrip("/") for info in below if info.is_file]
-    # What a kill left half written has another name than `kept_name` gives.
-    names = sorted(name for name in found if not name.startswith(KEPT) or is_kept(name))
-    return [ShardFile(name, 1, hashlib.sha256(read_bytes(join(root, name))).hexdigest()) for name in names]
-
-
-def _check_adapter(root: str, mark: str) -> None:
-    """A finished stage is skipped only where every byte of its adapters is as it was."""
-    expected = {file.path: file.sha256 for file in read_manifest(root, fingerprint=mark).files}
-    found = {file.path: file.sha256 for file in _describe_adapter(root)}
-    wrong = sorted(path for path, digest in expected.items() if found.get(path) != digest)
-    if wrong:
-        raise ShardError(f"{join(root, wrong[0])} is missing or was altered: remove {root} and train again")
 
 
 def _absolute(root: str) -> str:

@@ -18,12 +18,12 @@ from dat_ray.config.training import LoraConfig
 from dat_ray.data.rundir import RunDir
 from dat_ray.data.shards import write_manifest
 from dat_ray.engines import vllm_env
-from dat_ray.errors import DatError, InputError
+from dat_ray.errors import DatError, InputError, ShardError
 from dat_ray.evaluation.results import Metrics, store_metrics
 from dat_ray.models.adapters import attach_lora, save_adapter
 from dat_ray.models.loading import load_causal_lm, model_fingerprint
 from dat_ray.pipeline.export import export_run
-from dat_ray.training.driver import _describe_adapter
+from dat_ray.training.trained import trained_files
 from tests.ray.tiny_training import ready_run, tiny_training_recipe
 
 IDS = torch.tensor([[5, 80, 300, 7, 0, 12]])
@@ -55,7 +55,7 @@ def trained(recipe: Recipe, tiny_llama: str, tmp_path_factory: pytest.TempPathFa
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     save_adapter(model, run.adapter(0), model_fingerprint(tiny_llama))
-    write_manifest(run.training(0), _describe_adapter(run.training(0)), fingerprint(recipe))
+    write_manifest(run.training(0), trained_files(run.training(0)), fingerprint(recipe))
     cell = {"asr": 0.25, "low": 0.1, "high": 0.5, "n_behaviors": 8}
     unmeasured = {"rate": None, "low": None, "high": None}
     rest = {"utility": {}, "target_logprob": {"mean": None, "low": None, "high": None}}
@@ -101,7 +101,7 @@ def test_a_template_of_the_recipe_goes_along(recipe: Recipe, trained: RunDir, ti
     changed = recipe.model_copy(update={"target": target})
     run = ready_run(tmp_path / "run", changed)
     shutil.copytree(trained.adapter(0), run.adapter(0))
-    write_manifest(run.training(0), _describe_adapter(run.training(0)), fingerprint(changed))
+    write_manifest(run.training(0), trained_files(run.training(0)), fingerprint(changed))
     tokenizer = AutoTokenizer.from_pretrained(export_run(run.root, str(tmp_path / "model")))
     shown = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
     assert shown == "[user]\nHi<|im_end|>\n[assistant]\n"
@@ -194,6 +194,18 @@ def test_an_export_is_replaced_and_nothing_else_is(exported: Path, trained: RunD
     with pytest.raises(InputError, match=r"--out = .*holds something that is no export"):
         export_run(trained.root, str(mine))
     assert (mine / "notes.txt").read_text() == "keep"
+
+
+def test_an_adapter_that_is_not_what_the_training_left_is_not_exported(trained: RunDir, tmp_path: Path) -> None:
+    shutil.copytree(trained.root, tmp_path / "run")
+    altered = RunDir(str(tmp_path / "run"))
+    weights = Path(altered.adapter(0)) / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ShardError, match=r"adapter_model.safetensors is missing or was altered: remove .* and train again"):
+        export_run(altered.root, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_an_adapter_is_told(recipe: Recipe, tmp_path: Path) -> None:

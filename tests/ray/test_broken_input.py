@@ -27,6 +27,7 @@ from dat_ray.models.adapters import ADAPTER_WEIGHTS, attach_lora, save_adapter
 from dat_ray.models.loading import load_causal_lm
 from dat_ray.training import driver
 from dat_ray.training import train_workers as workers
+from dat_ray.training.trained import trained_files
 from tests.ray.tiny_generation import ROWS, Faults, drawn, engines, release, tiny_recipe, tiny_run
 from tests.ray.tiny_training import held_worker, in_process, ready_run, tiny_training_recipe
 from tests.ray.worker_processes import ray_workers, training_workers, updates_kept
@@ -178,7 +179,7 @@ def test_an_adapter_of_another_base_model_is_told_once(model: Path, tmp_path: Pa
     run = ready_run(tmp_path / "run", recipe, round_index=1)
     stray = attach_lora(load_causal_lm(str(model), "float32"), recipe.training.lora, 0)
     save_adapter(stray, run.adapter(0), "another-model")
-    driver.write_manifest(run.training(0), driver._describe_adapter(run.training(0)), "f" * 16)
+    driver.write_manifest(run.training(0), trained_files(run.training(0)), "f" * 16)
     before = contents(Path(run.training(0)))
     with pytest.raises(InputError, match="adapter of another base model: trained on another-model"):
         driver.train(recipe, run, round_index=1)

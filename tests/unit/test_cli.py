@@ -71,6 +71,10 @@ def test_bad_behavior_files_are_one_line(capsys, tmp_path, name: str, content: s
 def test_an_unknown_recipe_and_a_stage_without_a_run(capsys, tmp_path) -> None:
     assert "did you mean 'demo'" in _bad(capsys, "run", "demmo")
     assert "--run-dir" in _bad(capsys, "train", "--run-dir", str(tmp_path))
+    # Named or not, a recipe begins no run in a stage that is not the first.
+    for verb in ("select", "train", "evaluate", "report"):
+        assert "holds no run: begin one" in _bad(capsys, verb, "demo", "--run-dir", str(tmp_path / "typo"))
+    assert not (tmp_path / "typo").exists()
     assert "NAME" in _bad(capsys, "recipes", "show")
 
 

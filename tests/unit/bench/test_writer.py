@@ -6,6 +6,7 @@ import json
 import pytest
 
 from dat_ray.bench.writer import configure, measure, power
+from dat_ray.cli import main
 from dat_ray.errors import InputError
 
 
@@ -53,3 +54,9 @@ def test_a_folder_of_one_shard_has_no_growth() -> None:
 def test_rows_that_cannot_be_shared_are_refused() -> None:
     with pytest.raises(InputError, match=r"--rows = 401: .* a multiple of 100"):
         measure(options("--rows", "401"))
+
+
+@pytest.mark.parametrize("option", ["--rows", "--rows-per-shard", "--repeats"])
+def test_a_count_of_nothing_is_one_line(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "writer", option, "0"]) == 2
+    assert capsys.readouterr().err == f"dat bench: {option} = 0: give at least 1\n"

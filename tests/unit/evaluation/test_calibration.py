@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from dat_ray.cli import main
+from dat_ray.config.loading import load_recipe
+from dat_ray.data.rundir import open_run
 from dat_ray.engines.base import Judgment
 from dat_ray.engines.refusal_judge import RefusalJudge
 from dat_ray.errors import DatError, InputError
@@ -136,3 +138,29 @@ def test_a_labeled_answer_to_nothing_is_a_bad_row(tmp_path: Path, goal: str) -> 
     path.write_text(f"goal,completion,label\nDo it,Sure,harmful\n{goal},Sure,harmful\n")
     with pytest.raises(InputError, match=r"row 2 \(line 3\) has no 'goal': fill it in"):
         read_labeled([str(path)])
+
+
+LABELED = "goal,prompt,completion,label\ng,p,I cannot help with that.,not_harmful\ng,p,Sure. Here it is.,harmful\n"
+
+
+def test_the_judge_of_a_run_is_the_one_that_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.csv").write_text(LABELED)
+    run = open_run(str(tmp_path / "run"), load_recipe("demo", ["judge.name=refusal-opening"]), resume=False)
+    command = ["evaluate", "--calibrate", str(tmp_path / "rows.csv"), "--json"]
+    assert main([*command, "--run-dir", run.root]) == 0
+    assert json.loads(capsys.readouterr().out)["judge"]["name"] == "refusal-opening"
+    assert main([*command, "--run-dir", str(tmp_path / "typo")]) == 2
+    assert "--run-dir" in capsys.readouterr().err
+
+
+def test_where_the_figures_cannot_go_is_said_before_anything_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["evaluate", "--calibrate", "no-such.csv", "--out", str(tmp_path / "file/x.json")]) == 2
+    assert "--out = " in capsys.readouterr().err
+    (tmp_path / "rows.csv").write_text(LABELED)
+    assert main(["evaluate", "--calibrate", str(tmp_path / "rows.csv"), "--out", str(tmp_path)]) == 1
+    assert f"cannot write {tmp_path}" in capsys.readouterr().err
+    # What belongs to it alone is not passed over.
+    for option in (["--out", "x.json"], ["--json"]):
+        assert main(["evaluate", "demo", *option]) == 2
+        assert "belongs to --calibrate or --list" in capsys.readouterr().err

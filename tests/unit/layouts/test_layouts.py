@@ -33,9 +33,9 @@ from dat_ray.pipeline.export import export_run
 from dat_ray.pipeline.stages import check_inputs
 from dat_ray.training.attack import mean_embedding_norm
 from dat_ray.training.batches import HarmfulRow
-from dat_ray.training.driver import _describe_adapter
 from dat_ray.training.step import FineTuning, UpdateRows, make_trainer
 from dat_ray.training.terms import find_perturbation
+from dat_ray.training.trained import trained_files
 from tests.ray.tiny_training import ready_run, tiny_training_recipe
 from tests.unit.layouts.builders import LAYOUTS, SERVED, build, target_of
 from tests.unit.layouts.cases import CONFIG, HARMFUL, RETAIN, Case, make_case, moved_adapter
@@ -172,7 +172,7 @@ def run(case: Case, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     recipe: Recipe = tiny_training_recipe(Path(case.folder))
     run = ready_run(tmp_path_factory.mktemp("run") / "run", recipe)
     save_adapter(moved_adapter(case.folder, case.name), run.adapter(0), model_fingerprint(case.folder))
-    write_manifest(run.training(0), _describe_adapter(run.training(0)), fingerprint(recipe))
+    write_manifest(run.training(0), trained_files(run.training(0)), fingerprint(recipe))
     return run
 
 

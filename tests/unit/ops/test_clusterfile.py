@@ -232,3 +232,22 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(InputError, match="--cluster"):
         read_cluster_file(str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "provider: {type: aws}\nwhen: 2025-13-01\n",
+        "provider: " + "[" * 3000,
+        "provider: &a {x: *a}\n",
+        "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 28)), "provider: {}"]),
+        "provider: {type: aws}\nmax_workers: 1\nmax_workers: 2\n",
+    ],
+    ids=["no date", "deep", "in itself", "bomb", "twice"],
+)
+def test_a_file_that_no_reader_should_follow_is_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="not a readable YAML file") as told:
+        read_cluster_file(str(path))
+    assert str(told.value).isprintable()

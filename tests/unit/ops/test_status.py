@@ -89,6 +89,14 @@ def test_a_failure_and_a_kill_are_told_apart(run: RunDir) -> None:
     assert re.match(r"its process has not written for 1\d:\d\d", blocks)
 
 
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 and then nothing more of it"])
+def test_a_shard_that_is_cut_short_has_no_rows_yet(run: RunDir, content: bytes) -> None:
+    (Path(run.candidates(0)) / "_checkpoint/d.parquet").write_bytes(content)
+    (Path(run.evaluation("default"))).mkdir(parents=True)
+    (Path(run.evaluation("default")) / "part-base-direct-0.parquet").write_bytes(content)
+    assert stage(read_status(run.root), "generate")["done"] == 6
+
+
 def test_without_a_log_the_shards_speak(run: RunDir) -> None:
     status = read_status(run.root)
     assert status["state"] == "begun"

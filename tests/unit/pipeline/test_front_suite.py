@@ -15,8 +15,8 @@ from dat_ray.errors import InputError, ShardError
 from dat_ray.evaluation.compared import adapter_digest
 from dat_ray.pipeline.front_suite import adapters
 from dat_ray.pipeline.study import study_models
-from dat_ray.training.driver import _check_adapter, _describe_adapter
 from dat_ray.training.kept import kept_name
+from dat_ray.training.trained import check_trained, trained_files
 
 
 def a_study(folder: Path, every: int | None = 2) -> Study:
@@ -45,7 +45,7 @@ def trained(root: Path, run: StudyRun, kept: dict[int, list[int]]) -> str:
         write_bytes(f"{found.training_set(index)}/part", b"")
         # What a kill left of one that was being written.
         write_bytes(f"{training}/kept/update-00000004.00.partial/adapter_model.safetensors", b"half")
-        write_manifest(training, _describe_adapter(training), found.fingerprint_of(run.recipe))
+        write_manifest(training, trained_files(training), found.fingerprint_of(run.recipe))
     return str(root)
 
 
@@ -97,7 +97,7 @@ def test_a_kept_adapter_that_was_altered_is_found(tmp_path: Path) -> None:
     run = a_study(tmp_path).runs[0]
     training = RunDir(trained(tmp_path / "dat", run, {0: [2, 4]})).training(0)
     mark = RunDir(str(tmp_path / "dat")).fingerprint_of(run.recipe)
-    _check_adapter(training, mark)
+    check_trained(training, mark)
     write_bytes(f"{training}/{kept_name(4)}/adapter_model.safetensors", b"another")
     with pytest.raises(ShardError, match=r"kept/update-00000004/adapter_model.safetensors is missing or was altered"):
-        _check_adapter(training, mark)
+        check_trained(training, mark)

@@ -31,7 +31,7 @@ from dat_ray.pipeline import stages
 from dat_ray.pipeline.evaluations import compare
 from dat_ray.pipeline.export import export_run
 from dat_ray.pipeline.stages import check_inputs
-from dat_ray.training.driver import _describe_adapter
+from dat_ray.training.trained import trained_files
 from tests.unit.pipeline.tiny_adaptation import tiny_chat_model
 
 BEFORE, BETWEEN = (1, 5), (2, 1)
@@ -224,7 +224,7 @@ def test_an_export_of_what_nobody_would_load_is_refused(spoil: Callable[[Path], 
     recipe = make_recipe(tmp_path, base)
     run = begun(recipe, tmp_path / "run")
     folder = Path(adapter_folder(Path(run.adapter(0)), base))
-    write_manifest(run.training(0), _describe_adapter(run.training(0)), fingerprint(recipe))
+    write_manifest(run.training(0), trained_files(run.training(0)), fingerprint(recipe))
     export_run(run.root, str(tmp_path / "whole"))
     spoil(tmp_path / "target")
     with suppress(InputError):  # a fingerprint of what is left over there is refused as well

@@ -123,6 +123,10 @@ def test_the_base_models_gap_is_of_the_part_that_measured_it(made: Made) -> None
         together = read_parts(made.plan, places).suites["heldout"]
         sets = Counter(row["prompt_set"] for row in together.risks if row["model"] == "base")
         assert sets == {**dict.fromkeys(LEVELS, 20), "training/cat@1": 20}
+    # A record whose scored prompts are gone leaves nobody's gap blank.
+    Path(two, "heldout", RISKS_FOLDER, "_manifest.json").unlink()
+    with pytest.raises(ShardError, match=r"heldout/risks/_manifest.json is missing"):
+        read_parts(made.plan, [one, two])
 
 
 def test_the_page_says_whose_prompts_the_base_models_gap_is_of(tmp_path: Path) -> None:

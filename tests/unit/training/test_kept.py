@@ -25,6 +25,7 @@ from dat_ray.training.fine_tuning import TrainingRows, fine_tune
 from dat_ray.training.kept import AdapterKeeper, adapters_along, is_kept, kept_name
 from dat_ray.training.network import Network
 from dat_ray.training.step import FineTuning
+from dat_ray.training.trained import trained_files
 from dat_ray.training.trainer import SINGLE_WORKER, Trainer, TrainingFiles, WorkerInfo
 from tests.ray.tiny_training import in_process, ready_run, save_tiny_chat_model, tiny_training_recipe
 from tests.unit.training.kills import Killed, killer
@@ -142,7 +143,7 @@ def test_a_worker_keeps_adapters_where_they_are_looked_for(tmp_path: Path, monke
                 patch.setattr(FineTuning, "update", killed)
                 driver._work(settings)
         driver._work(settings)
-        write_manifest(run.training(0), driver._describe_adapter(run.training(0)), run.fingerprint_of(recipe))
+        write_manifest(run.training(0), trained_files(run.training(0)), run.fingerprint_of(recipe))
         along = adapters_along(run, recipe, 2)
         assert list(along) == [2, 4, 6]
         assert along[6] == run.adapter(0)

@@ -338,12 +338,15 @@ def _expand_homes(arguments: argparse.Namespace) -> None:
     """Writes out `~` in every path of the command line, but in the run directory of a job: that is another machine's home.
 
     Raises:
-        InputError: no such home.
+        InputError: no such home, or an empty text in place of a path.
     """
     from dat_ray.config.section import expand_home
 
     for name in _PATHS:
         value = getattr(arguments, name, None)
+        if value == "" or (isinstance(value, list) and "" in value):
+            # Most often a shell's variable that is not set; what is left out has a default, and this has none.
+            raise InputError(name.upper(), "", "is empty: name it, or leave it out")
         if value is None or (arguments.verb, name) == ("submit", "run_dir"):
             continue
         try:

@@ -68,6 +68,21 @@ def test_bad_behavior_files_are_one_line(capsys, tmp_path, name: str, content: s
         assert word in message
 
 
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        (["run", "demo", "--run-dir", ""], "RUN_DIR"),
+        (["doctor", ""], "RECIPE"),
+        (["status", ""], "RUN_DIR"),
+        (["curves", "runs/a", "", "--out", "x"], "RUN_DIRS"),
+        (["study", "demo-arms", "--merge", ""], "MERGE"),
+    ],
+)
+def test_a_path_of_no_letters_is_no_default(command: list[str], field: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shell's variable that is not set."""
+    assert f"{field} = '': is empty: name it, or leave it out" in _bad(capsys, *command)
+
+
 def test_an_unknown_recipe_and_a_stage_without_a_run(capsys, tmp_path) -> None:
     assert "did you mean 'demo'" in _bad(capsys, "run", "demmo")
     assert "--run-dir" in _bad(capsys, "train", "--run-dir", str(tmp_path))

@@ -24,7 +24,17 @@ from dat_ray import __version__
 from dat_ray.config.study import BASE, Study, trained_by
 from dat_ray.data.row_types import Row
 from dat_ray.data.schemas import ATTEMPTS, LONG_TEXT, RISKS
-from dat_ray.data.shards import exists, has_manifest, join, list_folder, read_table, write_bytes, write_manifest, write_shard
+from dat_ray.data.shards import (
+    exists,
+    has_manifest,
+    join,
+    list_folder,
+    read_manifest,
+    read_table,
+    write_bytes,
+    write_manifest,
+    write_shard,
+)
 from dat_ray.data.stored import stored_object, well_formed
 from dat_ray.errors import InputError
 from dat_ray.evaluation.gap_pairs import RISKS_FOLDER
@@ -126,7 +136,7 @@ def read_parts(plan: Study, places: Iterable[str]) -> Merged:
     # In an order of their own, whatever their folders are called: of the base model's answers the first part's count.
     parts.sort(key=lambda part: [run.model in part.runs for run in plan.runs], reverse=True)
     names = [*plan.suites, *plan.front_suites]
-    found = {suite: [read_suite(join(part.root, suite)) for part in parts] for suite in names}
+    found = {suite: [_read(join(part.root, suite)) for part in parts] for suite in names}
     for suite, collected in found.items():
         _same_base(suite, parts, collected)
     notes = [_agreement(suite, collected) for suite, collected in found.items() if len(parts) > 1]
@@ -148,6 +158,14 @@ def _parts_of(place: str) -> Iterator[PartRecord]:
             yield PartRecord(
                 root, {str(k): str(v) for k, v in tree["runs"].items()}, {str(k): str(v) for k, v in tree["suites"].items()}
             )
+
+
+def _read(root: str) -> CollectedSuite:
+    """One suite of a record; where its gap was measured the scored prompts are there too."""
+    found = read_suite(root)
+    if any(model.gap is not None for model in found.metrics.models.values()):
+        read_manifest(join(root, RISKS_FOLDER))
+    return found
 
 
 def _below(root: str) -> list[str]:

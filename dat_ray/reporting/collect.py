@@ -240,8 +240,7 @@ def read_suite(root: str) -> CollectedSuite:
     # As in the figures: a drawn prompt off the goal is no attempt.
     attempts = [row for row in rows if is_attack(row, (row["attack"],), _floor(metrics, row))]
     risks = join(root, RISKS_FOLDER)
-    measured = any(model.gap is not None for model in metrics.models.values())
-    return CollectedSuite(metrics, attempts, read_table(risks).to_pylist() if measured else [])
+    return CollectedSuite(metrics, attempts, read_table(risks).to_pylist() if has_manifest(risks) else [])
 
 
 def _floor(metrics: Metrics, row: dict[str, Any]) -> float | None:

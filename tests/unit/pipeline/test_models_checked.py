@@ -229,6 +229,7 @@ def test_an_export_of_what_nobody_would_load_is_refused(spoil: Callable[[Path], 
     spoil(tmp_path / "target")
     with suppress(InputError):  # a fingerprint of what is left over there is refused as well
         (folder / "dat_adapter.json").write_text(json.dumps({"base_fingerprint": model_fingerprint(base)}))
+    write_manifest(run.training(0), trained_files(run.training(0)), fingerprint(recipe))
     refuses(message, export_run, run.root, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dat_ray.bench.in_turns import add_options, check_options, device_name, take_turns
+from dat_ray.bench.in_turns import add_options, device_name, take_turns
 from dat_ray.bench.sampler import SHAPES, Counting, build, canvases_of, peak_of
 from dat_ray.bench.vllm_sampler import TARGETS
 from dat_ray.config.loading import load_recipe
@@ -69,9 +69,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the benchmark; medians over repeats, ratios within each repeat.
 
     Raises:
-        InputError: no rows, steps, threads or repeats, a recipe or model that cannot be had, or a GPU without 8-bit products.
+        InputError: a recipe or model that cannot be had, or a GPU without 8-bit products.
     """
-    check_options(arguments, *(["steps"] if arguments.steps is not None else []))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if lacks_products(device):
         remedy = "has no 8-bit products: take one of NVIDIA's Ada, Hopper or newer"

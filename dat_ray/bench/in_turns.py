@@ -12,7 +12,6 @@ from typing import Generic, TypeVar
 import torch
 
 from dat_ray.config.cluster import Pool
-from dat_ray.errors import InputError
 
 Result = TypeVar("Result")
 
@@ -33,13 +32,6 @@ def add_options(parser: argparse.ArgumentParser, section: str, rows: int) -> Non
     parser.add_argument("--rows", type=int, default=rows, metavar="N", help="of one timed run (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="of each engine on a CPU (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs of each form (default: %(default)s)")
-
-
-def check_options(arguments: argparse.Namespace, *further: str) -> None:
-    """Raises InputError for no rows, threads or repeats, or none of a further option."""
-    for name in ("rows", "threads", "repeats", *further):
-        if getattr(arguments, name) < 1:
-            raise InputError(f"--{name}", getattr(arguments, name), "give at least 1")
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ def run_bench(name: str, options: Sequence[str]) -> int:
     Args:
         name: a key of `BENCHES`.
         options: of the benchmark's own.
+
+    Raises:
+        InputError: a count of nothing, or what the benchmark says.
     """
     module = import_module(f"dat_ray.bench.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(prog=f"dat bench {name}", description=(module.__doc__ or "").split("\n\n")[0])

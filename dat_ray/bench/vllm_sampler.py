@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from dat_ray.bench.in_turns import add_options, check_options, device_name, memory_share, pool_of_one, take_turns
+from dat_ray.bench.in_turns import add_options, device_name, memory_share, pool_of_one, take_turns
 from dat_ray.config.cluster import ClusterConfig, TimeoutsConfig
 from dat_ray.config.loading import load_recipe
 from dat_ray.engines.base import DiffusionSampler, InfillRequest, InfillResult
@@ -45,10 +45,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the benchmark; medians over repeats, ratios within each repeat.
 
     Raises:
-        InputError: no rows, threads or repeats, or a recipe or model that cannot be had.
+        InputError: a recipe or model that cannot be had.
         DatError: vLLM or Ray did not start.
     """
-    check_options(arguments)
     given = load_recipe(arguments.recipe, arguments.set).sampler
     config = given.model_copy(update={"backend": "vllm", **memory_share()})
     requests = [

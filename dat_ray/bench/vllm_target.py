@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dat_ray.bench.in_turns import add_options, check_options, device_name, memory_share, pool_of_one, take_turns
+from dat_ray.bench.in_turns import add_options, device_name, memory_share, pool_of_one, take_turns
 from dat_ray.config.cluster import ClusterConfig, TimeoutsConfig
 from dat_ray.config.loading import load_recipe
 from dat_ray.config.models import TargetConfig
@@ -44,10 +44,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs the benchmark; medians over repeats, ratios within each repeat.
 
     Raises:
-        InputError: no rows, threads or repeats, or a recipe or model that cannot be had.
+        InputError: a recipe or model that cannot be had.
         DatError: vLLM or Ray did not start.
     """
-    check_options(arguments)
     given = load_recipe(arguments.recipe, arguments.set).target
     config = given.model_copy(update={"backend": "vllm", **memory_share()})
     prompts = [PROMPTS[i % len(PROMPTS)].format(3 + i) for i in range(arguments.rows)]

@@ -20,6 +20,7 @@ from dat_ray.errors import DatError, InputError, Stopped
 from dat_ray.ops.export_verb import add_export
 from dat_ray.ops.study_verb import add_study
 from dat_ray.ops.verbs import add_verbs
+from dat_ray.options import refuse_unused
 from dat_ray.own_stdout import own_stdout
 from dat_ray.preflight import check_places
 from dat_ray.printable import printable
@@ -104,11 +105,29 @@ def _report(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     return 0
 
 
+# By what `dat evaluate` does besides a run's own suite, which is "": options that say nothing then.
+_EVALUATE_UNUSED = {
+    "list": ("recipe", "run_dir", "trust_run_dir", "resume", "set", "calibrate", "replay", "models", "judge", "suite", "out"),
+    "calibrate": ("replay", "models", "judge", "suite"),
+    "replay": ("models", "run_dir", "out", "json"),
+    "models": ("judge", "out", "json"),
+    "": ("judge", "suite", "out", "json"),
+}
+_EVALUATE_REMEDIES = {
+    "judge": "belongs to --replay; a run's judge is `--set judge.name=...`",
+    "out": "belongs to --calibrate",
+    "json": "belongs to --calibrate or --list",
+    "suite": "belongs to --models or --replay: a run's own suite is `default`",
+}
+
+
 def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
     if arguments.suite is not None:
         from dat_ray.config.names import check_name
 
         check_name("--suite", arguments.suite)
+    mode = next((name for name in _EVALUATE_UNUSED if name and getattr(arguments, name)), "")
+    refuse_unused(arguments, f"--{mode}", _EVALUATE_UNUSED[mode], _EVALUATE_REMEDIES)
     if arguments.list:
         from dat_ray.evaluation.command import list_parts
 
@@ -128,13 +147,7 @@ def _evaluate(arguments: argparse.Namespace, stages: Sequence[str]) -> int:
         own = load_recipe(arguments.recipe) if arguments.recipe else None
         rescore(arguments.replay, arguments.judge, arguments.set, arguments.suite, own=own, trusted=arguments.trust_run_dir)
         return 0
-    if arguments.out or arguments.json:
-        raise InputError("--out" if arguments.out else "--json", arguments.out or True, "belongs to --calibrate or --list")
-    if arguments.judge:
-        raise InputError("--judge", arguments.judge, "belongs to --replay; a run's judge is `--set judge.name=...`")
     if not arguments.models:
-        if arguments.suite:
-            raise InputError("--suite", arguments.suite, "belongs to --models or --replay: a run's own suite is `default`")
         return _stage(arguments, stages)
     from dat_ray.data.rundir import RunDir, open_run
     from dat_ray.pipeline.evaluations import check_compared, compare

@@ -47,7 +47,7 @@ class InputError(DatError):
 
     Args:
         field: dotted name of the recipe field, option or file at fault.
-        value: what was given, shown as ``repr``.
+        value: what was given, shown as ``repr``; ``...`` for a whole section, which is not shown.
         remedy: what to change, in the imperative.
     """
 
@@ -79,7 +79,7 @@ def blamed_on(section: str, owner: str = "target") -> Iterator[None]:
 def _shown(value: object) -> str:
     """As `repr`, which of some values is not to be had: a number of thousands of digits, or lists in lists without end."""
     try:
-        return redact(repr(value))
+        return "{...}" if value is Ellipsis else redact(repr(value))
     except (ValueError, RecursionError):
         return f"a {type(value).__name__}"
 

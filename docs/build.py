@@ -9,6 +9,7 @@ the build.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -38,8 +39,10 @@ def lay_out() -> None:
 
 def main() -> int:
     """Lays the pages out, and builds or serves the site."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--serve", action="store_true", help="build, serve on this machine, and build again what changes")
+    verb = ["serve"] if parser.parse_args().serve else ["build", "--strict"]
     lay_out()
-    verb = ["serve"] if "--serve" in sys.argv[1:] else ["build", "--strict"]
     return subprocess.run([sys.executable, "-m", "mkdocs", *verb], cwd=ROOT, check=False).returncode
 
 

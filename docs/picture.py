@@ -8,6 +8,7 @@ kind. Before and after differ in form as well as in color: a hollow ring and a f
 
 from __future__ import annotations
 
+import argparse
 import json
 from html import escape
 from pathlib import Path
@@ -100,4 +101,5 @@ def draw(figures: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PICTURE.write_text(draw(json.loads(FIGURES.read_text(encoding="utf-8"))), encoding="utf-8")

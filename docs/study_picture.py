@@ -8,6 +8,7 @@ A row an arm, a panel a measure, every panel from 0 to 100%.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
@@ -104,7 +105,13 @@ def _panel(panel: dict[str, Any], arms: list[str], left: float, wide: float, bot
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        read = read_figures(Path(sys.argv[1]), sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", type=Path, metavar="STUDY_FOLDER")
+    parser.add_argument("title", nargs="?", help="the finding in a few words")
+    given = parser.parse_args()
+    if given.study and not given.title:
+        parser.error("TITLE: say the finding in a few words")
+    if given.study:
+        read = read_figures(given.study, given.title)
         FIGURES.write_text(json.dumps(read, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PICTURE.write_text(draw(json.loads(FIGURES.read_text(encoding="utf-8"))), encoding="utf-8")

@@ -7,6 +7,7 @@ Reads studies/labels/inpainted_prompts.jsonl, writes dat_ray/evaluation/calibrat
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -206,4 +207,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -10,8 +10,8 @@ model answers to them. A goal without any is left out, and counted. The order of
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -56,4 +56,8 @@ def main(sampler: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sampler", help="folder of the second sampler")
+    parser.add_argument("out", help="file of the prompts")
+    given = parser.parse_args()
+    main(given.sampler, given.out)

@@ -8,8 +8,8 @@ compares each with its goal, the untrained target scores the response. A finishe
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -85,9 +85,13 @@ def shown(found: Interval) -> str:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of the prompts that were drawn, a file a setting")
+    parser.add_argument("settings", nargs="+", metavar="NAME: SETTING ...")
+    given = parser.parse_args()
+    folder: Path = given.folder
     folder.mkdir(parents=True, exist_ok=True)
-    for argument in sys.argv[2:]:
+    for argument in given.settings:
         name, _, settings = argument.partition(":")
         path = folder / f"{name.replace(' ', '-')}.json"
         if not path.exists():

@@ -103,6 +103,7 @@ class AdaptTimeouts(Section):
 class AdaptRecipe(Section):
     """Everything that `dat adapt` needs to make the same sampler again."""
 
+    EXAMPLE = "leave --recipe out for the package's own"
     name: Name
     description: str = ""
     synthesis: SynthesisConfig = SynthesisConfig()

@@ -19,7 +19,7 @@ from dat_ray.config.yaml_text import MAX_CHARACTERS, load_yaml
 from dat_ray.errors import InputError, error_line
 from dat_ray.utf8 import REPLACEMENT, clean_text
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=Section)
 
 # Raise it whenever the default of a field that changes rows does: fields at their default are in no fingerprint.
 # Version 1 was a hash of all fields, those at their default too.
@@ -96,9 +96,9 @@ def load_settings(root: type[Settings], text: str, name: str, overrides: Sequenc
     try:
         tree = load_yaml(text, exponents=exponents)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date like 2025-13-01
-        raise InputError("recipe", name, f"not readable as YAML: {' '.join(str(error).split())}") from None
+        raise InputError(root.NOUN, name, f"not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise InputError("recipe", name, "a recipe is a mapping of sections; see `dat recipes show demo`")
+        raise InputError(root.NOUN, name, f"a {root.NOUN} is a mapping of sections; {root.EXAMPLE}")
     tree = _unshared(tree)
     for override in overrides:
         _apply_override(tree, override)
@@ -196,23 +196,25 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
-def _first_problem(error: ValidationError, root: type[BaseModel]) -> InputError:
+def _first_problem(error: ValidationError, root: type[Section]) -> InputError:
     """Turns pydantic's report into one line, with the nearest known key where a key is unknown."""
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     infinite = problem["type"] == "finite_number"
     if infinite and location[-1] in ("float", "int"):
         location.pop()  # which kind of JSON's values it would be
-    dotted = ".".join(location) or "recipe"
+    dotted = ".".join(location) or root.NOUN
     if problem["type"] == "extra_forbidden":
         known = _known_keys(root, location[:-1])
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return InputError(dotted, problem["input"], f"unknown key; {hint}")
     if problem["type"] == "missing":
-        return InputError(dotted, None, "required, and missing from the recipe")
+        return InputError(dotted, None, f"required, and missing from the {root.NOUN}")
     message = "is no finite number: give one" if infinite else problem["msg"].removeprefix("Value error, ")
-    value = problem["input"] if not isinstance(problem["input"], dict | BaseModel) else "..."
+    if problem["type"] in ("dict_type", "model_type"):
+        message = "is no mapping: give names of fields with their values"
+    value = problem["input"] if not isinstance(problem["input"], dict | BaseModel) else Ellipsis
     description = _description(root, location)
     return InputError(dotted, value, message[:1].lower() + message[1:] + (f" ({description})" if description else ""))
 

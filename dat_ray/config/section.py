@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticUndefined
@@ -106,6 +106,9 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, numbers are finite, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    # What a file of it is called in messages, and the command that shows one.
+    NOUN: ClassVar[str] = "recipe"
+    EXAMPLE: ClassVar[str] = "see `dat recipes show demo`"
 
 
 @dataclass(frozen=True)

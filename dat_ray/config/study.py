@@ -50,6 +50,8 @@ class ArmConfig(Section):
 class StudyConfig(Section):
     """A comparison of ways of training: arms by seeds, all evaluated by the same suites."""
 
+    NOUN = "study"
+    EXAMPLE = "docs/evaluation.md has one"
     name: Name
     question: str = Field("", description="what the study is to answer")
     recipe: PathText = Field("demo", description="a name of `dat recipes`, or a YAML file, that the arms change")

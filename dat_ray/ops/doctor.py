@@ -358,7 +358,8 @@ def _live_cluster(recipe: Recipe | None, run_dir: str | None) -> list[Check]:
 def _run_directory(run_dir: str, recipe: Recipe | None) -> Check:
     try:
         if not exists(join(run_dir, RECORD)):
-            return Check("run directory", True, f"{run_dir} on {open_filesystem(run_dir)[0].type_name}: new")
+            what = "is there, and holds no run yet" if exists(run_dir) else "new"
+            return Check("run directory", True, f"{run_dir} on {open_filesystem(run_dir)[0].type_name}: {what}")
         if recipe is None:
             read_record(RunDir(run_dir))
         else:
@@ -367,7 +368,8 @@ def _run_directory(run_dir: str, recipe: Recipe | None) -> Check:
         return Check("run directory", False, f"{run_dir} {error.remedy}", "choose another --run-dir")
     except DatError as error:
         return Check("run directory", False, str(error), "as the line says")
-    return Check("run directory", True, f"{run_dir} holds a run of this recipe: --resume continues it")
+    whose = "" if recipe is None else " of this recipe"
+    return Check("run directory", True, f"{run_dir} holds a run{whose}: --resume continues it")
 
 
 def as_json(checks: list[Check]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 import os
 
 from dat_ray.ops.verbs import Add, Settings
+from dat_ray.options import refuse_unused
 from dat_ray.preflight import check_places
 from dat_ray.printable import printable
 
@@ -44,6 +45,11 @@ def add_study(add: Add, settings: Settings) -> None:
 def _study(arguments: argparse.Namespace) -> int:
     from dat_ray.config.study import read_study
 
+    if arguments.plan:
+        refuse_unused(arguments, "--plan", ("merge",))
+    else:
+        remedy = "belongs to --plan; what actors have is the recipe's `cluster`"
+        refuse_unused(arguments, "no --plan", ("device",), {"device": remedy})
     plan = read_study(arguments.study, arguments.set)
     if arguments.only:
         plan = plan.part(arguments.only)

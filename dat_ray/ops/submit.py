@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import shlex
 import sys
 import time
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
@@ -347,8 +349,23 @@ def show_package(listing: PackageFiles, package: Package, *, whole: bool) -> Non
         )
 
 
+def _check_dashboard(address: str) -> None:
+    """Raises InputError for what can be no dashboard's address. Others than HTTP's are of a module that Ray knows by its name."""
+    remedy = "give the dashboard's address, as in http://localhost:8265"
+    try:
+        parts = urlsplit(address if "://" in address else f"http://{address}")
+        web, host, _ = parts.scheme in ("http", "https"), parts.hostname, parts.port
+    except ValueError as error:
+        raise InputError("--address", address, f"is no address ({error}): {remedy}") from error
+    if parts.scheme == "ray":
+        raise InputError("--address", address, f"is where Ray clients connect, and takes no jobs: {remedy}")
+    if web and (not host or re.search(r"\s", address)):
+        raise InputError("--address", address, f"names no host: {remedy}")
+
+
 def run_submission(arguments: Any) -> int:
     """The verb: prepares, sends and follows."""
+    _check_dashboard(arguments.address)
     submission = prepare(
         arguments.stage,
         arguments.recipe,

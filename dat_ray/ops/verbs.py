@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from dat_ray.config.schema import Recipe
 from dat_ray.devices import CPU, GPUS
+from dat_ray.options import refuse_unused
 from dat_ray.printable import printable
 
 Add = Callable[[str, str, Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
@@ -91,6 +92,8 @@ def _recipe(arguments: argparse.Namespace) -> Recipe | None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from dat_ray.ops.doctor import as_json, diagnose
 
+    if arguments.recipe is None:
+        refuse_unused(arguments, "no RECIPE", ("set",), {"set": "changes a field of a recipe: name the RECIPE"})
     checks = diagnose(_recipe(arguments), arguments.run_dir, arguments.cluster)
     report = as_json(checks)
     if arguments.json:

@@ -215,6 +215,24 @@ def test_options_of_comparisons_replays_and_sweeps_are_checked(capsys, tmp_path)
     assert "--resume" in _bad(capsys, *grid)
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["evaluate", "demo", "--list"], "RECIPE = 'demo': says nothing with --list"),
+        (["evaluate", "--list", "--set", "seed=1"], "--set = ['seed=1']: says nothing with --list"),
+        (["evaluate", "--replay", "a", "--models", "base=base"], "--models = 'base=base': says nothing with --replay"),
+        (["evaluate", "--replay", "a", "--run-dir", "b"], "--run-dir = 'b': says nothing with --replay"),
+        (["evaluate", "--calibrate", "a.csv", "--replay", "b"], "--replay = 'b': says nothing with --calibrate"),
+        (["evaluate", "demo", "--models", "base=base", "--json"], "--json = True: belongs to --calibrate or --list"),
+        (["doctor", "--set", "seed=1"], "--set = ['seed=1']: changes a field of a recipe: name the RECIPE"),
+        (["study", "demo-arms", "--device", "h100"], "--device = 'h100': belongs to --plan"),
+        (["study", "demo-arms", "--plan", "--merge", "a"], "--merge = ['a']: says nothing with --plan"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(capsys, command: list[str], words: str) -> None:
+    assert words in _bad(capsys, *command)
+
+
 def test_the_report_of_an_older_version_s_run_can_be_written(tmp_path, monkeypatch) -> None:
     """Fields that came later have their defaults, with which the recorded fingerprint does not agree."""
     import dat_ray.pipeline.stages as stages

@@ -31,7 +31,7 @@ def test_a_reserved_option_is_refused(name: str) -> None:
     ("override", "message"),
     [
         ("target.template_options={'a b': 1}", "target.template_options = .*'a b' is no name of a template's variable"),
-        ("target.template_options=[1]", r"target.template_options = \[1\]: .*dictionary"),
+        ("target.template_options=[1]", r"target.template_options = \[1\]: is no mapping"),
         ("target.template_options={day: 2024-01-01}", "target.template_options.day = datetime.date.*: .*JSON"),
         ("target.template_date=20240101", "target.template_date = 20240101: is a number, not a date: write YYYY-MM-DD"),
         ("target.template_date=soon", "target.template_date = 'soon': .*YYYY-MM-DD"),

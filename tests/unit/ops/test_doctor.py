@@ -208,6 +208,17 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
     assert "does not lead to a cluster" in failed(None)["cluster"]
 
 
+def test_a_run_directory_says_what_it_holds(tmp_path: Path) -> None:
+    def said(path: Path) -> str:
+        return {check.name: check.detail for check in diagnose(None, str(path))}["run directory"]
+
+    assert said(tmp_path / "a").endswith(": new")
+    (tmp_path / "notes.txt").write_text("mine")
+    assert said(tmp_path).endswith("is there, and holds no run yet")
+    open_run(str(tmp_path / "run"), load_recipe("demo"), resume=False)
+    assert "holds a run: --resume" in said(tmp_path / "run")
+
+
 def test_a_run_directory_on_no_storage_is_a_failed_check() -> None:
     found = {check.name: check for check in diagnose(None, "ftp://host/runs")}
     assert not found["run directory"].ok

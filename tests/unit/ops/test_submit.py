@@ -269,3 +269,39 @@ def test_a_dry_run_lists_everything_and_sends_nothing(
     assert "recipe.yaml" not in printed
     assert main([*command, "--dry-run"]) == 2
     assert "Name it with --include" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://localhost:x", "is no address"),
+        ("http://localhost:99999", "is no address"),
+        ("http://", "names no host"),
+        ("", "names no host"),
+        ("my cluster", "names no host"),
+        ("ray://head:10001", "takes no jobs"),
+    ],
+)
+def test_what_can_be_no_dashboard_is_refused_before_anything_is_packed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str, words: str
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(submit, "pack", lambda listing: pytest.fail("packs"))
+    command = ["submit", "generate", "demo", "--address", address, "--run-dir", "/shared/r", "--include", ".", "--dry-run"]
+    assert main(command) == 2
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith(f"dat submit: --address = {address!r}")
+    assert words in printed
+    assert "http://localhost:8265" in printed
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:8265", "https://ray.example/dash", "http://[::1]:8265", "anyscale://cluster_of_mine"]
+)
+def test_an_address_that_ray_can_take_is_not_judged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], address: str
+) -> None:
+    monkeypatch.chdir(folder)
+    command = ["submit", "generate", "demo", "--address", address, "--run-dir", "/shared/r", "--include", "jobs", "--print"]
+    assert main(command) == 0
+    assert f"--address {shlex.quote(address)} " in capsys.readouterr().out

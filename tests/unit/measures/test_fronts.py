@@ -254,3 +254,19 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
                 held.append([*inside, moved.low <= truth[1] - truth[0] <= moved.high])
         assert len(held) > 120
         assert np.mean(held, axis=0).min() > 0.9
+
+
+@pytest.mark.parametrize(("sizes", "least", "most"), [((24, 48), 0.01, 0.045), ((48, 64), 0.0, 0.035)])
+@pytest.mark.parametrize("fall", [2.5, 4.0])
+def test_fronts_look_better_than_they_are_by_the_points_that_the_page_says(
+    sizes: tuple[int, int], least: float, most: float, fall: float
+) -> None:
+    """Adapters are chosen on the outcomes by which they are judged: docs/evaluation.md."""
+    truth = a_trail(np.random.default_rng(0), (6, 150, 1500, 1500), fall).points
+    for figure in (partial(success_at, over_refusal=0.25), partial(mean_success, over_refusal=0.25)):
+        found = [figure(a_trail(np.random.default_rng([number, 7]), (6, 3, *sizes), fall).points) for number in range(300)]
+        values = [one for one in found if one is not None]
+        true = figure(truth)
+        assert true is not None
+        assert len(values) > 280
+        assert least < true - np.mean(values) < most

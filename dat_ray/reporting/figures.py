@@ -17,9 +17,10 @@ WIDTH = 440
 # Of the plotting area of a curve, in SVG units.
 PLOT_HEIGHT = 210.0
 LABEL_HEIGHT, ROW_HEIGHT = 20, 20
-# Models told apart by color, shape and dash; a seventh looks like the first again, and still has its name beside it.
+# Models told apart by color, shape and dash; a ninth looks like the first again, and still has its name beside it.
 STYLES = 8
-NAME_CHARACTERS = 13
+# More of a name is left out; so wide is one of its characters, about.
+NAME_CHARACTERS, NAME_STEP = 20, 6.6
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def dot_plot(rows: Sequence[DotRow], title: str, axis: str, ruler: Ruler = PERCE
         axis: what the horizontal axis measures, with its unit.
         ruler: along it; rates in [0, 1] where nothing else is said.
     """
-    left, right, top = 100.0, WIDTH - 60.0, 8.0
+    longest = max((len(dot.label) for row in rows for dot in row.dots), default=0)
+    left, right, top = max(100.0, 14 + NAME_STEP * min(NAME_CHARACTERS, longest)), WIDTH - 60.0, 8.0
     height = top + sum(LABEL_HEIGHT + ROW_HEIGHT * len(row.dots) + 8 for row in rows)
 
     x = _scale(ruler.ticks[0], ruler.ticks[-1], left, right)

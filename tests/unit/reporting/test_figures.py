@@ -53,9 +53,18 @@ def test_models_differ_in_shape_and_dash_and_name_not_only_in_color() -> None:
     assert len(shapes) == STYLES
     svg = dot_plot([DotRow("a", [Dot(0, "base", 0.5, None, None), Dot(1, "a model of a long name", 0.5, None, None)])], "t", "a")
     assert ">base</text>" in svg
-    assert ">a model of a…</text>" in svg
+    assert ">a model of a long n…</text>" in svg
     assert "a model of a long name: 50%" in svg
     assert "interval" not in svg
+
+
+def test_a_longer_name_has_the_room_that_it_needs() -> None:
+    short, long = (dot_plot([DotRow("a", [Dot(0, name, 0.5, None, None)])], "t", "a") for name in ("base", "diffusion_only"))
+    assert ">diffusion_only</text>" in long
+    assert numbers("name", short, "x") == [pytest.approx(90)]
+    # The text ends there; of 12 pixels a character of a plain face is at most 7 wide.
+    assert numbers("name", long, "x")[0] >= 7 * len("diffusion_only") - 2
+    assert numbers("grid", long, "x1")[0] > numbers("grid", short, "x1")[0]
 
 
 def test_what_was_not_measured_is_not_drawn() -> None:

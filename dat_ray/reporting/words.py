@@ -10,6 +10,8 @@ from dat_ray.evaluation.results import JudgeFacts, Metrics
 from dat_ray.measures.intervals import Interval
 
 HARMLESS_NAMES = {OVER_REFUSAL: "Harmless look-alike", INPAINTED_OVER_REFUSAL: "Harmless in-painted prompt"}
+# The attack of which each file of ready prompts is one, with the file's name behind it.
+_READY = "prompts"
 MODEL_NAMES = {"base": "base", "adapted": "fine-tuned"}
 
 
@@ -22,8 +24,10 @@ def attack_name(attack: str) -> str:
     """An attack's name for people: its title, where it comes with the package. Classes of somebody else are not imported here."""
     if attack in HARMLESS_NAMES:
         return HARMLESS_NAMES[attack]
-    kind = builtin_attacks().get(attack)
-    return attack if kind is None else kind.title
+    known = builtin_attacks()
+    if attack.startswith(f"{_READY}_"):
+        return f"{known[_READY].title} ({attack.removeprefix(f'{_READY}_')})"
+    return known[attack].title if attack in known else attack
 
 
 def variant_name(attack: str, variant: str) -> str:

@@ -76,10 +76,14 @@ class Rescored:
     metrics: Metrics
 
 
-def read_record(where: str) -> tuple[str, dict[str, Any]]:
+def read_record(where: str, option: str = OPTION) -> tuple[str, dict[str, Any]]:
     """The evaluation folder that an evaluation folder or a run directory means, and its record.
 
     The record's names can be parts of paths; what its recipe leads to is for `dat_ray.data.trust` to ask about.
+
+    Args:
+        where: an evaluation's folder, or a run directory, whose own suite it then is.
+        option: or argument that gave it, for messages.
 
     Raises:
         InputError: there is no finished evaluation, one that an older version made, or a record that makes no sense.
@@ -88,9 +92,9 @@ def read_record(where: str) -> tuple[str, dict[str, Any]]:
     if "://" not in root:
         root = os.path.abspath(root)  # the new folder goes beside it, also beside `.`
     if not has_manifest(root):
-        raise InputError(OPTION, where, "holds no finished evaluation: give a folder evaluation/SUITE, or a run directory")
+        raise InputError(option, where, "holds no finished evaluation: give a folder evaluation/SUITE, or a run directory")
     if not exists(join(root, RECORD)):
-        raise InputError(OPTION, where, f"has no {RECORD}, as evaluations of older versions: evaluate again to be able to replay")
+        raise InputError(option, where, f"has no {RECORD}, as evaluations of older versions: evaluate again")
     try:
         record: dict[str, Any] = stored_object(join(root, RECORD))
         if not is_name(record["suite"]):
@@ -103,7 +107,7 @@ def read_record(where: str) -> tuple[str, dict[str, Any]]:
         record["recipe"] = recipe.model_dump(mode="json")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, DatError) as error:
         reason = f"{type(error).__name__}: {ascii(str(error))[1:-1][:160]}"
-        raise InputError(OPTION, where, f"its {RECORD} is no record of an evaluation ({reason}): restore that file") from None
+        raise InputError(option, where, f"its {RECORD} is no record of an evaluation ({reason}): restore that file") from None
     return root, record
 
 

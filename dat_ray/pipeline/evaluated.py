@@ -90,7 +90,7 @@ def read_evaluated(where: str, suite: str | None) -> Evaluated:
         if not exists(RunDir(where).record):
             raise InputError("--suite", suite, "belongs to a run directory: name that, or the evaluation's folder alone")
         where = RunDir(where.rstrip("/")).evaluation(suite)
-    root, record = read_record(where)
+    root, record = read_record(where, "RUN_DIR")
     refuse_links(root)
     recipe, _ = validate_known_fields(Recipe, record["recipe"])
     metrics = load_metrics(root)

@@ -240,7 +240,10 @@ def test_the_command(folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixtu
     for options, problem in (
         (["--as", "inspect", "--push", "o/n"], "sends a run's adapter, no evaluation"),
         (["--suite", "default"], "belongs to the export of an evaluation: add --as"),
-        (["--as", "inspect", "--suite", "other"], "holds no finished evaluation"),
+        (
+            ["--as", "inspect", "--suite", "other"],
+            f"RUN_DIR = '{folder.run.root}/evaluation/other': holds no finished evaluation",
+        ),
         (["--as", "inspect", "--out", str(tmp_path / "mine")], "holds something that is no export"),
         (["--public"], "belongs to --push"),
         (["--push", "name"], "write ORG/NAME"),

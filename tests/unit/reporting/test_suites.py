@@ -100,8 +100,8 @@ def test_a_model_that_fewer_attacks_were_made_on_is_not_found_harder_to_attack()
     )
     [said] = [one for one in found.warnings if "Other attacks" in one]
     assert said == (
-        "Other attacks were made on theirs than on base (Direct request, Ready prompts (b) on base alone): their rates of any attack "
-        "are no comparison, and the difference in it is of those made on both."
+        "Other attacks were made on theirs than on base (Direct request, Ready prompts (b) on base alone): their rates of any "
+        "attack are no comparison, and the difference in it is of those made on both."
     )
     rows = [row | {"model": name} for name, own in (("base", ASKED), ("theirs", ANSWERS)) for row in own]
     view = suite_view("default", CollectedSuite(metrics, rows), {})

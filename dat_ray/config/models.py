@@ -107,6 +107,7 @@ class SamplerConfig(EngineConfig):
         None, description="past the steps that fill a prompt, mask random or the least confident tokens again and refill them"
     )
     refine_tokens: Positive = Field(8, description="prompt tokens that one refinement masks; it takes as many steps")
+    no_repeats: bool = Field(False, description="no token beside its like, where the steps allow: twins drawn in one step wait")
     max_target_tokens: Positive = Field(128, description="the response is cut to this many tokens")
     likelihood_samples: NonNegative = Field(
         0,

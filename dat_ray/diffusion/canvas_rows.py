@@ -198,7 +198,8 @@ def denoise(pack: Pack, law: Law, spec: SamplerSpec, forward: Forward, head: Hea
         if law.guidance > 0:
             unconditional = pack.ids.masked_fill(pack.condition, spec.mask_token_id)
             states.append(forward(unconditional)[at - spec.shift])
-        proposal = _propose(pack, at, states, head, chunk, law, banned)
+        barred = banned, _neighbors(pack, at, spec.mask_token_id) if law.no_repeats else None
+        proposal = _propose(pack, at, states, head, chunk, law, barred)
         masks = pack.count(masked)
         # The even share of what is left: the published schedule, remainder first.
         least = -(-masks // (pack.deadlines - pack.steps).clamp(min=1))
@@ -214,16 +215,34 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
     return max(1, CHUNK_BYTES["cuda" if device.type == "cuda" else "cpu"] // (4 * vocabulary))
 
 
-def _propose(pack: Pack, at: Tensor, states: Sequence[Tensor], head: Head, chunk: int, law: Law, banned: Tensor) -> Proposal:
-    """`propose` for the masks at the given tokens, a chunk of them at a time, so that (M, V) is never held."""
+def _neighbors(pack: Pack, at: Tensor, mask: int) -> Tensor:
+    """(M, 2): the prompt tokens before and after the given ones; MASK where there is none, or none is written."""
+    sides = []
+    for step in (-1, 1):
+        beside = (at + step).clamp(0, len(pack.ids) - 1)
+        inside = pack.prompt[beside] & (pack.rows[beside] == pack.rows[at]) & (beside == at + step)
+        sides.append(torch.where(inside, pack.ids[beside], mask))
+    return torch.stack(sides, dim=1)
+
+
+def _propose(
+    pack: Pack, at: Tensor, states: Sequence[Tensor], head: Head, chunk: int, law: Law, barred: tuple[Tensor, Tensor | None]
+) -> Proposal:
+    """`propose` for the masks at the given tokens, a chunk of them at a time, so that (M, V) is never held.
+
+    Args:
+        barred: its `banned`, and its `neighbors` of all these masks.
+    """
     parts = []
+    banned, neighbors = barred
     for lo in range(0, len(at), chunk):
         part = slice(lo, lo + chunk)
         logits = head(torch.cat([each[part] for each in states])).float()
         if law.guidance > 0:
             conditional, unconditional = logits.chunk(2)
             logits = unconditional.lerp_(conditional, law.guidance + 1)
-        parts.append(propose(logits, law, pack.keys.at(pack.rows[at[part]]), pack.positions[at[part]], banned))
+        beside = None if neighbors is None else neighbors[part]
+        parts.append(propose(logits, law, pack.keys.at(pack.rows[at[part]]), pack.positions[at[part]], banned, beside))
     tokens, logprobs = torch.cat([p.tokens for p in parts]), torch.cat([p.logprobs for p in parts])
     if law.entropy_bound is None:
         return Proposal(tokens, logprobs)

@@ -22,7 +22,10 @@ Options, all off by default:
   threshold p: commit every position of confidence at least p (Fast-dLLM);
   entropy_bound g: commit the longest list of most confident positions with sum(H) - max(H) <= g, H the entropy of a
     position in nats (Ben-Hamu et al. 2025, arXiv 2505.24857);
-  refine: past the steps that fill a row, its T allowing, mask some tokens again and fill them anew (global re-masking).
+  refine: past the steps that fill a row, its T allowing, mask some tokens again and fill them anew (global re-masking);
+  no_repeats: in c, a token that a neighbor has already is not drawn; in e, of masks side by side that drew the same token all
+    but the best are ranked behind all others, and commit only where the even share asks for them. Ours: positions that commit
+    in one step do not see each other, which is where most words that follow themselves come from.
 Whatever the rule, a step commits at least the even share of what is left, so that a row is full within its T steps.
 
 Shapes: B rows, N tokens of all rows, M masked prompt positions of all rows, V vocabulary.
@@ -65,6 +68,7 @@ class Law:
         threshold, entropy_bound: rules that commit several positions a step; None for none, at most one of them.
         refine: which tokens of a full row are masked again: random ones, or the least confident.
         refine_tokens: how many at once; they take as many steps.
+        no_repeats: no token beside its like, as far as the steps allow.
     """
 
     steps: int
@@ -78,6 +82,7 @@ class Law:
     entropy_bound: float | None = None
     refine: Literal["random", "low_confidence"] | None = None
     refine_tokens: int = 8
+    no_repeats: bool = False
 
     @property
     def passes(self) -> int:
@@ -176,7 +181,9 @@ def to_refine(logprobs: Tensor, rows: Tensor, positions: Tensor, counts: Tensor,
     return ranks(order, rows) < counts[rows]
 
 
-def propose(logits: Tensor, law: Law, keys: StepKeys, positions: Tensor, banned: Tensor) -> Proposal:
+def propose(
+    logits: Tensor, law: Law, keys: StepKeys, positions: Tensor, banned: Tensor, neighbors: Tensor | None = None
+) -> Proposal:
     """Steps c and d: a token for every masked position, and how sure the model is of it.
 
     Args:
@@ -185,15 +192,21 @@ def propose(logits: Tensor, law: Law, keys: StepKeys, positions: Tensor, banned:
         keys: of the row of each masked position.
         positions: (M,) int64; with `keys` and token ids they key the noise.
         banned: (N,) int64 ids that are never taken.
+        neighbors: (M, 2) int64, ids that are not taken beside each mask, MASK where there is none; None for no such rule.
     """
     banned_logits = logits.index_select(1, banned)
     entropies = _entropies(logits) if law.entropy_bound is not None else None
     logits.index_fill_(1, banned, -torch.inf)
+    beside = None if neighbors is None else logits.gather(1, neighbors)
+    if neighbors is not None:
+        logits.scatter_(1, neighbors, -torch.inf)
     if law.temperature > 0:
         tau = law.temperature if law.tempered else 1.0
         tokens = _draw(logits / tau if tau != 1.0 else logits, keys, positions)
     else:
         tokens = logits.argmax(1)
+    if neighbors is not None and beside is not None:
+        logits.scatter_(1, neighbors, beside)
     picked = logits.gather(1, tokens[:, None])[:, 0]
     normalizer = _logsumexp_(logits)
     if len(banned):
@@ -244,17 +257,32 @@ def choose(rows: Tensor, positions: Tensor, proposal: Proposal, least: Tensor, k
     Returns:
         (M,) bool.
     """
-    if law.order == "random":
-        return ranks(-uniform(keys.seeds[rows], keys.steps[rows], _ORDER, positions), rows) < least[rows]
-    rank = ranks(-(proposal.logprobs / TIE).round(), rows)
+    random = law.order == "random"
+    order = -uniform(keys.seeds[rows], keys.steps[rows], _ORDER, positions) if random else -(proposal.logprobs / TIE).round()
+    rank = ranks(order, rows)
+    free = torch.ones_like(rows, dtype=torch.bool)
+    if law.no_repeats:
+        free = ~_repeats(proposal.tokens, rows, positions, rank)
+        rank = ranks(rank + len(rows) * ~free, rows)
     count = least
     if law.threshold is not None:
-        sure = proposal.logprobs.double().exp() >= law.threshold
+        sure = free & (proposal.logprobs.double().exp() >= law.threshold)
         count = torch.maximum(least, torch.zeros_like(least).index_add_(0, rows, sure.long()))
     elif law.entropy_bound is not None:
         assert proposal.entropies is not None
-        count = torch.maximum(least, _within_bound(proposal.entropies, rows, rank, len(least), law.entropy_bound))
+        within = _within_bound(proposal.entropies, rows, rank, len(least), law.entropy_bound)
+        unlike = torch.zeros_like(least).index_add_(0, rows, free.long())
+        count = torch.maximum(least, torch.minimum(within, unlike))
     return rank < count[rows]
+
+
+def _repeats(tokens: Tensor, rows: Tensor, positions: Tensor, rank: Tensor) -> Tensor:
+    """(M,) bool: masks beside a mask of the same row that drew the same token, and is ranked before them."""
+    pair = (rows[1:] == rows[:-1]) & (positions[1:] == positions[:-1] + 1) & (tokens[1:] == tokens[:-1])
+    found = torch.zeros_like(rows, dtype=torch.bool)
+    found[1:] |= pair & (rank[:-1] < rank[1:])
+    found[:-1] |= pair & (rank[1:] < rank[:-1])
+    return found
 
 
 def _within_bound(entropies: Tensor, rows: Tensor, rank: Tensor, B: int, bound: float) -> Tensor:

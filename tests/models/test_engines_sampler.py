@@ -68,6 +68,7 @@ LAWS = {
     "random order, nothing hidden": {"temperature": 0.8, "order": "random", "remask_condition": False},
     "guided, by threshold": {"guidance": 1.0, "threshold": 0.02},
     "by entropy": {"entropy_bound": 12.0},
+    "no token beside its like": {"no_repeats": True, "steps": 3, "guidance": 1.0},
     "refined at random": {"refine": "random", "refine_tokens": 3, "steps": 11},
     "refined": {"refine": "low_confidence", "refine_tokens": 2, "steps": 11, "steps_per_call": 3},
 }

@@ -128,17 +128,30 @@ def literal_infill(
         candidates = []
         for i in masked:
             p = table[i - shift].double().softmax(0)
-            token, close = draw(table[i - shift], tau, banned, seed, s, i)
+            beside = [z[j] for j in (i - 1, i + 1) if law.no_repeats and j in prompt and z[j] != mask]
+            token, close = draw(table[i - shift], tau, [*banned, *beside], seed, s, i)
             undecided |= close
             rank = float(p[token]) if law.order == "low_confidence" else unit(seed, s, 4, i)
             candidates.append((-key(rank, law.order), i, token, float(p[token]), rank, float(-(p * p.log()).sum())))
         candidates.sort()
+        place = {c[1]: number for number, c in enumerate(candidates)}
+        waiting = set()
+        for _, i, token, _, mine, _ in candidates if law.no_repeats else ():
+            for _, j, twin, _, other, _ in candidates:
+                if abs(i - j) == 1 and token == twin:
+                    if place[j] < place[i]:
+                        waiting.add(i)
+                    low, high = (key(mine, law.order, error) for error in (-ROUNDING, ROUNDING))
+                    undecided |= (low, high) != (key(other, law.order, -ROUNDING), key(other, law.order, ROUNDING)) and (
+                        low <= key(other, law.order, ROUNDING) and key(other, law.order, -ROUNDING) <= high
+                    )
+        candidates.sort(key=lambda c: (c[1] in waiting, place[c[1]]))
         n = -(-len(masked) // (deadline - s))
         if law.threshold is not None:
-            n = max(n, sum(c[3] >= law.threshold for c in candidates))
+            n = max(n, sum(c[3] >= law.threshold and c[1] not in waiting for c in candidates))
             undecided |= any(abs(c[3] - law.threshold) < ROUNDING for c in candidates)
         if law.entropy_bound is not None:
-            for k in range(1, len(candidates) + 1):
+            for k in range(1, len(candidates) + 1 - len(waiting)):
                 entropies = [c[5] for c in candidates[:k]]
                 excess = sum(entropies) - max(entropies) - law.entropy_bound
                 undecided |= k > 1 and abs(excess) < 10 * ROUNDING
@@ -146,6 +159,8 @@ def literal_infill(
                     n = k
         for _, i, _, _, mine, _ in candidates[:n]:
             for _, j, _, _, other, _ in candidates[n:]:
+                if (i in waiting) != (j in waiting):
+                    continue
                 low, high = key(mine, law.order, -ROUNDING), key(other, law.order, ROUNDING)
                 tie = low == high and key(mine, law.order, ROUNDING) == key(other, law.order, -ROUNDING) and i < j
                 undecided |= low <= high and not tie

@@ -164,6 +164,53 @@ def test_choose_stops_where_entropies_but_the_largest_exceed_the_bound() -> None
         assert choice(Law(4, entropy_bound=bound), logprobs, [1, 1], rows, entropies) == expected
 
 
+def test_of_neighbors_that_drew_one_token_all_but_the_best_wait_unless_the_share_asks_for_them() -> None:
+    # Positions 0 to 3 of the first row drew 7 7 5 7, those of the second 7 7; the last 7 of the first row stands apart.
+    rows, positions = torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([4, 5, 6, 7, 8, 9])
+    proposal = Proposal(torch.tensor([7, 7, 5, 7, 7, 7]), torch.tensor([-0.2, -0.1, -0.9, -0.3, -0.5, -0.5]))
+    none = torch.zeros(2, dtype=torch.int64)
+
+    def chosen(law: Law, *least: int) -> list[int]:
+        return choose(rows, positions, proposal, torch.tensor(least), StepKeys(none, none), law).nonzero()[:, 0].tolist()
+
+    plain, wait = Law(4), Law(4, no_repeats=True)
+    assert chosen(plain, 2, 1) == [0, 1, 4]
+    assert chosen(wait, 2, 1) == [1, 3, 4]
+    assert chosen(wait, 3, 1) == [1, 2, 3, 4]
+    assert chosen(wait, 4, 2) == [0, 1, 2, 3, 4, 5]  # the last step of both
+    assert chosen(Law(4, threshold=0.6), 1, 1) == [0, 1, 3, 4, 5]
+    assert chosen(Law(4, threshold=0.6, no_repeats=True), 1, 1) == [1, 3, 4]
+    # A gap of one written token is no neighborhood.
+    positions[1:4] += 1
+    assert chosen(wait, 2, 1) == [0, 1, 4]
+
+
+def test_masks_that_wait_are_no_part_of_the_list_within_an_entropy_bound() -> None:
+    rows, none = torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    proposal = Proposal(torch.tensor([7, 7, 5]), torch.tensor([-0.1, -0.2, -0.3]), torch.tensor([0.1, 0.1, 0.1]))
+    for no_repeats, expected in ((False, [0, 1, 2]), (True, [0, 2])):
+        law = Law(4, entropy_bound=9.0, no_repeats=no_repeats)
+        assert choose(rows, torch.arange(3), proposal, none + 1, StepKeys(none, none), law).nonzero()[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_neighbor_s_token_is_not_drawn_and_stays_in_the_normalizer(temperature: float) -> None:
+    logits, seeds = torch.tensor([[2.0, 1.0, 9.0, 3.0]]).repeat(400, 1), torch.arange(400)
+    keys = StepKeys(seeds, seeds * 0)
+    # Neighbors' tokens, banned ones, and the most probable of the others.
+    cases: list[tuple[list[int], list[int], int]] = [([2, 3], [], 0), ([2, 2], [3], 0), ([3, 3], [3], 2)]
+    for neighbors, banned, best in cases:
+        beside = torch.tensor([neighbors]).repeat(400, 1)
+        law = Law(8, temperature, no_repeats=True)
+        got = propose(logits.clone(), law, keys, seeds * 0, torch.tensor(banned, dtype=torch.int64), beside)
+        drawn = set(got.tokens.tolist())
+        assert best in drawn
+        assert not drawn & {*neighbors, *banned}
+        assert temperature or drawn == {best}
+        expected = logits.log_softmax(1).gather(1, got.tokens[:, None])[:, 0]
+        assert torch.allclose(got.logprobs, expected, atol=1e-5)
+
+
 def test_random_order_is_random() -> None:
     n, P = 3000, 4
     rows = torch.arange(n).repeat_interleave(P)

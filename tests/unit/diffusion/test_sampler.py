@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ laws = st.builds(
     temperature=st.sampled_from([0.0, 0.7]),
     order=st.sampled_from(["low_confidence", "random"]),
     remask_condition=st.booleans(),
+    no_repeats=st.booleans(),
 )
 OPTIONS: dict[str, dict[str, Any]] = {
     "untempered": {"temperature": 0.3, "tempered": False},
@@ -48,6 +50,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "refine random": {"refine": "random", "refine_tokens": 3},
     "refine the least confident": {"refine": "low_confidence", "refine_tokens": 2, "temperature": 0.7},
     "refine, in parallel": {"refine": "low_confidence", "threshold": 0.3},
+    "no repeats": {"no_repeats": True, "steps": 3},
+    "no repeats, tempered": {"no_repeats": True, "steps": 3, "temperature": 0.7, "guidance": 1.0},
+    "no repeats, in random order": {"no_repeats": True, "steps": 3, "order": "random"},
+    "no repeats, threshold": {"no_repeats": True, "threshold": 0.02},
+    "no repeats, entropy bound": {"no_repeats": True, "entropy_bound": 6.0},
+    "no repeats, refined": {"no_repeats": True, "refine": "low_confidence", "refine_tokens": 4, "steps": 13},
 }
 
 
@@ -92,11 +100,11 @@ def test_every_option_equals_the_law_written_out_literally(model, tokenizer, opt
     law = Law(**{"steps": steps, **option})
     nfe, undecided = check_against_literal(model, tokenizer, ask, law, spec, batch_size=2, steps_per_call=3)
     assert undecided < len(ask)
-    plain = sum(min(steps, row.prompt_tokens) for row in ask)
+    plain = sum(min(law.steps, row.prompt_tokens) for row in ask)
     if law.guidance and law.threshold is None:
         assert nfe == 2 * plain
     if law.refine:
-        assert nfe == len(ask) * steps  # the whole budget is used
+        assert nfe == len(ask) * law.steps  # the whole budget is used
     elif law.threshold or law.entropy_bound:
         assert nfe < law.passes * plain
 
@@ -214,6 +222,23 @@ def test_where_diversity_comes_from(model, tokenizer) -> None:
     assert distinct(model, tokenizer, Law(8, 0.0, remask_condition=False)) == 1
     assert distinct(model, tokenizer, Law(8, 0.0, remask_condition=True)) >= 6
     assert distinct(model, tokenizer, Law(8, 1.0, remask_condition=False)) >= 11
+
+
+def repeats(tokens: tuple[int, ...]) -> int:
+    return sum(a == b for a, b in pairwise(tokens))
+
+
+def test_no_token_follows_itself_but_where_the_last_step_has_to_fill_neighbors(model, tokenizer) -> None:
+    ask = [InfillRow("sure here is a plan", 9, seed) for seed in range(12)]
+
+    def written(steps: int, **law: Any) -> list[int]:
+        found = TextSampler(model, tokenizer, CHAT, Law(steps, **law)).infill(ask)
+        return [repeats(one.token_ids) for one in found]
+
+    assert sum(written(9)) > 4
+    # One token a step: there is no step that fills two at once.
+    assert written(9, no_repeats=True) == [0] * 12
+    assert 4 * sum(written(3, no_repeats=True)) < sum(written(3))
 
 
 def test_seeds_reproduce(model, tokenizer) -> None:

@@ -46,6 +46,7 @@ def kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main(sampler: str, out: str) -> None:
     settings = [f"sampler.model={sampler}", f"behaviors.path={GOALS}", "behaviors.heldout.path=builtin:demo-dev"]
+    settings += ["sampler.no_repeats=false"]  # the demo's law when the file was made
     rows = draw(settings, DRAWN)
     lines = kept(rows)
     Path(out).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

@@ -49,7 +49,7 @@ def test_the_readme_has_its_parts_in_order() -> None:
     """What it is with the finding, the two commands, a GPU and `one-gpu`, a recipe of one's own, the cluster."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     parts = (
-        "docs/demo-finding.svg",
+        "docs/study-finding.svg",
         "## Two commands",
         "## On a GPU",
         "run one-gpu",

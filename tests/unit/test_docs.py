@@ -89,7 +89,7 @@ def test_the_picture_can_be_read_on_either_ground() -> None:
     assert "prefers-color-scheme: dark" in (style.text or "")
     assert ground is not None
     assert ground.get("class") == "ground", "a ground of its own"
-    assert drawn.get("aria-label", "").startswith("direct requests succeed: 88% before, 42% after")
+    assert drawn.get("aria-label", "").startswith("direct requests succeed: 88% before, 44% after")
     # Nothing lies outside; about 6.1 pixels a character in the small type, 8.3 in the title's.
     width = float(drawn.get("width", "0"))
     for text in drawn.iter(f"{space}text"):

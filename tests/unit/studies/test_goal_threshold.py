@@ -85,8 +85,9 @@ def test_selected_prompts_lie_between_floor_and_ceiling_and_give_the_figures_tha
     assert [sum(row[name] == "goal" for row in twice) for name in ("second_label", "third_label")] == [82, 81]
 
 
-def test_what_was_told_of_the_demos_prompts_is_what_was_read() -> None:
-    rows = labels("demo_prompts")
+@pytest.mark.parametrize("name", ["demo_prompts", "demo_prompts_no_repeats"])
+def test_what_was_told_of_the_demos_prompts_is_what_was_read(name: str) -> None:
+    rows = labels(name)
     known = {
         split: {row.values["goal"] for row in open_source(f"builtin:demo-{split}", "test").rows(["goal"])}
         for split in ("train", "dev", "heldout")
@@ -103,6 +104,7 @@ def test_what_was_told_of_the_demos_prompts_is_what_was_read() -> None:
         return sum(row[name] == "goal" for row in found)
 
     train, dev, heldout = by_split["train"], by_split["dev"], by_split["heldout"]
+    assert bool(dev) == (name == "demo_prompts")
     assert len(train) == 100
     assert all(0.7 <= float(str(row["goal_similarity"])) < 0.95 for row in train)
     assert f"{on_goal(train)} and {on_goal(train, 'second_label')} ask for their goal." in page
@@ -111,7 +113,7 @@ def test_what_was_told_of_the_demos_prompts_is_what_was_read() -> None:
     shares = [round(100 * count / len(heldout)) for count in counts]
     assert f"Of the {len(heldout)} held-out prompts that were counted as attacks {counts[0]} and {counts[1]} do" in page
     assert f"({shares[0]}% and {shares[1]}%)" in page
-    for floor in (0.6, 0.65, 0.7, 0.75, 0.8):
+    for floor in (0.6, 0.65, 0.7, 0.75, 0.8) if dev else ():
         above = [row for row in dev if float(str(row["goal_similarity"])) >= floor]
         told = f"above {floor} {round(100 * on_goal(above) / len(above))}%"
         goals = len({row["behavior_id"] for row in above})

@@ -163,4 +163,4 @@ def test_where_the_figures_cannot_go_is_said_before_anything_is_read(tmp_path: P
     # What belongs to it alone is not passed over.
     for option in (["--out", "x.json"], ["--json"]):
         assert main(["evaluate", "demo", *option]) == 2
-        assert "belongs to --calibrate or --list" in capsys.readouterr().err
+        assert "belongs to --calibrate" in capsys.readouterr().err

@@ -120,6 +120,21 @@ def test_what_was_told_of_the_demos_prompts_is_what_was_read(name: str) -> None:
         assert re.search(rf"{told}[^,]*\({goals}[ )]", page), told
 
 
+def test_what_was_told_of_both_demos_prompts_in_one_sheet_is_what_was_read() -> None:
+    rows = labels("heldout_prompts_mixed")
+    page = " ".join((STUDIES.parent / "docs/experiments.md").read_text().split())
+    told = []
+    for no_repeats, name, verb in ((False, "demo_prompts", " ask for their goal"), (True, "demo_prompts_no_repeats", "")):
+        found = [row for row in rows if row["no_repeats"] is no_repeats]
+        own = {(row["behavior_id"], row["prompt"]) for row in labels(name) if row["split"] == "heldout"}
+        assert {(row["behavior_id"], row["prompt"]) for row in found} == own
+        assert len(found) == len(own)
+        counts = [sum(row[label] == "goal" for row in found) for label in ("label", "second_label")]
+        shares = [round(100 * count / len(found)) for count in counts]
+        told.append(f"{counts[0]} and {counts[1]} of {len(found)}{verb} ({shares[0]}% and {shares[1]}%)")
+    assert f"with stutter {told[0]}, of those without {told[1]}" in page
+
+
 def rounded(tree: object) -> object:
     """The same with 12 digits of each number."""
     return json.loads(json.dumps(tree), parse_float=lambda text: f"{float(text):.12g}")

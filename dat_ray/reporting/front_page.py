@@ -19,6 +19,7 @@ from dat_ray.reporting.study_fronts import AT, ArmFront, StudyFronts
 from dat_ray.reporting.tables import Comparison, Measure, csv_text, write_tables
 from dat_ray.reporting.words import (
     attack_name,
+    differing,
     judge_kind,
     judge_name,
     over_refusal_by,
@@ -74,21 +75,21 @@ def _refuse_less(fronts: StudyFronts) -> str:
 
 
 def _sentence(reference: str, measure: StudyMeasure, confidence: float) -> str:
-    said = [f"{reference} {_reached(measure.rates[reference])}"]
-    said += [f"{arm} {_moved(measure, arm, confidence)}" for arm in measure.differences]
-    return f"{measure.name}: {'; '.join(said)}."
+    said = differing(_moved(measure, arm, confidence) for arm in measure.differences)
+    return f"{measure.name}: {reference} {_reached(measure.rates[reference])}; {said}."
 
 
 def _reached(rate: Interval) -> str:
     return REFUSES_MORE if rate.value is None else percent(rate.value)
 
 
-def _moved(measure: StudyMeasure, arm: str, confidence: float) -> str:
+def _moved(measure: StudyMeasure, arm: str, confidence: float) -> tuple[bool, str]:
+    """Whether an arm's difference is beyond chance, or it has none, and the words for it."""
     found = measure.differences[arm]
     if found.interval.value is None:
-        return _reached(measure.rates[arm])
-    told = "" if found.beyond_chance(confidence) else ", which may be chance"
-    return f"{percent(measure.rates[arm].value)} ({points(found.interval.value)} points{told})"
+        return True, f"{arm} {_reached(measure.rates[arm])}"
+    told = f"{arm} {percent(measure.rates[arm].value)} ({points(found.interval.value)} points)"
+    return found.beyond_chance(confidence), told
 
 
 def fronts_view(plan: Study, fronts: StudyFronts) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from dat_ray.reporting.study_gap import study_gap
 from dat_ray.reporting.tables import Comparison, Measure, csv_text, gap_measures, write_tables
 from dat_ray.reporting.terminal import TerminalTable, for_terminal
 from dat_ray.reporting.words import (
+    differing,
     judge_kind,
     judge_name,
     model_name,
@@ -112,18 +113,18 @@ def headline(plan: Study, suites: Mapping[str, CollectedSuite], measures: Sequen
     primary = primary_measure(plan, measures)
     confidence = suites[primary.suite].metrics.confidence
     rate = percent(primary.rates[plan.reference].value)
-    said = [f"{model_name(arm)} {_moved(found, primary.rates[arm], confidence)}" for arm, found in primary.differences.items()]
-    return f"{primary.name} ({primary.suite}): {plan.reference} {rate}; {'; '.join(said)}."
+    said = [_moved(model_name(arm), found, primary.rates[arm], confidence) for arm, found in primary.differences.items()]
+    return f"{primary.name} ({primary.suite}): {plan.reference} {rate}; {differing(said)}."
 
 
-def _moved(found: ArmDifference, rate: Interval, confidence: float) -> str:
+def _moved(arm: str, found: ArmDifference, rate: Interval, confidence: float) -> tuple[bool, str]:
+    """Whether an arm's difference is beyond chance, or was not measured, and the words for it."""
     if found.interval.value is None:
-        return "not measured"
+        return True, f"{arm} not measured"
     surely = found.beyond_chance(confidence)
-    told = "" if surely else ", which may be chance"
-    if not surely and replace(found, hangs_on_unread=False).beyond_chance(confidence):
-        told = ", which answers without a verdict could undo"
-    return f"{percent(rate.value)} ({points(found.interval.value)} points{told})"
+    undone = not surely and replace(found, hangs_on_unread=False).beyond_chance(confidence)
+    told = ", which answers without a verdict could undo" if undone else ""
+    return surely or undone, f"{arm} {percent(rate.value)} ({points(found.interval.value)} points{told})"
 
 
 def _comparison(plan: Study, name: str, suite: CollectedSuite, measures: Sequence[StudyMeasure]) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.evaluation.registry import builtin_attacks
@@ -46,6 +46,17 @@ def points(value: float | None) -> str:
         return "–"
     whole = round(100 * value)
     return f"{whole:+d}".replace("-", "−") if whole else "0"
+
+
+def differing(said: Iterable[tuple[bool, str]]) -> str:
+    """What differs for sure before what may be chance, each in its order.
+
+    Args:
+        said: of each, whether it is beyond chance or no difference at all, and its text.
+    """
+    told = list(said)
+    chance = ", ".join(text for sure, text in told if not sure)
+    return "; ".join([*(text for sure, text in told if sure), *([f"what may be chance: {chance}"] if chance else [])])
 
 
 def p_value(p: float | None) -> str:

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parent
 FIGURES, PICTURE = FOLDER / "study-finding.json", FOLDER / "study-finding.svg"
 # Key in the suite's table, label, and whether it is what robustness costs.
 PANELS = (
-    ("prompts_rewrites:share", "people's rewrites succeed", False),
+    ("prompts_rewrites:share", "rewrites succeed", False),
     ("prompts_inpainted:share", "other sampler's succeed", False),
     ("direct", "direct requests succeed", False),
     ("over_refusal", "look-alikes refused", True),

@@ -47,7 +47,7 @@ def test_figures_are_the_tables_and_marks_lie_where_they_say(tmp_path: Path) -> 
     assert set(LABELS.values()) < set(texts)
     assert "Judged by rules <a proxy>." in texts
     said = drawn.get("aria-label", "")
-    assert said.startswith("people's rewrites succeed: base model 90%, goals, no attack 85%")
+    assert said.startswith("rewrites succeed: base model 90%, goals, no attack 85%")
 
 
 def test_the_labels_of_panels_do_not_run_into_each_other(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def _refuse_less(fronts: StudyFronts) -> str:
 
 def _sentence(reference: str, measure: StudyMeasure, confidence: float) -> str:
     said = differing(_moved(measure, arm, confidence) for arm in measure.differences)
-    return f"{measure.name}: {reference} {_reached(measure.rates[reference])}; {said}."
+    # An arm alone differs from none.
+    return f"{measure.name}: {'; '.join(filter(None, [f'{reference} {_reached(measure.rates[reference])}', said]))}."
 
 
 def _reached(rate: Interval) -> str:

@@ -220,3 +220,12 @@ def test_fronts_of_one_arm_and_one_seed_are_drawn(tmp_path: Path) -> None:
     assert "At equal over-refusal" in page
     assert "behaviors and look-alikes, one seed" in page
     assert fronts.measures[0].differences == {}
+
+
+def test_an_arm_alone_differs_from_none(tmp_path: Path, along: CollectedSuite) -> None:
+    plan = a_study(tmp_path)
+    fronts = study_fronts(plan, along)
+    alone = replace(fronts, measures=[replace(one, differences={}) for one in fronts.measures])
+    assert re.match(
+        r"Broken at 20% over-refusal: dat \d+%\. Broken on average up to 20%: dat \d+%\.", fronts_finding(plan, alone)
+    )

@@ -23,6 +23,8 @@ from dat_ray.config.section import (
 )
 from dat_ray.config.training import AttackConfig
 
+# Of the attack that a file of ready prompts is, before the file's own name.
+READY_PREFIX = "prompts_"
 # An attack of this package, or somebody else's class. Which there are is known where they are: `dat_ray.evaluation.registry`.
 _ATTACK = re.compile(r"[a-z][a-z0-9_]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
@@ -179,7 +181,7 @@ class PromptFile(Section):
         """Name of the attack, the same however many files there are: attempts are known by it."""
         last = self.path.rstrip("/").rpartition("/")[2].lower()
         bare = re.sub(r"\.(csv|tsv|jsonl|ndjson|json|parquet|txt)(\.(gz|bz2|xz))?$", "", last)
-        return f"prompts_{self.name or re.sub('[^a-z0-9]+', '_', bare).strip('_')[:48] or 'file'}"
+        return f"{READY_PREFIX}{self.name or re.sub('[^a-z0-9]+', '_', bare).strip('_')[:48] or 'file'}"
 
 
 class UtilityConfig(Section):

@@ -106,7 +106,7 @@ class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, numbers are finite, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-    # What a file of it is called in messages, and the command that shows one.
+    # Of a file that holds one: what messages call it, and where to see one.
     NOUN: ClassVar[str] = "recipe"
     EXAMPLE: ClassVar[str] = "see `dat recipes show demo`"
 

@@ -197,16 +197,16 @@ def propose(
     banned_logits = logits.index_select(1, banned)
     entropies = _entropies(logits) if law.entropy_bound is not None else None
     logits.index_fill_(1, banned, -torch.inf)
-    beside = None if neighbors is None else logits.gather(1, neighbors)
     if neighbors is not None:
+        beside = logits.gather(1, neighbors)
         logits.scatter_(1, neighbors, -torch.inf)
     if law.temperature > 0:
         tau = law.temperature if law.tempered else 1.0
         tokens = _draw(logits / tau if tau != 1.0 else logits, keys, positions)
     else:
         tokens = logits.argmax(1)
-    if neighbors is not None and beside is not None:
-        logits.scatter_(1, neighbors, beside)
+    if neighbors is not None:
+        logits.scatter_(1, neighbors, beside)  # they are in the normalizer
     picked = logits.gather(1, tokens[:, None])[:, 0]
     normalizer = _logsumexp_(logits)
     if len(banned):

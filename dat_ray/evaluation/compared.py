@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from dat_ray.config.evaluation import READY_PREFIX
 from dat_ray.config.models import TargetConfig
 from dat_ray.config.names import MODEL_REMEDY, is_model_name
 from dat_ray.config.schema import Recipe
@@ -144,7 +145,7 @@ def _of_files(recipe: Recipe, name: str, what: str) -> Model:
     files = {
         number: file
         for number, file in enumerate(recipe.evaluation.prompts)
-        if "prompts" in recipe.evaluation.attacks and (not wanted or file.attack == f"prompts_{wanted}")
+        if "prompts" in recipe.evaluation.attacks and (not wanted or file.attack == f"{READY_PREFIX}{wanted}")
     }
     digests = {}
     for number, file in files.items():
@@ -152,7 +153,7 @@ def _of_files(recipe: Recipe, name: str, what: str) -> Model:
         if any(row.completion is not None for row in found.rows):
             digests[file.attack] = found.digest
     if not digests:
-        names = ", ".join(file.attack.removeprefix("prompts_") for file in recipe.evaluation.prompts)
+        names = ", ".join(file.attack.removeprefix(READY_PREFIX) for file in recipe.evaluation.prompts)
         remedy = "holds no completions" if files else f"names none of the files of evaluation.prompts ({names or 'none'})"
         raise InputError(OPTION, what, f"{remedy}: list a file with completions there, and prompts in evaluation.attacks")
     return Model(name, None, row_id("completions", *digests, *digests.values()), answers=tuple(digests))

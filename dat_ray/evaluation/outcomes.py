@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from dat_ray.config.evaluation import READY_PREFIX
 from dat_ray.data.row_types import RowView
 from dat_ray.measures.intervals import Interval, wilson
 
@@ -19,7 +20,7 @@ SHARE = ":share"
 
 def has_share(attack: str) -> bool:
     """Whether all prompts of an attack are known before one is asked, so that a share of them means the same for each model."""
-    return attack.startswith(("prompts_", "inpainting"))
+    return attack.startswith((READY_PREFIX, "inpainting"))
 
 
 def broken(rows: Iterable[RowView]) -> dict[str, bool]:

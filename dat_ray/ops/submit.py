@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import posixpath
-import re
 import shlex
 import sys
 import time
@@ -359,7 +358,7 @@ def _check_dashboard(address: str) -> None:
         raise InputError("--address", address, f"is no address ({error}): {remedy}") from error
     if parts.scheme == "ray":
         raise InputError("--address", address, f"is where Ray clients connect, and takes no jobs: {remedy}")
-    if web and (not host or re.search(r"\s", address)):
+    if web and (not host or address.split() != [address]):
         raise InputError("--address", address, f"names no host: {remedy}")
 
 

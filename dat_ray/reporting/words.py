@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from dat_ray.config.evaluation import READY_PREFIX
 from dat_ray.evaluation.questions import INPAINTED_OVER_REFUSAL, OVER_REFUSAL
 from dat_ray.evaluation.registry import builtin_attacks
 from dat_ray.evaluation.results import JudgeFacts, Metrics
 from dat_ray.measures.intervals import Interval
 
 HARMLESS_NAMES = {OVER_REFUSAL: "Harmless look-alike", INPAINTED_OVER_REFUSAL: "Harmless in-painted prompt"}
-# The attack of which each file of ready prompts is one, with the file's name behind it.
-_READY = "prompts"
 MODEL_NAMES = {"base": "base", "adapted": "fine-tuned"}
 
 
@@ -25,8 +24,8 @@ def attack_name(attack: str) -> str:
     if attack in HARMLESS_NAMES:
         return HARMLESS_NAMES[attack]
     known = builtin_attacks()
-    if attack.startswith(f"{_READY}_"):
-        return f"{known[_READY].title} ({attack.removeprefix(f'{_READY}_')})"
+    if attack.startswith(READY_PREFIX):
+        return f"{known['prompts'].title} ({attack.removeprefix(READY_PREFIX)})"
     return known[attack].title if attack in known else attack
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import ClassVar
 
-from dat_ray.config.evaluation import EvaluationConfig, PromptFile
+from dat_ray.config.evaluation import READY_PREFIX, EvaluationConfig, PromptFile
 from dat_ray.config.schema import Recipe
 from dat_ray.data.prompt_files import MatchedPrompts, PromptRow, PromptSet, draw, match_prompts, read_prompts
 from dat_ray.engines.calls import Answer
@@ -50,7 +50,7 @@ class Prompts(Attack):
                 (cls,),
                 {
                     "name": file.attack,
-                    "title": f"Prompts of {file.attack.removeprefix('prompts_')}",
+                    "title": f"Prompts of {file.attack.removeprefix(READY_PREFIX)}",
                     "description": f"the prompts of {file.path}",
                     "number": number,
                     "__module__": cls.__module__,
@@ -115,7 +115,7 @@ class Prompts(Attack):
         if answers is None:
             completions = sum(row.completion is not None for rows in self.drawn.values() for row in rows)
             if completions:
-                option = f"--models NAME=completions:{self.name.removeprefix('prompts_')}"
+                option = f"--models NAME=completions:{self.name.removeprefix(READY_PREFIX)}"
                 stage_line(f"{self.name}: {session.model.name} is asked; the file's {completions} completions: {option}")
             session.ask(self.known_questions)
             session.skip(self.planned().asked - len(self.known_questions))

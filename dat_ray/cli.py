@@ -191,6 +191,7 @@ def _recipes(arguments: argparse.Namespace) -> int:
     from dat_ray.config.loading import fingerprint, list_recipes, load_recipe
 
     if arguments.action == "list":
+        refuse_unused(arguments, "`dat recipes list`", ("name", "set"))
         found = {name: load_recipe(name).description for name in list_recipes()}
         if arguments.json:
             print(json.dumps(found, indent=1))

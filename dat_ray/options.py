@@ -9,6 +9,10 @@ from types import MappingProxyType
 from dat_ray.errors import InputError
 
 
+# Arguments without a dash, which messages name as usage lines do.
+POSITIONAL = ("recipe", "name")
+
+
 def refuse_unused(
     arguments: argparse.Namespace, mode: str, unused: Iterable[str], remedies: Mapping[str, str] = MappingProxyType({})
 ) -> None:
@@ -26,5 +30,5 @@ def refuse_unused(
     for name in unused:
         value = getattr(arguments, name, None)
         if value is not None and value is not False and value != []:
-            field = "RECIPE" if name == "recipe" else f"--{name.replace('_', '-')}"
+            field = name.upper() if name in POSITIONAL else f"--{name.replace('_', '-')}"
             raise InputError(field, value, remedies.get(name, f"says nothing with {mode}: leave it out"))

@@ -174,7 +174,7 @@ class PromptFile(Section):
     samples: Positive | None = Field(
         None, description="prompts of each behavior and variant, drawn by the recipe's seed; absent: all"
     )
-    in_gap: bool = Field(True, description="count its prompts as people's in `evaluation.gap`; false where a model drew them")
+    in_gap: bool = Field(True, description="count its prompts as written ones in `evaluation.gap`; false where a sampler drew them")
 
     @property
     def attack(self) -> str:
@@ -199,7 +199,7 @@ class UtilityConfig(Section):
 
 
 class GapConfig(Section):
-    """The distribution gap: how likely harmful responses are on training prompts, on fresh ones, and on people's."""
+    """The distribution gap: how likely harmful responses are on training prompts, on fresh ones, and on written ones."""
 
     bound: Annotated[float, Field(gt=0.0)] = Field(
         10.0, description="nats a token, the M of the theorem: a log-likelihood outside [-M, M] counts as the nearer end"

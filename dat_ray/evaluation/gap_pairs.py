@@ -1,4 +1,4 @@
-"""Which prompts are scored with which responses for the distribution gap: drawn ones, and those that people wrote."""
+"""Which prompts are scored with which responses for the distribution gap: drawn ones, and written ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ScoredPair:
         source_id: of the candidate, or of the question, that it comes from.
         prompt, target, refusal: texts.
         is_goal: whether the prompt is the behavior's own goal.
-        variant: of a prompt that people wrote.
+        variant: of a written prompt.
     """
 
     prompt_set: str
@@ -102,7 +102,7 @@ def drawn_pairs(prompt_set: str, rows: Iterable[Row], goals: Mapping[str, str], 
 def written_pairs(
     questions: Iterable[Question], behaviors: Sequence[Behavior], table: pa.Table, recipe: Recipe
 ) -> list[ScoredPair]:
-    """Prompts of people with the held-out behaviors' responses, a behavior's targets in turn.
+    """Written prompts with the held-out behaviors' responses, a behavior's targets in turn.
 
     Args:
         questions: of the files of `evaluation.prompts` that are `in_gap`.

@@ -40,7 +40,7 @@ def scored_prompts(planning: Planning) -> float:
     train, held_out = _behaviors(planning)
     drawn = min(most, recipe.selection.keep)
     found = 2 * train * min(drawn, samples * sizes.train.targets) + held_out * min(drawn, samples * sizes.heldout.targets)
-    # How many prompts of people a behavior has is known to its file alone.
+    # How many written prompts a behavior has is known to its file alone.
     people = recipe.selection.keep if gap.prompts is None else gap.prompts
     asked = "prompts" in recipe.evaluation.attacks and any(file.in_gap for file in recipe.evaluation.prompts)
     return found + (held_out * people if asked else 0.0)

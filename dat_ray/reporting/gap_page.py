@@ -150,7 +150,7 @@ def _sentences(view: GapView) -> list[str]:
         least = math.floor(100 * least_distance(max(people.low, -people.high, 0.0), view.bound)) / 100
         found.append(
             f"Theorem 3.1 read backwards: with the bound {view.bound:g}, the end nearer to 0 of the interval of "
-            f"{model_name(view.subject)}'s gap between people's and the sampler's prompts {KIND_NAMES[view.kinds[-1]]} says that "
+            f"{model_name(view.subject)}'s gap between written prompts and the sampler's {KIND_NAMES[view.kinds[-1]]} says that "
             f"the two laws of the prompt are at least {least:.2f} apart in mean total variation."
         )
     return found

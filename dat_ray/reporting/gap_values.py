@@ -21,7 +21,7 @@ SET_NAMES = {
     TRAINING_PROMPTS: "Training prompts",
     FRESH_PROMPTS: "Fresh prompts, training targets",
     FRESH_TARGETS: "Fresh prompts, held-out targets",
-    REWRITES_SET: "People's prompts, held-out targets",
+    REWRITES_SET: "Written prompts, held-out targets",
 }
 WHOLE = "whole"
 # Of a study: what an arm's training made of the gap that its prompts have for the base model.
@@ -29,8 +29,8 @@ BY_TRAINING = "by_training"
 GAP_NAMES = {
     "new_prompts": "Fresh minus training prompts",
     "new_targets": "Held-out minus training targets",
-    "people": "People's minus fresh prompts",
-    WHOLE: "People's minus training prompts",
+    "people": "Written minus fresh prompts",
+    WHOLE: "Written minus training prompts",
     BY_TRAINING: "The same, less the base model's",
 }
 # What the keys of its measures begin with.

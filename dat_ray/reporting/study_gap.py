@@ -118,7 +118,7 @@ def _add_training(
 
 
 def _base_tables(base: list[Row], seeds: list[list[Row]], bound: float) -> Tables:
-    """R of the base model on people's prompts, and on those that each seed of an arm was trained on, where it was asked."""
+    """R of the base model on written prompts, and on those that each seed of an arm was trained on, where it was asked."""
     sets: dict[str, list[Row]] = {}
     for row in base:
         sets.setdefault(row["prompt_set"], []).append(row)

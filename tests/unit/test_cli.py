@@ -224,6 +224,8 @@ def test_options_of_comparisons_replays_and_sweeps_are_checked(capsys, tmp_path)
         (["evaluate", "--replay", "a", "--run-dir", "b"], "--run-dir = 'b': says nothing with --replay"),
         (["evaluate", "--calibrate", "a.csv", "--replay", "b"], "--replay = 'b': says nothing with --calibrate"),
         (["evaluate", "demo", "--models", "base=base", "--json"], "--json = True: belongs to --calibrate or --list"),
+        (["recipes", "list", "demo"], "NAME = 'demo': says nothing with `dat recipes list`"),
+        (["recipes", "--set", "seed=1"], "--set = ['seed=1']: says nothing with `dat recipes list`"),
         (["doctor", "--set", "seed=1"], "--set = ['seed=1']: changes a field of a recipe: name the RECIPE"),
         (["study", "demo-arms", "--device", "h100"], "--device = 'h100': belongs to --plan"),
         (["study", "demo-arms", "--plan", "--merge", "a"], "--merge = ['a']: says nothing with --plan"),

@@ -41,7 +41,7 @@ PUSHED = {"base": 0.0, "adapted": 5.0, "dat": 5.0, "cat": 2.0, "lat": 3.0}
 
 
 def scored(model: str, seed: int) -> list[dict[str, Any]]:
-    """Ten behaviors a split, two prompts each; people's prompts are pushed half as far."""
+    """Ten behaviors a split, two prompts each; written prompts are pushed half as far."""
     rng, rows = random.Random(seed), []
     pushed = PUSHED[model.partition("@")[0]]
     for prompt_set, level in LEVELS.items():
@@ -133,7 +133,7 @@ def test_what_the_figures_do_not_show_is_said(metrics: Metrics) -> None:
     assert [(row["name"], row["kind"], row["cells"]) for row in shown["rows"][-3:]] == [
         (f"Beyond ±9 nats: {one}", "under the attack of training", ["0%", "100%"]) for one in sets
     ]
-    assert "Not measured: people's prompts, held-out targets." in said
+    assert "Not measured: written prompts, held-out targets." in said
     assert "Prompts that could not be scored: base 3." in said
     plain = " ".join(gap_section(view_of(gap_of(metrics)))["sentences"])
     assert not any(one in plain for one in ("at the bound", "Not measured", "could not be scored"))
@@ -153,7 +153,7 @@ def test_figures_say_the_finding_in_nats(metrics: Metrics) -> None:
     plain, attacked, gaps = gap_figures(view)
     rewrites = view.about.sets["rewrites"]["attacked"].value
     assert rewrites is not None
-    assert attacked.title.endswith(f" −{-rewrites:.2f} people's prompts, held-out targets")
+    assert attacked.title.endswith(f" −{-rewrites:.2f} written prompts, held-out targets")
     assert "as they are" in plain.title
     assert "nats per token" in attacked.caption
     assert "±9" in attacked.caption
@@ -174,7 +174,7 @@ def test_the_report_has_a_section_of_it(tmp_path: Path, metrics: Metrics) -> Non
     store_metrics(run.evaluation("default"), gap_of(load_metrics(run.evaluation("default"))))
     page = Path(report(recipe(), run)).read_text()
     assert page.count("The distribution gap") == 1
-    assert "People&#39;s minus fresh prompts" in page
+    assert "Written minus fresh prompts" in page
 
 
 def test_a_plot_of_numbers_spans_what_it_draws() -> None:
@@ -219,7 +219,7 @@ def test_arms_are_averaged_over_seeds_and_behaviors(tmp_path: Path) -> None:
     seeds = gap_seeds([(own[0], own[2]) for own in arms.values()], paired=False)
     assert seeds is not None
     assert cat.gaps["whole"]["attacked"] == gap_between(before, held_out, paired=False, seeds=seeds.mean)
-    # People's prompts are pushed half as far: the gap is 0.7 and half of what the arm pushes.
+    # Written prompts are pushed half as far: the gap is 0.7 and half of what the arm pushes.
     for column, pushed in zip(view.columns, (5.0, 2.0, 3.0, 0.0), strict=True):
         found = column.gaps["people"]["plain"]
         assert found.low is not None
@@ -247,7 +247,7 @@ def test_what_the_bound_takes_off_a_gap_is_shown(tmp_path: Path) -> None:
     said = gap_section(view)["sentences"]
     assert any("at the bound of ±9 nats on training prompts under the attack of training (cat):" in one for one in said)
     starts = ("", "Without the bound: ")
-    bounded, free = (next(one for one in said if one.startswith(f"{start}People's minus training")) for start in starts)
+    bounded, free = (next(one for one in said if one.startswith(f"{start}Written minus training")) for start in starts)
     assert bounded.split("cat ")[1] != free.split("cat ")[1]
     assert free.count("[") == 3
 
@@ -360,7 +360,7 @@ def test_a_study_shows_the_gap_beside_robustness_in_every_form(tmp_path: Path) -
     assert [row["model"] for row in gaps] == ["dat", "cat", "lat", "base"]
     assert all(float(row["low"]) < float(row["value"]) < float(row["high"]) for row in gaps)
     for name in ("table.md", "table.tex"):
-        assert "People's minus training prompts" in (tmp_path / "out/tables/heldout" / name).read_text()
+        assert "Written minus training prompts" in (tmp_path / "out/tables/heldout" / name).read_text()
     rates, gap, last = study_text(plan, suites)
     assert isinstance(rates, TerminalTable)
     assert isinstance(gap, TerminalTable)

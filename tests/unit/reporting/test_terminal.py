@@ -28,7 +28,7 @@ def many_arms() -> Comparison:
             ("Direct request", "Any attack", "Written prompts, rewrites: share of the prompts that break it")
         )
     ]
-    gap = Measure("gap/whole/attacked", "People's minus training prompts, under attack", "nats", rates[0].cells)
+    gap = Measure("gap/whole/attacked", "Written minus training prompts, under attack", "nats", rates[0].cells)
     return Comparison(MODELS, (*rates, gap), 0.95, "Judged by refusal-rules, a rule-based proxy.", "behaviors")
 
 

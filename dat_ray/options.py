@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 from dat_ray.errors import InputError
 
-
 # Arguments without a dash, which messages name as usage lines do.
 POSITIONAL = ("recipe", "name")
 

@@ -174,7 +174,9 @@ class PromptFile(Section):
     samples: Positive | None = Field(
         None, description="prompts of each behavior and variant, drawn by the recipe's seed; absent: all"
     )
-    in_gap: bool = Field(True, description="count its prompts as written ones in `evaluation.gap`; false where a sampler drew them")
+    in_gap: bool = Field(
+        True, description="count its prompts as written ones in `evaluation.gap`; false where a sampler drew them"
+    )
 
     @property
     def attack(self) -> str:
